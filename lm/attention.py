@@ -1,0 +1,65 @@
+"""Where positions meet: causal multi-head self-attention.
+
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
+
+Written out, so that every step can be read; the position-wise parts and RoPE are in layers.py.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lm.layers import Linear, RotaryPositionalEmbedding
+
+
+def softmax(x: Tensor, dim: int) -> Tensor:
+    """exp(x) / sum(exp(x)) along dim; the maximum is subtracted first, so that exp cannot overflow."""
+    # Softmax does not change when a constant is subtracted, so no gradient has to flow through the maximum.
+    exponentials = torch.exp(x - x.detach().amax(dim=dim, keepdim=True))
+    return exponentials / exponentials.sum(dim=dim, keepdim=True)
+
+
+def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """q: (..., queries, d_k), k: (..., keys, d_k), v: (..., keys, d_v) -> (..., queries, d_v).
+
+    mask: (..., queries, keys), boolean; True means that the query may attend to the key. A query that may
+    attend to nothing has no answer: its row is NaN.
+    """
+    scores = (q / math.sqrt(q.shape[-1])) @ k.mT  # (..., queries, keys); scaling q is the smaller product
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    return softmax(scores, dim=-1) @ v
+
+
+class MultiHeadSelfAttention(nn.Module):
+    """Causal self-attention in num_heads subspaces of d_model / num_heads features each (Vaswani et al. 2017).
+
+    rope turns queries and keys, the same way in every head; without it, attention knows no positions.
+    """
+
+    def __init__(
+        self, d_model: int, num_heads: int, rope: RotaryPositionalEmbedding | None = None, device=None, dtype=None
+    ):
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model {d_model} cannot be divided evenly among num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.rope = rope
+        self.q_proj = Linear(d_model, d_model, device, dtype)
+        self.k_proj = Linear(d_model, d_model, device, dtype)
+        self.v_proj = Linear(d_model, d_model, device, dtype)
+        self.output_proj = Linear(d_model, d_model, device, dtype)
+
+    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+        """x: (..., seq, d_model), token_positions: (seq,) -> (..., seq, d_model)."""
+        q, k, v = (self.split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.rope is not None:
+            q, k = self.rope(q, token_positions), self.rope(k, token_positions)
+        causal = token_positions[:, None] >= token_positions  # (queries, keys): a position sees itself and the past
+        heads = scaled_dot_product_attention(q, k, v, causal)
+        return self.output_proj(heads.transpose(-3, -2).flatten(-2))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(..., seq, d_model) -> (..., num_heads, seq, d_k)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)

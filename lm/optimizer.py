@@ -1,0 +1,97 @@
+"""What turns gradients into better weights: AdamW, and a bound on the length of the whole gradient.
+
+    m <- b1 m + (1 - b1) g                      a_t = lr sqrt(1 - b2^t) / (1 - b1^t)
+    v <- b2 v + (1 - b2) g^2                    w  <- w - lr weight_decay w - a_t m / (sqrt(v) + eps)
+
+The decay comes first, as in the paper (Loshchilov and Hutter 2019) and in PyTorch. How the learning rate moves
+during training is in schedule.py.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def adamw_update(
+    weight: Tensor,
+    gradient: Tensor,
+    m: Tensor,
+    v: Tensor,
+    t: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step, in place, on one tensor and its two moments, all of one shape; t counts from 1."""
+    beta1, beta2 = betas
+    m.lerp_(gradient, 1 - beta1)
+    v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    step_size = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+    weight.mul_(1 - lr * weight_decay)
+    weight.addcdiv_(m, v.sqrt().add_(eps), value=-step_size)
+
+
+class AdamW(torch.optim.Optimizer):
+    """Adam with decoupled weight decay, over every parameter that has a gradient."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ):
+        if lr < 0 or eps < 0 or weight_decay < 0:
+            raise ValueError(f"lr {lr}, eps {eps} and weight_decay {weight_decay} must not be negative")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas {betas} must lie in [0, 1)")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:  # Lightning computes loss and gradients in here
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state.update(t=0, m=torch.zeros_like(weight), v=torch.zeros_like(weight))
+                state["t"] += 1
+                adamw_update(
+                    weight,
+                    weight.grad,
+                    state["m"],
+                    state["v"],
+                    state["t"],
+                    group["lr"],
+                    group["betas"],
+                    group["eps"],
+                    group["weight_decay"],
+                )
+        return loss
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scales all gradients together, in place, so that their joint l2 norm is at most max_norm.
+
+    Returns the norm before clipping, as a tensor: nothing here waits for a GPU. Parameters without a gradient
+    are passed over.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.tensor(0.0)
+    norm = torch.stack([gradient.float().norm() for gradient in gradients]).norm()
+    scale = torch.where(norm >= max_norm, max_norm / (norm + 1e-6), 1.0)
+    for gradient in gradients:
+        gradient.mul_(scale)
+    return norm

@@ -1,0 +1,118 @@
+"""The language model: token ids in, a score for every possible next token out.
+
+    x = token_embeddings(token_ids)
+    for each layer:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
+    logits = lm_head(norm(x))
+
+Pure torch: how it is trained is in module.py. The names of the attributes are the keys of the state dict, and so
+the contract with every checkpoint.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lm.attention import MultiHeadSelfAttention
+from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU
+
+NORM_POSITIONS = ("pre", "post", "none")
+POSITION_ENCODINGS = ("rope", "none")
+FEED_FORWARDS: dict[str, type[SwiGLU] | type[SiLUFeedForward]] = {"swiglu": SwiGLU, "silu": SiLUFeedForward}
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then the feed-forward network, each added to the stream it reads: (..., seq, d_model) to the same.
+
+    norm_position says where the RMSNorms sit: before each part ("pre", the default), after each addition ("post",
+    as in the original Transformer), or nowhere ("none").
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        rope: RotaryPositionalEmbedding | None = None,
+        norm_position: str = "pre",
+        feed_forward: str = "swiglu",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.norm_position = norm_position
+        self.attn = MultiHeadSelfAttention(d_model, num_heads, rope, device, dtype)
+        self.ffn = FEED_FORWARDS[feed_forward](d_model, d_ff, device, dtype)
+        if norm_position != "none":
+            self.ln1 = RMSNorm(d_model, device=device, dtype=dtype)
+            self.ln2 = RMSNorm(d_model, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+        if self.norm_position == "pre":
+            x = x + self.attn(self.ln1(x), token_positions)
+            return x + self.ffn(self.ln2(x))
+        if self.norm_position == "post":
+            x = self.ln1(x + self.attn(x, token_positions))
+            return self.ln2(x + self.ffn(x))
+        x = x + self.attn(x, token_positions)
+        return x + self.ffn(x)
+
+
+class TransformerLM(nn.Module):
+    """A decoder-only Transformer (handout, section 3).
+
+    d_ff: width of the feed-forward networks; None is 8/3 d_model as a multiple of 64 for SwiGLU, 4 d_model for SiLU.
+    norm_position, position_encoding, feed_forward: the handout's ablations; each default is the full model.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        rope_theta: float = 10000.0,
+        norm_position: str = "pre",
+        position_encoding: str = "rope",
+        feed_forward: str = "swiglu",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        check_choice("norm_position", norm_position, NORM_POSITIONS)
+        check_choice("position_encoding", position_encoding, POSITION_ENCODINGS)
+        check_choice("feed_forward", feed_forward, FEED_FORWARDS)
+        self.context_length = context_length
+        self.token_embeddings = Embedding(vocab_size, d_model, device, dtype)
+        rope = None  # one table for every layer
+        if position_encoding == "rope":
+            rope = RotaryPositionalEmbedding(rope_theta, d_model // num_heads, context_length, device)
+        d_ff = d_ff or FEED_FORWARDS[feed_forward].default_d_ff(d_model)
+        self.layers = nn.ModuleList(
+            TransformerBlock(d_model, num_heads, d_ff, rope, norm_position, feed_forward, device, dtype)
+            for _ in range(num_layers)
+        )
+        # Post-norm blocks end in a norm of their own.
+        self.ln_final = RMSNorm(d_model, device=device, dtype=dtype) if norm_position == "pre" else None
+        self.lm_head = Linear(d_model, vocab_size, device, dtype)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """token_ids: (..., seq), seq <= context_length -> logits (..., seq, vocab_size)."""
+        length = token_ids.shape[-1]
+        if length > self.context_length:
+            raise ValueError(f"{length} tokens do not fit a context_length of {self.context_length}")
+        token_positions = torch.arange(length, device=token_ids.device)
+        x = self.token_embeddings(token_ids)
+        for layer in self.layers:
+            x = layer(x, token_positions)
+        if self.ln_final is not None:
+            x = self.ln_final(x)
+        return self.lm_head(x)
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def check_choice(name: str, value: str, choices) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it can be {', '.join(choices)}")

@@ -1,0 +1,232 @@
+"""The command `tokenization`, also `python -m tokenization`: train, encode, decode, inspect, compare."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenization import formats
+from tokenization.bpe import TrainingReport, train_bpe
+from tokenization.corpus import Corpus
+from tokenization.errors import InputError
+from tokenization.pretokenization import END_OF_TEXT, cut_into_pieces
+from tokenization.token_file import TokenFile, description_path
+from tokenization.tokenizer import Tokenizer
+
+PILE_BYTES = 825e9  # the handout's yardstick for throughput
+
+TRAIN_HELP = """Learn a byte-level BPE vocabulary from text and write it as a folder with vocab.json and merges.txt
+(GPT-2's format) and tokenizer_config.json.
+
+  tokenization train data/tinystories-train.txt.gz --vocab-size 10000 --output data/tokenizer
+"""
+ENCODE_HELP = """Turn text into a token file for training: raw uint16 ids (uint32 beyond 65,536) and a JSON beside it.
+Several files are kept apart by <|endoftext|>.
+
+  tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
+"""
+DECODE_HELP = """Print the text of a token file, or a part of it.
+
+  tokenization decode data/train.bin --tokenizer data/tokenizer --limit 200
+"""
+INSPECT_HELP = """Show what a tokenizer has learnt: its longest tokens, its first and its last merges.
+
+  tokenization inspect data/tokenizer
+"""
+COMPARE_HELP = """Encode the beginning of each text with each tokenizer: bytes per token (more is better compression),
+tokens per byte, throughput of one core, and the hours that the 825 GB of the Pile would take.
+
+  tokenization compare data/tokenizer other/tokenizer --text stories.txt books.txt.gz
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tokenization", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,encode,decode,inspect,compare}")
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=text.split("\n")[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.set_defaults(run=run)
+        return command
+
+    train = add("train", run_train, TRAIN_HELP)
+    train.add_argument("text", nargs="+", help="files, folders (their .txt and .txt.gz) or globs; .gz is unpacked")
+    train.add_argument("--vocab-size", type=int, required=True, help="tokens in all: 256 bytes, special tokens, merges")
+    train.add_argument(
+        "--special-token",
+        action="append",
+        metavar="T",
+        dest="special_tokens",
+        help=f"a text that is always one token; may be repeated (default: {END_OF_TEXT})",
+    )
+    train.add_argument("--output", required=True, help="the folder to write")
+    train.add_argument("--overwrite", action="store_true", help="replace a tokenizer that the folder already holds")
+
+    encode = add("encode", run_encode, ENCODE_HELP)
+    encode.add_argument("text", nargs="+", help="files, folders (their .txt and .txt.gz) or globs; .gz is unpacked")
+    encode.add_argument("--tokenizer", required=True, help="a tokenizer's folder")
+    encode.add_argument("--output", required=True, help="the token file to write, for example data/train.bin")
+    for command in (train, encode):
+        command.add_argument("--processes", type=int, help="processes to work with (default: one per core)")
+        command.add_argument(
+            "--errors",
+            choices=("strict", "replace"),
+            default="strict",
+            help="bytes that are not UTF-8: stop and say where, or put U+FFFD (default: strict)",
+        )
+
+    decode = add("decode", run_decode, DECODE_HELP)
+    decode.add_argument("tokens", help="a token file")
+    decode.add_argument("--tokenizer", required=True, help="the folder of the tokenizer that made it")
+    decode.add_argument("--start", type=int, default=0, help="the first token to print (default: 0)")
+    decode.add_argument("--limit", type=int, help="how many tokens to print (default: all)")
+
+    inspect = add("inspect", run_inspect, INSPECT_HELP)
+    inspect.add_argument("tokenizer", help="a tokenizer's folder")
+    inspect.add_argument("--count", type=int, default=10, help="how many of each to show (default: 10)")
+
+    compare = add("compare", run_compare, COMPARE_HELP)
+    compare.add_argument("tokenizers", nargs="+", metavar="DIR", help="tokenizers' folders")
+    compare.add_argument("--text", nargs="+", required=True, help="files, folders or globs")
+    compare.add_argument("--megabytes", type=float, default=2.0, help="how much of each text (default: 2)")
+    return parser
+
+
+def run_train(args: argparse.Namespace) -> None:
+    folder = Path(args.output)
+    if (folder / formats.VOCAB_FILE).exists() and not args.overwrite:
+        raise InputError(f"{folder}: already holds a tokenizer; name another folder, or replace it with --overwrite")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; --output names a folder")
+    check_processes(args.processes)
+    special_tokens = args.special_tokens or [END_OF_TEXT]
+    report = TrainingReport()
+    vocab, merges = train_bpe(
+        args.text,
+        args.vocab_size,
+        special_tokens,
+        num_processes=args.processes,
+        errors=args.errors,
+        progress=True,
+        report=report,
+    )
+    Tokenizer(vocab, merges, special_tokens).save(folder)
+    if len(vocab) < args.vocab_size:
+        print(f"the text has no more pairs to merge: {len(vocab):,} tokens, not {args.vocab_size:,}")
+    print(*report.lines(), f"written         {folder}", sep="\n")
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    check_processes(args.processes)
+    tokenizer = Tokenizer.load(args.tokenizer)
+    start = time.perf_counter()
+    file = tokenizer.encode_files(args.text, args.output, args.processes, args.errors, progress=True)
+    seconds, about = time.perf_counter() - start, file.description
+    print(
+        f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"
+        f" ({about.bytes / about.tokens:.2f} bytes each) in {seconds:.1f} s ({about.bytes / 1e6 / seconds:.1f} MB/s)"
+    )
+    print(f"written: {file.path} and {description_path(file.path).name}")
+
+
+def run_decode(args: argparse.Namespace) -> None:
+    tokenizer, file = Tokenizer.load(args.tokenizer), TokenFile.open(args.tokens)
+    if file.description.tokenizer_sha256 != tokenizer.digest:
+        raise InputError(f"{args.tokens}: was made by another tokenizer than {args.tokenizer}; name that one")
+    if args.start < 0 or (args.limit or 0) < 0:
+        raise InputError(f"--start {args.start} and --limit {args.limit} must not be negative")
+    end = len(file) if args.limit is None else min(len(file), args.start + args.limit)
+
+    def token_ids(chunk: int = 1 << 16) -> Iterator[int]:
+        for start in range(args.start, end, chunk):
+            yield from file.tokens[start : min(end, start + chunk)].tolist()
+
+    sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
+    for text in tokenizer.decode_iterable(token_ids()):
+        sys.stdout.write(text)
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    tokenizer = Tokenizer.load(args.tokenizer)
+    special_tokens = {token.encode() for token in tokenizer.special_tokens}
+    learnt = [token for token in tokenizer.vocab.values() if token not in special_tokens]
+    print(f"{args.tokenizer}: {len(tokenizer.vocab):,} tokens, {len(tokenizer.merges):,} merges")
+    print(f"special tokens: {' '.join(tokenizer.special_tokens) or 'none'}")
+    print(f"pattern: {tokenizer.pattern}")
+    print(
+        "longest tokens:",
+        *(f"  {len(token):3}  {show(token)}" for token in sorted(learnt, key=len, reverse=True)[: args.count]),
+        sep="\n",
+    )
+    for title, merges in (("first", tokenizer.merges[: args.count]), ("last", tokenizer.merges[-args.count :])):
+        print(f"{title} merges:", *(f"  {show(left)} + {show(right)}" for left, right in merges), sep="\n")
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    tokenizers = {folder: Tokenizer.load(folder) for folder in args.tokenizers}
+    texts = {name: beginning(name, int(args.megabytes * 1e6)) for name in args.text}
+    width, text_width = max(map(len, ["tokenizer", *tokenizers])), max(map(len, ["text", *texts]))
+    print(f"{'tokenizer':{width}}  {'text':{text_width}}  bytes/token  tokens/byte    MB/s  hours for 825 GB")
+    for name, text in texts.items():
+        num_bytes = len(text.encode())
+        for folder, tokenizer in tokenizers.items():
+            start = time.perf_counter()
+            num_tokens = sum(
+                len(tokenizer.encode(piece))
+                for piece in cut_into_pieces([text], tokenizer.special_tokens, tokenizer.pattern)
+            )
+            speed = num_bytes / (time.perf_counter() - start)
+            print(
+                f"{folder:{width}}  {name:{text_width}}  {num_bytes / num_tokens:11.3f}  {num_tokens / num_bytes:11.4f}"
+                f"  {speed / 1e6:6.2f}  {PILE_BYTES / speed / 3600:16.1f}"
+            )
+
+
+def beginning(name: str, num_bytes: int) -> str:
+    """The first num_bytes of text, give or take a block."""
+    corpus, blocks, length = Corpus([name]), [], 0
+    for block in (block for file in corpus.files for block in corpus.blocks(file)):
+        blocks.append(block)
+        length += len(block)
+        if length >= num_bytes:
+            break
+    text = "".join(blocks)[:num_bytes]
+    if not text:
+        raise InputError(f"{name}: is empty; there is nothing to compare")
+    return text
+
+
+def show(token: bytes) -> str:
+    """Readable on one line, whatever the bytes: text in quotes, escapes for what is not UTF-8."""
+    try:
+        return repr(token.decode())
+    except UnicodeDecodeError:
+        return repr(token)
+
+
+def check_processes(num_processes: int | None) -> None:
+    if num_processes is not None and num_processes < 1:
+        raise InputError(f"--processes {num_processes}: at least one is needed")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"tokenization {args.command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"tokenization {args.command}: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"tokenization {args.command}: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Where text comes from: files, folders, globs and .gz, read as a stream of strings that fit in memory.
+
+    inputs -> find_files -> Corpus.blocks -> pieces (cut in pretokenization.py) -> map_in_order over processes
+
+A block ends wherever reading stopped; only a piece may be tokenized by itself.
+"""
+
+import codecs
+import glob
+import gzip
+import os
+import signal
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from tokenization.errors import InputError
+
+BLOCK_BYTES = 1 << 20
+TEXT_SUFFIXES = (".txt", ".txt.gz")  # what is taken from a folder; a file that is named is read whatever it is called
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
+    """Files as they are, globs expanded, folders searched for .txt and .txt.gz, in a fixed order, each file once."""
+    files: dict[Path, None] = {}
+    for name in map(str, inputs):
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.is_file())
+            if not found:
+                raise InputError(f"{name}: no {' or '.join(TEXT_SUFFIXES)} file in this folder; name the files")
+        elif path.exists():
+            found = [path]
+        else:
+            found = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
+            if not found:
+                raise InputError(f"{name}: no such file, folder or pattern")
+        files.update(dict.fromkeys(found))
+    if not files:
+        raise InputError("no text was named; give a file, a folder or a glob")
+    return list(files)
+
+
+class Corpus:
+    """The text of several files. Reading is timed, and shown as a progress bar in bytes of the files.
+
+    errors: what happens to bytes that are not UTF-8: "strict" names the place and stops, "replace" puts U+FFFD.
+    """
+
+    def __init__(self, inputs: Sequence[str | os.PathLike], errors: str = "strict", progress: str = ""):
+        self.files = find_files(inputs)
+        self.errors = errors
+        self.read_seconds = 0.0
+        self.num_bytes = 0  # of text, after unpacking
+        total = sum(file.stat().st_size for file in self.files)
+        self.bar = tqdm(total=total, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5)
+
+    def blocks(self, file: Path) -> Iterator[str]:
+        """The text of one file, some BLOCK_BYTES at a time, every character whole."""
+        decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
+        offset = 0
+        try:
+            with open(file, "rb") as raw:
+                stream: Any = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
+                while True:
+                    start, position = time.perf_counter(), raw.tell()
+                    data = stream.read(BLOCK_BYTES)
+                    text = decode_block(decoder, data, offset, file)
+                    offset += len(data)
+                    self.num_bytes += len(data)
+                    self.read_seconds += time.perf_counter() - start
+                    self.bar.update(raw.tell() - position)
+                    if text:
+                        yield text
+                    if not data:
+                        return
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{file}: damaged gzip file ({error}); copy or download it again") from None
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, file: Path) -> str:
+    """The next characters; a character whose bytes are not all there yet waits in the decoder."""
+    pending = len(decoder.getstate()[0])
+    try:
+        return decoder.decode(data, final=not data)
+    except UnicodeDecodeError as error:
+        position = offset - pending + error.start
+        bad = f"0x{error.object[error.start]:02x}"
+        raise InputError(
+            f"{file}: not UTF-8 at byte {position} ({bad}); convert the file, or use --errors replace"
+        ) from None
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_processes: int,
+    initializer: Callable[..., None],
+    initargs: tuple,
+) -> Iterator[tuple[Item, Result]]:
+    """(item, function(item)) for every item, in order, computed by processes that have run the initializer.
+
+    Only a few items are under way at a time, however many there are. A single item starts no process.
+    """
+    items = iter(items)
+    beginning = list(islice(items, 2))
+    items = chain(beginning, items)
+    if num_processes == 1 or len(beginning) < 2:
+        initializer(*initargs)
+        yield from ((item, function(item)) for item in items)
+        return
+    pool = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(initializer, initargs))
+    try:
+        under_way: deque[tuple[Item, Future[Result]]] = deque()
+        for item in items:
+            under_way.append((item, pool.submit(function, item)))
+            if len(under_way) == 2 * num_processes:
+                done, future = under_way.popleft()
+                yield done, future.result()
+        for done, future in under_way:
+            yield done, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(initializer: Callable[..., None], initargs: tuple) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    initializer(*initargs)

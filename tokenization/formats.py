@@ -1,0 +1,142 @@
+"""A tokenizer as files: a folder with vocab.json and merges.txt, as GPT-2 published its own, and a small config.
+
+    vocab.json             {token: id}, a token written in GPT-2's alphabet: one printable character per byte
+    merges.txt             "#version: 0.2", then a merge a line, in order of creation
+    tokenizer_config.json  {"pattern": ..., "special_tokens": [...]}
+
+A special token stands in vocab.json as its plain text.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenization.bpe import Merges, Vocabulary
+from tokenization.errors import InputError
+
+VOCAB_FILE, MERGES_FILE, CONFIG_FILE = "vocab.json", "merges.txt", "tokenizer_config.json"
+
+
+@functools.cache
+def byte_alphabet() -> dict[int, str]:
+    """Byte -> character: printable Latin-1 stands for itself, the 68 others for the characters from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = (value for value in range(256) if value not in printable)
+    return {value: chr(value) for value in printable} | {value: chr(256 + n) for n, value in enumerate(others)}
+
+
+@functools.cache
+def byte_values() -> dict[str, int]:
+    return {character: value for value, character in byte_alphabet().items()}
+
+
+def bytes_to_text(token: bytes) -> str:
+    alphabet = byte_alphabet()
+    return "".join(alphabet[value] for value in token)
+
+
+def text_to_bytes(text: str) -> bytes:
+    """Raises KeyError for a character outside the alphabet."""
+    values = byte_values()
+    return bytes(values[character] for character in text)
+
+
+def read_vocabulary(path: str | os.PathLike, special_tokens: Sequence[str]) -> Vocabulary:
+    """vocab.json -> {id: bytes}; checked to be one-to-one and to hold every single byte."""
+    table = read_json(path)
+    vocab: Vocabulary = {}
+    for text, token_id in table.items():
+        if not isinstance(token_id, int) or token_id < 0 or token_id in vocab:
+            raise InputError(f"{path}: token {text!r} has id {token_id!r}; ids must be different whole numbers from 0")
+        try:
+            vocab[token_id] = text.encode() if text in special_tokens else text_to_bytes(text)
+        except KeyError as error:
+            raise InputError(
+                f"{path}: token {text!r} has the character {error.args[0]!r}, which is not in GPT-2's byte alphabet;"
+                " if it is a special token, name it as one"
+            ) from None
+    missing = {bytes([value]) for value in range(256)} - set(vocab.values())
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of the 256 single bytes have no token (the first is {min(missing)!r});"
+            " a byte-level vocabulary needs them all"
+        )
+    return vocab
+
+
+def read_merges(path: str | os.PathLike) -> Merges:
+    merges: Merges = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line or (number == 1 and line.startswith("#version")):  # "# #" is a merge like any other
+            continue
+        try:
+            left, right = map(text_to_bytes, line.removesuffix("\r").split(" "))
+        except (KeyError, ValueError):
+            raise InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them") from None
+        merges.append((left, right))
+    return merges
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """Pattern and special tokens; an empty dict where the folder has no config, as GPT-2's own has none."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.exists():
+        return {}
+    config = read_json(path)
+    special_tokens = config.get("special_tokens", [])
+    if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
+        raise InputError(f"{path}: special_tokens is {special_tokens!r}; it must be a list of strings")
+    return config
+
+
+def write_folder(
+    folder: str | os.PathLike, vocab: Vocabulary, merges: Merges, special_tokens: Sequence[str], pattern: str
+) -> None:
+    """Every file under a temporary name first, so that no folder holds half a tokenizer's file."""
+    special = {token.encode(): token for token in special_tokens}
+    table = {special.get(token) or bytes_to_text(token): token_id for token_id, token in vocab.items()}
+    if len(table) != len(vocab):
+        ordinary = {bytes_to_text(token) for token in vocab.values() if token not in special}
+        clash = next((token for token in special_tokens if token in ordinary), None)
+        raise InputError(f"special token {clash!r} reads like an ordinary token in {VOCAB_FILE}; give it another text")
+    lines = ["#version: 0.2", *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in merges)]
+    config = {"pattern": pattern, "special_tokens": list(special_tokens)}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(Path(folder) / VOCAB_FILE, json.dumps(table, ensure_ascii=False, indent=0) + "\n")
+    write_text(Path(folder) / MERGES_FILE, "\n".join(lines) + "\n")
+    write_text(Path(folder) / CONFIG_FILE, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: written beside its target, flushed to the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    try:
+        return Path(path).read_bytes().decode()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); train a tokenizer or name its folder") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; it is not a tokenizer's file") from None
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error.msg} in line {error.lineno}); it is damaged") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds {type(value).__name__}, not a JSON object; it is not a tokenizer's file")
+    return value

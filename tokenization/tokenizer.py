@@ -1,0 +1,231 @@
+"""Text to token ids and back, with a vocabulary and merges from bpe.py or from files (handout, section 2).
+
+encode:  text -> special tokens and pre-tokens -> bytes -> merges, the oldest first -> ids
+decode:  ids -> bytes -> text; what is not UTF-8 becomes U+FFFD
+"""
+
+import codecs
+import hashlib
+import heapq
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tokenization import formats
+from tokenization.bpe import Merges, Vocabulary
+from tokenization.corpus import Corpus, available_cores, map_in_order
+from tokenization.errors import InputError
+from tokenization.pretokenization import (
+    END_OF_TEXT,
+    GPT2_PATTERN,
+    check_pattern,
+    cut_into_pieces,
+    pretokenize,
+    split_on_special_tokens,
+)
+from tokenization.token_file import TokenFile, TokenFileWriter
+
+MAX_CACHED_PRETOKENS = 1 << 18
+Ranks = dict[tuple[int, int], tuple[int, int]]  # (left id, right id) -> (rank, merged id)
+
+
+class Tokenizer:
+    """vocab: {id: bytes}; merges: pairs of byte strings in order of creation; special_tokens: never split.
+
+    Where special tokens overlap, the longest wins. One that the vocabulary lacks is appended to it.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        merges: Merges,
+        special_tokens: Sequence[str] | None = None,
+        pattern: str = GPT2_PATTERN,
+    ):
+        self.vocab = dict(vocab)
+        self.merges = list(merges)
+        self.special_tokens = list(dict.fromkeys(special_tokens or []))
+        self.pattern = pattern
+        if "" in self.special_tokens:
+            raise InputError("a special token is empty; it would be found everywhere")
+        check_pattern(pattern)
+        ids = {token: token_id for token_id, token in self.vocab.items()}
+        for special in self.special_tokens:
+            if special.encode() not in ids:
+                ids[special.encode()] = new_id = max(self.vocab, default=-1) + 1
+                self.vocab[new_id] = special.encode()
+        self.vocab_size = max(self.vocab, default=-1) + 1  # ids lie below this
+        self._special_ids = {special: ids[special.encode()] for special in self.special_tokens}
+        self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
+        self._ranks: Ranks = {}
+        for rank, (left, right) in enumerate(self.merges):
+            for token in (left, right, left + right):
+                if token not in ids:
+                    raise InputError(f"merge {rank + 1}, {left!r} with {right!r}: {token!r} is not in the vocabulary")
+            self._ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
+        self._cache: dict[str, list[int]] = {}
+
+    @classmethod
+    def from_files(
+        cls,
+        vocab_filepath: str | os.PathLike,
+        merges_filepath: str | os.PathLike,
+        special_tokens: Sequence[str] | None = None,
+    ) -> "Tokenizer":
+        """vocab.json and merges.txt in GPT-2's format, its own two files among them."""
+        vocab = formats.read_vocabulary(vocab_filepath, special_tokens or ())
+        return cls(vocab, formats.read_merges(merges_filepath), special_tokens)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Tokenizer":
+        """A folder that `save` wrote, or one with GPT-2's two files, where <|endoftext|> is taken as special."""
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder}: no such tokenizer folder; make one with `tokenization train`")
+        config = formats.read_config(folder)
+        special_tokens = config.get("special_tokens")
+        vocab = formats.read_vocabulary(Path(folder) / formats.VOCAB_FILE, special_tokens or ())
+        if special_tokens is None:
+            special_tokens = [END_OF_TEXT] if END_OF_TEXT.encode() in vocab.values() else []
+        merges = formats.read_merges(Path(folder) / formats.MERGES_FILE)
+        return cls(vocab, merges, special_tokens, config.get("pattern", GPT2_PATTERN))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        formats.write_folder(folder, self.vocab, self.merges, self.special_tokens, self.pattern)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides the ids; token files and runs remember it."""
+        vocab = sorted((token_id, token.hex()) for token_id, token in self.vocab.items())
+        merges = [(left.hex(), right.hex()) for left, right in self.merges]
+        content = json.dumps([vocab, merges, sorted(self.special_tokens), self.pattern])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def end_of_text_id(self) -> int | None:
+        return self._special_ids.get(END_OF_TEXT)
+
+    def encode(self, text: str) -> list[int]:
+        token_ids: list[int] = []
+        for index, part in enumerate(split_on_special_tokens(text, self.special_tokens)):
+            if index % 2:
+                token_ids.append(self._special_ids[part])
+            else:
+                for pretoken in pretokenize(part, self.pattern):
+                    token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
+        return token_ids
+
+    def _encode_pretoken(self, pretoken: str) -> list[int]:
+        token_ids = [self._byte_ids[value] for value in pretoken.encode()]
+        if -1 in token_ids:
+            missing = pretoken.encode()[token_ids.index(-1)]
+            raise InputError(f"byte 0x{missing:02x} of {pretoken!r} has no token in this vocabulary")
+        token_ids = merge_by_rank(token_ids, self._ranks)
+        if len(self._cache) < MAX_CACHED_PRETOKENS and len(pretoken) < 64:
+            self._cache[pretoken] = token_ids
+        return token_ids
+
+    def encode_iterable(self, strings: Iterable[str]) -> Iterator[int]:
+        """The ids of all the strings joined, one by one, without ever holding them all."""
+        for piece in cut_into_pieces(strings, self.special_tokens, self.pattern):
+            yield from self.encode(piece)
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        return "".join(self.decode_iterable(token_ids))
+
+    def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
+        """The same text bit by bit: a character comes as soon as all its bytes have."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in token_ids:
+            token = self.vocab.get(token_id)
+            if token is None:
+                raise InputError(
+                    f"token id {token_id} is not in the vocabulary, whose ids end at {self.vocab_size - 1}"
+                )
+            yield decoder.decode(token)
+        yield decoder.decode(b"", final=True)
+
+    def encode_files(
+        self,
+        inputs: Sequence[str | os.PathLike],
+        output: str | os.PathLike,
+        num_processes: int | None = None,
+        errors: str = "strict",
+        progress: bool = False,
+    ) -> TokenFile:
+        """Text files to one token file, in parallel; the same bytes for any number of processes.
+
+        Each file is a document or several of them: where one does not end with <|endoftext|> and another follows,
+        that token is put between them, if the vocabulary has it.
+        """
+        corpus = Corpus(inputs, errors, "encoding" if progress else "")
+        pieces = (
+            (number, piece)
+            for number, file in enumerate(corpus.files)
+            for piece in cut_into_pieces(corpus.blocks(file), self.special_tokens, self.pattern)
+        )
+        processes = num_processes or available_cores()
+        current_file, in_document = 0, False
+        with TokenFileWriter(output, self.vocab_size, self.digest, self.end_of_text_id) as writer:
+            encoded = map_in_order(_encode_piece, pieces, processes, _start_encoding, (self, writer.dtype))
+            for (number, piece), token_ids in encoded:
+                if number != current_file and in_document and self.end_of_text_id is not None:
+                    writer.write(np.array([self.end_of_text_id], writer.dtype))
+                    in_document = False
+                current_file = number
+                writer.write(token_ids)
+                _, separator, rest = piece.rpartition(END_OF_TEXT)
+                in_document = bool(rest.strip()) or (in_document and not separator)
+            corpus.close()
+            if not writer.num_tokens:
+                raise InputError(f"{', '.join(map(str, inputs))}: no text to encode; the input is empty")
+            writer.num_documents += in_document  # one that no separator closes
+            writer.num_bytes = corpus.num_bytes
+        return TokenFile.open(output)
+
+
+def merge_by_rank(token_ids: list[int], ranks: Ranks) -> list[int]:
+    """Applies merges to one pre-token: always the oldest that fits, of equals the leftmost; n log n in its length.
+
+    The tokens form a linked list, and the heap holds the pairs that could merge. A pair whose tokens have changed
+    since it was pushed is stale, and is passed over.
+    """
+    token_ids = list(token_ids)
+    end = len(token_ids)
+    following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
+    heap: list[tuple[int, int, int, int, int]] = []
+
+    def push(left: int, right: int) -> None:
+        if left >= 0 and right < end and (merge := ranks.get((token_ids[left], token_ids[right]))):
+            heapq.heappush(heap, (merge[0], left, token_ids[left], token_ids[right], merge[1]))
+
+    for left in range(end - 1):
+        push(left, left + 1)
+    while heap:
+        _, left, left_id, right_id, merged_id = heapq.heappop(heap)
+        right = following[left]
+        if token_ids[left] != left_id or right == end or token_ids[right] != right_id:
+            continue
+        token_ids[left], token_ids[right] = merged_id, -1  # -1: no longer in the list
+        following[left] = following[right]
+        if following[left] < end:
+            preceding[following[left]] = left
+        push(preceding[left], left)
+        push(left, following[left])
+    return [token_id for token_id in token_ids if token_id >= 0]
+
+
+_encoder: tuple[Tokenizer, np.dtype] | None = None  # in each encoding process
+
+
+def _start_encoding(tokenizer: Tokenizer, dtype: np.dtype) -> None:
+    global _encoder
+    _encoder = (tokenizer, dtype)
+
+
+def _encode_piece(numbered_piece: tuple[int, str]) -> np.ndarray:
+    assert _encoder is not None
+    tokenizer, dtype = _encoder
+    return np.array(tokenizer.encode(numbered_piece[1]), dtype)
