@@ -1,0 +1,144 @@
+"""Proves that text splits as Hugging Face's GPT-2 pre-tokenizer splits it, that special tokens go first and the
+longest wins, and that a text in pieces, however it is cut and fed, splits as the whole does."""
+
+import itertools
+from collections import Counter
+
+import pytest
+from tokenizers import pre_tokenizers
+
+from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, pretokenization
+from tokenization.formats import bytes_to_text
+from tokenization.pretokenization import (
+    check_pattern,
+    count_pretokens,
+    cut_into_pieces,
+    find_cut,
+    pretokenize,
+    split_on_special_tokens,
+)
+
+OVERLAPPING = [END_OF_TEXT, END_OF_TEXT * 2, "<|", "|>\n", "a b", " ", "\n\n\n"]
+TRICKY = f"we'll  go\n\n\nnow{END_OF_TEXT}{END_OF_TEXT}{END_OF_TEXT} a b<|endof \t it's\u3000 é漢字 '  s|>\n\n x  "
+
+
+def whole(text: str, special_tokens=(), pattern: str = GPT2_PATTERN) -> list[str]:
+    """Pre-tokens and special tokens of a text in one go; white space between pieces is where they could differ."""
+    parts = split_on_special_tokens(text, special_tokens)
+    split = [[part] if index % 2 else list(pretokenize(part, pattern)) for index, part in enumerate(parts)]
+    return list(itertools.chain.from_iterable(split))
+
+
+def in_pieces(blocks, special_tokens=(), pattern: str = GPT2_PATTERN, size: int = 1) -> list[str]:
+    pieces = cut_into_pieces(blocks, special_tokens, pattern, size)
+    return [token for piece in pieces for token in whole(piece, special_tokens, pattern)]
+
+
+@pytest.mark.parametrize(
+    ("text", "pretokens"),
+    [
+        ("", []),
+        ("some text that i'll pre-tokenize", ["some", " text", " that", " i", "'ll", " pre", "-", "tokenize"]),
+        ("the cat's hat", ["the", " cat", "'s", " hat"]),
+        ("we'LL DON'T", ["we", "'", "LL", " DON", "'", "T"]),
+        ("a  b", ["a", " ", " b"]),
+        ("a\n\nb \n", ["a", "\n", "\n", "b", " \n"]),
+        ("x1 22½ !?", ["x", "1", " 22½", " !?"]),
+        ("  ", ["  "]),
+    ],
+)
+def test_pattern_by_hand(text, pretokens):
+    assert list(pretokenize(text)) == pretokens
+
+
+@pytest.mark.parametrize("seed", range(0, 1000, 100))
+def test_pretokens_equal_hugging_face(seed, random_text):
+    reference = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    for text in (random_text(seed + n) for n in range(100)):
+        pretokens = list(pretokenize(text))
+        assert "".join(pretokens) == text
+        assert [bytes_to_text(token.encode()) for token in pretokens] == [
+            token for token, _ in reference.pre_tokenize_str(text)
+        ]
+
+
+def test_special_tokens_alternate_with_text_and_the_longest_wins():
+    text = f"a{END_OF_TEXT * 3}<|b"
+    assert split_on_special_tokens(text, OVERLAPPING) == [
+        *("a", END_OF_TEXT * 2, "", END_OF_TEXT, "", "<|", "b"),
+    ]
+    assert split_on_special_tokens("a.*b.+", [".*", "(", "[x]"]) == ["a", ".*", "b.+"]
+    assert split_on_special_tokens("a b", []) == ["a b"]
+    assert split_on_special_tokens("", [END_OF_TEXT]) == [""]
+
+
+def test_counting_leaves_special_tokens_out_and_stops_at_them():
+    text = f"low low{END_OF_TEXT}low é{END_OF_TEXT}"
+    assert count_pretokens(text, [END_OF_TEXT]) == Counter({b"low": 2, b" low": 1, " é".encode(): 1})
+    assert count_pretokens("low low") == Counter({b"low": 1, b" low": 1})
+
+
+@pytest.mark.parametrize("special_tokens", [(), [END_OF_TEXT], OVERLAPPING], ids=["none", "one", "overlapping"])
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+def test_pieces_split_as_the_whole_at_every_cut(special_tokens, size):
+    expected = whole(TRICKY, special_tokens)
+    for cut in range(len(TRICKY) + 1):
+        assert in_pieces([TRICKY[:cut], TRICKY[cut:]], special_tokens, size=size) == expected
+    for step in range(1, 8):
+        blocks = [TRICKY[start : start + step] for start in range(0, len(TRICKY), step)]
+        assert "".join(cut_into_pieces(blocks, special_tokens, size=size)) == TRICKY
+        assert in_pieces(blocks, special_tokens, size=size) == expected
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_pieces_of_random_text_split_as_the_whole(seed, random_text):
+    text = random_text(seed) + END_OF_TEXT + random_text(seed + 1000)
+    special_tokens = [[], [END_OF_TEXT], OVERLAPPING, ["é", "  ", "\r\n"]][seed % 4]
+    assert in_pieces(list(text), special_tokens) == whole(text, special_tokens)
+
+
+@pytest.mark.parametrize("special_tokens", [[END_OF_TEXT], OVERLAPPING])
+def test_another_pattern_is_cut_after_special_tokens_only(special_tokens):
+    pattern = r"\S+\s*|\s+"  # here "a " is one pre-token: a cut before white space would be wrong
+    text = f"a b c{END_OF_TEXT}d e {END_OF_TEXT * 2} f g h"
+    assert in_pieces(list(text), special_tokens, pattern) == whole(text, special_tokens, pattern)
+    assert len(list(cut_into_pieces(list(text), special_tokens, pattern, 1))) > 2
+    assert list(cut_into_pieces(list("a b c"), [], pattern, 1)) == ["a b c"]
+
+
+def test_ordinary_text_comes_in_pieces_near_the_size_asked_for():
+    pieces = list(cut_into_pieces(["word " * 10] * 200, [END_OF_TEXT], size=500))
+    assert all(len(piece) <= 600 for piece in pieces)
+    assert all(len(piece) >= 400 for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("block", ["a", " ", "漢"])
+def test_a_text_without_a_place_to_cut_is_searched_a_few_times_only(block, monkeypatch):
+    searched = []
+    monkeypatch.setattr(
+        pretokenization, "find_cut", lambda text, *rest: searched.append(len(text)) or find_cut(text, *rest)
+    )
+    assert list(cut_into_pieces([block * 100] * 1000, [END_OF_TEXT], size=100)) == [block * 100_000]
+    assert sum(searched) < 3 * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "special_tokens", "cut"),
+    [
+        ("one two three", (), 7),
+        ("one", (), 0),
+        ("  one", (), 0),
+        ("one ", (), 3),  # the space is known to end the word; the word that follows may yet take it
+        ("one two", ["e t"], 5),  # never inside a special token, but after one
+        ("one two three four <|end", [END_OF_TEXT], 7),  # the last 12 characters may begin a special token
+        (f"x{END_OF_TEXT}", [END_OF_TEXT], 14),
+        (f"x{END_OF_TEXT}", [END_OF_TEXT, END_OF_TEXT * 2], 0),
+    ],
+)
+def test_where_a_text_is_cut(text, special_tokens, cut):
+    assert find_cut(text, special_tokens, GPT2_PATTERN) == cut
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused():
+    with pytest.raises(InputError, match="not a regular expression"):
+        check_pattern("(")
