@@ -1,0 +1,277 @@
+"""Proves that text files become a token file with the right ids, counts and digests for any number of processes, that a
+failed write leaves nothing, and that a file which is not whole and unchanged is refused in one line."""
+
+import gzip
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, corpus
+from tokenization import tokenizer as tokenizer_module
+from tokenization.corpus import Corpus, find_files
+from tokenization.pretokenization import cut_into_pieces
+from tokenization.token_file import TokenFileWriter, description_path, token_dtype
+
+STORIES = [f"The cat's tale.\n\nÉ 漢字 😀 number {n} " * (1 + n % 3) for n in range(40)]
+
+
+def write(path: Path, token_ids, vocab_size: int = 300, **arguments) -> TokenFile:
+    with TokenFileWriter(path, vocab_size, "digest of the tokenizer", **arguments) as writer:
+        for part in token_ids:
+            writer.write(np.array(part))
+    return TokenFile.open(path)
+
+
+def describe(path: Path, **changes) -> None:
+    """Changes the JSON beside the token file."""
+    beside = description_path(path)
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | changes))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+# the format
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(256, "uint16"), (65_536, "uint16"), (65_537, "uint32"), (1 << 20, "uint32")]
+)
+def test_ids_are_raw_little_endian_and_wide_enough(tmp_path, vocab_size, dtype):
+    token_ids = [0, 1, 255, vocab_size - 1, 258 % vocab_size]
+    file = write(tmp_path / "t.bin", [token_ids[:2], [], token_ids[2:]], vocab_size)
+    width = {"uint16": 2, "uint32": 4}[dtype]
+    data = b"".join(token_id.to_bytes(width, "little") for token_id in token_ids)
+    assert (tmp_path / "t.bin").read_bytes() == data
+    assert file.tokens.tolist() == token_ids
+    assert len(file) == 5
+    assert file.tokens.dtype == token_dtype(vocab_size) == np.dtype(dtype)
+    assert not file.tokens.flags.writeable
+    assert json.loads((tmp_path / "t.bin.json").read_text()) == {
+        "dtype": dtype,
+        "tokens": 5,
+        "documents": 0,
+        "bytes": 0,
+        "vocab_size": vocab_size,
+        "tokenizer_sha256": "digest of the tokenizer",
+        "data_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    assert names(tmp_path) == ["t.bin", "t.bin.json"]
+
+
+def test_separators_are_counted_as_documents(tmp_path):
+    assert write(tmp_path / "t.bin", [[1, 7, 2], [7, 7]], separator_id=7).description.documents == 3
+
+
+@pytest.mark.parametrize("bad", [300, 65_536 + 1, -1])
+def test_an_id_outside_the_vocabulary_is_not_written(tmp_path, bad):
+    with pytest.raises(InputError, match="outside the vocabulary of 300 tokens"):
+        write(tmp_path / "t.bin", [[1, 2], [3, bad]])
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path, error):
+    def fail(path):
+        with TokenFileWriter(path, 300, "") as writer:
+            writer.write(np.arange(200))
+            raise error
+
+    with pytest.raises(error):
+        fail(tmp_path / "new.bin")
+    assert names(tmp_path) == []
+    write(tmp_path / "old.bin", [[1, 2, 3]])
+    with pytest.raises(error):
+        fail(tmp_path / "old.bin")
+    assert TokenFile.open(tmp_path / "old.bin").tokens.tolist() == [1, 2, 3]
+    assert names(tmp_path) == ["old.bin", "old.bin.json"]
+
+
+def test_an_unwritable_place_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/t\.bin: cannot be written"):
+        write(tmp_path / "file" / "t.bin", [[1]])
+
+
+# what is not opened
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"no such token file; make it with `tokenization encode TEXT"),
+        (lambda path: description_path(path).unlink(), r"t\.bin\.json: cannot be read .No such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "7 bytes are not a whole number of uint16 ids"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "9 bytes are not a whole number"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-2]), r"holds 3 tokens, but t\.bin\.json says 4"),
+        (lambda path: path.write_bytes(path.read_bytes() * 2), "holds 8 tokens, but"),
+        (lambda path: path.write_bytes(b""), "holds 0 tokens, but"),
+        (lambda path: (path.write_bytes(b""), describe(path, tokens=0)), "is empty"),
+        (lambda path: path.write_bytes(b"\xff" * 8), "token id 65535 lies outside its vocabulary of 300 tokens"),
+        (lambda path: describe(path, vocab_size=4), "token id 4 lies outside its vocabulary of 4 tokens"),
+        (lambda path: describe(path, dtype="uint32"), "holds 2 tokens, but"),
+        (lambda path: describe(path, dtype="int16"), "dtype is 'int16', not uint16 or uint32"),
+        (lambda path: describe(path, more=1), "is not the description of a token file"),
+        (lambda path: description_path(path).write_text("{}"), "is not the description of a token file"),
+        (lambda path: description_path(path).write_text("[]"), "is not the description of a token file"),
+        (lambda path: description_path(path).write_text("{"), "is not the description of a token file"),
+        (lambda path: description_path(path).write_bytes(b"\xff"), "is not the description of a token file"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, damage, message):
+    write(tmp_path / "t.bin", [[1, 2, 3, 4]])
+    damage(tmp_path / "t.bin")
+    with pytest.raises(InputError, match=message) as error:
+        TokenFile.open(tmp_path / "t.bin")
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "t.bin") in str(error.value)
+
+
+# text files in
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """text/: a.txt, b.txt.gz, deeper/c.txt, and notes.md, which is not taken from a folder."""
+    (tmp_path / "text" / "deeper").mkdir(parents=True)
+    (tmp_path / "text" / "a.txt").write_bytes(END_OF_TEXT.join(STORIES[:20]).encode())
+    (tmp_path / "text" / "b.txt.gz").write_bytes(gzip.compress(STORIES[20].encode()) + gzip.compress(b" and more"))
+    (tmp_path / "text" / "deeper" / "c.txt").write_bytes(END_OF_TEXT.join([*STORIES[21:], "\n"]).encode())
+    (tmp_path / "text" / "notes.md").write_text("notes")
+    return tmp_path / "text"
+
+
+WHOLE = END_OF_TEXT.join([*STORIES[:20], STORIES[20] + " and more", *STORIES[21:], "\n"])
+
+
+@pytest.mark.parametrize("inputs", [["."], ["*.txt*", "deeper"], ["a.txt", "b.txt.gz", "deeper/c.txt"], ["**/[abc].*"]])
+def test_files_folders_globs_and_gz_give_one_token_file(folder, monkeypatch, small, inputs):
+    monkeypatch.chdir(folder)
+    file = small.encode_files(inputs, folder / "out" / "t.bin", num_processes=1)
+    assert small.decode(file.tokens.tolist()) == WHOLE
+    assert file.tokens.tolist() == small.encode(WHOLE)
+    about = file.description
+    assert about.documents == len(STORIES)  # the white space after the last separator is none
+    assert about.tokens == len(file) == len(small.encode(WHOLE))
+    assert about.bytes == len(WHOLE.encode()) - 2 * len(END_OF_TEXT)  # two separators are not in the files
+    assert (about.vocab_size, about.tokenizer_sha256) == (300, small.digest)
+    assert about.data_sha256 == hashlib.sha256((folder / "out" / "t.bin").read_bytes()).hexdigest()
+
+
+def test_each_file_is_found_once_and_in_order(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    found = [file.as_posix() for file in find_files(["deeper", ".", "notes.md", "a.txt", "[ab].txt*"])]
+    assert found == ["deeper/c.txt", "a.txt", "b.txt.gz", "notes.md"]
+    (folder / "[ab].txt").touch()  # a file of this very name comes before what the pattern matches
+    assert [file.name for file in find_files(["[ab].txt"])] == ["[ab].txt"]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_any_number_of_processes_any_pieces_and_blocks_give_the_same_file(folder, monkeypatch, small, num_processes):
+    pieces: list[str] = []
+    tiny = partial(cut_into_pieces, size=150)
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", 37)
+    monkeypatch.setattr(
+        tokenizer_module, "cut_into_pieces", lambda *args: (pieces.append(piece) or piece for piece in tiny(*args))
+    )
+    file = small.encode_files([folder], folder / "t.bin", num_processes)
+    assert len(pieces) > 10
+    assert file.tokens.tolist() == small.encode(WHOLE)
+    assert file.description.documents == len(STORIES)
+    assert file.description.bytes == len(WHOLE.encode()) - 2 * len(END_OF_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("texts", "joined", "documents"),
+    [
+        (["one", "two"], f"one{END_OF_TEXT}two", 2),
+        ([f"one{END_OF_TEXT}", "two"], f"one{END_OF_TEXT}two", 2),
+        ([f"one{END_OF_TEXT}\n", f"two{END_OF_TEXT}\n"], f"one{END_OF_TEXT}\ntwo{END_OF_TEXT}\n", 2),
+        (["one", "", "", "two", ""], f"one{END_OF_TEXT}two", 2),
+        (
+            ["one\n", f"{END_OF_TEXT}two"],
+            f"one\n{END_OF_TEXT}{END_OF_TEXT}two",
+            3,
+        ),  # the second begins with an empty one
+        ([f"{END_OF_TEXT}"], END_OF_TEXT, 1),
+    ],
+)
+def test_documents_of_several_files_are_kept_apart(tmp_path, small, texts, joined, documents):
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text, newline="")
+    file = small.encode_files([tmp_path], tmp_path / "t.bin", num_processes=1)
+    assert small.decode(file.tokens.tolist()) == joined
+    assert file.description.documents == documents
+
+
+def test_a_large_vocabulary_is_written_as_uint32(tmp_path, small):
+    large = Tokenizer({**small.vocab, 70_000: b"the the"}, small.merges, ["the the"])
+    (tmp_path / "t.txt").write_text("say the the twice")
+    file = large.encode_files([tmp_path / "t.txt"], tmp_path / "t.bin", num_processes=1)
+    assert file.description.dtype == "uint32"
+    assert file.description.vocab_size == 70_001
+    assert 70_000 in file.tokens
+    assert large.decode(file.tokens.tolist()) == "say the the twice"
+
+
+# text that cannot be read
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("data", "position", "bad"),
+    [
+        (b"caf\xe9 au lait", 3, "0xe9"),
+        (b"\xff", 0, "0xff"),
+        ("é漢".encode() + b"\xe6\xbc", 5, "0xe6"),  # cut short at the end
+        ("漢漢".encode() + b"\xe6\xbcx", 6, "0xe6"),
+        (b"a\xed\xa0\x80", 1, "0xed"),  # a surrogate
+        (b"good \x80", 5, "0x80"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
+def test_the_offset_of_what_is_not_utf8(tmp_path, monkeypatch, block, data, position, bad, suffix):
+    monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
+    path = tmp_path / f"t{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    with pytest.raises(InputError, match=rf"not UTF-8 at byte {position} \({bad}\).*--errors replace"):
+        list(Corpus([path]).blocks(path))
+    replaced = Corpus([path], errors="replace")
+    assert "".join(replaced.blocks(path)) == data.decode(errors="replace")
+    assert replaced.num_bytes == len(data)
+
+
+GZ = gzip.compress(b"some text that is long enough to be cut" * 9, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("t.txt", b"", "no text to encode; the input is empty"),
+        ("t.txt", b"fine until here\xff", "not UTF-8 at byte 15"),
+        ("t.txt.gz", b"not packed", "damaged gzip file .Not a gzipped file"),
+        ("t.txt.gz", GZ[:-9], "damaged gzip file .Compressed file ended"),
+        ("t.txt.gz", GZ[:-8] + b"\0" * 8, "damaged gzip file .CRC check failed"),
+        ("t.txt.gz", GZ[:10] + b"\xff" * 9, "damaged gzip file .Error -3"),
+    ],
+    ids=["empty", "not UTF-8", "not gzip", "gzip cut short", "wrong checksum", "wrong block"],
+)
+def test_a_text_that_fails_leaves_no_token_file(tmp_path, small, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message) as error:
+        small.encode_files([tmp_path], tmp_path / "t.bin", num_processes=1)
+    assert "\n" not in str(error.value)
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("inputs", [["none.txt"], ["*.none"], ["empty"], []])
+def test_what_names_no_text_is_refused(tmp_path, monkeypatch, inputs):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no such file|no \.txt or \.txt\.gz file|no text was named"):
+        find_files(inputs)
