@@ -1,9 +1,13 @@
 """Proves that text files become a token file with the right ids, counts and digests for any number of processes, that a
 failed write leaves nothing, and that a file which is not whole and unchanged is refused in one line."""
 
+import builtins
+import errno
 import gzip
 import hashlib
+import io
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -96,6 +100,48 @@ def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/t\.bin: cannot be written"):
         write(tmp_path / "file" / "t.bin", [[1]])
+
+
+def test_a_folder_or_a_device_is_not_replaced(tmp_path):
+    (tmp_path / "t.bin").mkdir()
+    (tmp_path / "u.bin.json").mkdir()
+    os.mkfifo(tmp_path / "v.bin")
+    for name in ("t.bin", "u.bin", "v.bin"):
+        with pytest.raises(InputError, match="is a folder or a device, not a file to be replaced"):
+            write(tmp_path / name, [[1]])
+    assert names(tmp_path) == ["t.bin", "u.bin.json", "v.bin"]
+    assert not (tmp_path / "v.bin").is_file()
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_full_disk_leaves_the_old_pair_wherever_it_strikes(tmp_path, monkeypatch, failing):
+    """Each time the disk is asked to keep what was written (the ids, then the JSON), or while ids are written."""
+    write(tmp_path / "t.bin", [[1, 2, 3]])
+    calls = iter(range(10))
+
+    def fsync(descriptor):
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if failing == 2:
+        monkeypatch.setattr(builtins, "open", lambda path, mode, **_: FullDisk(path, mode))
+    with pytest.raises(InputError, match=r"t\.bin: cannot be written \(No space left on device\); make room"):
+        write(tmp_path / "t.bin", [[4, 5, 6]])
+    monkeypatch.undo()
+    assert TokenFile.open(tmp_path / "t.bin").tokens.tolist() == [1, 2, 3]
+    assert names(tmp_path) == ["t.bin", "t.bin.json"]
+
+
+class FullDisk(io.FileIO):
+    """A file that takes nothing, neither now nor when it is closed."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self):
+        super().close()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # what is not opened

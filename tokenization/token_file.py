@@ -8,6 +8,7 @@ Both are written under temporary names and renamed when they are whole; the JSON
 must be.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -62,42 +63,59 @@ class TokenFileWriter:
         self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> "TokenFileWriter":
+        for path in (self.path, description_path(self.path)):
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: is a folder or a device, not a file to be replaced; choose another name")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._temporary, "wb")
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); choose another place") from None
+            raise self._cannot_write(error) from None
         return self
+
+    def _cannot_write(self, error: OSError) -> InputError:
+        return InputError(f"{self.path}: cannot be written ({error.strerror}); make room or choose another place")
 
     def write(self, token_ids: np.ndarray) -> None:
         if token_ids.size and not (token_ids.min() >= 0 and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
         data = token_ids.astype(self.dtype, copy=False).tobytes()
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._cannot_write(error) from None
         self._sha256.update(data)
         self.num_tokens += token_ids.size
         self.num_documents += int(np.count_nonzero(token_ids == self.separator_id))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         try:
-            with self._file:
-                if kind is not None:
-                    return
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            description = Description(
-                self.dtype.name,
-                self.num_tokens,
-                self.num_documents,
-                self.num_bytes,
-                self.vocab_size,
-                self.tokenizer_sha256,
-                self._sha256.hexdigest(),
-            )
-            os.replace(self._temporary, self.path)
-            write_text(description_path(self.path), json.dumps(asdict(description), indent=2) + "\n")
+            if kind is None:
+                self._finish()
+        except OSError as failure:
+            raise self._cannot_write(failure) from None
         finally:
+            with contextlib.suppress(OSError):  # a full disk says so again
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
+            description_path(self._temporary).unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        description = Description(
+            self.dtype.name,
+            self.num_tokens,
+            self.num_documents,
+            self.num_bytes,
+            self.vocab_size,
+            self.tokenizer_sha256,
+            self._sha256.hexdigest(),
+        )
+        write_text(description_path(self._temporary), json.dumps(asdict(description), indent=2) + "\n")
+        os.replace(self._temporary, self.path)
+        os.replace(description_path(self._temporary), description_path(self.path))
 
 
 @dataclass(frozen=True)
