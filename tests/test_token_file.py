@@ -162,6 +162,12 @@ class FullDisk(io.FileIO):
         (lambda path: describe(path, vocab_size=4), "token id 4 lies outside its vocabulary of 4 tokens"),
         (lambda path: describe(path, dtype="uint32"), "holds 2 tokens, but"),
         (lambda path: describe(path, dtype="int16"), "dtype is 'int16', not uint16 or uint32"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-2] + b"\5\0"), r"has changed since it was made"),
+        (lambda path: describe(path, data_sha256="0" * 64), r"has changed .* says the digest in t\.bin\.json"),
+        (lambda path: describe(path, tokens=None), "is not the description of a token file"),
+        (lambda path: describe(path, tokens=4.0), "is not the description of a token file"),
+        (lambda path: describe(path, vocab_size="300"), "is not the description of a token file"),
+        (lambda path: describe(path, dtype=[]), "is not the description of a token file"),
         (lambda path: describe(path, more=1), "is not the description of a token file"),
         (lambda path: description_path(path).write_text("{}"), "is not the description of a token file"),
         (lambda path: description_path(path).write_text("[]"), "is not the description of a token file"),
@@ -176,6 +182,16 @@ def test_a_damaged_file_is_refused(tmp_path, damage, message):
         TokenFile.open(tmp_path / "t.bin")
     assert "\n" not in str(error.value)
     assert str(tmp_path / "t.bin") in str(error.value)
+
+
+def test_any_flipped_bit_is_noticed(tmp_path):
+    data = write(tmp_path / "t.bin", [range(16)], vocab_size=1 << 16).tokens.tobytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "t.bin").write_bytes(flipped)
+        with pytest.raises(InputError, match="has changed"):
+            TokenFile.open(tmp_path / "t.bin")
 
 
 # text files in

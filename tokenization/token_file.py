@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 
@@ -120,7 +120,7 @@ class TokenFileWriter:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A token file whose size and ids agree with its description."""
+    """A token file whose size, ids and digest agree with its description."""
 
     path: Path
     tokens: np.memmap  # (num_tokens,), read-only
@@ -146,10 +146,19 @@ class TokenFile:
         if not size:
             raise InputError(f"{path}: is empty; encode a text that is not")
         tokens = np.memmap(path, dtype, mode="r")
-        largest = max(int(tokens[start : start + _SCAN_TOKENS].max()) for start in range(0, len(tokens), _SCAN_TOKENS))
+        largest, sha256 = 0, hashlib.sha256()
+        for start in range(0, len(tokens), _SCAN_TOKENS):
+            part = tokens[start : start + _SCAN_TOKENS]
+            largest = max(largest, int(part.max()))
+            sha256.update(part.data)
         if largest >= description.vocab_size:
             raise InputError(
                 f"{path}: token id {largest} lies outside its vocabulary of {description.vocab_size} tokens;"
+                " encode the text again"
+            )
+        if sha256.hexdigest() != description.data_sha256:
+            raise InputError(
+                f"{path}: has changed since it was made, says the digest in {description_path(path).name};"
                 " encode the text again"
             )
         return cls(path, tokens, description)
@@ -163,6 +172,8 @@ def read_description(path: Path) -> Description:
     remedy = "make the token file with `tokenization encode`"
     try:
         description = Description(**json.loads(beside.read_text()))
+        if any(type(getattr(description, entry.name)) is not entry.type for entry in fields(Description)):
+            raise TypeError
     except OSError as error:
         raise InputError(f"{beside}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, TypeError):
