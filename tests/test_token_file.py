@@ -271,6 +271,19 @@ def test_documents_of_several_files_are_kept_apart(tmp_path, small, texts, joine
     assert file.description.documents == documents
 
 
+@pytest.mark.parametrize(
+    ("texts", "documents"),
+    [(["one", "two", "", "three"], 3), ([f"one{END_OF_TEXT}"], 1), ([f"{END_OF_TEXT}a", "b"], 2)],
+)
+def test_without_a_separator_in_the_vocabulary_each_file_is_a_document(tmp_path, small, texts, documents):
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    plain = Tokenizer({token_id: token for token_id, token in small.vocab.items() if token_id < 256}, [])
+    file = plain.encode_files([tmp_path], tmp_path / "t.bin", num_processes=1)
+    assert file.tokens.tobytes()[::2] == "".join(texts).encode()
+    assert file.description.documents == documents
+
+
 def test_a_large_vocabulary_is_written_as_uint32(tmp_path, small):
     large = Tokenizer({**small.vocab, 70_000: b"the the"}, small.merges, ["the the"])
     (tmp_path / "t.txt").write_text("say the the twice")

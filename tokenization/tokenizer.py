@@ -167,16 +167,19 @@ class Tokenizer:
             for piece in cut_into_pieces(corpus.blocks(file), self.special_tokens, self.pattern)
         )
         processes = num_processes or available_cores()
-        current_file, in_document = 0, False
-        with TokenFileWriter(output, self.vocab_size, self.digest, self.end_of_text_id) as writer:
+        current_file, in_document, separator_id = 0, False, self.end_of_text_id
+        with TokenFileWriter(output, self.vocab_size, self.digest, separator_id) as writer:
             encoded = map_in_order(_encode_piece, pieces, processes, _start_encoding, (self, writer.dtype))
             for (number, piece), token_ids in encoded:
-                if number != current_file and in_document and self.end_of_text_id is not None:
-                    writer.write(np.array([self.end_of_text_id], writer.dtype))
+                if number != current_file and in_document:
+                    if separator_id is None:
+                        writer.num_documents += 1  # and nothing marks its end
+                    else:
+                        writer.write(np.array([separator_id], writer.dtype))
                     in_document = False
                 current_file = number
                 writer.write(token_ids)
-                _, separator, rest = piece.rpartition(END_OF_TEXT)
+                _, separator, rest = ("", "", piece) if separator_id is None else piece.rpartition(END_OF_TEXT)
                 in_document = bool(rest.strip()) or (in_document and not separator)
             corpus.close()
             if not writer.num_tokens:
