@@ -1,8 +1,10 @@
 """Proves that encoding with GPT-2's vocabulary equals tiktoken and Hugging Face id by id, that decoding inverts it,
 that a stream encodes as the whole in constant memory, and that a tokenizer comes back from its files unchanged."""
 
+import errno
 import itertools
 import json
+import os
 import random
 import tracemalloc
 from functools import partial
@@ -397,6 +399,28 @@ def test_a_special_token_that_vocab_json_cannot_hold_is_refused_and_nothing_is_w
     with pytest.raises(InputError, match="special token 'Ġ' reads like an ordinary token"):  # GPT-2's letter for " "
         Tokenizer(BYTES, [], ["Ġ"]).save(tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_a_full_disk_leaves_the_old_tokenizer_whole(tmp_path, monkeypatch, small, failing):
+    small.save(tmp_path)
+    calls = iter(range(10))
+
+    def fsync(descriptor):
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(InputError, match="cannot be written .No space left on device"):
+        Tokenizer(BYTES, [], ["another"]).save(tmp_path)
+    assert Tokenizer.load(tmp_path).digest == small.digest
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, small):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/t: cannot be written \(Not a directory\)"):
+        small.save(tmp_path / "file" / "t")
 
 
 def test_a_byte_without_a_token_is_named():

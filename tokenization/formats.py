@@ -10,7 +10,7 @@ A special token stands in vocab.json as its plain text.
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 def write_folder(
     folder: str | os.PathLike, vocab: Vocabulary, merges: Merges, special_tokens: Sequence[str], pattern: str
 ) -> None:
-    """Every file under a temporary name first, so that no folder holds half a tokenizer's file."""
+    """All the files or none, so that no folder holds half a tokenizer, or halves of two."""
     special = {token.encode(): token for token in special_tokens}
     table = {special.get(token) or bytes_to_text(token): token_id for token_id, token in vocab.items()}
     if len(table) != len(vocab):
@@ -104,23 +104,36 @@ def write_folder(
         raise InputError(f"special token {clash!r} reads like an ordinary token in {VOCAB_FILE}; give it another text")
     lines = ["#version: 0.2", *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in merges)]
     config = {"pattern": pattern, "special_tokens": list(special_tokens)}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_text(Path(folder) / VOCAB_FILE, json.dumps(table, ensure_ascii=False, indent=0) + "\n")
-    write_text(Path(folder) / MERGES_FILE, "\n".join(lines) + "\n")
-    write_text(Path(folder) / CONFIG_FILE, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+    texts = {
+        VOCAB_FILE: json.dumps(table, ensure_ascii=False, indent=0) + "\n",
+        MERGES_FILE: "\n".join(lines) + "\n",
+        CONFIG_FILE: json.dumps(config, ensure_ascii=False, indent=2) + "\n",
+    }
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_texts({Path(folder) / name: text for name, text in texts.items()})
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); make room or choose another place") from None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: written beside its target, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """All whole or none at all: written beside their targets, flushed to the disk, and only then renamed."""
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, temporary in temporaries.items():
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                file.write(texts[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def read_text(path: str | os.PathLike) -> str:
