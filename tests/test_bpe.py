@@ -214,6 +214,7 @@ def test_training_stops_when_no_pair_is_left():
         (END_OF_TEXT, {}, "no text to learn from"),
         ("text", {"vocab_size": 256}, "256 bytes and 1 special tokens need 257"),
         ("text", {"special_tokens": [""]}, "special token is empty"),
+        ("text", {"special_tokens": ["\udcff"]}, "special token '.udcff' is not UTF-8"),
         ("text", {"pattern": "("}, "not a regular expression"),
         (b"caf\xc3", {}, "not UTF-8 at byte 3 .0xc3."),
     ],

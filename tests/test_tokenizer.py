@@ -343,7 +343,7 @@ def test_the_digest_tells_tokenizers_apart(small):
 def test_merges_with_windows_line_ends_and_hash_signs(tmp_path):
     table = {bytes_text: n for n, bytes_text in enumerate(json.loads(vocab_json()))}
     (tmp_path / "vocab.json").write_text(json.dumps({**table, "##": 256, "###": 257}))
-    for content in ("#version: 0.2\r\n# #\r\n## #\r\n", "#version: 0.2\n# #\n## #", "# #\n## #\n"):
+    for content in ("#version: 0.2\r\n# #\r\n## #\r\n\r\n", "#version: 0.2\n# #\n## #", "# #\n## #\n"):
         (tmp_path / "merges.txt").write_bytes(content.encode())
         assert Tokenizer.load(tmp_path).merges == [(b"#", b"#"), (b"##", b"#")]
 
@@ -377,6 +377,9 @@ def vocab_json(*without: int) -> str:
         ("tokenizer_config.json", '{"special_tokens": "x"}', "must be a list of strings"),
         ("tokenizer_config.json", '{"special_tokens": [1]}', "must be a list of strings"),
         ("tokenizer_config.json", '{"special_tokens": [""]}', "special token is empty"),
+        ("tokenizer_config.json", '{"special_tokens": ["\\ud800"]}', "special token '.ud800' is not UTF-8"),
+        ("tokenizer_config.json", '{"pattern": 5}', "pattern is 5; it must be a string"),
+        ("tokenizer_config.json", '{"pattern": null}', "pattern is None; it must be a string"),
         ("tokenizer_config.json", '{"pattern": "("}', "not a regular expression"),
     ],
 )
@@ -411,7 +414,7 @@ def test_a_full_disk_leaves_the_old_tokenizer_whole(tmp_path, monkeypatch, small
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(InputError, match="cannot be written .No space left on device"):
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
         Tokenizer(BYTES, [], ["another"]).save(tmp_path)
     assert Tokenizer.load(tmp_path).digest == small.digest
     assert len(list(tmp_path.iterdir())) == 3

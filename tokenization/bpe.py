@@ -22,7 +22,13 @@ from tqdm import tqdm
 
 from tokenization.corpus import Corpus, available_cores, map_in_order
 from tokenization.errors import InputError
-from tokenization.pretokenization import GPT2_PATTERN, check_pattern, count_pretokens, cut_into_pieces
+from tokenization.pretokenization import (
+    GPT2_PATTERN,
+    check_pattern,
+    check_special_tokens,
+    count_pretokens,
+    cut_into_pieces,
+)
 
 Vocabulary = dict[int, bytes]
 Merges = list[tuple[bytes, bytes]]
@@ -98,8 +104,7 @@ def train_bpe(
 
 def initial_vocabulary(special_tokens: Sequence[str]) -> Vocabulary:
     """The id of a byte is its value; special tokens follow. One of a single byte is that byte's token."""
-    if "" in special_tokens:
-        raise InputError("a special token is empty; it would be found everywhere")
+    check_special_tokens(special_tokens)
     tokens = dict.fromkeys([bytes([value]) for value in range(256)] + [token.encode() for token in special_tokens])
     return dict(enumerate(tokens))
 

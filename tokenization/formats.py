@@ -69,11 +69,11 @@ def read_vocabulary(path: str | os.PathLike, special_tokens: Sequence[str]) -> V
 
 def read_merges(path: str | os.PathLike) -> Merges:
     merges: Merges = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):  # "# #" is a merge like any other
             continue
         try:
-            left, right = map(text_to_bytes, line.removesuffix("\r").split(" "))
+            left, right = map(text_to_bytes, line.split(" "))
         except (KeyError, ValueError):
             raise InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them") from None
         merges.append((left, right))
@@ -89,6 +89,8 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     special_tokens = config.get("special_tokens", [])
     if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
         raise InputError(f"{path}: special_tokens is {special_tokens!r}; it must be a list of strings")
+    if not isinstance(config.get("pattern", ""), str):
+        raise InputError(f"{path}: pattern is {config['pattern']!r}; it must be a string")
     return config
 
 

@@ -53,6 +53,14 @@ def check_pattern(pattern: str) -> None:
         raise InputError(f"the split pattern {pattern!r} is not a regular expression: {error}") from None
 
 
+def check_special_tokens(special_tokens: Sequence[str]) -> None:
+    for token in special_tokens:
+        if not token:
+            raise InputError("a special token is empty; it would be found everywhere")
+        if any("\ud800" <= character <= "\udfff" for character in token):
+            raise InputError(f"special token {token!r} is not UTF-8; no text could hold it")
+
+
 def cut_into_pieces(
     blocks: Iterable[str], special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN, size: int = PIECE_CHARACTERS
 ) -> Iterator[str]:

@@ -22,6 +22,7 @@ from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
     check_pattern,
+    check_special_tokens,
     cut_into_pieces,
     pretokenize,
     split_on_special_tokens,
@@ -49,8 +50,7 @@ class Tokenizer:
         self.merges = list(merges)
         self.special_tokens = list(dict.fromkeys(special_tokens or []))
         self.pattern = pattern
-        if "" in self.special_tokens:
-            raise InputError("a special token is empty; it would be found everywhere")
+        check_special_tokens(self.special_tokens)
         check_pattern(pattern)
         ids = {token: token_id for token_id, token in self.vocab.items()}
         for special in self.special_tokens:
