@@ -9,6 +9,7 @@ A merge only touches the words that hold the pair, so the counts are corrected t
 merges that spell the same bytes give one token: the vocabulary maps ids to distinct byte strings.
 """
 
+import contextlib
 import heapq
 import os
 import sys
@@ -136,9 +137,11 @@ def count_corpus(
     pieces = (piece for file in corpus.files for piece in cut_into_pieces(corpus.blocks(file), special_tokens, pattern))
     counts: Counter[bytes] = Counter()
     processes = num_processes or available_cores()
-    for _, piece_counts in map_in_order(_count_piece, pieces, processes, _start_counting, (special_tokens, pattern)):
-        counts.update(piece_counts)
-    corpus.close()
+    with contextlib.closing(corpus):
+        for _, piece_counts in map_in_order(
+            _count_piece, pieces, processes, _start_counting, (special_tokens, pattern)
+        ):
+            counts.update(piece_counts)
     report.seconds["reading"] = corpus.read_seconds
     report.seconds["pre-tokenizing"] = time.perf_counter() - start - corpus.read_seconds
     report.text_bytes = corpus.num_bytes

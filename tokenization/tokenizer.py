@@ -10,6 +10,7 @@ import heapq
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +169,7 @@ class Tokenizer:
         )
         processes = num_processes or available_cores()
         current_file, in_document, separator_id = 0, False, self.end_of_text_id
-        with TokenFileWriter(output, self.vocab_size, self.digest, separator_id) as writer:
+        with closing(corpus), TokenFileWriter(output, self.vocab_size, self.digest, separator_id) as writer:
             encoded = map_in_order(_encode_piece, pieces, processes, _start_encoding, (self, writer.dtype))
             for (number, piece), token_ids in encoded:
                 if number != current_file and in_document:
@@ -181,7 +182,6 @@ class Tokenizer:
                 writer.write(token_ids)
                 _, separator, rest = ("", "", piece) if separator_id is None else piece.rpartition(END_OF_TEXT)
                 in_document = bool(rest.strip()) or (in_document and not separator)
-            corpus.close()
             if not writer.num_tokens:
                 raise InputError(f"{', '.join(map(str, inputs))}: no text to encode; the input is empty")
             writer.num_documents += in_document  # one that no separator closes
