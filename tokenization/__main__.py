@@ -1,6 +1,8 @@
 """The command `tokenization`, also `python -m tokenization`: train, encode, decode, inspect, compare."""
 
 import argparse
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -150,6 +152,8 @@ def run_decode(args: argparse.Namespace) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
+    if args.count < 1:
+        raise InputError(f"--count {args.count}: at least one is needed")
     tokenizer = Tokenizer.load(args.tokenizer)
     special_tokens = {token.encode() for token in tokenizer.special_tokens}
     learnt = [token for token in tokenizer.vocab.values() if token not in special_tokens]
@@ -166,6 +170,8 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
+    if not 0 < args.megabytes < math.inf:
+        raise InputError(f"--megabytes {args.megabytes}: must be more than 0, and a finite number")
     tokenizers = {folder: Tokenizer.load(folder) for folder in args.tokenizers}
     texts = {name: beginning(name, int(args.megabytes * 1e6)) for name in args.text}
     width, text_width = max(map(len, ["tokenizer", *tokenizers])), max(map(len, ["text", *texts]))
@@ -212,15 +218,26 @@ def check_processes(num_processes: int | None) -> None:
         raise InputError(f"--processes {num_processes}: at least one is needed")
 
 
+def drop_stdout() -> None:
+    """What waits to be written cannot be; Python would try it once more on leaving, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
     except InputError as error:
         print(f"tokenization {args.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has left, as `head` does
+        drop_stdout()
+        return 141
     except OSError as error:
-        print(f"tokenization {args.command}: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:
+            drop_stdout()
+        print(f"tokenization {args.command}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"tokenization {args.command}: interrupted; nothing was written", file=sys.stderr)

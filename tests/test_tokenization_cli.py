@@ -1,0 +1,322 @@
+"""Proves that the command does what its help says from text to token file and back, and that whatever it is given
+wrongly gets one line, exit code 2 and nothing half-written; Ctrl-C ends it with 130 and no file."""
+
+import gzip
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tokenization import END_OF_TEXT, TokenFile, Tokenizer, train_bpe
+from tokenization.__main__ import main
+
+TEXT = f"The cat's tale.\nThe cat saw the other cat, and the other cat saw her.{END_OF_TEXT}\nA hat! É 漢字 😀\n" * 20
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path, monkeypatch, small) -> Path:
+    """The working folder: text.txt, empty.txt, latin.txt (not UTF-8), tok/ (a tokenizer), text.bin (made with it)."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT, encoding="utf-8", newline="")
+    Path("empty.txt").touch()
+    Path("latin.txt").write_bytes(b"un caf\xe9 au lait")
+    small.save("tok")
+    small.encode_files(["text.txt"], "text.bin", num_processes=1)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def run(line: str) -> int:
+    return main(line.split(" "))
+
+
+def command(line: str) -> list[str]:
+    return [sys.executable, "-m", "tokenization", *line.split()]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+
+
+def test_from_text_to_tokens_and_back(capsys):
+    assert run("train text.txt --vocab-size 290 --output new/tok --processes 1") == 0
+    out = capsys.readouterr().out
+    assert "vocabulary      290 tokens" in out
+    assert re.search(r"time .* reading .*, pre-tokenizing .*, initial counts .*, merges ", out)
+    assert "longest token" in out
+    assert "written         new/tok" in out
+    tokenizer = Tokenizer.load("new/tok")
+    assert (tokenizer.vocab, tokenizer.merges) == train_bpe("text.txt", 290, [END_OF_TEXT], num_processes=1)
+
+    assert run("encode text.txt --tokenizer new/tok --output new/data/text.bin --processes 1") == 0
+    file = TokenFile.open("new/data/text.bin")
+    assert file.tokens.tolist() == tokenizer.encode(TEXT)
+    assert file.description.tokenizer_sha256 == tokenizer.digest
+    out = capsys.readouterr().out
+    assert f"21 documents -> {len(file):,} uint16 tokens" in out
+    assert "written: new/data/text.bin and text.bin.json" in out
+
+    assert run("decode new/data/text.bin --tokenizer new/tok") == 0
+    assert capsys.readouterr().out == TEXT
+
+
+@pytest.mark.parametrize(("start", "limit"), [(0, 5), (3, 4), (10, None), (10**6, 5), (0, 10**6), (2, 0)])
+def test_decoding_a_part(capsys, small, start, limit):
+    arguments = f"decode text.bin --tokenizer tok --start {start}" + (f" --limit {limit}" if limit is not None else "")
+    assert run(arguments) == 0
+    token_ids = TokenFile.open("text.bin").tokens[start:].tolist()[:limit]
+    assert capsys.readouterr().out == small.decode(token_ids)
+
+
+def test_inspecting(capsys, small):
+    assert run("inspect tok --count 3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tok: 300 tokens, 43 merges"
+    assert lines[1] == f"special tokens: {END_OF_TEXT}"
+    first, last = lines.index("first merges:"), lines.index("last merges:")
+    longest = [int(line.split()[0]) for line in lines[lines.index("longest tokens:") + 1 : first]]
+    assert (
+        longest == sorted((len(token) for token_id, token in small.vocab.items() if token_id != 256), reverse=True)[:3]
+    )
+    shown = [tuple(map(repr, (left.decode(), right.decode()))) for left, right in small.merges]
+    assert lines[first + 1 : last] == [f"  {left} + {right}" for left, right in shown[:3]]
+    assert lines[last + 1 :] == [f"  {left} + {right}" for left, right in shown[-3:]]
+
+
+def test_comparing_gives_the_table_of_tokenizers_against_texts(capsys, small, monkeypatch):
+    clock = SimpleNamespace(perf_counter=partial(next, itertools.count(0, 0.001)))
+    monkeypatch.setattr("tokenization.__main__.time", clock)
+    Tokenizer({n: bytes([n]) for n in range(256)}, [], []).save("bytes")
+    Path("more.txt").write_text("the cat and the rain " * 50)
+    assert run("compare tok bytes --text text.txt more.txt") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [
+        ["tok", "text.txt"],
+        ["bytes", "text.txt"],
+        ["tok", "more.txt"],
+        ["bytes", "more.txt"],
+    ]
+    num_bytes, num_tokens = len(TEXT.encode()), len(small.encode(TEXT))
+    assert rows[0][2:4] == [f"{num_bytes / num_tokens:.3f}", f"{num_tokens / num_bytes:.4f}"]
+    assert rows[1][2:4] == rows[3][2:4] == ["1.000", "1.0000"]
+    speeds = [num_bytes * 1000, num_bytes * 1000, 1050 * 1000, 1050 * 1000]  # bytes a second, at 1 ms a text
+    assert [row[4:] for row in rows] == [[f"{speed / 1e6:.2f}", f"{825e9 / speed / 3600:.1f}"] for speed in speeds]
+
+
+def test_comparing_takes_only_the_beginning(capsys):
+    Path("text.txt").write_text("a" * 1000 + "\x00" * 1000)
+    Tokenizer({n: bytes([n]) for n in range(256)} | {256: b"aa"}, [(b"a", b"a")], []).save("pairs")
+    assert run("compare pairs --text text.txt --megabytes 0.001") == 0
+    assert "2.000" in capsys.readouterr().out
+
+
+def test_special_tokens_are_taken_from_the_command_line():
+    arguments = ["train", "text.txt", "--vocab-size", "270", "--output", "t", "--processes", "1"]
+    assert main([*arguments, "--special-token", "<|a b|>", "--special-token", "漢"]) == 0
+    assert Tokenizer.load("t").special_tokens == ["<|a b|>", "漢"]
+    assert Tokenizer.load("t").encode("漢<|a b|>") == [257, 256]
+
+
+def test_fewer_pairs_than_asked_for_are_said(capsys):
+    Path("short.txt").write_text("abab")
+    assert run("train short.txt --vocab-size 1000 --output t --processes 1") == 0
+    assert "the text has no more pairs to merge: 259 tokens, not 1,000" in capsys.readouterr().out
+
+
+def test_a_tokenizer_is_replaced_only_when_asked(capsys):
+    arguments = "train text.txt --vocab-size 270 --output tok --processes 1"
+    before = Tokenizer.load("tok").digest
+    assert run(arguments) == 2
+    assert "tok: already holds a tokenizer" in capsys.readouterr().err
+    assert Tokenizer.load("tok").digest == before
+    assert run(f"{arguments} --overwrite") == 0
+    assert Tokenizer.load("tok").vocab_size == 270
+
+
+def test_replacing_what_is_not_utf8(small):
+    assert run("encode latin.txt --tokenizer tok --output l.bin --errors replace --processes 1") == 0
+    assert small.decode(TokenFile.open("l.bin").tokens.tolist()) == "un caf\ufffd au lait"
+
+
+BAD_INPUT = {
+    "train none.txt --vocab-size 300 --output t": r"none\.txt: no such file, folder or pattern",
+    "train text.txt no*.txt --vocab-size 300 --output t": r"no\*\.txt: no such file",
+    "train hollow --vocab-size 300 --output t": r"hollow: no \.txt or \.txt\.gz file in this folder; name the files",
+    "train empty.txt --vocab-size 300 --output t": r"empty\.txt: no text to learn from; the input is empty",
+    "train latin.txt --vocab-size 300 --output t": r"latin\.txt: not UTF-8 at byte 6 \(0xe9\).*--errors replace",
+    "train text.txt latin.txt --vocab-size 300 --output t": r"latin\.txt: not UTF-8 at byte 6",
+    "train text.txt --vocab-size 256 --output t": "vocab_size 256 is too small.* need 257",
+    "train text.txt --vocab-size -5 --output t": "vocab_size -5 is too small",
+    "train text.txt --vocab-size 300 --output text.txt": r"text\.txt: is a file; --output names a folder",
+    "train text.txt --vocab-size 300 --output text.txt/t": r"text\.txt/t: cannot be written",
+    "train text.txt --vocab-size 300 --output t --processes 0": "--processes 0: at least one",
+    "train text.txt --vocab-size 300 --output t --special-token \udcff": "special token '.udcff' is not UTF-8",
+    "train bad.gz --vocab-size 300 --output t": r"bad\.gz: damaged gzip file",
+    "encode none.txt --tokenizer tok --output t.bin": r"none\.txt: no such file",
+    "encode empty.txt --tokenizer tok --output t.bin": r"empty\.txt: no text to encode; the input is empty",
+    "encode latin.txt --tokenizer tok --output t.bin": "not UTF-8 at byte 6",
+    "encode bad.gz --tokenizer tok --output t.bin": r"bad\.gz: damaged gzip file",
+    "encode text.txt --tokenizer none --output t.bin": "none: no such tokenizer folder",
+    "encode text.txt --tokenizer text.txt --output t.bin": r"text\.txt: no such tokenizer folder",
+    "encode text.txt --tokenizer half --output t.bin": "1 of the 256 single bytes have no token",
+    "encode text.txt --tokenizer tok --output tok": "tok: is a folder or a device",
+    "encode text.txt --tokenizer tok --output text.txt/t.bin": r"text\.txt/t\.bin: cannot be written",
+    "encode text.txt --tokenizer tok --output t.bin --processes -1": "--processes -1: at least one",
+    "decode none.bin --tokenizer tok": r"none\.bin: no such token file",
+    "decode text.txt --tokenizer tok": r"text\.txt\.json: cannot be read",
+    "decode text.bin --tokenizer other": r"text\.bin: was made by another tokenizer than other",
+    "decode odd.bin --tokenizer tok": r"odd\.bin: \d+ bytes are not a whole number",
+    "decode high.bin --tokenizer tok": "token id 65535 lies outside its vocabulary of 300 tokens",
+    "decode changed.bin --tokenizer tok": r"changed\.bin: has changed since it was made",
+    "decode text.bin --tokenizer tok --start -1": "--start -1 .* must not be negative",
+    "decode text.bin --tokenizer tok --limit -1": "--limit -1 must not be negative",
+    "inspect none": "none: no such tokenizer folder",
+    "inspect half": "1 of the 256 single bytes have no token",
+    "inspect tok --count 0": "--count 0: at least one",
+    "inspect tok --count -1": "--count -1: at least one",
+    "compare tok none --text text.txt": "none: no such tokenizer folder",
+    "compare tok --text none.txt": r"none\.txt: no such file",
+    "compare tok --text empty.txt": r"empty\.txt: is empty",
+    "compare tok --text latin.txt": "not UTF-8 at byte 6",
+    "compare tok --text text.txt --megabytes 0": "--megabytes 0.0: must be more than 0",
+    "compare tok --text text.txt --megabytes -1": "--megabytes -1.0: must be more than 0",
+    "compare tok --text text.txt --megabytes nan": "--megabytes nan: must be more than 0",
+    "compare tok --text text.txt --megabytes inf": "--megabytes inf: must be more than 0",
+}
+
+
+@pytest.fixture
+def damaged(work):
+    """Inputs that are wrong each in its own way."""
+    Path("hollow").mkdir()
+    Path("bad.gz").write_bytes(gzip.compress(TEXT.encode())[:-4])
+    Tokenizer({n: bytes([n]) for n in range(256)}, []).save("other")
+    Tokenizer({n: bytes([n]) for n in range(255)}, []).save("half")
+    data = Path("text.bin").read_bytes()
+    for name, damaged in {"odd": data[:-1], "high": b"\xff\xff" + data[2:], "changed": b"\x01\x00" + data[2:]}.items():
+        Path(f"{name}.bin").write_bytes(damaged)
+        Path(f"{name}.bin.json").write_bytes(Path("text.bin.json").read_bytes())
+
+
+@pytest.mark.parametrize("arguments", BAD_INPUT)
+def test_bad_input_gets_one_line_and_nothing_is_written(work, damaged, capsys, arguments):
+    before = contents(work)
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"tokenization {arguments.split()[0]}: .*{BAD_INPUT[arguments]}.*\n", err)
+    assert out == ""
+    assert contents(work) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", ["", "unknown", "train text.txt --output t", "train text.txt --vocab-size x --output t", "inspect"]
+)
+def test_a_wrong_command_line_exits_with_2(work, capsys, arguments):
+    before = contents(work)
+    with pytest.raises(SystemExit) as error:
+        main(arguments.split())
+    assert error.value.code == 2
+    assert "usage: tokenization" in capsys.readouterr().err
+    assert contents(work) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train latin.txt --vocab-size 300 --output t",
+        "encode text.txt latin.txt --tokenizer tok --output t.bin --processes 2",
+    ],
+)
+def test_as_a_program_bad_input_exits_with_2_and_no_traceback(work, arguments):
+    before = contents(work)
+    done = subprocess.run(command(arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"tokenization \w+: latin\.txt: not UTF-8 at byte 6 .*\n", done.stderr)
+    assert done.stdout == ""
+    assert contents(work) == before
+
+
+def test_as_a_program_the_text_on_stdout_is_utf8_whatever_the_locale():
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command("decode text.bin --tokenizer tok"), env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, TEXT, b"")
+
+
+def test_a_reader_that_leaves_early_is_no_error(work, small):
+    Path("long.txt").write_text("the cat and the hat " * 20_000)  # more than a pipe and its buffers hold
+    small.encode_files(["long.txt"], "long.bin", num_processes=1)
+    with subprocess.Popen(
+        command("decode long.bin --tokenizer tok"), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.read(7) == b"the cat"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141  # as a program that the signal SIGPIPE ends
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
+def test_a_full_disk_under_the_output_is_said_once():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("decode text.bin --tokenizer tok"),
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, b"tokenization decode: standard output: No space left on device\n")
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory) -> Path:
+    """A small file of a gigabyte of text: the same member of a .gz again and again. Nobody gets to its end."""
+    path = tmp_path_factory.mktemp("endless") / "endless.txt.gz"
+    path.write_bytes(gzip.compress(("The cat saw the other cat, said the cat.\n" * 100_000).encode()) * 250)
+    return path
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize(
+    "arguments", ["encode {} --tokenizer tok --output out.bin", "train {} --vocab-size 300 --output out"]
+)
+def test_ctrl_c_ends_with_130_and_no_file(work, endless, arguments, num_processes):
+    before = contents(work)
+    line = f"{arguments.format(endless)} --processes {num_processes}"
+    process = subprocess.Popen(
+        command(line), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    shown = b""
+    while b"%" not in shown and (character := process.stderr.read(1)):  # the progress bar: the work is under way
+        shown += character
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the program and its processes
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode().splitlines()[-1] == f"tokenization {arguments.split()[0]}: interrupted; nothing was written"
+    assert b"Traceback" not in err
+    assert out == b""
+    assert contents(work) == before
+
+
+def test_the_help_of_every_command_shows_how_to_call_it(capsys):
+    for name in ("train", "encode", "decode", "inspect", "compare"):
+        with pytest.raises(SystemExit) as error:
+            main([name, "--help"])
+        assert error.value.code == 0
+        assert f"\n  tokenization {name} " in capsys.readouterr().out
+
+
+def test_the_json_beside_the_tokens_is_what_other_tools_read():
+    about = json.loads(Path("text.bin.json").read_text())
+    assert about["tokens"] * 2 == Path("text.bin").stat().st_size
+    assert about["bytes"] == len(TEXT.encode())
