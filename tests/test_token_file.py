@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, corpus
 from tokenization import tokenizer as tokenizer_module
-from tokenization.corpus import Corpus, find_files
+from tokenization.corpus import Corpus, find_files, map_in_order
 from tokenization.pretokenization import cut_into_pieces
 from tokenization.token_file import TokenFileWriter, description_path, token_dtype
 
@@ -261,13 +262,16 @@ def test_any_number_of_processes_any_pieces_and_blocks_give_the_same_file(folder
             3,
         ),  # the second begins with an empty one
         ([f"{END_OF_TEXT}"], END_OF_TEXT, 1),
+        (["one\n\n", "two"], f"one\n\n{END_OF_TEXT}two", 2),  # in small pieces the first ends with a blank one
     ],
 )
-def test_documents_of_several_files_are_kept_apart(tmp_path, small, texts, joined, documents):
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_documents_of_several_files_are_kept_apart(tmp_path, monkeypatch, small, texts, joined, documents, size):
+    monkeypatch.setattr(tokenizer_module, "cut_into_pieces", partial(cut_into_pieces, size=size))
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.txt").write_text(text, newline="")
     file = small.encode_files([tmp_path], tmp_path / "t.bin", num_processes=1)
-    assert small.decode(file.tokens.tolist()) == joined
+    assert small.decode(file.tokens) == joined
     assert file.description.documents == documents
 
 
@@ -292,6 +296,33 @@ def test_a_large_vocabulary_is_written_as_uint32(tmp_path, small):
     assert file.description.vocab_size == 70_001
     assert 70_000 in file.tokens
     assert large.decode(file.tokens.tolist()) == "say the the twice"
+
+
+# processes
+
+
+def interrupt_itself(item: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return -item
+
+
+def test_results_come_in_order_and_ctrl_c_is_not_the_workers_to_answer():
+    assert list(map_in_order(interrupt_itself, range(1, 9), 2, int, ())) == [(n, -n) for n in range(1, 9)]
+
+
+@pytest.mark.parametrize(("num_processes", "at_most"), [(1, 2), (2, 4), (3, 6)])
+def test_only_a_few_items_are_under_way(num_processes, at_most):
+    taken = []
+    results = map_in_order(str, (taken.append(n) or n for n in range(100)), num_processes, int, ())
+    assert not taken
+    assert next(results) == (0, "0")
+    assert len(taken) <= at_most
+    assert [result for _, result in results] == [str(n) for n in range(1, 100)]
+
+
+def test_a_failure_in_a_process_reaches_the_caller():
+    with pytest.raises(ZeroDivisionError):
+        list(map_in_order((1).__truediv__, [1, 0, 2], 2, int, ()))
 
 
 # text that cannot be read

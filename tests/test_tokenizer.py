@@ -319,6 +319,7 @@ def test_another_pattern_is_saved(tmp_path, small):
 
 def test_hugging_face_reads_what_is_saved(tmp_path, small, random_text):
     small.save(tmp_path)
+    assert not any(b"\r" in file.read_bytes() for file in tmp_path.iterdir())
     other = hugging_face(tmp_path, small.special_tokens)
     for text in (TRICKY, *(random_text(seed) for seed in range(50))):
         assert small.encode(text) == other.encode(text).ids
