@@ -226,6 +226,13 @@ def test_files_folders_globs_and_gz_give_one_token_file(folder, monkeypatch, sma
     assert about.data_sha256 == hashlib.sha256((folder / "out" / "t.bin").read_bytes()).hexdigest()
 
 
+def test_a_tokenizer_beside_the_text_is_no_text(folder, small):
+    before = find_files([folder])
+    small.save(folder / "tokenizer")
+    assert find_files([folder]) == before
+    assert find_files([folder / "tokenizer" / "merges.txt"]) == [folder / "tokenizer" / "merges.txt"]
+
+
 def test_each_file_is_found_once_and_in_order(folder, monkeypatch):
     monkeypatch.chdir(folder)
     found = [file.as_posix() for file in find_files(["deeper", ".", "notes.md", "a.txt", "[ab].txt*"])]

@@ -25,6 +25,7 @@ from tokenization.errors import InputError
 
 BLOCK_BYTES = 1 << 20
 TEXT_SUFFIXES = (".txt", ".txt.gz")  # what is taken from a folder; a file that is named is read whatever it is called
+NO_TEXT = "merges.txt"  # but for this: a tokenizer is often kept beside its text
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,7 +37,8 @@ def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
     for name in map(str, inputs):
         path = Path(name)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.is_file())
+            texts = (file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.name != NO_TEXT)
+            found = sorted(file for file in texts if file.is_file())
             if not found:
                 raise InputError(f"{name}: no {' or '.join(TEXT_SUFFIXES)} file in this folder; name the files")
         elif path.exists():
