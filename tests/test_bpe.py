@@ -188,14 +188,17 @@ def test_memory_grows_with_different_pretokens_not_with_the_text(tmp_path, monke
 
 def test_the_report(text_file):
     report = TrainingReport()
-    vocab, _ = train_bpe(text_file, 300, [END_OF_TEXT], num_processes=1, report=report)
-    counts = count_pretokens(text_file.read_bytes().decode(), [END_OF_TEXT])
+    special_tokens = [END_OF_TEXT, "a long special token, which nothing has learnt"]
+    vocab, _ = train_bpe(text_file, 300, special_tokens, num_processes=1, report=report)
+    counts = count_pretokens(text_file.read_bytes().decode(), special_tokens)
     assert list(report.seconds) == ["reading", "pre-tokenizing", "initial counts", "merges"]
     assert all(seconds >= 0 for seconds in report.seconds.values())
     assert report.text_bytes == text_file.stat().st_size
     assert (report.pretokens, report.unique_pretokens) == (counts.total(), len(counts))
     assert report.vocab_size == len(vocab) == 300
-    assert len(report.longest_token) == max(map(len, set(vocab.values()) - {END_OF_TEXT.encode()}))
+    assert len(report.longest_token) == max(
+        map(len, set(vocab.values()) - {token.encode() for token in special_tokens})
+    )
     assert report.peak_memory_bytes is None or report.peak_memory_bytes > 1_000_000
     assert f"longest token   {len(report.longest_token)} bytes" in report.lines()[-1]
 

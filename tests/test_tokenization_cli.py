@@ -46,7 +46,8 @@ def command(line: str) -> list[str]:
     return [sys.executable, "-m", "tokenization", *line.split()]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+ENVIRONMENT |= {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
 
 
 def test_from_text_to_tokens_and_back(capsys):

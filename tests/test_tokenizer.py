@@ -131,6 +131,11 @@ def test_ids_equal_merging_the_oldest_pair_again_and_again(seed):
         assert [vocab[token_id] for token_id in tokenizer.encode(text)] == tokens
 
 
+def test_of_a_merge_given_twice_the_first_counts():
+    vocab = {**BYTES, 256: b"ab", 257: b"bc"}
+    assert Tokenizer(vocab, [(b"a", b"b"), (b"b", b"c"), (b"a", b"b")]).encode("abc") == [256, 99]
+
+
 def test_every_learnt_token_is_its_own_encoding(small):
     ranks = small._ranks
     for token_id, token in small.vocab.items():
