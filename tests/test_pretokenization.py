@@ -97,6 +97,15 @@ def test_pieces_of_random_text_split_as_the_whole(seed, random_text):
     assert in_pieces(list(text), special_tokens) == whole(text, special_tokens)
 
 
+@pytest.mark.parametrize("size", [1, 8])
+def test_special_tokens_longer_than_a_piece_are_not_cut(size):
+    special_tokens = ["one two three four five", " two three", "five six\n\nseven"]
+    text = "x one two three four five six one two three four five six\n\nseven  one two three four six"
+    for step in range(1, 30):
+        blocks = [text[start : start + step] for start in range(0, len(text), step)]
+        assert in_pieces(blocks, special_tokens, size=size) == whole(text, special_tokens)
+
+
 @pytest.mark.parametrize("special_tokens", [[END_OF_TEXT], OVERLAPPING])
 def test_another_pattern_is_cut_after_special_tokens_only(special_tokens):
     pattern = r"\S+\s*|\s+"  # here "a " is one pre-token: a cut before white space would be wrong
@@ -131,6 +140,7 @@ def test_a_text_without_a_place_to_cut_is_searched_a_few_times_only(block, monke
         ("one ", (), 3),  # the space is known to end the word; the word that follows may yet take it
         ("one two", ["e t"], 5),  # never inside a special token, but after one
         ("one two three four <|end", [END_OF_TEXT], 7),  # the last 12 characters may begin a special token
+        ("xxxxxa bbb", ["a bbbbbbbbbb"], 0),  # shorter than the special token that may be coming
         (f"x{END_OF_TEXT}", [END_OF_TEXT], 14),
         (f"x{END_OF_TEXT}", [END_OF_TEXT, END_OF_TEXT * 2], 0),
     ],

@@ -91,7 +91,7 @@ def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
     that is not white space to one that is, so what follows such a place does not depend on what was before it.
     """
     # A special token that begins in the last characters may be incomplete, or grow into a longer one.
-    decided = len(text) - max(map(len, special_tokens), default=1) + 1
+    decided = max(0, len(text) - max(map(len, special_tokens), default=1) + 1)
     if pattern == GPT2_PATTERN:
         for match in regex.finditer(r"(?r)(?<=\S)\s", text[:decided]):  # (?r) searches from the end
             if not any(_spans(text, match.start(), token) for token in special_tokens):
