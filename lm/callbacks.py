@@ -1,0 +1,207 @@
+"""What happens around the training steps: checkpoints, figures to watch, a progress bar, samples of text."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
+
+from lm.checkpoint import BEST, LAST, TOKENIZER
+from lm.generation import Sampling, generate
+
+
+def run_folder(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir)
+
+
+class Checkpoints(Checkpoint):
+    """Keeps the newest state and that of the lowest validation loss, and the tokenizer beside them.
+
+    Args:
+        every_n_steps: last.ckpt is also written this often between validations.
+    """
+
+    def __init__(self, every_n_steps: int = 500):
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoints.every_n_steps is {every_n_steps}; it must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.best_loss = float("inf")
+        self.saved_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            trainer.datamodule.tokenizer.save(run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning validates before it stops, at whatever step that is
+        validation_due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
+        if trainer.global_step % self.every_n_steps == 0 and not (validation_due or trainer.should_stop):
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        loss = trainer.callback_metrics["val/loss"].item()
+        if loss < self.best_loss:
+            self.best_loss = loss
+            trainer.save_checkpoint(run_folder(trainer) / BEST, weights_only=False)
+        self._save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if trainer.global_step != self.saved_step:
+            self.saved_step = trainer.global_step
+            trainer.save_checkpoint(run_folder(trainer) / LAST, weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_loss = state_dict["best_loss"]
+
+
+class Throughput(Callback):
+    """Logs tokens seen since the beginning of the run, and tokens per second of training on all devices together.
+
+    The clock runs from one logged step to the next; validation and what follows it do not count.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self.tokens, self.start = 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        tokens = batch[0].numel() * trainer.world_size
+        self.tokens += tokens
+        seen = trainer.global_step * trainer.accumulate_grad_batches * tokens
+        pl_module.log("train/tokens_seen", float(seen))
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            speed = self.tokens / (time.perf_counter() - self.start)
+            pl_module.log("train/tokens_per_second", speed, prog_bar=True)
+            self._restart()
+
+
+class TrainingBar(ProgressBar):
+    """One bar for the run, in optimizer steps, with loss and tokens/s; one for each validation, and its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+        self.bars: list[Any] = []  # the innermost last
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self.enabled:
+            tqdm.write(" ".join(map(str, args)))
+
+    def _open(self, description: str, total: float, unit: str, initial: int = 0, leave: bool = True) -> None:
+        self.bars.append(
+            tqdm(
+                total=total,
+                desc=description,
+                unit=unit,
+                initial=initial,
+                leave=leave,
+                disable=not self.enabled,
+                dynamic_ncols=True,
+            )
+        )
+
+    def _close(self) -> None:
+        if self.bars:
+            self.bars.pop().close()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("training", trainer.max_steps, "step", initial=trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        bar = self.bars[-1]
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            metrics = trainer.progress_bar_metrics
+            figures = {"loss": f"{float(metrics['train/loss']):.3f}"}
+            if "train/tokens_per_second" in metrics:
+                figures["tokens/s"] = f"{float(metrics['train/tokens_per_second']):,.0f}"
+            bar.set_postfix(figures, refresh=False)
+        bar.update(trainer.global_step - bar.n)
+
+    def on_train_end(self, *_: Any) -> None:
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        while self.bars:
+            self._close()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = trainer.num_val_batches
+        self._open("validating", sum(batches) if isinstance(batches, list) else batches, "batch", leave=False)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.bars[-1].update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+        metrics = trainer.callback_metrics
+        if "val/loss" in metrics and not trainer.sanity_checking:
+            self.print(
+                f"step {trainer.global_step}: validation loss {metrics['val/loss']:.4f},"
+                f" perplexity {metrics['val/perplexity']:.2f}, {metrics['val/bits_per_byte']:.4f} bits per byte"
+            )
+
+
+class TextSamples(Callback):
+    """Writes a text after each validation, for TensorBoard's Text tab, so that one sees the model learn.
+
+    Args:
+        prompt: how the text begins.
+        max_new_tokens: its length at most; 0 writes none.
+        temperature: of the sampling.
+    """
+
+    def __init__(self, prompt: str = "Once upon a time", max_new_tokens: int = 100, temperature: float = 0.8):
+        self.prompt, self.max_new_tokens = prompt, max_new_tokens
+        self.sampling = Sampling(temperature)
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (
+            not self.max_new_tokens
+            or trainer.state.fn != "fit"
+            or trainer.sanity_checking
+            or not trainer.is_global_zero
+        ):
+            return
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        token_ids = tokenizer.encode(self.prompt)
+        new_ids = generate(
+            pl_module.model,  # type: ignore[arg-type]
+            token_ids,
+            self.max_new_tokens,
+            self.sampling,
+            stop_id=tokenizer.end_of_text_id,
+            vocab_size=tokenizer.vocab_size,
+        )
+        text = self.prompt + tokenizer.decode(new_ids)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("sample", text, trainer.global_step)

@@ -1,0 +1,109 @@
+"""A run is one folder, sufficient by itself, and this file knows what is in it:
+
+    config.yaml  the whole configuration           last.ckpt  the newest state, to go on from
+    tokenizer/   a copy of the tokenizer           best.ckpt  the state of the lowest validation loss
+    events.*     what TensorBoard shows
+
+A checkpoint is written beside its target, flushed to the disk and renamed, so that the name always stands for a
+whole one; it is loaded with weights only, so that no code in it can run.
+"""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from lm.transformer import TransformerLM
+from tokenization import InputError, Tokenizer
+
+LAST, BEST, TOKENIZER, CONFIG = "last.ckpt", "best.ckpt", "tokenizer", "config.yaml"
+
+MODEL_SETTINGS = (
+    "vocab_size",
+    "context_length",
+    "d_model",
+    "num_layers",
+    "num_heads",
+    "d_ff",
+    "rope_theta",
+    "norm_position",
+    "position_encoding",
+    "feed_forward",
+)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """How Lightning writes and reads our checkpoints."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(path)
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        folder = path if path.is_dir() else path.parent
+        found = ", ".join(str(file) for file in sorted(folder.glob("*.ckpt")))
+        raise InputError(f"{path}: no such checkpoint; " + (f"there is {found}" if found else "train with `lm fit`"))
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise InputError(f"{path}: cannot be read as a checkpoint; it is damaged, or not one of ours") from None
+    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise InputError(f"{path}: is not a checkpoint of `lm fit`")
+    return checkpoint
+
+
+def load_model(path: str | os.PathLike) -> TransformerLM:
+    """The trained model alone, on the CPU, ready to generate."""
+    checkpoint = load_checkpoint(path)
+    settings = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
+    model = TransformerLM(**settings)
+    prefix = "model."
+    model.load_state_dict(
+        {
+            name.removeprefix(prefix): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+    )
+    return model
+
+
+def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer that belongs to a checkpoint: the copy in its folder."""
+    return Tokenizer.load(Path(path).parent / TOKENIZER)
+
+
+def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path: str | os.PathLike) -> list[str]:
+    """What changes between a checkpoint and the run that goes on from it, a line each, "name: old -> new".
+
+    Raises InputError where the change is one of the model's shape, which the weights do not fit.
+    """
+    changes = []
+    for name, old in checkpoint["hyper_parameters"].items():
+        new = settings.get(name)
+        if new == old or (isinstance(old, (tuple, list)) and list(new or ()) == list(old)):
+            continue
+        if name in MODEL_SETTINGS:
+            raise InputError(
+                f"{path}: was trained with model.{name} {old}, not {new}; leave it at {old}, or start a new run"
+            )
+        changes.append(f"{name}: {old} -> {new}")
+    return changes

@@ -1,0 +1,159 @@
+"""`lm fit` and `lm validate`: LightningCLI with the defaults, links and checks that make a run one folder.
+
+Nothing is computed here. Every check comes before anything is written.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lm.callbacks import Checkpoints, TextSamples, Throughput, TrainingBar
+from lm.checkpoint import CONFIG, LAST, AtomicCheckpointIO, compare_settings, load_checkpoint
+from lm.data import TokenDataModule
+from lm.module import LanguageModel
+from tokenization import InputError
+
+HARMLESS_WARNINGS = (
+    "LightningCLI's args parameter",  # said whenever the arguments do not come from sys.argv
+    "You're resuming from a checkpoint that ended before",  # our batches follow from the step: nothing is lost
+    "The '.*_dataloader' does not have many workers",  # a batch takes 0.1 ms to gather
+    ".*isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13
+    "Checkpoint directory .* exists and is not empty",
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml when training starts, and not before: a refused run changes no file."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / CONFIG
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's event files and nothing else, straight into the run's folder."""
+
+    def __init__(self, folder: str):
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+
+    def save(self) -> None:
+        """Without the hparams.yaml, which a resumed run would leave as it was: config.yaml is the record."""
+        self.experiment.flush()
+
+
+def native_precision(accelerator: str) -> str:
+    """bf16-mixed where the device multiplies bfloat16 natively, else float32."""
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        processor = torch.cpu.get_capabilities()
+        native = bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
+class RunCLI(LightningCLI):
+    """A run's folder is trainer.default_root_dir."""
+
+    def __init__(self, argv: list[str]):
+        for message in HARMLESS_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for library in ("lightning.pytorch", "lightning.fabric"):  # devices that are not there, tips, adverts
+            logging.getLogger(library).setLevel(logging.WARNING)
+        parser_settings: dict[str, Any] = {"exit_on_error": False}
+        super().__init__(
+            LanguageModel,
+            TokenDataModule,
+            args=argv,
+            parser_kwargs={"prog": "lm", **parser_settings, "fit": parser_settings, "validate": parser_settings},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveConfig,
+            trainer_defaults={
+                "default_root_dir": "checkpoints/run",
+                "max_steps": 1000,
+                "max_epochs": -1,
+                "val_check_interval": 100,
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "log_every_n_steps": 10,
+            },
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(TextSamples, "samples")
+        parser.link_arguments("model.context_length", "data.context_length")
+        parser.link_arguments("trainer.max_steps", "model.max_steps")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let a checkpoint's settings silently override the command line; see compare_settings."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.config.subcommand]
+        if config.trainer.precision is None:
+            config.trainer.precision = native_precision(config.trainer.accelerator)
+        if config.trainer.max_steps < 1:
+            raise InputError(f"trainer.max_steps is {config.trainer.max_steps}; a run needs a length, at least 1 step")
+        if config.ckpt_path is not None:
+            checkpoint = load_checkpoint(config.ckpt_path)
+            changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path)
+            if self.config.subcommand == "fit":
+                if checkpoint["global_step"] >= config.trainer.max_steps:
+                    raise InputError(
+                        f"{config.ckpt_path}: is at step {checkpoint['global_step']}, and trainer.max_steps is"
+                        f" {config.trainer.max_steps}; raise --trainer.max_steps to train on"
+                    )
+                print(f"going on from {config.ckpt_path}, step {checkpoint['global_step']}")
+                for change in changes:
+                    print(f"  from here on  {change}")
+        elif self.config.subcommand == "fit":
+            last = Path(config.trainer.default_root_dir) / LAST
+            if last.exists() and not config.trainer.fast_dev_run:
+                raise InputError(
+                    f"{last.parent}: already holds a run; go on with it by --ckpt_path {last}, or name another folder"
+                    " with --trainer.default_root_dir"
+                )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # a module's word that settings do not fit together
+            raise InputError(str(error)) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config[self.config.subcommand].trainer
+        if self.config.subcommand != "fit":
+            kwargs["logger"] = False
+        elif config.logger in (None, True):
+            kwargs["logger"] = RunLogger(config.default_root_dir)
+        shown = config.enable_progress_bar is not False
+        self.trainer_defaults["callbacks"] = [Throughput(), TrainingBar()] if shown else [Throughput()]
+        return super().instantiate_trainer(plugins=[AtomicCheckpointIO()], **kwargs)
+
+    def before_fit(self) -> None:
+        settings, trainer = self.config.fit, self.trainer
+        tokens = settings.data.batch_size * settings.model.context_length
+        tokens *= trainer.accumulate_grad_batches * trainer.world_size
+        print(
+            f"{settings.trainer.default_root_dir}: {self.model.model.num_parameters():,} parameters,"
+            f" {trainer.max_steps:,} steps of {tokens:,} tokens, {trainer.precision} on {trainer.strategy.root_device}"
+        )

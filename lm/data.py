@@ -1,0 +1,164 @@
+"""Token files to batches. Each batch is a pure function of its number:
+
+    training    batch i = batch_size windows of context_length + 1 tokens, at places drawn from (seed, i)
+    validation  batch i = the next batch_size windows, side by side, from the beginning of the file
+
+so that a run has a length, a resumed run needs nothing but its step to go on with the same batches, and every
+validation sees the same text.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from tokenization import InputError, TokenFile, Tokenizer
+
+Batch = tuple[Tensor, Tensor]
+
+
+def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> Batch:
+    """inputs and targets, each (len(starts), context_length), int64; targets are the inputs' next tokens."""
+    windows = tokens[starts[:, None] + np.arange(context_length + 1)]
+    windows_tensor = torch.from_numpy(windows.astype(np.int64))
+    return windows_tensor[:, :-1], windows_tensor[:, 1:]
+
+
+def random_starts(seed: int, batch_index: int, batch_size: int, num_starts: int) -> np.ndarray:
+    """batch_size places, uniform in [0, num_starts), (batch_size,) int64; the same for ever.
+
+    NumPy promises the words of a SeedSequence across versions, and not what its generators make of them.
+    """
+    words = np.random.SeedSequence((seed, batch_index)).generate_state(batch_size, np.uint64)
+    return (words % np.uint64(num_starts)).astype(np.int64)
+
+
+class RandomWindows(Dataset[Batch]):
+    """num_batches batches of random windows; item i is batch number first_batch + i."""
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        num_batches: int,
+        first_batch: int = 0,
+    ):
+        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
+        self.seed, self.num_batches, self.first_batch = seed, num_batches, first_batch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, index: int) -> Batch:
+        num_starts = len(self.tokens) - self.context_length
+        starts = random_starts(self.seed, self.first_batch + index, self.batch_size, num_starts)
+        return gather_windows(self.tokens, starts, self.context_length)
+
+
+class SequentialWindows(Dataset[Batch]):
+    """All windows of the tokens, side by side, in batches; what is left at the end is too short for a window."""
+
+    def __init__(self, tokens: np.ndarray, context_length: int, batch_size: int):
+        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
+        self.num_windows = (len(tokens) - 1) // context_length
+
+    def __len__(self) -> int:
+        return -(-self.num_windows // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self.batch_size
+        windows = np.arange(first, min(first + self.batch_size, self.num_windows))
+        return gather_windows(self.tokens, windows * self.context_length, self.context_length)
+
+
+class TokenDataModule(LightningDataModule):
+    """Serves a training and a validation token file that one tokenizer made.
+
+    Args:
+        train_path: token file to draw training windows from, made by `tokenization encode`.
+        val_path: token file to validate on.
+        tokenizer: folder of the tokenizer that made both; a copy goes into the run's folder.
+        context_length: tokens in a window; the model's.
+        batch_size: windows in a batch, on each device.
+        seed: decides which windows are drawn.
+        num_workers: processes that load batches; 0 is fastest unless the disk is slow.
+    """
+
+    def __init__(
+        self,
+        train_path: str,
+        val_path: str,
+        tokenizer: str,
+        context_length: int,
+        batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
+        self.paths = {"fit": train_path, "validate": val_path}
+        self.tokenizer_path = tokenizer
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.files: dict[str, TokenFile] = {}
+
+    def setup(self, stage: str) -> None:
+        """Opens and checks the files that the stage needs; validation alone does not need the training file."""
+        self.tokenizer = Tokenizer.load(self.tokenizer_path)
+        for name in ("fit", "validate") if stage == "fit" else ("validate",):
+            file = TokenFile.open(self.paths[name])
+            if file.description.tokenizer_sha256 != self.tokenizer.digest:
+                raise InputError(
+                    f"{file.path}: was made by another tokenizer than {self.tokenizer_path}; encode the text with it"
+                    f" again: `tokenization encode TEXT --tokenizer {self.tokenizer_path} --output {file.path}`"
+                )
+            if len(file) <= self.context_length:
+                raise InputError(
+                    f"{file.path}: holds {len(file)} tokens, too few for a context_length of {self.context_length};"
+                    " take more text or a shorter context"
+                )
+            self.files[name] = file
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        batches_per_step = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        # The dataset keeps its whole length after a resume: Lightning counts the batches before it, too.
+        dataset = RandomWindows(
+            self.files["fit"].tokens,
+            self.context_length,
+            self.batch_size,
+            self.seed,
+            num_batches=self.trainer.max_steps * batches_per_step,
+            first_batch=self.trainer.global_step * batches_per_step,
+        )
+        return self._loader(dataset)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(SequentialWindows(self.files["validate"].tokens, self.context_length, self.batch_size))
+
+    def _loader(self, dataset: RandomWindows | SequentialWindows) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        # Lightning would put a shuffling sampler of its own wherever none is given.
+        sampler: DistributedSampler[Batch] = DistributedSampler(
+            dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
+        )
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint remembers of its data."""
+        return {"tokenizer_sha256": self.tokenizer.digest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["tokenizer_sha256"] != self.tokenizer.digest:
+            raise InputError(
+                f"{self.tokenizer_path}: is not the tokenizer that the checkpoint was trained with (digest"
+                f" {self.tokenizer.digest[:12]}, not {state_dict['tokenizer_sha256'][:12]}); use the one in its folder"
+            )
