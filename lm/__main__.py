@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from lm.allocator import keep_large_blocks
 from tokenization import END_OF_TEXT, InputError
 
 HELP = """usage: lm {fit,validate,generate} ...
@@ -74,6 +75,7 @@ def run_generate(argv: list[str]) -> None:
 
 
 def run_lightning(argv: list[str]) -> None:
+    keep_large_blocks()
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

@@ -102,6 +102,7 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.link_arguments("model.context_length", "data.context_length")
+        parser.link_arguments("model.vocab_size", "data.vocab_size")
         parser.link_arguments("trainer.max_steps", "model.max_steps")
 
     def _parse_ckpt_path(self) -> None:
@@ -150,6 +151,7 @@ class RunCLI(LightningCLI):
         return super().instantiate_trainer(plugins=[AtomicCheckpointIO()], **kwargs)
 
     def before_fit(self) -> None:
+        self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder
         settings, trainer = self.config.fit, self.trainer
         tokens = settings.data.batch_size * settings.model.context_length
         tokens *= trainer.accumulate_grad_batches * trainer.world_size

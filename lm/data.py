@@ -84,6 +84,7 @@ class TokenDataModule(LightningDataModule):
         val_path: token file to validate on.
         tokenizer: folder of the tokenizer that made both; a copy goes into the run's folder.
         context_length: tokens in a window; the model's.
+        vocab_size: the model's; every token id must lie below it.
         batch_size: windows in a batch, on each device.
         seed: decides which windows are drawn.
         num_workers: processes that load batches; 0 is fastest unless the disk is slow.
@@ -95,6 +96,7 @@ class TokenDataModule(LightningDataModule):
         val_path: str,
         tokenizer: str,
         context_length: int,
+        vocab_size: int,
         batch_size: int = 32,
         seed: int = 0,
         num_workers: int = 0,
@@ -105,15 +107,24 @@ class TokenDataModule(LightningDataModule):
         self.paths = {"fit": train_path, "validate": val_path}
         self.tokenizer_path = tokenizer
         self.context_length = context_length
+        self.vocab_size = vocab_size
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
         self.files: dict[str, TokenFile] = {}
 
     def setup(self, stage: str) -> None:
-        """Opens and checks the files that the stage needs; validation alone does not need the training file."""
+        """Opens and checks the files that the stage needs, once; validation alone needs no training file."""
+        if stage in self.files:
+            return
         self.tokenizer = Tokenizer.load(self.tokenizer_path)
-        for name in ("fit", "validate") if stage == "fit" else ("validate",):
+        if self.tokenizer.vocab_size > self.vocab_size:
+            raise InputError(
+                f"{self.tokenizer_path}: has {self.tokenizer.vocab_size} tokens, too many for model.vocab_size"
+                f" {self.vocab_size}; set --model.vocab_size {self.tokenizer.vocab_size}"
+            )
+        names = ("fit", "validate") if stage == "fit" else ("validate",)
+        for name in names:
             file = TokenFile.open(self.paths[name])
             if file.description.tokenizer_sha256 != self.tokenizer.digest:
                 raise InputError(

@@ -14,7 +14,6 @@ from lm.loss import bits_per_byte, cross_entropy, perplexity
 from lm.optimizer import AdamW, clip_gradients
 from lm.schedule import cosine_warmup
 from lm.transformer import TransformerLM
-from tokenization import InputError
 
 
 class LanguageModel(LightningModule):
@@ -81,14 +80,6 @@ class LanguageModel(LightningModule):
     @property
     def data(self) -> TokenDataModule:
         return self.trainer.datamodule  # type: ignore[attr-defined]
-
-    def setup(self, stage: str) -> None:
-        known = self.data.tokenizer.vocab_size
-        if known > self.hparams["vocab_size"]:
-            raise InputError(
-                f"model.vocab_size is {self.hparams['vocab_size']}, but {self.data.tokenizer_path} has {known} tokens;"
-                f" set --model.vocab_size {known}"
-            )
 
     def forward(self, token_ids: Tensor) -> Tensor:
         return self.model(token_ids)

@@ -1,0 +1,89 @@
+# make demo    raw text -> tokenizer -> token files -> model -> a story, from nothing, in minutes
+# make test    ruff, mypy and the tests
+#
+# Both install what they need into .venv first; what is done already is not done again.
+# A Python of your choice: make demo PYTHON=python3.12. More for pip: make demo PIP_FLAGS='--index-url ...'
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP_FLAGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+
+.PHONY: help install demo data test test-slow lint format clean-demo
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
+	@echo "also: install, data (the demo's token files), lint, format, test-slow, clean-demo"
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+install: .venv/.installed
+
+.venv/.python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.python pyproject.toml constraints.txt
+	@echo "installing into .venv; torch and its companions need some 1.5 GB of disk"
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(PIP) -e '.[test]'
+	@touch $@
+
+# --- the demo --------------------------------------------------------------------------------------------------------
+
+TOKENIZER := data/demo/tokenizer/vocab.json
+
+data: data/demo/train.bin.json data/demo/valid.bin.json
+
+$(TOKENIZER): data/tinystories-train.txt.gz | .venv/.installed
+	$(BIN)/tokenization train $< --vocab-size 2048 --output data/demo/tokenizer --overwrite
+
+data/demo/%.bin.json: data/tinystories-%.txt.gz $(TOKENIZER) | .venv/.installed
+	$(BIN)/tokenization encode $< --tokenizer data/demo/tokenizer --output data/demo/$*.bin
+
+# An interrupted run goes on where it stopped.
+checkpoints/demo/.trained: data/demo/train.bin.json data/demo/valid.bin.json
+	@if [ -e checkpoints/demo/last.ckpt ]; then \
+		set -x; $(BIN)/lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt; \
+	else \
+		set -x; $(BIN)/lm fit -c configs/demo.yaml; \
+	fi
+	@touch $@
+
+demo: .venv/.installed checkpoints/demo/.trained
+	$(BIN)/lm validate -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/best.ckpt
+	@echo
+	$(BIN)/lm generate checkpoints/demo/best.ckpt --prompt "Once upon a time" --temperature 0.6 --seed 1
+	@printf '\n%s\n' \
+		"That story was written by a model trained here, from data/tinystories-train.txt.gz. What to type next:" \
+		"" \
+		"  $(BIN)/lm generate checkpoints/demo/best.ckpt --prompt 'The little dog' --seed 7        another story" \
+		"  $(BIN)/tensorboard --logdir checkpoints                                                 how it learnt" \
+		"  $(BIN)/lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt \\" \
+		"      --trainer.max_steps 4000                                                           train on" \
+		"  $(BIN)/lm --help                                                                        all the rest"
+
+clean-demo:
+	rm -rf data/demo checkpoints/demo
+
+# --- the tests -------------------------------------------------------------------------------------------------------
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/pytest
+
+test-slow: .venv/.installed-test
+	$(BIN)/pytest -m slow
