@@ -107,6 +107,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):  # which Lightning answers with a 1
+            return 130
+        raise
     return 0
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
-from lm.checkpoint import BEST, LAST, TOKENIZER
+from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
 from lm.generation import Sampling, generate
 
 
@@ -56,6 +56,14 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_last(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            folder = run_folder(trainer)
+            going_on = f"`lm fit -c {folder / CONFIG} --ckpt_path {folder / LAST}` goes on from step {self.saved_step}"
+            trainer.print(
+                f"interrupted at step {trainer.global_step}; {going_on if self.saved_step else 'nothing saved'}"
+            )
 
     def _save_last(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved_step:

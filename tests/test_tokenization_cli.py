@@ -159,7 +159,7 @@ BAD_INPUT = {
     "train text.txt latin.txt --vocab-size 300 --output t": r"latin\.txt: not UTF-8 at byte 6",
     "train text.txt --vocab-size 256 --output t": "vocab_size 256 is too small.* need 257",
     "train text.txt --vocab-size -5 --output t": "vocab_size -5 is too small",
-    "train text.txt --vocab-size 300 --output text.txt": r"text\.txt: is a file; --output names a folder",
+    "train text.txt --vocab-size 300 --output text.txt": r"text\.txt: cannot be written",
     "train text.txt --vocab-size 300 --output text.txt/t": r"text\.txt/t: cannot be written",
     "train text.txt --vocab-size 300 --output t --processes 0": "--processes 0: at least one",
     "train text.txt --vocab-size 300 --output t --special-token \udcff": "special token '.udcff' is not UTF-8",

@@ -101,8 +101,9 @@ def run_train(args: argparse.Namespace) -> None:
     folder = Path(args.output)
     if (folder / formats.VOCAB_FILE).exists() and not args.overwrite:
         raise InputError(f"{folder}: already holds a tokenizer; name another folder, or replace it with --overwrite")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; --output names a folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise InputError(f"{folder}: cannot be written, for {existing} is not a writable folder; choose another")
     check_processes(args.processes)
     special_tokens = args.special_tokens or [END_OF_TEXT]
     report = TrainingReport()

@@ -75,13 +75,13 @@ class Corpus:
             with open(file, "rb") as raw:
                 stream: Any = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
                 while True:
-                    start, position = time.perf_counter(), raw.tell()
+                    start, position = time.perf_counter(), raw.tell() if raw.seekable() else 0
                     data = stream.read(BLOCK_BYTES)
                     text = decode_block(decoder, data, offset, file)
                     offset += len(data)
                     self.num_bytes += len(data)
                     self.read_seconds += time.perf_counter() - start
-                    self.bar.update(raw.tell() - position)
+                    self.bar.update(raw.tell() - position if raw.seekable() else len(data))  # a pipe has no place
                     if text:
                         yield text
                     if not data:

@@ -54,6 +54,8 @@ def check_pattern(pattern: str) -> None:
 
 
 def check_special_tokens(special_tokens: Sequence[str]) -> None:
+    if isinstance(special_tokens, str):
+        raise InputError(f"special_tokens is the string {special_tokens!r}; it must be a list of them")
     for token in special_tokens:
         if not token:
             raise InputError("a special token is empty; it would be found everywhere")
