@@ -14,10 +14,11 @@ from lm.layers import Linear, RotaryPositionalEmbedding
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:
-    """exp(x) / sum(exp(x)) along dim; the maximum is subtracted first, so that exp cannot overflow."""
+    """exp(x) / sum(exp(x)) along dim, in float32; the maximum is subtracted first, so that exp cannot overflow."""
+    x_float = x.float()
     # Softmax does not change when a constant is subtracted, so no gradient has to flow through the maximum.
-    exponentials = torch.exp(x - x.detach().amax(dim=dim, keepdim=True))
-    return exponentials / exponentials.sum(dim=dim, keepdim=True)
+    exponentials = torch.exp(x_float - x_float.detach().amax(dim=dim, keepdim=True))
+    return (exponentials / exponentials.sum(dim=dim, keepdim=True)).to(x.dtype)
 
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ Nothing is computed here. Every check comes before anything is written.
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, folder: str):
         super().__init__(folder, name="", version="", default_hp_metric=False)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Without the epoch, which Lightning adds: our runs count steps."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
     def save(self) -> None:
         """Without the hparams.yaml, which a resumed run would leave as it was: config.yaml is the record."""

@@ -1,0 +1,76 @@
+"""README's commands do what it says: each block of them runs, in order, in a folder of its own.
+
+The texts and the model are made small, and nothing else is changed.
+"""
+
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if not line.startswith("make ")]
+
+
+def shorten(text: str, documents: int) -> str:
+    return "<|endoftext|>".join(text.split("<|endoftext|>")[:documents])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in small: fewer stories, a smaller demo model, and somebody's own texts."""
+    folder = tmp_path_factory.mktemp("clone")
+    shutil.copy(ROOT / "README.md", folder)
+    stories = {}
+    for part, documents in (("train", 300), ("valid", 60)):
+        with gzip.open(ROOT / f"data/tinystories-{part}.txt.gz", "rt", encoding="utf-8") as file:
+            stories[part] = shorten(file.read(), documents)
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / f"data/tinystories-{part}.txt.gz").write_bytes(gzip.compress(stories[part].encode()))
+    (folder / "my-texts").mkdir()
+    for number, story in enumerate(stories["train"].split("<|endoftext|>")[:50]):
+        (folder / f"my-texts/{number}.txt").write_text(story)
+    (folder / "my-valid.txt").write_text(stories["valid"])
+    config = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
+    config["trainer"] |= {"max_steps": 4, "val_check_interval": 3, "limit_val_batches": 2, "log_every_n_steps": 1}
+    config["model"] |= {"d_model": 24, "num_layers": 1}
+    config["samples"]["max_new_tokens"] = 5
+    (folder / "configs").mkdir()
+    (folder / "configs/demo.yaml").write_text(yaml.safe_dump(config))
+    (folder / "bin").mkdir()
+    for command in ("tokenization", "lm"):
+        script = folder / "bin" / command
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {command} "$@"\n')
+        script.chmod(0o755)
+    return folder
+
+
+def test_readme_commands_run_in_order(workplace: Path) -> None:
+    assert len(COMMANDS) >= 12
+    environment = os.environ | {"PATH": f"{workplace / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    outputs = {}
+    for command in COMMANDS:
+        command = command.replace("--trainer.max_steps 2100", "--trainer.max_steps 6")
+        done = subprocess.run(command, shell=True, cwd=workplace, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, command
+        outputs[command.split(" -")[0]] = done.stdout
+    assert outputs["lm generate checkpoints/demo/best.ckpt"].startswith("Once upon a time")
+    assert "val/bits_per_byte" in outputs["lm validate"]
+    for run in ("demo", "mine"):
+        names = {path.name for path in (workplace / "checkpoints" / run).iterdir()}
+        assert {"config.yaml", "last.ckpt", "best.ckpt", "tokenizer"} <= names
+
+
+def test_readme_names_every_file_of_the_code() -> None:
+    readme = (ROOT / "README.md").read_text()
+    exempt = {"__init__.py", "errors.py"}
+    for path in (*ROOT.glob("tokenization/*.py"), *ROOT.glob("lm/*.py"), *ROOT.glob("configs/*.yaml")):
+        assert path.name in exempt or f"{path.parent.name}/{path.name}" in readme, f"README does not mention {path}"
