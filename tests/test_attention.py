@@ -1,0 +1,115 @@
+"""Proves that softmax and attention compute what torch's own do, with gradients, masks, any leading dimensions and
+scores that would overflow, and that no position sees a later one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lm.attention import MultiHeadSelfAttention, scaled_dot_product_attention, softmax
+from lm.layers import RotaryPositionalEmbedding
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_softmax(dim):
+    x = torch.randn(3, 4, 5, requires_grad=True)
+    torch.testing.assert_close(softmax(x, dim), torch.softmax(x, dim))
+    weights = torch.randn(3, 4, 5)
+    ours, theirs = (torch.autograd.grad((f(x, dim) * weights).sum(), x)[0] for f in (softmax, torch.softmax))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_softmax_of_large_numbers(dtype):
+    x = torch.tensor([[1e4, 1e4 + 64, -1e4], [-3e4, -3e4, -torch.inf], [3e38, 0, -3e38]], dtype=dtype)
+    torch.testing.assert_close(softmax(x, -1), torch.softmax(x, -1))
+    assert softmax(x, -1).dtype == dtype
+    assert softmax(x, -1)[1].tolist() == [0.5, 0.5, 0]
+
+
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_scaled_dot_product_attention(leading, masked, scale):
+    # in float64: at scores of 100,000 a float32 is off by 0.01
+    q, k, v = (torch.randn(*leading, *shape, dtype=torch.float64) for shape in ((5, 8), (7, 8), (7, 3)))
+    q, k = q * scale, k * scale
+    mask = torch.rand(*leading, 5, 7) < 0.5 if masked else None
+    if mask is not None:
+        mask[..., 2] = True  # something to attend to
+    inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
+    ours = scaled_dot_product_attention(q, k, v, mask)
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def torch_attention(ours: MultiHeadSelfAttention, d_model: int) -> nn.MultiheadAttention:
+    theirs = nn.MultiheadAttention(d_model, ours.num_heads, bias=False, batch_first=True)
+    theirs.in_proj_weight.data = torch.cat([proj.weight.data for proj in (ours.q_proj, ours.k_proj, ours.v_proj)])
+    theirs.out_proj.weight.data = ours.output_proj.weight.data.clone()
+    return theirs
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_multi_head_attention_without_positions_is_torchs(num_heads):
+    ours, x = MultiHeadSelfAttention(12, num_heads), torch.randn(3, 6, 12, requires_grad=True)
+    theirs = torch_attention(ours, 12)
+    mask = torch.ones(6, 6, dtype=torch.bool).triu(1)  # True forbids, in this module of torch
+    expected = theirs(x, x, x, attn_mask=mask, need_weights=False)[0]
+    y = ours(x, torch.arange(6))
+    torch.testing.assert_close(y, expected)
+    weights = torch.randn_like(y)
+    (ours_gradient,), (gradient,) = (torch.autograd.grad((out * weights).sum(), x) for out in (y, expected))
+    torch.testing.assert_close(ours_gradient, gradient)
+
+
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
+def test_multi_head_attention_with_rope(leading):
+    rope = RotaryPositionalEmbedding(50.0, 4, 9)
+    ours, x = MultiHeadSelfAttention(12, 3, rope), torch.randn(*leading, 9, 12)
+    positions = torch.arange(9)
+    q, k, v = (
+        F.linear(x, proj.weight).unflatten(-1, (3, 4)).transpose(-3, -2)
+        for proj in (ours.q_proj, ours.k_proj, ours.v_proj)
+    )
+    heads = F.scaled_dot_product_attention(rope(q, positions), rope(k, positions), v, is_causal=True)
+    expected = F.linear(heads.transpose(-3, -2).reshape(*leading, 9, 12), ours.output_proj.weight)
+    y = ours(x, positions)
+    assert y.shape == x.shape
+    torch.testing.assert_close(y, expected)
+
+
+def test_attention_with_rope_depends_on_distance_alone():
+    attention = MultiHeadSelfAttention(8, 2, RotaryPositionalEmbedding(50.0, 4, 100))
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(attention(x, torch.arange(5)), attention(x, torch.arange(70, 75)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_later_position_changes_nothing_before_it():
+    attention = MultiHeadSelfAttention(8, 2, RotaryPositionalEmbedding(50.0, 4, 10))
+    x = torch.randn(2, 10, 8)
+    y = attention(x, torch.arange(10))
+    for t in range(10):
+        changed = x.clone()
+        changed[:, t] += 1
+        z = attention(changed, torch.arange(10))
+        assert torch.equal(z[:, :t], y[:, :t])
+        assert not torch.isclose(z[:, t], y[:, t]).all()
+
+
+def test_heads_must_divide_the_model():
+    with pytest.raises(ValueError, match="d_model 10 cannot be divided evenly among num_heads 3"):
+        MultiHeadSelfAttention(10, 3)
+
+
+def test_device_and_dtype():
+    for parameter in MultiHeadSelfAttention(8, 2, device="meta", dtype=torch.float64).parameters():
+        assert (parameter.device.type, parameter.dtype) == ("meta", torch.float64)
