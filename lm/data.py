@@ -102,8 +102,10 @@ class TokenDataModule(LightningDataModule):
         num_workers: int = 0,
     ):
         super().__init__()
-        if batch_size < 1 or num_workers < 0:
-            raise ValueError(f"batch_size {batch_size} must be at least 1, and num_workers {num_workers} at least 0")
+        if batch_size < 1 or num_workers < 0 or seed < 0:
+            raise ValueError(
+                f"batch_size {batch_size} must be at least 1, num_workers {num_workers} and seed {seed} at least 0"
+            )
         self.paths = {"fit": train_path, "validate": val_path}
         self.tokenizer_path = tokenizer
         self.context_length = context_length

@@ -1,10 +1,13 @@
-"""Shared by the tokenizer's tests: GPT-2's own vocabulary, rebuilt from its merges; a small tokenizer; random text.
-What only one file needs stands in that file."""
+"""Shared by the tests: GPT-2's own vocabulary, rebuilt from its merges; a small tokenizer; random text; token files
+to train on, and the command `lm` on a tiny model. What only one file needs stands in that file."""
 
+import contextlib
 import gzip
+import io
 import json
 import random
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,74 @@ def random_text():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def token_data(tmp_path_factory) -> Path:
+    """A folder with tok/ (a tokenizer of 320 tokens) and train.bin, valid.bin: 600 and 60 sentences from a grammar."""
+    folder, rng = tmp_path_factory.mktemp("token-data"), random.Random(0)
+    subjects, verbs = ("Tom", "The cat", "A little girl", "Her friend Lily"), ("saw", "liked", "found", "lost")
+    objects, places = ("a red ball", "the big tree", "a shiny stone", "some cake"), ("park", "garden", "house")
+    for name, sentences in (("train", 600), ("valid", 60)):
+        stories = []
+        for _ in range(sentences // 6):
+            choices = ([rng.choice(kind) for kind in (subjects, verbs, objects, places)] for _ in range(6))
+            stories.append("".join(f"{who} {did} {what} in the {where}. " for who, did, what, where in choices))
+        (folder / f"{name}.txt").write_text(END_OF_TEXT.join(stories), encoding="utf-8", newline="")
+    text = (folder / "train.txt").read_text(encoding="utf-8")
+    counts = count_pretokens(text, [END_OF_TEXT])
+    tokenizer = Tokenizer(*learn_merges(counts, 320, [END_OF_TEXT]), [END_OF_TEXT])
+    tokenizer.save(folder / "tok")
+    for name in ("train", "valid"):
+        tokenizer.encode_files([folder / f"{name}.txt"], folder / f"{name}.bin", num_processes=1)
+    return folder
+
+
+DEBUG = Path(__file__).parent.parent / "configs" / "debug.yaml"
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def lm():
+    """lm(*arguments) runs the command in this process -> its exit code and what it wrote."""
+
+    def run(*arguments: object) -> Result:
+        from lm.__main__ import main
+
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            try:
+                code = main([str(argument) for argument in arguments])
+            except SystemExit as leaving:  # argparse
+                code = int(leaving.code or 0)
+        return Result(code, *(stream.buffer.getvalue().decode() for stream in streams))  # type: ignore[attr-defined]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fit_arguments(token_data):
+    """fit_arguments(folder, *more): `lm fit` with configs/debug.yaml, a tiny model and the token files above."""
+
+    def arguments(folder: Path, *more: object) -> list[object]:
+        settings = {
+            "trainer.default_root_dir": folder,
+            "trainer.enable_progress_bar": "false",
+            "trainer.log_every_n_steps": 1,
+            "model.vocab_size": 320,
+            "model.context_length": 16,
+            "model.d_model": 16,
+            "model.num_heads": 2,
+            "data.train_path": token_data / "train.bin",
+            "data.val_path": token_data / "valid.bin",
+            "data.tokenizer": token_data / "tok",
+        }
+        return ["fit", "-c", DEBUG, *(f"--{name}={value}" for name, value in settings.items()), *more]
+
+    return arguments
