@@ -12,7 +12,14 @@ from tokenization import formats
 from tokenization.bpe import TrainingReport, train_bpe
 from tokenization.corpus import Corpus
 from tokenization.errors import InputError
-from tokenization.pretokenization import END_OF_TEXT, cut_into_pieces
+from tokenization.interchange import (
+    KNOWN_SPECIAL_TOKENS,
+    export_huggingface,
+    export_tiktoken,
+    import_huggingface,
+    import_tiktoken,
+)
+from tokenization.pretokenization import END_OF_TEXT, PATTERNS, cut_into_pieces
 from tokenization.token_file import TokenFile, description_path
 from tokenization.tokenizer import Tokenizer
 
@@ -41,11 +48,24 @@ tokens per byte, throughput of one core, and the hours that the 825 GB of the Pi
 
   tokenization compare data/tokenizer other/tokenizer --text stories.txt books.txt.gz
 """
+IMPORT_HELP = """Make a tokenizer's folder of a Hugging Face tokenizer.json or of tiktoken's ranks. A .tiktoken file has
+neither its pattern nor its special tokens in it: --pattern gpt2, cl100k or o200k brings both.
+
+  tokenization import tokenizer.json --output data/theirs
+  tokenization import cl100k_base.tiktoken --pattern cl100k --output data/cl100k
+"""
+EXPORT_HELP = """Write a tokenizer for other tools: a file named *.tiktoken for tiktoken, any other for Hugging Face.
+
+  tokenization export data/tokenizer --output tokenizer.json
+  tokenization export data/tokenizer --output mine.tiktoken
+"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tokenization", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,encode,decode,inspect,compare}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{train,encode,decode,inspect,compare,import,export}"
+    )
 
     def add(name: str, run, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -63,6 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="T",
         dest="special_tokens",
         help=f"a text that is always one token; may be repeated (default: {END_OF_TEXT})",
+    )
+    train.add_argument(
+        "--pattern",
+        default="gpt2",
+        help="how text is split before merging: gpt2, cl100k, o200k, or a regular expression (default: gpt2)",
     )
     train.add_argument("--output", required=True, help="the folder to write")
     train.add_argument("--overwrite", action="store_true", help="replace a tokenizer that the folder already holds")
@@ -90,6 +115,16 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("tokenizer", help="a tokenizer's folder")
     inspect.add_argument("--count", type=int, default=10, help="how many of each to show (default: 10)")
 
+    imported = add("import", run_import, IMPORT_HELP)
+    imported.add_argument("source", help="a tokenizer.json or a *.tiktoken file")
+    imported.add_argument("--pattern", help="of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
+    imported.add_argument("--output", required=True, help="the folder to write")
+    imported.add_argument("--overwrite", action="store_true", help="replace a tokenizer that the folder already holds")
+
+    exported = add("export", run_export, EXPORT_HELP)
+    exported.add_argument("tokenizer", help="a tokenizer's folder")
+    exported.add_argument("--output", required=True, help="the file to write")
+
     compare = add("compare", run_compare, COMPARE_HELP)
     compare.add_argument("tokenizers", nargs="+", metavar="DIR", help="tokenizers' folders")
     compare.add_argument("--text", nargs="+", required=True, help="files, folders or globs")
@@ -97,13 +132,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_train(args: argparse.Namespace) -> None:
-    folder = Path(args.output)
-    if (folder / formats.VOCAB_FILE).exists() and not args.overwrite:
+def check_new_folder(folder: Path, overwrite: bool) -> None:
+    """Said before the work is done, not after it."""
+    if (folder / formats.VOCAB_FILE).exists() and not overwrite:
         raise InputError(f"{folder}: already holds a tokenizer; name another folder, or replace it with --overwrite")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise InputError(f"{folder}: cannot be written, for {existing} is not a writable folder; choose another")
+
+
+def run_train(args: argparse.Namespace) -> None:
+    folder = Path(args.output)
+    check_new_folder(folder, args.overwrite)
+    pattern = PATTERNS.get(args.pattern, args.pattern)
     check_processes(args.processes)
     special_tokens = args.special_tokens or [END_OF_TEXT]
     report = TrainingReport()
@@ -111,12 +152,13 @@ def run_train(args: argparse.Namespace) -> None:
         args.text,
         args.vocab_size,
         special_tokens,
+        pattern=pattern,
         num_processes=args.processes,
         errors=args.errors,
         progress=True,
         report=report,
     )
-    Tokenizer(vocab, merges, special_tokens).save(folder)
+    Tokenizer(vocab, merges, special_tokens, pattern).save(folder)
     if len(vocab) < args.vocab_size:
         print(f"the text has no more pairs to merge: {len(vocab):,} tokens, not {args.vocab_size:,}")
     print(*report.lines(), f"written         {folder}", sep="\n")
@@ -190,6 +232,30 @@ def run_compare(args: argparse.Namespace) -> None:
                 f"{folder:{width}}  {name:{text_width}}  {num_bytes / num_tokens:11.3f}  {num_tokens / num_bytes:11.4f}"
                 f"  {speed / 1e6:6.2f}  {PILE_BYTES / speed / 3600:16.1f}"
             )
+
+
+def run_import(args: argparse.Namespace) -> None:
+    check_new_folder(Path(args.output), args.overwrite)
+    if args.source.endswith(".tiktoken"):
+        if args.pattern is None:
+            raise InputError(f"{args.source}: a .tiktoken file does not hold its pattern; give --pattern, e.g. cl100k")
+        special_tokens = KNOWN_SPECIAL_TOKENS.get(args.pattern, {})
+        tokenizer = import_tiktoken(args.source, PATTERNS.get(args.pattern, args.pattern), special_tokens)
+    else:
+        if args.pattern is not None:
+            raise InputError(f"{args.source}: a tokenizer.json holds its own pattern; leave --pattern out")
+        tokenizer = import_huggingface(args.source)
+    tokenizer.save(args.output)
+    print(f"{len(tokenizer.vocab):,} tokens, {len(tokenizer.merges):,} merges -> {args.output}")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    tokenizer = Tokenizer.load(args.tokenizer)
+    try:
+        (export_tiktoken if args.output.endswith(".tiktoken") else export_huggingface)(tokenizer, args.output)
+    except OSError as error:
+        raise InputError(f"{args.output}: cannot be written ({error.strerror}); choose another place") from None
+    print(f"{len(tokenizer.vocab):,} tokens -> {args.output}")
 
 
 def beginning(name: str, num_bytes: int) -> str:

@@ -45,8 +45,11 @@ def text_to_bytes(text: str) -> bytes:
 
 
 def read_vocabulary(path: str | os.PathLike, special_tokens: Sequence[str]) -> Vocabulary:
-    """vocab.json -> {id: bytes}; checked to be one-to-one and to hold every single byte."""
-    table = read_json(path)
+    return parse_vocabulary(path, read_json(path), special_tokens)
+
+
+def parse_vocabulary(path: str | os.PathLike, table: dict[str, Any], special_tokens: Sequence[str]) -> Vocabulary:
+    """{token in the alphabet: id} -> {id: bytes}; checked to be one-to-one and to hold every single byte."""
     vocab: Vocabulary = {}
     for text, token_id in table.items():
         if not isinstance(token_id, int) or token_id < 0 or token_id in vocab:
@@ -58,13 +61,17 @@ def read_vocabulary(path: str | os.PathLike, special_tokens: Sequence[str]) -> V
                 f"{path}: token {text!r} has the character {error.args[0]!r}, which is not in GPT-2's byte alphabet;"
                 " if it is a special token, name it as one"
             ) from None
+    check_single_bytes(path, vocab)
+    return vocab
+
+
+def check_single_bytes(path: str | os.PathLike, vocab: Vocabulary) -> None:
     missing = {bytes([value]) for value in range(256)} - set(vocab.values())
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of the 256 single bytes have no token (the first is {min(missing)!r});"
             " a byte-level vocabulary needs them all"
         )
-    return vocab
 
 
 def read_merges(path: str | os.PathLike) -> Merges:
@@ -94,16 +101,22 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def write_folder(
-    folder: str | os.PathLike, vocab: Vocabulary, merges: Merges, special_tokens: Sequence[str], pattern: str
-) -> None:
-    """All the files or none, so that no folder holds half a tokenizer, or halves of two."""
+def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[str, int]:
+    """{id: bytes} -> {token in the alphabet: id}."""
     special = {token.encode(): token for token in special_tokens}
     table = {special.get(token) or bytes_to_text(token): token_id for token_id, token in vocab.items()}
     if len(table) != len(vocab):
         ordinary = {bytes_to_text(token) for token in vocab.values() if token not in special}
         clash = next((token for token in special_tokens if token in ordinary), None)
         raise InputError(f"special token {clash!r} reads like an ordinary token in {VOCAB_FILE}; give it another text")
+    return table
+
+
+def write_folder(
+    folder: str | os.PathLike, vocab: Vocabulary, merges: Merges, special_tokens: Sequence[str], pattern: str
+) -> None:
+    """All the files or none, so that no folder holds half a tokenizer, or halves of two."""
+    table = vocabulary_table(vocab, special_tokens)
     lines = ["#version: 0.2", *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in merges)]
     config = {"pattern": pattern, "special_tokens": list(special_tokens)}
     texts = {

@@ -14,9 +14,29 @@ from tokenization.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 
-# The pattern of GPT-2: contractions, then letters, numbers or other signs with one space before them, then white
-# space, which leaves its last space to the word that follows.
+# Each alternative takes what the ones before it leave. GPT-2's: contractions, then letters, numbers or other signs with
+# one space before them, then white space, which leaves its last space to the word that follows.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+# GPT-4's: any one sign may stand before letters, numbers go by threes, and line ends stay with the signs before them.
+CL100K_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
+    r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+# GPT-4o's: words also end where capitals begin, and contractions stay with their word.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K_PATTERN = (
+    rf"""[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}"""
+    r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}
+
+# Where no pre-token of the pattern ever reaches across, so that what follows does not depend on what was before.
+_SAFE_CUTS = {
+    GPT2_PATTERN: r"(?<=\S)(?=\s)",
+    CL100K_PATTERN: r"(?<=[\r\n])(?=[\p{L}\p{N}])",
+    O200K_PATTERN: r"(?<=[\r\n])(?=[\p{L}\p{N}])",
+}
 
 PIECE_CHARACTERS = 1 << 20
 
@@ -89,13 +109,12 @@ def cut_into_pieces(
 def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
     """The last place where `text`, which may go on, can be cut safely; 0 where there is none.
 
-    A special token is a boundary under any pattern. GPT-2's has one more: no pre-token reaches from a character
-    that is not white space to one that is, so what follows such a place does not depend on what was before it.
+    A special token is a boundary under any pattern; the named patterns have others, see _SAFE_CUTS.
     """
     # A special token that begins in the last characters may be incomplete, or grow into a longer one.
     decided = max(0, len(text) - max(map(len, special_tokens), default=1) + 1)
-    if pattern == GPT2_PATTERN:
-        for match in regex.finditer(r"(?r)(?<=\S)\s", text[:decided]):  # (?r) searches from the end
+    if pattern in _SAFE_CUTS:
+        for match in regex.finditer(f"(?r){_SAFE_CUTS[pattern]}", text[:decided]):  # (?r) searches from the end
             if not any(_spans(text, match.start(), token) for token in special_tokens):
                 return match.start()
     if special_tokens:

@@ -1,0 +1,183 @@
+"""A tokenizer gives the same ids in the libraries that own the formats, tiktoken and tokenizers, under every named
+pattern; what comes back from their files is what went out; what they ask for beyond byte-level BPE is refused."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+import regex
+import tiktoken
+import tiktoken_ext.openai_public
+import tokenizers
+
+from tokenization import END_OF_TEXT, InputError, Tokenizer, pretokenization
+from tokenization.__main__ import main
+from tokenization.interchange import export_huggingface, export_tiktoken, import_huggingface, import_tiktoken
+from tokenization.pretokenization import PATTERNS, cut_into_pieces, find_cut, pretokenize
+
+SEEDS = range(300)
+TRICKY = [
+    "In 2022 and 12345678: don't, DON'T, I'LL.\n\n  And\tthen\r\n\r\n/* x */\n/path  ",
+    "a\n  ",
+    "a \n b\n\n\n",
+    "HelloWorld helloWORLD's ÉCOLE École",
+    f"x{END_OF_TEXT}\n{END_OF_TEXT}{END_OF_TEXT} y",
+    "   ",
+    "",
+]
+
+
+@pytest.fixture(scope="module", params=PATTERNS)
+def tokenizer(request, gpt2) -> Tokenizer:
+    """GPT-2's vocabulary under each of the named patterns."""
+    return Tokenizer(gpt2.vocab, gpt2.merges, [END_OF_TEXT], PATTERNS[request.param])
+
+
+def texts(random_text) -> list[str]:
+    return TRICKY + [random_text(seed) for seed in SEEDS]
+
+
+def test_patterns_are_those_of_tiktoken(monkeypatch) -> None:
+    monkeypatch.setattr(tiktoken_ext.openai_public, "load_tiktoken_bpe", lambda *_, **__: {})
+    for name in ("cl100k", "o200k"):
+        assert getattr(tiktoken_ext.openai_public, f"{name}_base")()["pat_str"] == PATTERNS[name]
+
+
+def test_tiktoken_gives_the_same_ids(tokenizer, tmp_path, random_text) -> None:
+    export_tiktoken(tokenizer, tmp_path / "x.tiktoken")
+    lines = (tmp_path / "x.tiktoken").read_text().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+    theirs = tiktoken.Encoding(
+        "x", pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256}
+    )
+    for text in texts(random_text):
+        assert tokenizer.encode(text) == theirs.encode(text, allowed_special="all"), ascii(text)
+
+
+def test_huggingface_gives_the_same_ids(tokenizer, tmp_path, random_text) -> None:
+    export_huggingface(tokenizer, tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in texts(random_text):
+        token_ids = tokenizer.encode(text)
+        assert token_ids == theirs.encode(text).ids, ascii(text)
+        assert theirs.decode(token_ids, skip_special_tokens=False) == text
+
+
+def test_round_trips(tokenizer, tmp_path) -> None:
+    export_huggingface(tokenizer, tmp_path / "tokenizer.json")
+    export_tiktoken(tokenizer, tmp_path / "x.tiktoken")
+    assert import_huggingface(tmp_path / "tokenizer.json").digest == tokenizer.digest
+    assert import_tiktoken(tmp_path / "x.tiktoken", tokenizer.pattern, {END_OF_TEXT: 50256}).digest == tokenizer.digest
+
+
+@pytest.mark.parametrize("special", ["<|end of text|>", "<é>", "\n\n"])
+def test_special_tokens_of_any_text_survive(special, small, tmp_path) -> None:
+    tokenizer = Tokenizer(small.vocab, small.merges, [END_OF_TEXT, special])
+    export_huggingface(tokenizer, tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = f"the cat{special}the rain{special}{END_OF_TEXT}"
+    assert tokenizer.encode(text) == theirs.encode(text).ids
+    assert import_huggingface(tmp_path / "tokenizer.json").digest == tokenizer.digest
+
+
+def test_a_tokenizer_that_huggingface_trained_is_imported(tmp_path, random_text) -> None:
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator([random_text(seed) for seed in SEEDS], vocab_size=400, special_tokens=[END_OF_TEXT])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    ours = import_huggingface(tmp_path / "tokenizer.json")
+    for text in texts(random_text):
+        assert ours.encode(text) == theirs.encode(text).ids, ascii(text)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_no_pretoken_reaches_across_a_safe_cut(name, random_text) -> None:
+    pattern, places = PATTERNS[name], 0
+    for text in TRICKY + [random_text(seed) for seed in range(2000)]:
+        whole = list(pretokenize(text, pattern))
+        for match in regex.finditer(pretokenization._SAFE_CUTS[pattern], text):
+            cut = match.start()
+            assert [*pretokenize(text[:cut], pattern), *pretokenize(text[cut:], pattern)] == whole, (ascii(text), cut)
+            places += 1
+    assert places > 500
+
+
+def test_pieces_of_a_pattern_without_safe_cuts_end_at_special_tokens() -> None:
+    text = "a b c" + END_OF_TEXT + "d e f"
+    assert find_cut(text, [END_OF_TEXT], r"\S+|\s+") == text.index("d")
+    pieces = list(cut_into_pieces([text * 5, text * 5], [END_OF_TEXT], r"\S+|\s+", size=3))
+    assert "".join(pieces) == text * 10
+    assert len(pieces) == 3
+    assert all(piece.endswith(END_OF_TEXT) for piece in pieces[:-1])
+
+
+REFUSED = {
+    "normalizes": lambda content: content.update(normalizer={"type": "NFC"}),
+    "ignore_merges": lambda content: content["model"].update(ignore_merges=True),
+    "byte_fallback": lambda content: content["model"].update(byte_fallback=True),
+    "not BPE": lambda content: content["model"].update(type="Unigram"),
+    "dropout": lambda content: content["model"].update(dropout=0.1),
+    "white space with them": lambda content: content["added_tokens"][0].update(lstrip=True),
+    "not a split by a pattern": lambda content: content["pre_tokenizer"]["pretokenizers"].pop(0),
+    "single bytes have no token": lambda content: content["model"]["vocab"].pop("!"),
+    "not the tokenizer.json": lambda content: content.pop("model"),
+    "is not in the vocabulary": lambda content: content["model"]["merges"].append(["zz", "zz"]),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_not_byte_level_bpe_is_refused(reason, small, tmp_path) -> None:
+    export_huggingface(small, tmp_path / "tokenizer.json")
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    REFUSED[reason](content)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=reason):
+        import_huggingface(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("?? 1", "line 257"), ("YQ==", "line 257"), ("YWI= 97", "same rank"), ("YWI= 256\nYWE= 256", "same rank")],
+)
+def test_damaged_tiktoken_files_are_refused(line, reason, tmp_path) -> None:
+    singles = [f"{base64.b64encode(bytes([value])).decode()} {value}" for value in range(256)]
+    path = tmp_path / "x.tiktoken"
+    path.write_text("\n".join([*singles, line]))
+    with pytest.raises(InputError, match=reason):
+        import_tiktoken(path, PATTERNS["gpt2"], {})
+    path.write_text("\n".join(singles[:-1]))
+    with pytest.raises(InputError, match="1 of the 256 single bytes"):
+        import_tiktoken(path, PATTERNS["gpt2"], {})
+
+
+def test_merges_out_of_order_cannot_become_ranks(small, tmp_path) -> None:
+    tokenizer = Tokenizer(small.vocab, [*small.merges[1:], small.merges[0]], [END_OF_TEXT])
+    with pytest.raises(InputError, match="not in the order of its ids"):
+        export_tiktoken(tokenizer, tmp_path / "x.tiktoken")
+
+
+def test_commands(small, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    small.save("tok")
+    Path("text.txt").write_text("It's 2024! " * 50)
+    assert main(["export", "tok", "--output", "a.json"]) == 0
+    assert main(["import", "a.json", "--output", "b"]) == 0
+    assert Tokenizer.load("b").digest == small.digest
+    assert main(["export", "tok", "--output", "a.tiktoken"]) == 0
+    assert main(["train", "text.txt", "--vocab-size", "262", "--pattern", "cl100k", "--output", "c"]) == 0
+    assert Tokenizer.load("c").pattern == PATTERNS["cl100k"]
+    capsys.readouterr()
+    for command, reason in {
+        "import a.tiktoken --output d": "does not hold its pattern",
+        "import a.json --pattern gpt2 --output d": "holds its own pattern",
+        "import a.json --output b": "already holds a tokenizer",
+        "import none.json --output d": "none.json: cannot be read",
+        "import text.txt --output d": "text.txt: not JSON",
+        "train text.txt --vocab-size 300 --pattern ( --output d": "not a regular expression",
+        "export tok --output tok": "tok: cannot be written",
+    }.items():
+        assert main(command.split()) == 2, command
+        error = capsys.readouterr().err
+        assert reason in error, command
+        assert error.count("\n") == 1, command
+    assert not Path("d").exists()

@@ -1,0 +1,182 @@
+"""The same tokenizer in other projects' formats, in and out.
+
+    tokenizer.json   Hugging Face `tokenizers` and transformers: vocabulary, merges, pattern and special tokens
+    NAME.tiktoken    tiktoken: "base64(token) rank" a line; merges, pattern and special tokens are not in it
+
+What a file asks for beyond byte-level BPE is refused by name: it would load, and give other ids.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenization.bpe import Merges
+from tokenization.errors import InputError
+from tokenization.formats import (
+    bytes_to_text,
+    check_single_bytes,
+    parse_vocabulary,
+    read_json,
+    read_text,
+    text_to_bytes,
+    vocabulary_table,
+    write_text,
+)
+from tokenization.pretokenization import CL100K_PATTERN, GPT2_PATTERN
+from tokenization.tokenizer import Tokenizer, merge_by_rank
+
+# The special tokens of OpenAI's own vocabularies, which their .tiktoken files leave out.
+KNOWN_SPECIAL_TOKENS = {
+    "gpt2": {"<|endoftext|>": 50256},
+    "cl100k": {
+        "<|endoftext|>": 100257,
+        "<|fim_prefix|>": 100258,
+        "<|fim_middle|>": 100259,
+        "<|fim_suffix|>": 100260,
+        "<|endofprompt|>": 100276,
+    },
+    "o200k": {"<|endoftext|>": 199999, "<|endofprompt|>": 200018},
+}
+
+# Hugging Face's regular expressions are Oniguruma's, where $ is the end of any line and \z that of the text, and
+# {1,3}+ repeats what {1,3} repeats.
+_TO_ONIGURUMA = {CL100K_PATTERN: CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")}
+_FROM_ONIGURUMA = {theirs: ours for ours, theirs in _TO_ONIGURUMA.items()}
+
+
+# --- tiktoken ---------------------------------------------------------------------------------------------------------
+
+
+def import_tiktoken(path: str | os.PathLike, pattern: str, special_tokens: Mapping[str, int]) -> Tokenizer:
+    """special_tokens: {text: id}. The merges are recovered from the ranks; see recover_merges."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise InputError(f'{path}, line {number}: {line[:40]!r} is not "base64(token) rank"') from None
+    vocab = {rank: token for token, rank in ranks.items()}
+    if len(vocab) != len(ranks):
+        raise InputError(f"{path}: two tokens have the same rank; it is damaged")
+    check_single_bytes(path, vocab)
+    for text, token_id in special_tokens.items():
+        if vocab.setdefault(token_id, text.encode()) != text.encode():
+            raise InputError(f"{path}: id {token_id} of special token {text!r} is taken by {vocab[token_id]!r}")
+    return Tokenizer(vocab, recover_merges(ranks), list(special_tokens), pattern)
+
+
+def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
+    """The merge behind each token: the two parts that it falls into when only older tokens may merge.
+
+    A token that is not the merge of two older ones can never come out of encoding, and has no merge.
+    """
+    merges: Merges = []
+    known: dict[tuple[int, int], tuple[int, int]] = {}
+    by_rank = sorted((rank, token) for token, rank in ranks.items())
+    tokens = dict(by_rank)
+    for rank, token in by_rank:
+        if len(token) > 1:
+            parts = merge_by_rank([ranks[token[i : i + 1]] for i in range(len(token))], known)
+            if len(parts) == 2:
+                known[parts[0], parts[1]] = (rank, rank)
+                merges.append((tokens[parts[0]], tokens[parts[1]]))
+    return merges
+
+
+def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
+    """Ranks are ids, so the merges must stand in the order of the ids that they make."""
+    special = {token.encode() for token in tokenizer.special_tokens}
+    ranks = {token: token_id for token_id, token in sorted(tokenizer.vocab.items()) if token not in special}
+    made = [ranks.get(left + right, -1) for left, right in tokenizer.merges]
+    if made != sorted(made) or -1 in made:
+        raise InputError(f"{path}: this tokenizer's merges are not in the order of its ids, as .tiktoken needs them")
+    write_text(Path(path), "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()))
+
+
+# --- Hugging Face -----------------------------------------------------------------------------------------------------
+
+
+def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
+    """tokenizer.json: text is split by the pattern, then written in the byte alphabet, then merged."""
+    vocab = vocabulary_table(tokenizer.vocab, tokenizer.special_tokens)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    pattern = _TO_ONIGURUMA.get(tokenizer.pattern, tokenizer.pattern)
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": vocab[text], "content": text, **flags} for text in tokenizer.special_tokens],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": dict(sorted(vocab.items(), key=lambda entry: entry[1])),
+            "merges": [[bytes_to_text(left), bytes_to_text(right)] for left, right in tokenizer.merges],
+        },
+    }
+    write_text(Path(path), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def import_huggingface(path: str | os.PathLike) -> Tokenizer:
+    content = read_json(path)
+    try:
+        model, added = content["model"], content.get("added_tokens") or []
+        refuse_what_is_not_ours(path, content)
+        special_tokens = {token["content"]: token["id"] for token in added}
+        vocab = parse_vocabulary(path, model["vocab"] | special_tokens, list(special_tokens))
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        merges = [(text_to_bytes(left), text_to_bytes(right)) for left, right in pairs]
+        pattern = split_pattern(path, content["pre_tokenizer"])
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: is not the tokenizer.json of a byte-level BPE ({error!r})") from None
+    return Tokenizer(vocab, merges, list(special_tokens), pattern)
+
+
+def refuse_what_is_not_ours(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    model = content["model"]
+    stripping = ("lstrip", "rstrip", "single_word")
+    objections = {
+        f"its model is {model.get('type')}, not BPE": model.get("type") != "BPE",
+        "it normalizes the text": content.get("normalizer") is not None,
+        "it merges with dropout": bool(model.get("dropout")),
+        "it takes whole words past the merges (ignore_merges)": bool(model.get("ignore_merges")),
+        "it falls back to bytes (byte_fallback)": bool(model.get("byte_fallback")),
+        "its added tokens take white space with them": any(
+            token.get(flag) for token in content.get("added_tokens") or [] for flag in stripping
+        ),
+    }
+    for objection, holds in objections.items():
+        if holds:
+            raise InputError(f"{path}: cannot be imported, because {objection}")
+
+
+def split_pattern(path: str | os.PathLike, pre_tokenizer: dict[str, Any]) -> str:
+    """The regular expression of a ByteLevel pre-tokenizer, or of a Split before it."""
+    steps: Sequence[dict[str, Any]] = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    last = steps[-1]
+    if last["type"] == "ByteLevel" and not last.get("add_prefix_space"):
+        if len(steps) == 1 and last.get("use_regex", True):
+            return GPT2_PATTERN
+        if len(steps) == 2 and not last.get("use_regex", True):
+            split = steps[0]
+            if split["type"] == "Split" and split["behavior"] == "Isolated" and not split.get("invert"):
+                pattern = split["pattern"]["Regex"]
+                return _FROM_ONIGURUMA.get(pattern, pattern)
+    raise InputError(f"{path}: cannot be imported: its pre-tokenizer is not a split by a pattern, then ByteLevel")
