@@ -104,7 +104,7 @@ def test_no_pretoken_reaches_across_a_safe_cut(name, random_text) -> None:
 
 def test_pieces_of_a_pattern_without_safe_cuts_end_at_special_tokens() -> None:
     text = "a b c" + END_OF_TEXT + "d e f"
-    assert find_cut(text, [END_OF_TEXT], r"\S+|\s+") == text.index("d")
+    assert find_cut(text, [END_OF_TEXT], r"\S+|\s+") == text.rindex("d")
     pieces = list(cut_into_pieces([text * 5, text * 5], [END_OF_TEXT], r"\S+|\s+", size=3))
     assert "".join(pieces) == text * 10
     assert len(pieces) == 3
