@@ -15,6 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,32 +63,44 @@ class Corpus:
         self.errors = errors
         self.read_seconds = 0.0
         self.num_bytes = 0  # of text, after unpacking
-        total = sum(file.stat().st_size for file in self.files)
-        self.bar = tqdm(total=total, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5)
+        self.file_bytes = sum(file.stat().st_size for file in self.files)
+        self.bar = tqdm(
+            total=self.file_bytes, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5
+        )
 
-    def blocks(self, file: Path) -> Iterator[str]:
-        """The text of one file, some BLOCK_BYTES at a time, every character whole."""
-        decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
-        offset = 0
+    @contextmanager
+    def opened(self, file: Path) -> Iterator[Callable[[memoryview], int]]:
+        """A function that fills a buffer with the file's next bytes, unpacked, and says how many; 0 at its end."""
         try:
             with open(file, "rb") as raw:
                 stream: Any = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
-                while True:
+
+                def fill(buffer: memoryview) -> int:
                     start, position = time.perf_counter(), raw.tell()
-                    data = stream.read(BLOCK_BYTES)
-                    text = decode_block(decoder, data, offset, file)
-                    offset += len(data)
-                    self.num_bytes += len(data)
+                    count = stream.readinto(buffer)
+                    self.num_bytes += count
                     self.read_seconds += time.perf_counter() - start
                     self.bar.update(raw.tell() - position)
-                    if text:
-                        yield text
-                    if not data:
-                        return
+                    return count
+
+                yield fill
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{file}: damaged gzip file ({error}); copy or download it again") from None
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+
+    def blocks(self, file: Path) -> Iterator[str]:
+        """The text of one file, some BLOCK_BYTES at a time, every character whole."""
+        decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        offset, count = 0, 1
+        with self.opened(file) as fill:
+            while count:
+                count = fill(buffer)
+                text = decode_block(decoder, bytes(buffer[:count]), offset, file)
+                offset += count
+                if text:
+                    yield text
 
     def close(self) -> None:
         self.bar.close()
@@ -99,11 +112,11 @@ def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, f
     try:
         return decoder.decode(data, final=not data)
     except UnicodeDecodeError as error:
-        position = offset - pending + error.start
-        bad = f"0x{error.object[error.start]:02x}"
-        raise InputError(
-            f"{file}: not UTF-8 at byte {position} ({bad}); convert the file, or use --errors replace"
-        ) from None
+        raise not_utf8(file, offset - pending + error.start, error.object[error.start]) from None
+
+
+def not_utf8(file: Path, position: int, byte: int) -> InputError:
+    return InputError(f"{file}: not UTF-8 at byte {position} (0x{byte:02x}); convert the file, or use --errors replace")
 
 
 def available_cores() -> int:
