@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenization import formats
-from tokenization.bpe import TrainingReport, train_bpe
+from tokenization.bpe import TIES, TrainingReport, train_bpe
 from tokenization.corpus import Corpus
 from tokenization.errors import InputError
 from tokenization.pretokenization import END_OF_TEXT, cut_into_pieces
@@ -62,6 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
         dest="special_tokens",
         help=f"a text that is always one token; may be repeated (default: {END_OF_TEXT})",
     )
+    train.add_argument(
+        "--ties",
+        choices=TIES,
+        default=TIES[0],
+        help="of equally frequent pairs, take the one whose bytes are greater, or the older one, as Hugging Face's"
+        " trainer does (default: lexicographic)",
+    )
     train.add_argument("--output", required=True, help="the folder to write")
     train.add_argument("--overwrite", action="store_true", help="replace a tokenizer that the folder already holds")
 
@@ -70,7 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--tokenizer", required=True, help="a tokenizer's folder")
     encode.add_argument("--output", required=True, help="the token file to write, for example data/train.bin")
     for command in (train, encode):
-        command.add_argument("--processes", type=int, help="processes to work with (default: one per core)")
+        command.add_argument(
+            "--processes",
+            "--threads",
+            type=int,
+            help="how many work at the same time (default: one per core); the result does not depend on it",
+        )
         command.add_argument(
             "--errors",
             choices=("strict", "replace"),
@@ -108,6 +120,7 @@ def run_train(args: argparse.Namespace) -> None:
         args.text,
         args.vocab_size,
         special_tokens,
+        ties=args.ties,
         num_processes=args.processes,
         errors=args.errors,
         progress=True,

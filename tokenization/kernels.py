@@ -13,11 +13,13 @@ text has PADDING readable bytes behind its end. All of it is in one file, becaus
 function that another file's function calls has changed. (Mixing int64 and uint64 gives a float64: none is unsigned.)
 """
 
-import numba
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from typing import Any
 
+import numba
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import extending, types
+
+intrinsic: Any = extending.intrinsic  # its functions are called without the typing context that they are written with
 PADDING = 128  # bytes that may be read behind a text: two blocks of 64
 LETTER, NUMBER, SPACE = 1, 2, 3  # classes of characters; 0 is all the rest
 
@@ -148,10 +150,12 @@ def prefetch(typingctx, address):
 
 @compiled
 def same_bytes(left, right, length):
-    for offset in range(length):
-        if load8(left + offset) != load8(right + offset):
-            return False
-    return True
+    offset = 0
+    while offset + 8 <= length and load64(left + offset) == load64(right + offset):
+        offset += 8
+    while offset < length and load8(left + offset) == load8(right + offset):
+        offset += 1
+    return offset == length
 
 
 @compiled
@@ -907,19 +911,18 @@ def encode_window(
 # finds all of them, adds them up in an array with a row for each neighbour, and lists them one after the other: no
 # table of pairs is needed. Afterwards the count can only fall. It stands on a heap as it was, and only when it comes
 # to the top are its places looked at again; if some have gone, it goes back with the true count.
-# Two merges can spell the same bytes and then give the same token. Such a step gathers all the places of the token,
-# old and new, and lists all its pairs again; the older lists are then parts of the new ones, and die out.
+# No two merges spell the same bytes, so every merge makes a new token: where no merge crosses the ends of a stretch,
+# its bytes alone decide what happens inside, in every word alike. (Even of a run like "aaaa", which is merged from the
+# left: a stretch that begins in such a run, with no pair across its beginning, has an even number of them before it.)
 #
 # Pairs rarer than the floor are not listed. When the heap is empty too early, the caller lowers it and begins again.
 # ---------------------------------------------------------------------------------------------------------------------
 
-CELLS, TEXT, TOKENS, NUM_TOKENS, MAX_TOKENS, TOKEN_IDS, TOKEN_IDS_SHIFT = range(0, 56, 8)
-NEIGHBOURS, TOUCHED, FLOOR, BY_AGE = range(56, 88, 8)
-PLACES, PLACES_USED, PLACES_SIZE, PAIRS, PAIRS_USED, PAIRS_SIZE, HEAP, HEAP_USED = range(88, 152, 8)
-LEARNT, LEARNT_USED, LEARNT_SIZE = range(152, 176, 8)
+CELLS, TEXT, TOKENS, NUM_TOKENS, MAX_TOKENS, NEIGHBOURS, TOUCHED, FLOOR, BY_AGE = range(0, 72, 8)
+PLACES, PLACES_USED, PLACES_SIZE, PAIRS, PAIRS_USED, PAIRS_SIZE, HEAP, HEAP_USED = range(72, 136, 8)
 NO_SYMBOL = LOW_HALF
 MAX_FREQUENCY = LOW_HALF  # a word that is more frequent takes several rows of cells
-TOKEN_ROW = 40  # where it stands in `text`, its length, what decides a tie, where its places are listed, how many
+TOKEN_ROW = 40  # where it stands in `text`, its length, what decides a tie, its left and its right part
 PAIR_ROW = 32  # left id, right id, where its places are listed, how many
 NEIGHBOUR_ROW = 32  # as the left one: count, places; as the right one: count, places
 
@@ -982,30 +985,17 @@ def fill_cells(table, cells, text, place):
 
 @compiled
 def add_token(trainer, place, length):
-    """The id of the bytes that stand in `text` at `place`: the one they already have, or a new one."""
-    text, tokens, token_ids = load64(trainer + TEXT), load64(trainer + TOKENS), load64(trainer + TOKEN_IDS)
-    shift = load64(trainer + TOKEN_IDS_SHIFT)
-    index = shift_right(hash_bytes(text + place, length), shift)
-    known = load64(token_ids + 8 * index)
-    while known:
-        row = tokens + TOKEN_ROW * (known - 1)
-        if load64(row + 8) == length and same_bytes(text + load64(row), text + place, length):
-            return known - 1
-        index = (index + 1) & ((1 << 64 - shift) - 1)
-        known = load64(token_ids + 8 * index)
+    """A new token, whose bytes stand in `text` at `place`. Returns its id."""
     token_id = load64(trainer + NUM_TOKENS)
-    store64(token_ids + 8 * index, token_id + 1)
     store64(trainer + NUM_TOKENS, token_id + 1)
-    row = tokens + TOKEN_ROW * token_id
+    row = load64(trainer + TOKENS) + TOKEN_ROW * token_id
     store64(row, place)
     store64(row + 8, length)
     if load64(trainer + BY_AGE):
         store64(row + 16, -token_id)
     else:  # the first 8 bytes as a number; its first bit turned, for int64 puts those with a 1 below the others
-        first_bytes = swap_bytes(load64(text + place) & shift_right(-1, 64 - 8 * min(length, 8)))
+        first_bytes = swap_bytes(load64(load64(trainer + TEXT) + place) & shift_right(-1, 64 - 8 * min(length, 8)))
         store64(row + 16, first_bytes ^ (-1 << 63))
-    store64(row + 24, 0)
-    store64(row + 32, 0)
     return token_id
 
 
@@ -1169,33 +1159,6 @@ def merge_places(trainer, pair, merged):
 
 
 @compiled
-def gather_places(trainer, token_id, start, count):
-    """Lists all places of a token: the older ones where it still is, and `count` new ones. Returns (start, number)."""
-    cells, places = load64(trainer + CELLS), load64(trainer + PLACES)
-    row = load64(trainer + TOKENS) + TOKEN_ROW * token_id
-    if load64(row + 32):
-        old, new = places + 4 * load64(row + 24), places + 4 * start
-        old_end, new_end = old + 4 * load64(row + 32), new + 4 * count
-        start = load64(trainer + PLACES_USED)
-        target = places + 4 * start
-        while old < old_end or new < new_end:
-            if new == new_end or (old < old_end and load32(old) < load32(new)):
-                place = load32(old)
-                old += 4
-            else:
-                place = load32(new)
-                new += 4
-            if symbol_at(cells, place) == token_id:
-                store32(target, place)
-                target += 4
-        count = (target - places >> 2) - start
-        store64(trainer + PLACES_USED, start + count)
-    store64(row + 24, start)
-    store64(row + 32, count)
-    return start, count
-
-
-@compiled
 def touch(row, frequency, neighbour, touched, num_touched):
     """Adds a place to one side of a neighbour's row. Returns the number of neighbours in `touched`."""
     store64(touched + 8 * num_touched, neighbour)
@@ -1255,11 +1218,9 @@ def clear(row):
 def has_room(trainer, num_places):
     """Whether the lists have room for a step that makes a token at so many places."""
     most_pairs = 2 * min(num_places, load64(trainer + NUM_TOKENS) + 1)
-    return (
-        load64(trainer + PLACES_USED) + 3 * num_places <= load64(trainer + PLACES_SIZE)
-        and load64(trainer + PAIRS_USED) + most_pairs <= load64(trainer + PAIRS_SIZE)
-        and load64(trainer + LEARNT_USED) < load64(trainer + LEARNT_SIZE)
-    )
+    return load64(trainer + PLACES_USED) + 2 * num_places <= load64(trainer + PLACES_SIZE) and load64(
+        trainer + PAIRS_USED
+    ) + most_pairs <= load64(trainer + PAIRS_SIZE)
 
 
 @compiled
@@ -1284,16 +1245,9 @@ def learn_merges(trainer, steps):
         place = load32(load64(trainer + PLACES) + 4 * start)
         length = load64(tokens + TOKEN_ROW * left + 8) + load64(tokens + TOKEN_ROW * right + 8)
         merged = add_token(trainer, place, length)
-        if not has_room(trainer, num_places + load64(tokens + TOKEN_ROW * merged + 32)):  # only where it is not new
-            return LISTS_FULL
+        store64(tokens + TOKEN_ROW * merged + 24, left)
+        store64(tokens + TOKEN_ROW * merged + 32, right)
         drop_top(trainer)
-        num_merged = merge_places(trainer, pair, merged)
-        store64(row + 24, 0)
-        start, count = gather_places(trainer, merged, start, num_merged)
-        list_pairs(trainer, merged, start, count)
-        learnt = load64(trainer + LEARNT) + 16 * load64(trainer + LEARNT_USED)
-        store64(learnt, left)
-        store64(learnt + 8, right)
-        store64(trainer + LEARNT_USED, load64(trainer + LEARNT_USED) + 1)
+        list_pairs(trainer, merged, start, merge_places(trainer, pair, merged))
         steps -= 1
     return DONE

@@ -11,7 +11,6 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -44,7 +43,7 @@ def address(array: np.ndarray) -> int:
 def class_table() -> np.ndarray:
     """The class of each code point, uint8, as `regex` sees it: one Unicode version for the kernels and the pattern."""
     classes = np.zeros(0x110000, np.uint8)
-    text = "".join(map(chr, range(0x110000)))
+    text = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     kinds = ((kernels.LETTER, r"\p{L}+"), (kernels.NUMBER, r"\p{N}+"), (kernels.SPACE, r"\s+"))
     for stretch in regex.finditer(r"[\p{L}\p{N}\s]+", text):
         for kind, pattern in kinds:
@@ -122,7 +121,7 @@ def windows(corpus: Corpus, special_tokens: SpecialTokens) -> Iterator[Window]:
                 room = len(buffer) - kernels.PADDING
                 count = 1
                 while count and length < room:
-                    count = fill(memoryview(buffer)[length:room])
+                    count = fill(buffer.data[length:room])
                     length += count
                 if not count:
                     break
@@ -177,7 +176,7 @@ class Table:
 
     def set_slots(self, slots: np.ndarray) -> None:
         self.slots = slots
-        self.head[:4] = address(slots), 65 - len(slots).bit_length(), 0, len(slots) // 2
+        self.head[:4] = address(slots), 65 - len(slots).bit_length(), 0, len(slots) * 5 // 8
 
     def set_arena(self, arena: np.ndarray) -> None:
         self.arena = arena
@@ -269,10 +268,13 @@ def add_table(source: Table, target: Table) -> None:
 
 
 class Trainer:
-    """The memory of the kernel that learns merges: one row of named numbers, and the arrays they point to."""
+    """The memory of the kernel that learns merges: a row of int64, and the arrays whose addresses are in it.
+
+    Fields are offsets in bytes, as the kernels name them.
+    """
 
     def __init__(self) -> None:
-        self.head = np.zeros(22, np.int64)
+        self.head = np.zeros(kernels.HEAP_USED // 8 + 1, np.int64)
         self.arrays: dict[int, np.ndarray] = {}
 
     def __getitem__(self, field: int) -> int:
@@ -284,14 +286,22 @@ class Trainer:
             value = address(value)
         self.head[field // 8] = value
 
-    def enlarge(self, field: int, size_field: int) -> None:
-        """Doubles an array, whose rows beyond the old ones stay unset; its number of rows stands in size_field."""
-        old = self.arrays[field]
-        new = np.empty((2 * len(old), *old.shape[1:]), old.dtype)
-        new[: len(old)] = old
-        self[field] = new
-        if size_field:
-            self[size_field] = len(new)
+    def set_lists(self, num_places: int, num_pairs: int) -> None:
+        """Makes the lists that grow, or makes them larger."""
+        self.resize(kernels.PLACES, (num_places,), np.uint32)
+        self.resize(kernels.PAIRS, (num_pairs, kernels.PAIR_ROW // 8), np.int64)
+        self.resize(kernels.HEAP, (num_pairs, 2), np.int64)
+        self[kernels.PLACES_SIZE], self[kernels.PAIRS_SIZE] = num_places, num_pairs
+
+    def resize(self, field: int, shape: tuple[int, ...], dtype: type) -> None:
+        old = self.arrays.get(field)
+        if old is None or old.shape != shape:
+            self[field] = np.empty(shape, dtype)
+            if old is not None:
+                self.arrays[field][: len(old)] = old
+
+    def enlarge_lists(self) -> None:
+        self.set_lists(2 * self[kernels.PLACES_SIZE], 2 * self[kernels.PAIRS_SIZE])
 
 
 def learn_merges(
@@ -306,12 +316,12 @@ def learn_merges(
         trainer = prepare_trainer(counts, vocab, vocab_size, tie_order, floor)
         status = run_trainer(trainer, vocab_size, progress)
         if status == kernels.DONE or floor == 1:
-            learnt = trainer.arrays[kernels.LEARNT][: trainer[kernels.LEARNT_USED]]
-            return learnt_tokens(trainer), [(left, right) for left, right in learnt.tolist()]
+            parts = trainer.arrays[kernels.TOKENS][len(vocab) : trainer[kernels.NUM_TOKENS], 3:]
+            return learnt_tokens(trainer), [(left, right) for left, right in parts.tolist()]
         floor = max(1, floor // 16)
 
 
-def run_trainer(trainer: "Trainer", vocab_size: int, progress: bool) -> int:
+def run_trainer(trainer: Trainer, vocab_size: int, progress: bool) -> int:
     """Until the vocabulary is full (DONE) or no pair is as frequent as the floor (UNDER_FLOOR)."""
     known = trainer[kernels.NUM_TOKENS]
     with tqdm(total=vocab_size - known, desc="merging", unit="merge", disable=not progress, delay=0.5) as bar:
@@ -327,7 +337,7 @@ def run_trainer(trainer: "Trainer", vocab_size: int, progress: bool) -> int:
 
 def prepare_trainer(
     counts: Table, vocab: Sequence[bytes], vocab_size: int, tie_order: Sequence[int] | None, floor: int
-) -> "Trainer":
+) -> Trainer:
     num_cells = kernels.summarize(address(counts.head))[1]
     text = b"".join(vocab)
     first, num_cells = len(text), len(text) + 1 + num_cells
@@ -342,9 +352,6 @@ def prepare_trainer(
 
     trainer[kernels.MAX_TOKENS] = vocab_size
     trainer[kernels.TOKENS] = np.empty((vocab_size + 1, kernels.TOKEN_ROW // 8), np.int64)
-    bits = (2 * vocab_size).bit_length()
-    trainer[kernels.TOKEN_IDS] = np.zeros(1 << bits, np.int64)
-    trainer[kernels.TOKEN_IDS_SHIFT] = 64 - bits
     trainer[kernels.BY_AGE] = int(tie_order is not None)
     place = 0
     for token in vocab:
@@ -356,49 +363,10 @@ def prepare_trainer(
     trainer[kernels.NEIGHBOURS] = np.zeros((vocab_size + 1, kernels.NEIGHBOUR_ROW // 8), np.int64)
     trainer[kernels.TOUCHED] = np.empty(2 * (vocab_size + 1), np.int64)
     trainer[kernels.FLOOR] = floor
-    trainer.set_lists(num_cells + (1 << 16), 1 << 17, vocab_size + 1)
+    trainer.set_lists(num_cells + (1 << 16), 1 << 17)
     rows = np.zeros((1 << 16, 2), np.int64)
     kernels.list_byte_pairs(address(trainer.head), first, num_cells - 1, address(rows))
     return trainer
-
-
-class Trainer:
-    """The memory of the kernel that learns merges: a row of int64, and the arrays whose addresses are in it.
-
-    Fields are offsets in bytes, as the kernels name them.
-    """
-
-    def __init__(self) -> None:
-        self.head = np.zeros(kernels.LEARNT_SIZE // 8 + 1, np.int64)
-        self.arrays: dict[int, np.ndarray] = {}
-
-    def __getitem__(self, field: int) -> int:
-        return int(self.head[field // 8])
-
-    def __setitem__(self, field: int, value: int | np.ndarray) -> None:
-        if isinstance(value, np.ndarray):
-            self.arrays[field] = value
-            value = address(value)
-        self.head[field // 8] = value
-
-    def set_lists(self, num_places: int, num_pairs: int, num_merges: int) -> None:
-        """Makes the lists that grow, or makes them larger."""
-        self.resize(kernels.PLACES, (num_places,), np.uint32)
-        self.resize(kernels.PAIRS, (num_pairs, kernels.PAIR_ROW // 8), np.int64)
-        self.resize(kernels.HEAP, (num_pairs, 2), np.int64)
-        self.resize(kernels.LEARNT, (num_merges, 2), np.int64)
-        self[kernels.PLACES_SIZE], self[kernels.PAIRS_SIZE] = num_places, num_pairs
-        self[kernels.LEARNT_SIZE] = num_merges
-
-    def resize(self, field: int, shape: tuple[int, ...], dtype: type) -> None:
-        old = self.arrays.get(field)
-        if old is None or old.shape != shape:
-            self[field] = np.empty(shape, dtype)
-            if old is not None:
-                self.arrays[field][: len(old)] = old
-
-    def enlarge_lists(self) -> None:
-        self.set_lists(*(2 * self[size] for size in (kernels.PLACES_SIZE, kernels.PAIRS_SIZE, kernels.LEARNT_SIZE)))
 
 
 def learnt_tokens(trainer: Trainer) -> list[bytes]:
@@ -426,7 +394,8 @@ class Encoder:
         self.dtype = dtype
         self.special_tokens = SpecialTokens(special_ids)
         bits = (2 * len(ranks)).bit_length() + 1
-        pairs = np.array([(*pair, *merge) for pair, merge in ranks.items()], np.int64).reshape(-1, 4)
+        rows = (value for pair, merge in ranks.items() for value in (*pair, *merge))
+        pairs = np.fromiter(rows, np.int64, 4 * len(ranks))
         self._merges = np.zeros((1 << bits, 2), np.int64)
         self._byte_merges = np.empty(1 << 16, np.int64)
         self._byte_ids = np.array(byte_ids, np.int64)
@@ -438,7 +407,7 @@ class Encoder:
             address(self._byte_ids),
             dtype.itemsize,
         )
-        kernels.fill_merges(address(pairs), len(pairs), address(self.head))
+        kernels.fill_merges(address(pairs), len(ranks), address(self.head))
         self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
 
     def encode(self, window: Window, max_slots: int = MAX_SLOTS) -> np.ndarray | None:

@@ -238,7 +238,7 @@ def to_utf8(text: str) -> bytes:
     except UnicodeEncodeError as error:
         raise InputError(
             f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8"
-            " cannot hold; replace it, for example with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+            " cannot hold; replace it by another character"
         ) from None
 
 
