@@ -583,52 +583,51 @@ def add_table(source, target):
 # ---------------------------------------------------------------------------------------------------------------------
 # Encoding
 #
-# The encoder's head, a row of int64: the table of merges, 64 - log2(its slots); the merges of two bytes (65,536 int64);
-# the ids of bytes (256 int64, -1 where there is none); bytes per id in the output, 2 or 4; working memory, and for how
-# many tokens it is. A merge is rank << 32 | id of the merged token, so that the least is the oldest; NO_MERGE is none.
-# The table of merges has slots of 16 bytes: (left id << 32 | right id) + 1, which is never 0, and the merge.
+# The encoder's head, a row of int64: the table of merges and 64 - log2(its slots); the ids that merges give, uint32;
+# the ranks of the merges of two bytes, 65,536 uint32; the ids of the bytes, 256 int64, -1 where there is none; bytes
+# per id in the output, 2 or 4; working memory, and for how many tokens it is.
+# A merge is known by its rank, of which the oldest has the least; NO_MERGE is none. A slot of the table is 8 bytes,
+# so that it stays in the cache: 21 bits of the left id, 21 of the right one, 22 of the rank + 1; 0 if it is free.
 # ---------------------------------------------------------------------------------------------------------------------
 
-MERGES, MERGES_SHIFT, BYTE_MERGES, BYTE_IDS, WIDTH, WORK, CAPACITY = range(0, 56, 8)
-NO_MERGE = (1 << 63) - 1
-LOW_HALF = (1 << 32) - 1
+MERGES, MERGES_SHIFT, MERGED_IDS, BYTE_MERGES, BYTE_IDS, WIDTH, WORK, CAPACITY = range(0, 64, 8)
+ID_BITS, RANK_BITS = 21, 22  # a larger vocabulary is left to plain Python
+NO_MERGE = LOW_HALF = (1 << 32) - 1
 MAX_CACHED = 256  # bytes of the longest piece whose ids are remembered
 SHORT = 64  # bytes of the longest piece for which looking at every pair again is faster than a heap
 WORK_BYTES = 2 * 48  # for each token of CAPACITY: ids, following, preceding, merges and two of the heap, two times
 
 
 @compiled
-def merge_slot(merges, shift, left, right):
-    key = (left << 32 | right) + 1
-    slot = merges + 16 * shift_right(key * _K1, shift)
-    last = merges + (16 << 64 - shift)
-    while load64(slot) != key and load64(slot) != 0:
-        slot += 16
+def merge_slot(merges, shift, key):
+    slot = merges + 8 * shift_right(key * _K1, shift)
+    last = merges + (8 << 64 - shift)
+    while load64(slot) != 0 and shift_right(load64(slot), RANK_BITS) != key:
+        slot += 8
         if slot == last:
             slot = merges
     return slot
 
 
 @compiled
-def fill_merges(pairs, count, encoder):
-    """Enters `count` rows (left id, right id, rank, merged id), int64; of equal pairs the first one stays."""
-    for row in range(pairs, pairs + 32 * count, 32):
-        left, right = load64(row), load64(row + 8)
-        slot = merge_slot(load64(encoder + MERGES), load64(encoder + MERGES_SHIFT), left, right)
-        if load64(slot) == 0:
-            store64(slot, (left << 32 | right) + 1)
-            store64(slot + 8, load64(row + 16) << 32 | load64(row + 24))
-    byte_ids = load64(encoder + BYTE_IDS)
-    for left in range(256):
-        for right in range(256):
-            merge = find_merge(encoder, load64(byte_ids + 8 * left), load64(byte_ids + 8 * right))
-            store64(load64(encoder + BYTE_MERGES) + 8 * (left << 8 | right), merge)
+def find_merge(merges, shift, left, right):
+    """The rank of the merge of two ids."""
+    found = load64(merge_slot(merges, shift, left << ID_BITS | right))
+    return (found & ((1 << RANK_BITS) - 1)) - 1 if found else NO_MERGE
 
 
 @compiled
-def find_merge(encoder, left, right):
-    slot = merge_slot(load64(encoder + MERGES), load64(encoder + MERGES_SHIFT), left, right)
-    return load64(slot + 8) if load64(slot) else NO_MERGE
+def fill_merges(rows, count, encoder):
+    """Enters `count` rows (left id, right id, rank, merged id), int64; each pair and each rank comes once."""
+    merges, shift, byte_ids = load64(encoder + MERGES), load64(encoder + MERGES_SHIFT), load64(encoder + BYTE_IDS)
+    for row in range(rows, rows + 32 * count, 32):
+        key, rank = load64(row) << ID_BITS | load64(row + 8), load64(row + 16)
+        store64(merge_slot(merges, shift, key), key << RANK_BITS | rank + 1)
+        store32(load64(encoder + MERGED_IDS) + 4 * rank, load64(row + 24))
+    for left in range(256):
+        for right in range(256):
+            merge = find_merge(merges, shift, load64(byte_ids + 8 * left), load64(byte_ids + 8 * right))
+            store32(load64(encoder + BYTE_MERGES) + 4 * (left << 8 | right), merge)
 
 
 @compiled
@@ -649,7 +648,7 @@ def load_bytes(address, length, ids, merges, encoder):
         token_id = load64(byte_ids + 8 * byte)
         known |= token_id
         store64(ids + 8 * index, token_id)
-        store64(merges + 8 * index, load64(byte_merges + 8 * (byte << 8 | load8(address + index + 1))))
+        store64(merges + 8 * index, load32(byte_merges + 4 * (byte << 8 | load8(address + index + 1))))
     store64(merges + 8 * (length - 1), NO_MERGE)
     return known >= 0
 
@@ -657,6 +656,7 @@ def load_bytes(address, length, ids, merges, encoder):
 @compiled
 def merge_short(address, length, out, encoder):
     """Writes the ids of a piece of at most SHORT bytes, by always looking for the oldest merge; -1: NO_TOKEN."""
+    table, shift, merged_ids = load64(encoder + MERGES), load64(encoder + MERGES_SHIFT), load64(encoder + MERGED_IDS)
     ids = load64(encoder + WORK)
     merges = ids + 8 * SHORT
     if not load_bytes(address, length, ids, merges, encoder):
@@ -673,13 +673,13 @@ def merge_short(address, length, out, encoder):
         for index in range(at + 1, length):
             store64(ids + 8 * index, load64(ids + 8 * index + 8))
             store64(merges + 8 * index, load64(merges + 8 * index + 8))
-        merged = best & LOW_HALF
+        merged = load32(merged_ids + 4 * best)
         store64(ids + 8 * at, merged)
         if at > 0:
-            store64(merges + 8 * (at - 1), find_merge(encoder, load64(ids + 8 * (at - 1)), merged))
+            store64(merges + 8 * at - 8, find_merge(table, shift, load64(ids + 8 * at - 8), merged))
         merge = NO_MERGE
         if at + 1 < length:
-            merge = find_merge(encoder, merged, load64(ids + 8 * (at + 1)))
+            merge = find_merge(table, shift, merged, load64(ids + 8 * at + 8))
         store64(merges + 8 * at, merge)
     width = load64(encoder + WIDTH)
     for index in range(length):
@@ -688,8 +688,11 @@ def merge_short(address, length, out, encoder):
 
 
 @compiled
-def push(heap, size, value):
-    hole = size
+def push(heap, size, rank, position):
+    """Puts rank << 32 | position on a heap, unless the rank is NO_MERGE. Returns its size."""
+    if rank == NO_MERGE:
+        return size
+    hole, value = size, rank << 32 | position
     while hole > 0:
         parent = load64(heap + 8 * ((hole - 1) >> 1))
         if parent <= value:
@@ -697,6 +700,7 @@ def push(heap, size, value):
         store64(heap + 8 * hole, parent)
         hole = (hole - 1) >> 1
     store64(heap + 8 * hole, value)
+    return size + 1
 
 
 @compiled
@@ -724,6 +728,7 @@ def merge_window(address, length, work, encoder):
 
     The heap holds rank << 32 | position of the left token; an entry whose pair is no longer there is passed over.
     """
+    table, shift, merged_ids = load64(encoder + MERGES), load64(encoder + MERGES_SHIFT), load64(encoder + MERGED_IDS)
     stride = 8 * load64(encoder + CAPACITY)
     ids, following, preceding, merges, heap = (
         work,
@@ -738,18 +743,14 @@ def merge_window(address, length, work, encoder):
     for index in range(length):
         store64(following + 8 * index, index + 1)
         store64(preceding + 8 * index, index - 1)
-        merge = load64(merges + 8 * index)
-        if merge != NO_MERGE:
-            push(heap, size, merge & ~LOW_HALF | index)
-            size += 1
+        size = push(heap, size, load64(merges + 8 * index), index)
     while size:
         entry = pop(heap, size)
         size -= 1
-        at = entry & LOW_HALF
-        merge = load64(merges + 8 * at)
-        if merge >> 32 != entry >> 32:
+        rank, at = entry >> 32, entry & LOW_HALF
+        if load64(merges + 8 * at) != rank:
             continue
-        merged = merge & LOW_HALF
+        merged = load32(merged_ids + 4 * rank)
         store64(ids + 8 * at, merged)
         right = load64(following + 8 * at)
         store64(merges + 8 * right, NO_MERGE)
@@ -758,18 +759,14 @@ def merge_window(address, length, work, encoder):
         merge = NO_MERGE
         if right < length:
             store64(preceding + 8 * right, at)
-            merge = find_merge(encoder, merged, load64(ids + 8 * right))
+            merge = find_merge(table, shift, merged, load64(ids + 8 * right))
         store64(merges + 8 * at, merge)
-        if merge != NO_MERGE:
-            push(heap, size, merge & ~LOW_HALF | at)
-            size += 1
+        size = push(heap, size, merge, at)
         left = load64(preceding + 8 * at)
         if left >= 0:
-            merge = find_merge(encoder, load64(ids + 8 * left), merged)
+            merge = find_merge(table, shift, load64(ids + 8 * left), merged)
             store64(merges + 8 * left, merge)
-            if merge != NO_MERGE:
-                push(heap, size, merge & ~LOW_HALF | left)
-                size += 1
+            size = push(heap, size, merge, left)
     return True
 
 

@@ -378,6 +378,11 @@ def learnt_tokens(trainer: Trainer) -> list[bytes]:
 # --- encoding ---
 
 
+def can_encode(vocab_size: int, num_merges: int) -> bool:
+    """Whether ids and ranks have few enough bits for the table of merges."""
+    return vocab_size <= 1 << kernels.ID_BITS and num_merges < (1 << kernels.RANK_BITS) - 1
+
+
 class Encoder:
     """A tokenizer's merges and ids as the kernels want them, with tables of pre-tokens that threads share out.
 
@@ -393,21 +398,17 @@ class Encoder:
     ):
         self.dtype = dtype
         self.special_tokens = SpecialTokens(special_ids)
-        bits = (2 * len(ranks)).bit_length() + 1
-        rows = (value for pair, merge in ranks.items() for value in (*pair, *merge))
-        pairs = np.fromiter(rows, np.int64, 4 * len(ranks))
-        self._merges = np.zeros((1 << bits, 2), np.int64)
-        self._byte_merges = np.empty(1 << 16, np.int64)
+        bits = (2 * len(ranks) + 1).bit_length()
+        rows = np.fromiter((value for pair, merge in ranks.items() for value in (*pair, *merge)), np.int64)
+        self._merges = np.zeros(1 << bits, np.int64)
+        self._merged_ids = np.zeros(max((rank for rank, _ in ranks.values()), default=0) + 1, np.uint32)
+        self._byte_merges = np.empty(1 << 16, np.uint32)
         self._byte_ids = np.array(byte_ids, np.int64)
-        self.head = np.zeros(7, np.int64)
-        self.head[:5] = (
-            address(self._merges),
-            64 - bits,
-            address(self._byte_merges),
-            address(self._byte_ids),
-            dtype.itemsize,
-        )
-        kernels.fill_merges(address(pairs), len(ranks), address(self.head))
+        self.head = np.zeros(kernels.CAPACITY // 8 + 1, np.int64)
+        self.head[:2] = address(self._merges), 64 - bits
+        self.head[2:5] = address(self._merged_ids), address(self._byte_merges), address(self._byte_ids)
+        self.head[5] = dtype.itemsize
+        kernels.fill_merges(address(rows), len(ranks), address(self.head))
         self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
 
     def encode(self, window: Window, max_slots: int = MAX_SLOTS) -> np.ndarray | None:
@@ -442,7 +443,7 @@ class Worker:
 
     def set_capacity(self, num_tokens: int) -> None:
         self.work = np.empty((num_tokens, kernels.WORK_BYTES), np.uint8)
-        self.head[5:] = address(self.work), num_tokens
+        self.head[6:] = address(self.work), num_tokens
 
     def encode(self, window: Window, encoder: Encoder, max_slots: int) -> np.ndarray | None:
         position = address(window.buffer)

@@ -21,7 +21,7 @@ from tokenization.errors import InputError
 from tokenization.formats import write_text
 
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-_SCAN_TOKENS = 1 << 22
+_SCAN_TOKENS = 1 << 20
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -72,7 +72,7 @@ class TokenFileWriter:
     def write(self, token_ids: np.ndarray) -> None:
         if token_ids.size and not (token_ids.min() >= 0 and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
-        data = token_ids.astype(self.dtype, copy=False).tobytes()
+        data = np.ascontiguousarray(token_ids, self.dtype).data
         self._file.write(data)
         self._sha256.update(data)
         self.num_tokens += token_ids.size
@@ -127,17 +127,25 @@ class TokenFile:
             )
         if not size:
             raise InputError(f"{path}: is empty; encode a text that is not")
-        tokens = np.memmap(path, dtype, mode="r")
-        largest = max(int(tokens[start : start + _SCAN_TOKENS].max()) for start in range(0, len(tokens), _SCAN_TOKENS))
+        largest = largest_id(path, dtype)
         if largest >= description.vocab_size:
             raise InputError(
                 f"{path}: token id {largest} lies outside its vocabulary of {description.vocab_size} tokens;"
                 " encode the text again"
             )
-        return cls(path, tokens, description)
+        return cls(path, np.memmap(path, dtype, mode="r"), description)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def largest_id(path: Path, dtype: np.dtype) -> int:
+    """Read, not mapped: pages of a map that have been looked at count as this process's memory."""
+    largest = 0
+    with open(path, "rb") as file:
+        while (token_ids := np.fromfile(file, dtype, _SCAN_TOKENS)).size:
+            largest = max(largest, int(token_ids.max()))
+    return largest
 
 
 def read_description(path: Path) -> Description:

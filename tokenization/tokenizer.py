@@ -130,11 +130,15 @@ class Tokenizer:
 
     def _encode_large(self, text: str) -> list[int] | None:
         """`encode` through the kernels; None where they cannot be had, or to have a missing byte named."""
-        native, _ = kernels_for(self.pattern, len(text))
+        native = self._native(len(text))
         if native is None:
             return None
         token_ids = self._kernel_encoder(native).encode(native.Window.of_bytes(to_utf8(text)))
         return None if token_ids is None else token_ids.tolist()
+
+    def _native(self, num_bytes: int) -> ModuleType | None:
+        native, _ = kernels_for(self.pattern, num_bytes)
+        return native if native and native.can_encode(self.vocab_size, len(self.merges)) else None
 
     def _kernel_encoder(self, native: ModuleType) -> Any:
         if self._encoder is None:
@@ -204,8 +208,7 @@ class Tokenizer:
         return TokenFile.open(output)
 
     def _encode_corpus(self, corpus: Corpus, num_processes: int, dtype: np.dtype) -> Iterator["EncodedPiece"]:
-        native, _ = kernels_for(self.pattern, corpus.file_bytes)
-        if native:
+        if native := self._native(corpus.file_bytes):
             for window, token_ids in self._kernel_encoder(native).encode_corpus(corpus, num_processes):
                 text = window.text_behind(END_OF_TEXT)
                 if token_ids is None:  # a byte has no token: the reference says which
