@@ -428,7 +428,7 @@ def spans(begin, address, end, special, length):
 SLOTS, SHIFT, USED, LIMIT, ARENA, ARENA_USED, ARENA_SIZE = range(0, 56, 8)
 INLINE_BYTES = 15
 LONG = 16 << 56
-CHUNK = 2048  # bytes that are scanned, then looked up: few enough for the slots to be on their way into the cache
+CHUNK = 1024  # bytes that are scanned, then looked up: few enough for the slots to be on their way into the cache
 _K1, _K2 = 0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D
 
 
@@ -463,29 +463,25 @@ def home_slot(slots, shift, low, high):
 def find_slot(slots, shift, slot, low, high, address, length, arena, text_field):
     """The slot of the key, or the free one where it belongs. text_field: where a slot says where a long text is."""
     last = slots + (32 << 64 - shift)
-    while True:
-        taken = load64(slot + 8)
-        if taken == high and load64(slot) == low:
-            if length <= INLINE_BYTES or same_bytes(arena + load64(slot + text_field), address, length):
-                return slot
-        elif taken == 0:
-            return slot
+    while load64(slot + 8):
+        same = load64(slot) == low and load64(slot + 8) == high
+        if same and (length <= INLINE_BYTES or same_bytes(arena + load64(slot + text_field), address, length)):
+            break
         slot += 32
         if slot == last:
             slot = slots
+    return slot
 
 
 @compiled
-def find_keys(starts, count, keys, slots, shift):
-    """Writes (low, high, home slot) of each piece, and asks for the slots to be brought into the cache."""
+def find_homes(starts, count, homes, slots, shift):
+    """Writes the home slot of each piece, and asks for the slots to be brought into the cache."""
     for index in range(count):
         address = load64(starts + 8 * index)
         low, high = key_of(address, load64(starts + 8 * index + 8) - address)
         slot = home_slot(slots, shift, low, high)
         prefetch(slot)
-        store64(keys + 24 * index, low)
-        store64(keys + 24 * index + 8, high)
-        store64(keys + 24 * index + 16, slot)
+        store64(homes + 8 * index, slot)
 
 
 @compiled
@@ -540,21 +536,24 @@ def add_count(table, slot, low, high, address, length, amount):
 def count_window(position, end, table, scratch, classes, specials, num_specials, first_bytes, num_first_bytes):
     """Counts the pieces of [position, end), special tokens left out. Returns (status, address up to which it came).
 
-    scratch: 32 bytes for each of CHUNK + 256 pieces.
+    scratch: 16 bytes for each of CHUNK + 256 pieces.
     """
-    keys = scratch + 8 * (CHUNK + 256)
+    homes = scratch + 8 * (CHUNK + 256)
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
         while position < stop:
             if load64(table + USED) + CHUNK + 256 > load64(table + LIMIT):
                 return TABLE_FULL, position
             count = find_starts(position, stop, CHUNK, classes, scratch)
-            find_keys(scratch, count, keys, load64(table + SLOTS), load64(table + SHIFT))
+            find_homes(scratch, count, homes, load64(table + SLOTS), load64(table + SHIFT))
             for index in range(count):
                 address = load64(scratch + 8 * index)
                 length = load64(scratch + 8 * index + 8) - address
-                key = keys + 24 * index
-                if not add_count(table, load64(key + 16), load64(key), load64(key + 8), address, length, 1):
+                low, high = key_of(address, length)
+                slot = load64(homes + 8 * index)
+                if load64(slot) == low and load64(slot + 8) == high and length <= INLINE_BYTES:
+                    store64(slot + 16, load64(slot + 16) + 1)
+                elif not add_count(table, slot, low, high, address, length, 1):
                     return TABLE_FULL, address
             position = load64(scratch + 8 * count)
         if special >= 0:
@@ -821,6 +820,14 @@ def merge_long(address, length, out, encoder):
 
 
 @compiled
+def merge_piece(address, length, out, encoder):
+    """Writes the ids of a piece. Returns how many, or a negative number."""
+    if length <= SHORT:
+        return merge_short(address, length, out, encoder)
+    return merge_long(address, length, out, encoder)
+
+
+@compiled
 def remember(table, slot, low, high, address, length, out, count, width):
     """Puts the ids of a piece, `count` of them at `out`, into its free slot, if the arena has room for what is long."""
     store_count = count << 32
@@ -849,7 +856,7 @@ def encode_window(
 
     out: room for an id per byte and 16 bytes more. scratch: as for count_window.
     """
-    keys = scratch + 8 * (CHUNK + 256)
+    homes = scratch + 8 * (CHUNK + 256)
     width = load64(encoder + WIDTH)
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
@@ -860,33 +867,31 @@ def encode_window(
                 return TABLE_FULL, position, out
             slots, shift, arena = load64(table + SLOTS), load64(table + SHIFT), load64(table + ARENA)
             count = find_starts(position, stop, CHUNK, classes, scratch)
-            find_keys(scratch, count, keys, slots, shift)
+            find_homes(scratch, count, homes, slots, shift)
             for index in range(count):
                 address = load64(scratch + 8 * index)
                 length = load64(scratch + 8 * index + 8) - address
-                key = keys + 24 * index
-                low, high = load64(key), load64(key + 8)
-                slot = find_slot(slots, shift, load64(key + 16), low, high, address, length, arena, 16)
-                if load64(slot + 8):
-                    more = load64(slot + 24)
-                    number = shift_right(more, 32)
-                    if number:
-                        store64(out, load64(slot + 16))
-                        store64(out + 8, more)
-                    else:
-                        number = more
-                        source = arena + load64(slot + 16) + (length if length > INLINE_BYTES else 0)
-                        for offset in range(0, number * width, 8):
-                            store64(out + offset, load64(source + offset))
-                else:
-                    if length <= SHORT:
-                        number = merge_short(address, length, out, encoder)
-                    else:
-                        number = merge_long(address, length, out, encoder)
-                    if number < 0:
-                        return (NO_TOKEN if number == -1 else SCRATCH_FULL), address, out
-                    if length <= MAX_CACHED:
-                        remember(table, slot, low, high, address, length, out, number, width)
+                low, high = key_of(address, length)
+                slot = load64(homes + 8 * index)
+                if load64(slot) != low or load64(slot + 8) != high or length > INLINE_BYTES:
+                    slot = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
+                    if load64(slot + 8) == 0:
+                        number = merge_piece(address, length, out, encoder)
+                        if number < 0:
+                            return (NO_TOKEN if number == -1 else SCRATCH_FULL), address, out
+                        if length <= MAX_CACHED:
+                            remember(table, slot, low, high, address, length, out, number, width)
+                        out += number * width
+                        continue
+                more = load64(slot + 24)
+                number = shift_right(more, 32)
+                store64(out, load64(slot + 16))
+                store64(out + 8, more)
+                if number == 0:
+                    number = more
+                    source = arena + load64(slot + 16) + (length if length > INLINE_BYTES else 0)
+                    for offset in range(0, number * width, 8):
+                        store64(out + offset, load64(source + offset))
                 out += number * width
             position = load64(scratch + 8 * count)
         if special >= 0:

@@ -170,7 +170,7 @@ class Table:
 
     def __init__(self) -> None:
         self.head = np.zeros(7, np.int64)
-        self.scratch = np.empty(32 * (kernels.CHUNK + 256), np.uint8)
+        self.scratch = np.empty(16 * (kernels.CHUNK + 256), np.uint8)
         self.set_slots(np.zeros((FIRST_SLOTS, 4), np.int64))
         self.set_arena(np.empty(FIRST_ARENA, np.uint8))
 
