@@ -184,15 +184,15 @@ def test_ids_beyond_16_bits(tokenizer):
 
 def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
     """Smallest tables: they fill up, grow, and are emptied when they may not grow."""
-    monkeypatch.setattr(native, "FIRST_SLOTS", 1 << 13)
-    monkeypatch.setattr(native, "FIRST_ARENA", 1 << 15)
+    monkeypatch.setattr(native.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
     source = random.Random(6)
     rare = " ".join("".join(source.choices("abcdefghij", k=source.randint(3, 30))) for _ in range(30000))
     expected = tokenizer.encode(rare)
     for max_slots in (1 << 13, 1 << 14, 1 << 21):
+        monkeypatch.setattr(native, "MAX_SLOTS", max_slots)
         encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype("<u2"))
         for _ in range(2):
-            assert encoder.encode(Window.of_bytes(rare.encode()), max_slots).tolist() == expected
+            assert encode(encoder, rare) == expected
 
 
 @pytest.mark.parametrize(

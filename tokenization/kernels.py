@@ -137,6 +137,46 @@ def fold_multiply(typingctx, left, right):
 
 
 @intrinsic
+def load_shared(typingctx, address):
+    """What another thread has stored with store_shared; what it stored elsewhere before is there as well."""
+
+    def generate(context, builder, signature, args):
+        return builder.load_atomic(builder.inttoptr(args[0], _LONG.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def store_shared(typingctx, address, value):
+    def generate(context, builder, signature, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], _LONG.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def add_shared(typingctx, address, amount):
+    """Adds to a number that other threads add to as well. Returns what it was before."""
+
+    def generate(context, builder, signature, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _LONG.as_pointer()), args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def take_shared(typingctx, address, value):
+    """Stores a value where there is 0, and returns 0; or returns what another thread has stored there."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], _LONG.as_pointer())
+        return builder.extract_value(builder.cmpxchg(pointer, _LONG(0), args[1], "acquire", "monotonic"), 0)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
 def prefetch(typingctx, address):
     def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], _BYTE.as_pointer())
@@ -420,7 +460,8 @@ def spans(begin, address, end, special, length):
 #     value 8, more 8    counting: how often, and where in the arena
 #                        encoding: up to 12 bytes of ids and in the last four their number; or 0, and where in the arena
 #
-# A slot is free while its high word is 0. The next slot is tried when one is taken by another key.
+# A slot is free while its high word is 0. The next slot is tried when one is taken by another key. Threads that encode
+# share a table: who wants a slot first marks it as BEING_FILLED, and stores the high word when all else is there.
 # The table's head is a row of int64: slots' address, 64 - log2(their number), slots used, slots that may be used,
 # the arena's address, bytes of it used, bytes of it.
 # ---------------------------------------------------------------------------------------------------------------------
@@ -428,6 +469,7 @@ def spans(begin, address, end, special, length):
 SLOTS, SHIFT, USED, LIMIT, ARENA, ARENA_USED, ARENA_SIZE = range(0, 56, 8)
 INLINE_BYTES = 15
 LONG = 16 << 56
+BEING_FILLED = 17 << 56
 CHUNK = 1024  # bytes that are scanned, then looked up: few enough for the slots to be on their way into the cache
 _K1, _K2 = 0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D
 
@@ -463,8 +505,8 @@ def home_slot(slots, shift, low, high):
 def find_slot(slots, shift, slot, low, high, address, length, arena, text_field):
     """The slot of the key, or the free one where it belongs. text_field: where a slot says where a long text is."""
     last = slots + (32 << 64 - shift)
-    while load64(slot + 8):
-        same = load64(slot) == low and load64(slot + 8) == high
+    while load_shared(slot + 8):
+        same = load_shared(slot + 8) == high and load64(slot) == low
         if same and (length <= INLINE_BYTES or same_bytes(arena + load64(slot + text_field), address, length)):
             break
         slot += 32
@@ -486,22 +528,23 @@ def find_homes(starts, count, homes, slots, shift):
 
 @compiled
 def rehash(source, target):
-    """Moves the slots of one table into an empty one, which has room for them; the arena stays where it is."""
+    """Copies the slots of one table into an empty one, which has room for them, and will have the same arena."""
     slots, shift = load64(target + SLOTS), load64(target + SHIFT)
     last = slots + (32 << 64 - shift)
-    slot = load64(source + SLOTS)
+    slot, used = load64(source + SLOTS), 0
     for _ in range(1 << 64 - load64(source + SHIFT)):
-        low, high = load64(slot), load64(slot + 8)
-        if high:
-            free = home_slot(slots, shift, low, high)
+        high = load_shared(slot + 8)
+        if high and high != BEING_FILLED:
+            free = home_slot(slots, shift, load64(slot), high)
             while load64(free + 8):
                 free += 32
                 if free == last:
                     free = slots
             for field in range(0, 32, 8):
                 store64(free + field, load64(slot + field))
+            used += 1
         slot += 32
-    store64(target + USED, load64(source + USED))
+    store64(target + USED, used)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -829,23 +872,29 @@ def merge_piece(address, length, out, encoder):
 
 @compiled
 def remember(table, slot, low, high, address, length, out, count, width):
-    """Puts the ids of a piece, `count` of them at `out`, into its free slot, if the arena has room for what is long."""
-    store_count = count << 32
-    value, more = load64(out), load64(out + 8) & LOW_HALF | store_count
+    """Puts the ids of a piece, `count` of them at `out`, into its free slot; or does not, if there is no more room."""
+    value, more = load64(out), load64(out + 8) & LOW_HALF | count << 32
     if length > INLINE_BYTES or count * width > 12:
-        used, text = load64(table + ARENA_USED), length if length > INLINE_BYTES else 0
-        if used + text + count * width + 8 > load64(table + ARENA_SIZE):
+        text = length if length > INLINE_BYTES else 0
+        place = add_shared(table + ARENA_USED, text + count * width)
+        if place + text + count * width + 8 > load64(table + ARENA_SIZE):  # 8: ids are read 8 bytes at a time
             return
-        arena = load64(table + ARENA)
-        copy_bytes(address, arena + used, text)
-        copy_bytes(out, arena + used + text, count * width)
-        store64(table + ARENA_USED, used + text + count * width)
-        value, more = used, count
-    store64(slot, low)
-    store64(slot + 8, high)
-    store64(slot + 16, value)
-    store64(slot + 24, more)
-    store64(table + USED, load64(table + USED) + 1)
+        copy_bytes(address, load64(table + ARENA) + place, text)
+        copy_bytes(out, load64(table + ARENA) + place + text, count * width)
+        value, more = place, count
+    if load64(table + USED) < load64(table + LIMIT) and take_shared(slot + 8, BEING_FILLED) == 0:
+        add_shared(table + USED, 1)
+        store64(slot, low)
+        store64(slot + 16, value)
+        store64(slot + 24, more)
+        store_shared(slot + 8, high)
+
+
+@compiled
+def is_full(table):
+    return load64(table + USED) + CHUNK + 256 > load64(table + LIMIT) or load64(
+        table + ARENA_USED
+    ) + 8 * CHUNK > load64(table + ARENA_SIZE)
 
 
 @compiled
@@ -861,9 +910,7 @@ def encode_window(
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
         while position < stop:
-            if load64(table + USED) + CHUNK + 256 > load64(table + LIMIT) or load64(
-                table + ARENA_USED
-            ) + 8 * CHUNK > load64(table + ARENA_SIZE):
+            if is_full(table):
                 return TABLE_FULL, position, out
             slots, shift, arena = load64(table + SLOTS), load64(table + SHIFT), load64(table + ARENA)
             count = find_starts(position, stop, CHUNK, classes, scratch)
@@ -873,9 +920,9 @@ def encode_window(
                 length = load64(scratch + 8 * index + 8) - address
                 low, high = key_of(address, length)
                 slot = load64(homes + 8 * index)
-                if load64(slot) != low or load64(slot + 8) != high or length > INLINE_BYTES:
+                if load_shared(slot + 8) != high or load64(slot) != low or length > INLINE_BYTES:
                     slot = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
-                    if load64(slot + 8) == 0:
+                    if load_shared(slot + 8) == 0:
                         number = merge_piece(address, length, out, encoder)
                         if number < 0:
                             return (NO_TOKEN if number == -1 else SCRATCH_FULL), address, out

@@ -8,6 +8,7 @@ thread takes it and what its table already holds have no influence on counts or 
 
 import functools
 import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,9 +25,8 @@ from tokenization.errors import InputError
 
 WINDOW_BYTES = 1 << 20
 FIRST_SLOTS = 1 << 15
-MAX_SLOTS = 1 << 21  # of all encoding tables together; counting tables grow as far as they must
 FIRST_ARENA = 1 << 18
-ARENA_BYTES_PER_SLOT = 16  # at most, for encoding
+MAX_SLOTS, MAX_ARENA = 1 << 20, 1 << 24  # for encoding; tables for counting grow as far as they must
 FLOOR_SHARE = 128  # pairs rarer than this part of the pairs per token are left out at first
 STEPS = 1000  # merges between two looks at the progress, and at Ctrl-C
 WORK_TOKENS = 1 << 10  # tokens that the encoder's working memory holds at first
@@ -166,21 +166,14 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], num_thre
 
 
 class Table:
-    """The kernels' hash table of pre-tokens, and scratch memory for one thread."""
+    """The kernels' hash table of pre-tokens."""
 
-    def __init__(self) -> None:
-        self.head = np.zeros(7, np.int64)
-        self.scratch = np.empty(16 * (kernels.CHUNK + 256), np.uint8)
-        self.set_slots(np.zeros((FIRST_SLOTS, 4), np.int64))
-        self.set_arena(np.empty(FIRST_ARENA, np.uint8))
-
-    def set_slots(self, slots: np.ndarray) -> None:
-        self.slots = slots
-        self.head[:4] = address(slots), 65 - len(slots).bit_length(), 0, len(slots) * 5 // 8
-
-    def set_arena(self, arena: np.ndarray) -> None:
-        self.arena = arena
-        self.head[4], self.head[6] = address(arena), len(arena)
+    def __init__(self, num_slots: int = FIRST_SLOTS, arena_bytes: int = FIRST_ARENA) -> None:
+        self.slots = np.zeros((num_slots, 4), np.int64)
+        self.arena = np.empty(arena_bytes, np.uint8)
+        self.head = np.zeros(kernels.ARENA_SIZE // 8 + 1, np.int64)
+        self.head[:4] = address(self.slots), 65 - num_slots.bit_length(), 0, num_slots * 5 // 8
+        self.head[4:] = address(self.arena), 0, arena_bytes
 
     @property
     def unique(self) -> int:
@@ -190,29 +183,32 @@ class Table:
     def total(self) -> int:
         return kernels.summarize(address(self.head))[0]
 
-    def is_full(self) -> bool:
+    def slots_are_full(self) -> bool:
         return bool(self.head[2] + kernels.CHUNK + 256 > self.head[3])
 
-    def grow_slots(self) -> None:
-        old_slots, old_head = self.slots, self.head.copy()
-        self.set_slots(np.zeros((2 * len(old_slots), 4), np.int64))
-        kernels.rehash(address(old_head), address(self.head))
+    def copy(self, num_slots: int, arena_bytes: int) -> "Table":
+        """The same in a larger table. Other threads may go on filling this one; what they add later is lost."""
+        larger = Table(num_slots, arena_bytes)
+        kernels.rehash(address(self.head), address(larger.head))
+        larger.arena[: len(self.arena)] = self.arena
+        larger.head[5] = min(self.head[5], len(self.arena))
+        return larger
 
-    def grow_arena(self, wanted: int) -> None:
-        used, size = int(self.head[5]), 2 * len(self.arena)
-        arena = np.empty(max(size, used + wanted), np.uint8)
-        arena[:used] = self.arena[:used]
-        self.set_arena(arena)
+    def larger(self, arena_bytes: int) -> "Table":
+        """The same with more slots, or with so much more arena, whichever this one lacks."""
+        if self.slots_are_full():
+            return self.copy(2 * len(self.slots), len(self.arena))
+        return self.copy(len(self.slots), len(self.arena) + max(len(self.arena), arena_bytes))
 
-    def make_room(self, max_slots: int) -> None:
-        """Grows, or forgets everything where it is as large as it may be."""
-        if self.is_full() and len(self.slots) < max_slots:
-            self.grow_slots()
-        elif not self.is_full() and len(self.arena) < ARENA_BYTES_PER_SLOT * max_slots:
-            self.grow_arena(0)
-        else:
-            self.slots[:] = 0
-            self.head[2] = self.head[5] = 0
+    def renewed(self) -> "Table":
+        """A larger one for ids; a small and empty one where this one is as large as it may be."""
+        slots, arena = len(self.slots), len(self.arena)
+        too_large = 2 * slots > MAX_SLOTS if self.slots_are_full() else 2 * arena > MAX_ARENA
+        return Table() if too_large else self.larger(0)
+
+
+def new_scratch() -> np.ndarray:
+    return np.empty(16 * (kernels.CHUNK + 256), np.uint8)
 
 
 # --- counting ---
@@ -221,47 +217,49 @@ class Table:
 def count_corpus(corpus: Corpus, special_tokens: Sequence[str], num_threads: int) -> Table:
     """How often each pre-token occurs in all the files together."""
     special = SpecialTokens(dict.fromkeys(special_tokens, 0))
-    tables = [Table() for _ in range(num_threads)]
-    free: queue.SimpleQueue[Table] = queue.SimpleQueue()
-    for table in tables:
-        free.put(table)
+    counters: queue.SimpleQueue[Counter] = queue.SimpleQueue()
+    for _ in range(num_threads):
+        counters.put(Counter())
 
     def work(window: Window) -> None:
-        table = free.get()
+        counter = counters.get()
         try:
-            count_window(table, window.valid(corpus.errors), special)
+            counter.count(window.valid(corpus.errors), special)
         finally:
-            free.put(table)
+            counters.put(counter)
 
     for _ in in_order(work, windows(corpus, special), num_threads):
         pass
-    total = tables.pop(0)
-    while tables:
-        add_table(tables.pop(0), total)
-    return total
+    total = counters.get()
+    while not counters.empty():
+        total.add(counters.get().table)
+    return total.table
 
 
-def count_window(table: Table, window: Window, special: SpecialTokens) -> None:
-    position = address(window.buffer)
-    end = position + window.length
-    while True:
-        status, position = kernels.count_window(
-            position, end, address(table.head), address(table.scratch), address(class_table()), *special.arguments
-        )
-        if status == kernels.DONE:
-            return
-        if table.is_full():
-            table.grow_slots()
-        else:
-            table.grow_arena(end - position)
+class Counter:
+    """One thread's counts."""
 
+    def __init__(self) -> None:
+        self.table, self.scratch = Table(), new_scratch()
 
-def add_table(source: Table, target: Table) -> None:
-    while kernels.add_table(address(source.head), address(target.head)) != kernels.DONE:
-        if target.is_full():
-            target.grow_slots()
-        else:
-            target.grow_arena(int(source.head[5]))
+    def count(self, window: Window, special: SpecialTokens) -> None:
+        position = address(window.buffer)
+        end, status = position + window.length, None
+        while status != kernels.DONE:
+            if status is not None:
+                self.table = self.table.larger(end - position)
+            status, position = kernels.count_window(
+                position,
+                end,
+                address(self.table.head),
+                address(self.scratch),
+                address(class_table()),
+                *special.arguments,
+            )
+
+    def add(self, other: Table) -> None:
+        while kernels.add_table(address(other.head), address(self.table.head)) != kernels.DONE:
+            self.table = self.table.larger(int(other.head[5]))
 
 
 # --- learning merges ---
@@ -409,55 +407,62 @@ class Encoder:
         self.head[2:5] = address(self._merged_ids), address(self._byte_merges), address(self._byte_ids)
         self.head[5] = dtype.itemsize
         kernels.fill_merges(address(rows), len(ranks), address(self.head))
+        self.table = Table()
+        self._lock = threading.Lock()
         self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
 
-    def encode(self, window: Window, max_slots: int = MAX_SLOTS) -> np.ndarray | None:
+    def encode(self, window: Window) -> np.ndarray | None:
         """The ids of a window, dtype; None where one of its bytes has no token."""
         try:
             worker = self._workers.get_nowait()
         except queue.Empty:
             worker = Worker(self.head)
         try:
-            return worker.encode(window, self, max_slots)
+            return worker.encode(window, self)
         finally:
             self._workers.put(worker)
 
+    def renew(self, full: Table) -> Table:
+        """The table to go on with, where one is full: another thread may have made it already."""
+        with self._lock:
+            if self.table is full:
+                self.table = full.renewed()
+            return self.table
+
     def encode_corpus(self, corpus: Corpus, num_threads: int) -> Iterator[tuple[Window, np.ndarray | None]]:
         """(window, ids) for all files, in order."""
-        max_slots = max(FIRST_SLOTS, 1 << (MAX_SLOTS // num_threads).bit_length() - 1)
 
         def work(window: Window) -> tuple[Window, np.ndarray | None]:
             window = window.valid(corpus.errors)
-            return window, self.encode(window, max_slots)
+            return window, self.encode(window)
 
         return in_order(work, windows(corpus, self.special_tokens), num_threads)
 
 
 class Worker:
-    """One thread's memory: a table of pre-tokens with their ids, and working memory for long ones."""
+    """One thread's working memory."""
 
     def __init__(self, head: np.ndarray):
-        self.table = Table()
-        self.head = head.copy()
+        self.head, self.scratch = head.copy(), new_scratch()
         self.set_capacity(WORK_TOKENS)
 
     def set_capacity(self, num_tokens: int) -> None:
         self.work = np.empty((num_tokens, kernels.WORK_BYTES), np.uint8)
         self.head[6:] = address(self.work), num_tokens
 
-    def encode(self, window: Window, encoder: Encoder, max_slots: int) -> np.ndarray | None:
+    def encode(self, window: Window, encoder: Encoder) -> np.ndarray | None:
         position = address(window.buffer)
         end = position + window.length
         ids = np.empty(window.length + 8, encoder.dtype)
-        out = address(ids)
+        out, table = address(ids), encoder.table
         while True:
             status, position, out = kernels.encode_window(
                 position,
                 end,
                 out,
-                address(self.table.head),
+                address(table.head),
                 address(self.head),
-                address(self.table.scratch),
+                address(self.scratch),
                 address(class_table()),
                 *encoder.special_tokens.arguments,
             )
@@ -468,4 +473,4 @@ class Worker:
             if status == kernels.SCRATCH_FULL:
                 self.set_capacity(4 * len(self.work))
             else:
-                self.table.make_room(max_slots)
+                table = encoder.renew(table)
