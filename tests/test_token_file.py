@@ -17,7 +17,7 @@ import pytest
 
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, corpus
 from tokenization import tokenizer as tokenizer_module
-from tokenization.corpus import Corpus, find_files, map_in_order
+from tokenization.corpus import Corpus, find_files, map_in_order, zstd
 from tokenization.pretokenization import cut_into_pieces
 from tokenization.token_file import TokenFileWriter, description_path, token_dtype
 
@@ -384,7 +384,17 @@ def test_the_offset_of_what_is_not_utf8(tmp_path, monkeypatch, block, data, posi
     assert replaced.num_bytes == len(data)
 
 
-GZ = gzip.compress(b"some text that is long enough to be cut" * 9, mtime=0)
+TEXT = b"some text that is long enough to be cut" * 9
+GZ = gzip.compress(TEXT, mtime=0)
+ZST = zstd.compress(TEXT, options={zstd.CompressionParameter.checksum_flag: 1})
+
+
+def test_packed_texts_are_read_as_they_are(tmp_path):
+    files = {"t.txt": TEXT, "t.txt.gz": GZ, "t.txt.zst": ZST, "frames.zst": ZST + ZST}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    texts = {name: "".join(Corpus([tmp_path / name]).blocks(tmp_path / name)) for name in files}
+    assert texts == dict.fromkeys(("t.txt", "t.txt.gz", "t.txt.zst"), TEXT.decode()) | {"frames.zst": TEXT.decode() * 2}
 
 
 @pytest.mark.parametrize(
@@ -392,12 +402,25 @@ GZ = gzip.compress(b"some text that is long enough to be cut" * 9, mtime=0)
     [
         ("t.txt", b"", "no text to encode; the input is empty"),
         ("t.txt", b"fine until here\xff", "not UTF-8 at byte 15"),
-        ("t.txt.gz", b"not packed", "damaged gzip file .Not a gzipped file"),
-        ("t.txt.gz", GZ[:-9], "damaged gzip file .Compressed file ended"),
-        ("t.txt.gz", GZ[:-8] + b"\0" * 8, "damaged gzip file .CRC check failed"),
-        ("t.txt.gz", GZ[:10] + b"\xff" * 9, "damaged gzip file .Error -3"),
+        ("t.txt.gz", b"not packed", "damaged .gz file .Not a gzipped file"),
+        ("t.txt.gz", GZ[:-9], "damaged .gz file .Compressed file ended"),
+        ("t.txt.gz", GZ[:-8] + b"\0" * 8, "damaged .gz file .CRC check failed"),
+        ("t.txt.gz", GZ[:10] + b"\xff" * 9, "damaged .gz file .Error -3"),
+        ("t.txt.zst", b"not packed", "damaged .zst file"),
+        ("t.txt.zst", ZST[:-5], "damaged .zst file .Compressed file ended"),
+        ("t.txt.zst", ZST[:-4] + b"\0" * 4, "damaged .zst file"),
     ],
-    ids=["empty", "not UTF-8", "not gzip", "gzip cut short", "wrong checksum", "wrong block"],
+    ids=[
+        "empty",
+        "not UTF-8",
+        "not gz",
+        "gz cut short",
+        "gz checksum",
+        "gz block",
+        "not zst",
+        "zst cut short",
+        "zst checksum",
+    ],
 )
 def test_a_text_that_fails_leaves_no_token_file(tmp_path, small, name, data, message):
     (tmp_path / name).write_bytes(data)
@@ -411,5 +434,5 @@ def test_a_text_that_fails_leaves_no_token_file(tmp_path, small, name, data, mes
 def test_what_names_no_text_is_refused(tmp_path, monkeypatch, inputs):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no such file|no \.txt or \.txt\.gz file|no text was named"):
+    with pytest.raises(InputError, match=r"no such file|no \.txt, \.txt\.gz, \.txt\.zst file|no text was named"):
         find_files(inputs)

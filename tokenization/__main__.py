@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenization import formats
-from tokenization.bpe import TrainingReport, train_bpe
+from tokenization.bpe import TIES, TrainingReport, train_bpe
 from tokenization.corpus import Corpus
 from tokenization.errors import InputError
 from tokenization.interchange import (
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     train = add("train", run_train, TRAIN_HELP)
-    train.add_argument("text", nargs="+", help="files, folders (their .txt and .txt.gz) or globs; .gz is unpacked")
+    train.add_argument("text", nargs="+", help="files, folders (their .txt, .txt.gz and .txt.zst) or globs")
     train.add_argument("--vocab-size", type=int, required=True, help="tokens in all: 256 bytes, special tokens, merges")
     train.add_argument(
         "--special-token",
@@ -89,15 +89,27 @@ def build_parser() -> argparse.ArgumentParser:
         default="gpt2",
         help="how text is split before merging: gpt2, cl100k, o200k, or a regular expression (default: gpt2)",
     )
+    train.add_argument(
+        "--ties",
+        choices=TIES,
+        default=TIES[0],
+        help="of equally frequent pairs, take the one whose bytes are greater, or the older one, as Hugging Face's"
+        " trainer does (default: lexicographic)",
+    )
     train.add_argument("--output", required=True, help="the folder to write")
     train.add_argument("--overwrite", action="store_true", help="replace a tokenizer that the folder already holds")
 
     encode = add("encode", run_encode, ENCODE_HELP)
-    encode.add_argument("text", nargs="+", help="files, folders (their .txt and .txt.gz) or globs; .gz is unpacked")
+    encode.add_argument("text", nargs="+", help="files, folders (their .txt, .txt.gz and .txt.zst) or globs")
     encode.add_argument("--tokenizer", required=True, help="a tokenizer's folder")
     encode.add_argument("--output", required=True, help="the token file to write, for example data/train.bin")
     for command in (train, encode):
-        command.add_argument("--processes", type=int, help="processes to work with (default: one per core)")
+        command.add_argument(
+            "--processes",
+            "--threads",
+            type=int,
+            help="how many work at the same time (default: one per core); the result does not depend on it",
+        )
         command.add_argument(
             "--errors",
             choices=("strict", "replace"),
@@ -153,6 +165,7 @@ def run_train(args: argparse.Namespace) -> None:
         args.vocab_size,
         special_tokens,
         pattern=pattern,
+        ties=args.ties,
         num_processes=args.processes,
         errors=args.errors,
         progress=True,

@@ -3,21 +3,24 @@
     1. count the pre-tokens of the text, in parallel processes        (count_corpus)
     2. write each as a list of byte tokens, and count adjacent pairs  (PairCounts)
     3. merge the most frequent pair into a new token, everywhere; of equally frequent pairs the one whose byte
-       strings are lexicographically greater; repeat                  (learn_merges)
+       strings are lexicographically greater, or the older one; repeat (learn_merges)
 
 A merge only touches the words that hold the pair, so the counts are corrected there and never taken again. Two
 merges that spell the same bytes give one token: the vocabulary maps ids to distinct byte strings.
+
+Large texts take the compiled kernels (native.py), which give the same result.
 """
 
-import contextlib
 import heapq
 import os
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import ModuleType
 
 from tqdm import tqdm
 
@@ -29,17 +32,20 @@ from tokenization.pretokenization import (
     check_special_tokens,
     count_pretokens,
     cut_into_pieces,
+    kernels_for,
 )
 
 Vocabulary = dict[int, bytes]
 Merges = list[tuple[bytes, bytes]]
 Pair = tuple[int, int]
+TIES = ("lexicographic", "huggingface")
 
 
 @dataclass
 class TrainingReport:
     """Where the time went, in seconds of this process, and what came out."""
 
+    path: str = ""  # which code counted and merged, and why
     seconds: dict[str, float] = field(default_factory=dict)
     text_bytes: int = 0
     pretokens: int = 0
@@ -60,6 +66,7 @@ class TrainingReport:
             f"text            {self.text_bytes / 1e6:.1f} MB, {self.pretokens:,} pre-tokens,"
             f" {self.unique_pretokens:,} of them different",
             f"vocabulary      {self.vocab_size:,} tokens",
+            f"computed by     {self.path}",
             f"time            {sum(self.seconds.values()):.1f} s: {seconds}",
             f"peak memory     {memory}",
             f"longest token   {len(self.longest_token)} bytes: {self.longest_token!r}",
@@ -72,6 +79,7 @@ def train_bpe(
     special_tokens: Sequence[str] = (),
     *,
     pattern: str = GPT2_PATTERN,
+    ties: str = "lexicographic",
     num_processes: int | None = None,
     errors: str = "strict",
     progress: bool = False,
@@ -80,7 +88,10 @@ def train_bpe(
     """Learns a vocabulary of at most vocab_size tokens: 256 bytes, then the special tokens, then one per merge.
 
     input_path: a file, folder or glob, or several; .gz is unpacked. special_tokens: never split, never merged.
-    num_processes: for counting; None is one per core. errors: "strict" or "replace", for bytes that are not UTF-8.
+    ties: of equally frequent pairs, "lexicographic" takes the one whose byte strings are greater (the handout's rule),
+    "huggingface" the older one (the merges of Hugging Face's BpeTrainer; bytes are in the order of GPT-2's alphabet).
+    num_processes: for counting (the kernels take as many threads); None is one per core.
+    errors: "strict" or "replace", for bytes that are not UTF-8.
     report: filled in. Returns (vocab, merges); fewer tokens than asked for when the text has no more pairs.
     Raises InputError for what the user can put right. Memory grows with the number of different pre-tokens.
     """
@@ -90,17 +101,52 @@ def train_bpe(
             f"vocab_size {vocab_size} is too small: 256 bytes and {smallest - 256} special tokens need {smallest}"
         )
     check_pattern(pattern)
+    if ties not in TIES:
+        raise InputError(f"ties is {ties!r}; it must be {' or '.join(TIES)}")
     report = report if report is not None else TrainingReport()
     inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
-    counts = count_corpus(inputs, special_tokens, pattern, num_processes, errors, progress, report)
-    if not counts:
+    corpus = Corpus(inputs, errors, "counting" if progress else "")
+    native, report.path = kernels_for(pattern, corpus.file_bytes)
+    processes = num_processes or available_cores()
+    if native:
+        vocab, merges = train_with_kernels(
+            native, corpus, vocab_size, special_tokens, ties, processes, progress, report
+        )
+    else:
+        counts = count_corpus(corpus, special_tokens, pattern, processes, report)
+        vocab, merges = learn_merges(counts, vocab_size, special_tokens, ties, progress, report)
+    if not report.pretokens:
         raise InputError(f"{', '.join(map(str, inputs))}: no text to learn from; the input is empty")
-    vocab, merges = learn_merges(counts, vocab_size, special_tokens, progress, report)
     report.vocab_size = len(vocab)
     learnt = set(vocab.values()) - {token.encode() for token in special_tokens}
     report.longest_token = max(learnt, key=lambda token: (len(token), token))
     report.peak_memory_bytes, report.worker_memory_bytes = peak_memory()
     return vocab, merges
+
+
+def train_with_kernels(
+    native: ModuleType,
+    corpus: Corpus,
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    ties: str,
+    num_threads: int,
+    progress: bool,
+    report: TrainingReport,
+) -> tuple[Vocabulary, Merges]:
+    """count_corpus and learn_merges in one, the counts staying in the kernels' memory."""
+    start = time.perf_counter()
+    with closing(corpus):
+        counts = native.count_corpus(corpus, special_tokens, num_threads)
+    counted = time.perf_counter()
+    report.seconds["reading"] = corpus.read_seconds
+    report.seconds["pre-tokenizing"] = counted - start - corpus.read_seconds
+    report.text_bytes, report.pretokens, report.unique_pretokens = corpus.num_bytes, counts.total, counts.unique
+    initial = list(initial_vocabulary(special_tokens).values())
+    order = [creation_order(value) for value in range(256)] if ties == "huggingface" else None
+    tokens, pairs = native.learn_merges(counts, initial, vocab_size, order, progress)
+    report.seconds["merges"] = time.perf_counter() - counted
+    return dict(enumerate(tokens)), [(tokens[left], tokens[right]) for left, right in pairs]
 
 
 def initial_vocabulary(special_tokens: Sequence[str]) -> Vocabulary:
@@ -123,24 +169,15 @@ def _count_piece(piece: str) -> Counter[bytes]:
 
 
 def count_corpus(
-    inputs: Sequence[str | os.PathLike],
-    special_tokens: Sequence[str],
-    pattern: str,
-    num_processes: int | None,
-    errors: str,
-    progress: bool,
-    report: TrainingReport,
+    corpus: Corpus, special_tokens: Sequence[str], pattern: str, num_processes: int, report: TrainingReport
 ) -> Counter[bytes]:
     """How often each pre-token occurs in all the files together."""
     start = time.perf_counter()
-    corpus = Corpus(inputs, errors, "counting" if progress else "")
     pieces = (piece for file in corpus.files for piece in cut_into_pieces(corpus.blocks(file), special_tokens, pattern))
     counts: Counter[bytes] = Counter()
-    processes = num_processes or available_cores()
-    with contextlib.closing(corpus):
-        for _, piece_counts in map_in_order(
-            _count_piece, pieces, processes, _start_counting, (special_tokens, pattern)
-        ):
+    setup = (special_tokens, pattern)
+    with closing(corpus):
+        for _, piece_counts in map_in_order(_count_piece, pieces, num_processes, _start_counting, setup):
             counts.update(piece_counts)
     report.seconds["reading"] = corpus.read_seconds
     report.seconds["pre-tokenizing"] = time.perf_counter() - start - corpus.read_seconds
@@ -156,9 +193,12 @@ class PairCounts:
     is pushed again; what was pushed before is stale, and is thrown away when it comes up.
     """
 
-    def __init__(self, words: list[list[int]], frequencies: list[int], vocab: Vocabulary):
+    def __init__(self, words: list[list[int]], frequencies: list[int], vocab: Vocabulary, ties: str):
         self.words, self.frequencies = words, frequencies
-        self.order = {token_id: descending_order(token) for token_id, token in vocab.items()}
+        self.ties = ties
+        self.order: dict[int, str | int] = {}
+        for token_id, token in vocab.items():
+            self.add_token(token_id, token)
         self.counts: dict[Pair, int] = defaultdict(int)
         self.where: dict[Pair, set[int]] = defaultdict(set)
         for index, (word, frequency) in enumerate(zip(words, frequencies, strict=True)):
@@ -168,7 +208,10 @@ class PairCounts:
         self.heap = [self._entry(pair) for pair in self.counts]
         heapq.heapify(self.heap)
 
-    def _entry(self, pair: Pair) -> tuple[int, str, str, Pair]:
+    def add_token(self, token_id: int, token: bytes) -> None:
+        self.order[token_id] = creation_order(token_id) if self.ties == "huggingface" else descending_order(token)
+
+    def _entry(self, pair: Pair) -> tuple[int, str | int, str | int, Pair]:
         return -self.counts[pair], self.order[pair[0]], self.order[pair[1]], pair
 
     def most_frequent(self) -> Pair | None:
@@ -180,7 +223,7 @@ class PairCounts:
         return None
 
     def merge(self, pair: Pair, new_id: int, new_token: bytes) -> None:
-        self.order[new_id] = descending_order(new_token)
+        self.add_token(new_id, new_token)
         changed: dict[Pair, int] = defaultdict(int)
         for index in self.where.pop(pair):
             old, frequency = self.words[index], self.frequencies[index]
@@ -211,6 +254,13 @@ def descending_order(token: bytes) -> str:
     return token.translate(_COMPLEMENT).decode("latin-1") + "\u0100"
 
 
+def creation_order(token_id: int) -> int:
+    """Hugging Face's order of ids: bytes as their characters in GPT-2's alphabet, the printable first; then by age."""
+    if 33 <= token_id <= 126 or 161 <= token_id <= 172 or 174 <= token_id <= 255:
+        return token_id - 512
+    return token_id - 256 if token_id < 256 else token_id
+
+
 def merge_word(word: list[int], pair: Pair, new_id: int) -> list[int]:
     """[1, 2, 3, 1, 2], (1, 2) -> 9: [9, 3, 9]; from the left, so that "aaa" becomes "aa", "a"."""
     merged: list[int] = []
@@ -229,6 +279,7 @@ def learn_merges(
     counts: Mapping[bytes, int],
     vocab_size: int,
     special_tokens: Sequence[str] = (),
+    ties: str = "lexicographic",
     progress: bool = False,
     report: TrainingReport | None = None,
 ) -> tuple[Vocabulary, Merges]:
@@ -237,7 +288,7 @@ def learn_merges(
     vocab = initial_vocabulary(special_tokens)
     ids = {token: token_id for token_id, token in vocab.items()}
     merges: Merges = []
-    pairs = PairCounts([list(pretoken) for pretoken in counts], list(counts.values()), vocab)
+    pairs = PairCounts([list(pretoken) for pretoken in counts], list(counts.values()), vocab, ties)
     counted = time.perf_counter()
     with tqdm(total=vocab_size - len(vocab), desc="merging", unit="merge", disable=not progress, delay=0.5) as bar:
         while len(vocab) < vocab_size and (pair := pairs.most_frequent()) is not None:

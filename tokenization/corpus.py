@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, globs and .gz, read as a stream of strings that fit in memory.
+"""Where text comes from: files, folders, globs, .gz and .zst, read as a stream of strings that fit in memory.
 
     inputs -> find_files -> Corpus.blocks -> pieces (cut in pretokenization.py) -> map_in_order over processes
 
@@ -10,21 +10,33 @@ import glob
 import gzip
 import os
 import signal
+import sys
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 from tokenization.errors import InputError
 
 BLOCK_BYTES = 1 << 20
-TEXT_SUFFIXES = (".txt", ".txt.gz")  # what is taken from a folder; a file that is named is read whatever it is called
+TEXT_SUFFIXES = (
+    ".txt",
+    ".txt.gz",
+    ".txt.zst",
+)  # what is taken from a folder; a file that is named is read whatever it is called
+PACKED: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".zst": zstd.ZstdFile}
 NO_TEXT = "merges.txt"  # but for this: a tokenizer is often kept beside its text
 
 Item = TypeVar("Item")
@@ -32,7 +44,7 @@ Result = TypeVar("Result")
 
 
 def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
-    """Files as they are, globs expanded, folders searched for .txt and .txt.gz, in a fixed order, each file once."""
+    """Files as they are, globs expanded, folders searched for TEXT_SUFFIXES, in a fixed order, each file once."""
     files: dict[Path, None] = {}
     for name in map(str, inputs):
         path = Path(name)
@@ -40,7 +52,7 @@ def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
             texts = (file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.name != NO_TEXT)
             found = sorted(file for file in texts if file.is_file())
             if not found:
-                raise InputError(f"{name}: no {' or '.join(TEXT_SUFFIXES)} file in this folder; name the files")
+                raise InputError(f"{name}: no {', '.join(TEXT_SUFFIXES)} file in this folder; name the files")
         elif path.exists():
             found = [path]
         else:
@@ -64,32 +76,45 @@ class Corpus:
         self.errors = errors
         self.read_seconds = 0.0
         self.num_bytes = 0  # of text, after unpacking
-        total = sum(file.stat().st_size for file in self.files)
-        self.bar = tqdm(total=total, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5)
+        self.file_bytes = sum(file.stat().st_size for file in self.files)
+        self.bar = tqdm(
+            total=self.file_bytes, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5
+        )
+
+    @contextmanager
+    def opened(self, file: Path) -> Iterator[Callable[[memoryview], int]]:
+        """A function that fills a buffer with the file's next bytes, unpacked, and says how many; 0 at its end."""
+        try:
+            with open(file, "rb") as raw:
+                stream: Any = PACKED.get(file.suffix, lambda raw: raw)(raw)
+                seekable = raw.seekable()  # a pipe is not: it counts what comes out of it
+
+                def fill(buffer: memoryview) -> int:
+                    start, position = time.perf_counter(), raw.tell() if seekable else 0
+                    count = stream.readinto(buffer)
+                    self.num_bytes += count
+                    self.read_seconds += time.perf_counter() - start
+                    self.bar.update(raw.tell() - position if seekable else count)
+                    return count
+
+                yield fill
+        except (gzip.BadGzipFile, EOFError, zlib.error, zstd.ZstdError) as error:
+            raise InputError(f"{file}: damaged {file.suffix} file ({error}); copy or download it again") from None
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
     def blocks(self, file: Path) -> Iterator[str]:
         """The text of one file, some BLOCK_BYTES at a time, every character whole."""
         decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
-        offset = 0
-        try:
-            with open(file, "rb") as raw:
-                stream: Any = gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
-                while True:
-                    start, position = time.perf_counter(), raw.tell() if raw.seekable() else 0
-                    data = stream.read(BLOCK_BYTES)
-                    text = decode_block(decoder, data, offset, file)
-                    offset += len(data)
-                    self.num_bytes += len(data)
-                    self.read_seconds += time.perf_counter() - start
-                    self.bar.update(raw.tell() - position if raw.seekable() else len(data))  # a pipe has no place
-                    if text:
-                        yield text
-                    if not data:
-                        return
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{file}: damaged gzip file ({error}); copy or download it again") from None
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        offset, count = 0, 1
+        with self.opened(file) as fill:
+            while count:
+                count = fill(buffer)
+                text = decode_block(decoder, bytes(buffer[:count]), offset, file)
+                offset += count
+                if text:
+                    yield text
 
     def close(self) -> None:
         self.bar.close()
@@ -101,11 +126,11 @@ def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, f
     try:
         return decoder.decode(data, final=not data)
     except UnicodeDecodeError as error:
-        position = offset - pending + error.start
-        bad = f"0x{error.object[error.start]:02x}"
-        raise InputError(
-            f"{file}: not UTF-8 at byte {position} ({bad}); convert the file, or use --errors replace"
-        ) from None
+        raise not_utf8(file, offset - pending + error.start, error.object[error.start]) from None
+
+
+def not_utf8(file: Path, position: int, byte: int) -> InputError:
+    return InputError(f"{file}: not UTF-8 at byte {position} (0x{byte:02x}); convert the file, or use --errors replace")
 
 
 def available_cores() -> int:

@@ -5,8 +5,10 @@
 and where a text may be cut so that the parts, tokenized one by one, give the same as the whole: `cut_into_pieces`.
 """
 
+import importlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
 
 import regex
 
@@ -39,6 +41,19 @@ _SAFE_CUTS = {
 }
 
 PIECE_CHARACTERS = 1 << 20
+KERNELS_FROM_BYTES = 4_000_000  # of text: with less, loading or compiling the kernels would take longer than they save
+
+
+def kernels_for(pattern: str, num_bytes: int) -> tuple[ModuleType | None, str]:
+    """The module with the compiled kernels where they help and can be had, else None; and why, in a few words."""
+    if pattern != GPT2_PATTERN:
+        return None, "plain Python (the kernels know GPT-2's pattern only)"
+    if num_bytes < KERNELS_FROM_BYTES:
+        return None, f"plain Python (less than {KERNELS_FROM_BYTES / 1e6:g} MB)"
+    try:
+        return importlib.import_module("tokenization.native"), "compiled kernels"
+    except ImportError:
+        return None, "plain Python (numba is not installed)"
 
 
 def special_token_pattern(special_tokens: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from tokenization.errors import InputError
 from tokenization.formats import write_text
 
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-_SCAN_TOKENS = 1 << 22
+_SCAN_TOKENS = 1 << 20
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -79,7 +79,7 @@ class TokenFileWriter:
     def write(self, token_ids: np.ndarray) -> None:
         if token_ids.size and not (token_ids.min() >= 0 and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
-        data = token_ids.astype(self.dtype, copy=False).tobytes()
+        data = np.ascontiguousarray(token_ids, self.dtype).data
         try:
             self._file.write(data)
         except OSError as error:
@@ -145,26 +145,31 @@ class TokenFile:
             )
         if not size:
             raise InputError(f"{path}: is empty; encode a text that is not")
-        tokens = np.memmap(path, dtype, mode="r")
-        largest, sha256 = 0, hashlib.sha256()
-        for start in range(0, len(tokens), _SCAN_TOKENS):
-            part = tokens[start : start + _SCAN_TOKENS]
-            largest = max(largest, int(part.max()))
-            sha256.update(part.data)
+        largest, data_sha256 = scan(path, dtype)
         if largest >= description.vocab_size:
             raise InputError(
                 f"{path}: token id {largest} lies outside its vocabulary of {description.vocab_size} tokens;"
                 " encode the text again"
             )
-        if sha256.hexdigest() != description.data_sha256:
+        if data_sha256 != description.data_sha256:
             raise InputError(
                 f"{path}: has changed since it was made, says the digest in {description_path(path).name};"
                 " encode the text again"
             )
-        return cls(path, tokens, description)
+        return cls(path, np.memmap(path, dtype, mode="r"), description)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def scan(path: Path, dtype: np.dtype) -> tuple[int, str]:
+    """The largest id and the SHA-256. Read, not mapped: pages of a map count as this process's memory."""
+    largest, sha256 = 0, hashlib.sha256()
+    with open(path, "rb") as file:
+        while (token_ids := np.fromfile(file, dtype, _SCAN_TOKENS)).size:
+            largest = max(largest, int(token_ids.max()))
+            sha256.update(token_ids.data)
+    return largest, sha256.hexdigest()
 
 
 def read_description(path: Path) -> Description:

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,13 +24,15 @@ from tokenization.errors import InputError
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
+    KERNELS_FROM_BYTES,
     check_pattern,
     check_special_tokens,
     cut_into_pieces,
+    kernels_for,
     pretokenize,
     split_on_special_tokens,
 )
-from tokenization.token_file import TokenFile, TokenFileWriter
+from tokenization.token_file import TokenFile, TokenFileWriter, token_dtype
 
 MAX_CACHED_PRETOKENS = 1 << 18
 Ranks = dict[tuple[int, int], tuple[int, int]]  # (left id, right id) -> (rank, merged id)
@@ -68,6 +72,10 @@ class Tokenizer:
                     raise InputError(f"merge {rank + 1}, {left!r} with {right!r}: {token!r} is not in the vocabulary")
             self._ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
         self._cache: dict[str, list[int]] = {}
+        self._encoder: Any = None  # native.Encoder, once a text was large enough for it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_encoder": None}  # its memory is this process's
 
     @classmethod
     def from_files(
@@ -109,7 +117,10 @@ class Tokenizer:
         return self._special_ids.get(END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
-        token_ids: list[int] = []
+        """The ids of a text. Raises InputError for a lone surrogate: UTF-8 cannot hold it, so it has no bytes."""
+        if len(text) >= KERNELS_FROM_BYTES and (token_ids := self._encode_large(text)) is not None:
+            return token_ids
+        token_ids = []
         for index, part in enumerate(split_on_special_tokens(text, self.special_tokens)):
             if index % 2:
                 token_ids.append(self._special_ids[part])
@@ -118,10 +129,29 @@ class Tokenizer:
                     token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
         return token_ids
 
+    def _encode_large(self, text: str) -> list[int] | None:
+        """`encode` through the kernels; None where they cannot be had, or to have a missing byte named."""
+        native = self._native(len(text))
+        if native is None:
+            return None
+        token_ids = self._kernel_encoder(native).encode(native.Window.of_bytes(to_utf8(text)))
+        return None if token_ids is None else token_ids.tolist()
+
+    def _native(self, num_bytes: int) -> ModuleType | None:
+        native, _ = kernels_for(self.pattern, num_bytes)
+        return native if native and native.can_encode(self.vocab_size, len(self.merges)) else None
+
+    def _kernel_encoder(self, native: ModuleType) -> Any:
+        if self._encoder is None:
+            dtype = token_dtype(self.vocab_size)
+            self._encoder = native.Encoder(self._byte_ids, self._ranks, self._special_ids, dtype)
+        return self._encoder
+
     def _encode_pretoken(self, pretoken: str) -> list[int]:
-        token_ids = [self._byte_ids[value] for value in pretoken.encode()]
+        data = to_utf8(pretoken)
+        token_ids = [self._byte_ids[value] for value in data]
         if -1 in token_ids:
-            missing = pretoken.encode()[token_ids.index(-1)]
+            missing = data[token_ids.index(-1)]
             raise InputError(f"byte 0x{missing:02x} of {pretoken!r} has no token in this vocabulary")
         token_ids = merge_by_rank(token_ids, self._ranks)
         if len(self._cache) < MAX_CACHED_PRETOKENS and len(pretoken) < 64:
@@ -162,31 +192,61 @@ class Tokenizer:
         that token is put between them, if the vocabulary has it.
         """
         corpus = Corpus(inputs, errors, "encoding" if progress else "")
-        pieces = (
-            (number, piece)
-            for number, file in enumerate(corpus.files)
-            for piece in cut_into_pieces(corpus.blocks(file), self.special_tokens, self.pattern)
-        )
-        processes = num_processes or available_cores()
         current_file, in_document, separator_id = 0, False, self.end_of_text_id
         with closing(corpus), TokenFileWriter(output, self.vocab_size, self.digest, separator_id) as writer:
-            encoded = map_in_order(_encode_piece, pieces, processes, _start_encoding, (self, writer.dtype))
-            for (number, piece), token_ids in encoded:
-                if number != current_file and in_document:
+            for piece in self._encode_corpus(corpus, num_processes or available_cores(), writer.dtype):
+                if piece.file != current_file and in_document:
                     if separator_id is None:
                         writer.num_documents += 1  # and nothing marks its end
                     else:
                         writer.write(np.array([separator_id], writer.dtype))
                     in_document = False
-                current_file = number
-                writer.write(token_ids)
-                _, separator, rest = ("", "", piece) if separator_id is None else piece.rpartition(END_OF_TEXT)
-                in_document = bool(rest.strip()) or (in_document and not separator)
+                current_file = piece.file
+                writer.write(piece.token_ids)
+                in_document = piece.in_document or (in_document and not piece.ends_document)
             if not writer.num_tokens:
                 raise InputError(f"{', '.join(map(str, inputs))}: no text to encode; the input is empty")
             writer.num_documents += in_document  # one that no separator closes
             writer.num_bytes = corpus.num_bytes
         return TokenFile.open(output)
+
+    def _encode_corpus(self, corpus: Corpus, num_processes: int, dtype: np.dtype) -> Iterator["EncodedPiece"]:
+        separator = END_OF_TEXT if self.end_of_text_id is not None else None
+        if native := self._native(corpus.file_bytes):
+            for window, token_ids in self._kernel_encoder(native).encode_corpus(corpus, num_processes):
+                text = window.text_behind(separator)
+                if token_ids is None:  # a byte has no token: the reference says which
+                    token_ids = np.array(self.encode(window.text), dtype)
+                yield EncodedPiece(window.number, token_ids, *text)
+            return
+        pieces = (
+            (number, piece)
+            for number, file in enumerate(corpus.files)
+            for piece in cut_into_pieces(corpus.blocks(file), self.special_tokens, self.pattern)
+        )
+        encoded = map_in_order(_encode_piece, pieces, num_processes, _start_encoding, (self, dtype))
+        for (number, piece), token_ids in encoded:
+            _, found, rest = piece.rpartition(separator) if separator else ("", "", piece)
+            yield EncodedPiece(number, token_ids, bool(found), bool(rest.strip()))
+
+
+class EncodedPiece(NamedTuple):
+    """The ids of a piece of a file, and what a count of documents must know of its text."""
+
+    file: int  # its number
+    token_ids: np.ndarray
+    ends_document: bool  # whether a separator is in it
+    in_document: bool  # whether there is text behind the last one
+
+
+def to_utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8"
+            " cannot hold; replace it by another character"
+        ) from None
 
 
 def merge_by_rank(token_ids: list[int], ranks: Ranks) -> list[int]:

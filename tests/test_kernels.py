@@ -1,0 +1,458 @@
+"""The compiled kernels against the plain-Python reference, Hugging Face's tokenizers and tiktoken: no difference."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+import tiktoken
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer, TrainingReport, native, train_bpe
+from tokenization import kernels as compiled
+from tokenization import pretokenization as pretokenization_module
+from tokenization.bpe import learn_merges
+from tokenization.native import Window, address, class_table
+from tokenization.pretokenization import count_pretokens, pretokenize
+
+SPECIAL_TOKENS = [END_OF_TEXT, "<|end of|>", " \n<|x|>", "<|end"]
+WORDS = [
+    *"aBlvest '-!=19\n\t\r\x0b\x0c\x1c\x00\x85\xa0",
+    *"\u1680\u2003\u2028\u202f\u205f\u3000\u200b\u0301éßñ²½٣中文😀🏽\u200d\ufeff\U0010ffff\ue000",
+    *["'s", "'t", "'ll", "'re", "'ve", "'d", "'m", "'S", " '", "''", "  ", "\r\n", " the", "hello", "Привет", "नमस्ते"],
+    *["a" * 40, "=" * 70, "0" * 33, "ab" * 20, END_OF_TEXT, "<|end", "|>", " \n<|x|>", "<|end of|>"],
+]
+SEED_TEXT = (
+    "the cat's hat isn't theirs; they'll say we've 1234 reasons, 2025 and 99!  Indented:\n\tcode == value\n\n"
+    "Привет, мир — привет! 中文 字 中文字 नमस्ते 😀😀 naïve café ½ ٣٤ ==== ---- aaaaaaa ababab\u3000x\xa0y\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """A text of its own for training: words made of syllables, with Zipf's frequencies."""
+    source = random.Random(0)
+    syllables = [a + b for a in "bcdfglmnprst" for b in ("a", "e", "i", "on", "ur")]
+    words = ["".join(source.choices(syllables, k=source.randint(1, 4))) for _ in range(3000)]
+    drawn = source.choices(words, weights=[1 / rank for rank in range(1, 3001)], k=20000)
+    return SEED_TEXT * 20 + " ".join(drawn) + END_OF_TEXT + SEED_TEXT
+
+
+@pytest.fixture(scope="module")
+def tokenizer(text: str) -> Tokenizer:
+    return Tokenizer(*learn_merges(count_pretokens(text, SPECIAL_TOKENS), 2000, SPECIAL_TOKENS), SPECIAL_TOKENS)
+
+
+@pytest.fixture
+def always_compiled(monkeypatch):
+    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", 0)
+
+
+def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
+    return tokenizer._kernel_encoder(native)
+
+
+def encode(encoder: native.Encoder, text: str) -> list[int]:
+    return encoder.encode(Window.of_bytes(text.encode())).tolist()
+
+
+def random_text(source: random.Random) -> str:
+    """From all planes, from words that are hard to split, from few letters, from white space."""
+    length = int(source.expovariate(1 / source.choice([3, 20, 100])))
+    kind = source.randrange(5)
+    if kind == 0:
+        codes = (source.randrange(source.choice([0x80, 0x800, 0x10000, 0x110000])) for _ in range(length))
+        return "".join(chr(code) for code in codes if not 0xD800 <= code < 0xE000)
+    if kind == 1:
+        return "".join(source.choices("abcde", k=4 * length))
+    if kind == 2:
+        return "".join(source.choices([word for word in WORDS if word.isspace()] + ["a", "1"], k=length))
+    return "".join(source.choices(WORDS if kind == 3 else source.sample(WORDS, 4), k=length))
+
+
+def starts_of(data: bytes, begin: int = 0, wanted: int = 1 << 20) -> list[int]:
+    """What the scanner finds from `begin` on: where pieces begin, and where the last whole one ends."""
+    window = Window.of_bytes(data)
+    starts = np.empty(len(data) + 256, np.int64)
+    first = address(window.buffer)
+    count = compiled.find_starts(first + begin, first + len(data), wanted, address(class_table()), address(starts))
+    return (starts[: count + 1] - first).tolist()
+
+
+def reference_starts(text: str) -> list[int]:
+    ends = [0]
+    for pretoken in pretokenize(text):
+        ends.append(ends[-1] + len(pretoken.encode()))
+    return ends
+
+
+# --- the scanner ---
+
+
+def test_classes_are_those_of_regex():
+    classes = class_table()
+    for code in [*range(0x3100), *range(0x1F000, 0x1F700), 0x10FFFF]:
+        if not 0xD800 <= code < 0xE000:
+            for kind, pattern in ((1, r"\p{L}"), (2, r"\p{N}"), (3, r"\s")):
+                assert (classes[code] == kind) == bool(regex.match(pattern, chr(code)))
+
+
+def test_scanner_equals_the_pattern_on_random_text():
+    source = random.Random(1)
+    for _ in range(3000):
+        text = random_text(source)
+        assert text == "" or starts_of(text.encode()) == reference_starts(text), repr(text)
+
+
+def test_scanner_at_every_cut_and_shift():
+    """Whatever block boundary falls wherever, and whatever stands behind the end."""
+    tricky = SEED_TEXT + "".join(WORDS) + "x's'll\u3000\u3000's  \n's 're\xa0\xa0a''s'"
+    for cut in range(1, len(tricky)):
+        for part in (tricky[:cut], tricky[cut:]):
+            assert starts_of(part.encode()) == reference_starts(part)
+
+
+def test_a_scan_can_go_on_from_any_piece():
+    text = SEED_TEXT + "".join(WORDS)
+    data, expected = text.encode(), reference_starts(text)
+    for index, begin in enumerate(expected[:-1]):
+        assert starts_of(data, begin) == expected[index:]
+        part = starts_of(data, begin, wanted=64)
+        assert part == expected[index : index + len(part)]
+        assert len(part) >= 2
+
+
+def test_validity_is_pythons():
+    source = random.Random(2)
+    for _ in range(3000):
+        data = bytearray("".join(source.choices(WORDS, k=30)).encode())
+        for _ in range(source.randrange(3)):
+            data[source.randrange(len(data))] = source.choice(
+                [0x80, 0xC0, 0xC1, 0xE0, 0xED, 0xF0, 0xF4, 0xF5, 0xFF, 0x41]
+            )
+        window = Window.of_bytes(bytes(data[: source.randrange(len(data))]))
+        try:
+            window.text  # noqa: B018
+            wrong = window.length
+        except UnicodeDecodeError as error:
+            wrong = error.start
+        start = address(window.buffer)
+        assert compiled.first_invalid(start, start + window.length) - start == wrong
+
+
+# --- encoding ---
+
+
+def test_ids_on_random_text(tokenizer):
+    source, encoder = random.Random(3), encoder_of(tokenizer)
+    for _ in range(3000):
+        text = random_text(source)
+        assert encode(encoder, text) == tokenizer.encode(text), repr(text)
+
+
+@pytest.mark.slow
+def test_ids_on_a_million_random_texts(tokenizer):
+    source, encoder = random.Random(4), encoder_of(tokenizer)
+    for _ in range(1_000_000):
+        text = random_text(source)
+        assert encode(encoder, text) == tokenizer.encode(text), repr(text)
+
+
+def test_ids_at_every_cut(tokenizer):
+    encoder, tricky = encoder_of(tokenizer), SEED_TEXT + "".join(WORDS)
+    for cut in range(len(tricky)):
+        for part in (tricky[:cut], tricky[cut:]):
+            assert encode(encoder, part) == tokenizer.encode(part)
+
+
+def test_ids_beyond_16_bits(tokenizer):
+    """The same vocabulary with ids that need 32 bits, which leaves room for three of them in a slot."""
+    wide = {token_id + 70000: token for token_id, token in tokenizer.vocab.items()}
+    shifted = Tokenizer(wide, tokenizer.merges, SPECIAL_TOKENS)
+    encoder, source = encoder_of(shifted), random.Random(5)
+    assert encoder.dtype == np.uint32
+    for _ in range(1000):
+        text = random_text(source)
+        assert encode(encoder, text) == [token_id + 70000 for token_id in tokenizer.encode(text)]
+
+
+def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
+    """Smallest tables: they fill up, grow, and are emptied when they may not grow."""
+    monkeypatch.setattr(native.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
+    source = random.Random(6)
+    rare = " ".join("".join(source.choices("abcdefghij", k=source.randint(3, 30))) for _ in range(30000))
+    expected = tokenizer.encode(rare)
+    for max_slots in (1 << 13, 1 << 14, 1 << 21):
+        monkeypatch.setattr(native, "MAX_SLOTS", max_slots)
+        encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype("<u2"))
+        for _ in range(2):
+            assert encode(encoder, rare) == expected
+
+
+@pytest.mark.parametrize(
+    "alphabet", ["a", "ab", "abcdefghijklmnopqrstuvwxyz", "0123456789", "中文字漢", "😀🏽", " ", "\n", "="]
+)
+def test_long_runs(tokenizer, alphabet):
+    """One pre-token of many windows equals one heap over all of it."""
+    run = "".join(random.Random(7).choices(alphabet, k=20_000))
+    assert encode(encoder_of(tokenizer), run) == tokenizer.encode(run)
+
+
+def test_windows_joined_with_random_merges():
+    """Vocabularies that no training would give, where windows agree late or never."""
+    source = random.Random(8)
+    for _ in range(60):
+        tokens = [b"a", b"b", b"c"]
+        merges: list[tuple[bytes, bytes]] = []
+        while len(tokens) < 40:
+            left, right = source.choice(tokens), source.choice(tokens)
+            if left + right not in tokens and len(left + right) < 200:
+                tokens.append(left + right)
+                merges.append((left, right))
+        source.shuffle(merges)
+        vocab = dict(enumerate([bytes([value]) for value in range(256)] + tokens[3:]))
+        tokenizer = Tokenizer(vocab, merges)
+        encoder = encoder_of(tokenizer)
+        for _ in range(5):
+            run = "".join(source.choices("abc"[: source.randint(1, 3)], k=source.randint(100, 6000)))
+            assert encode(encoder, run) == tokenizer.encode(run)
+
+
+def seconds(function, *args) -> float:
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("unit", [" ", "\n", "a", "7", "random letters", "random base64", "中", "😀", "\x00", "'s"])
+def test_time_is_linear(tokenizer, unit):
+    alphabet = {"random letters": "abcdefghijklmnopqrstuvwxyz", "random base64": "ABCDEFabcdef0123456789+/"}.get(
+        unit, unit
+    )
+    source = random.Random(9)
+    short = "".join(source.choices(alphabet, k=200_000)) if len(alphabet) > 2 else alphabet * 200_000
+    encoder = encoder_of(tokenizer)
+    encode(encoder, short[:100])
+    once = min(seconds(encode, encoder, short) for _ in range(3))
+    four_times = min(seconds(encode, encoder, 4 * short) for _ in range(3))
+    assert four_times < 8 * once + 0.05  # a quadratic method would take 16 times as long
+
+
+def huggingface_tokenizer(tokenizer: Tokenizer, folder: Path) -> tokenizers.Tokenizer:
+    tokenizer.save(folder)
+    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    other = tokenizers.Tokenizer(model)
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    other.decoder = decoders.ByteLevel()
+    other.add_special_tokens(tokenizer.special_tokens)
+    return other
+
+
+def test_ids_of_huggingface_and_tiktoken(text, tmp_path):
+    """The same vocabulary in three libraries; assigned characters only, for their Unicode versions differ."""
+    specials = [END_OF_TEXT]
+    tokenizer = Tokenizer(*learn_merges(count_pretokens(text, specials), 1500, specials), specials)
+    ranks = {token: token_id for token_id, token in tokenizer.vocab.items() if token != END_OF_TEXT.encode()}
+    other = huggingface_tokenizer(tokenizer, tmp_path)
+    third = tiktoken.Encoding(
+        "test", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: tokenizer.end_of_text_id}
+    )
+    source, encoder = random.Random(10), encoder_of(tokenizer)
+    words = [word for word in WORDS if "\x1c" not in word and "\x85" not in word]
+    for _ in range(500):
+        sample = "".join(source.choices(words, k=source.randrange(60)))
+        ids = encode(encoder, sample)
+        assert ids == other.encode(sample).ids
+        assert ids == third.encode(sample, allowed_special="all")
+
+
+# --- training ---
+
+
+def train(
+    path: Path, size: int, ties: str, monkeypatch, from_bytes: int, special_tokens=(END_OF_TEXT,), threads: int = 2
+):
+    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", from_bytes)
+    report = TrainingReport()
+    result = train_bpe(path, size, special_tokens, ties=ties, num_processes=threads, report=report)
+    assert report.path.startswith("plain Python" if from_bytes else "compiled kernels")
+    return result, (report.text_bytes, report.pretokens, report.unique_pretokens, report.longest_token)
+
+
+@pytest.mark.parametrize("ties", ["lexicographic", "huggingface"])
+@pytest.mark.parametrize("size", [257, 300, 3000])
+def test_merges_equal_the_reference(text, tmp_path, monkeypatch, ties, size):
+    path = tmp_path / "text.txt"
+    path.write_text(text, newline="")
+    expected = train(path, size, ties, monkeypatch, 1 << 60)
+    assert train(path, size, ties, monkeypatch, 0) == expected
+    assert train(path, size, ties, monkeypatch, 0, threads=1) == expected
+
+
+@pytest.mark.parametrize("ties", ["lexicographic", "huggingface"])
+def test_merges_on_random_text(tmp_path, monkeypatch, ties):
+    """Few letters, many ties, runs, special tokens within."""
+    source, path = random.Random(11), tmp_path / "text.txt"
+    pools = [["a"], *map(list, ["ab", "abc", "ab ", "ab \n'st", "é中a b", "-=- ", "\x00\x00a ", "abcdefghij  "])]
+    pools += [[unit * length + " " for length in range(1, 40)] for unit in ("a", "ab", "-=-")]
+    for _ in range(150):
+        pool, length = source.choice(pools), source.choice([2, 30, 300, 3000])
+        special_tokens = source.choice([(), (END_OF_TEXT,), ("ab", "b a", END_OF_TEXT)])
+        path.write_text("x" + END_OF_TEXT.join("".join(source.choices(pool, k=length)) for _ in range(2)), newline="")
+        monkeypatch.setattr(native, "FLOOR_SHARE", source.choice([1, 128]))
+        size = 259 + source.choice([0, 5, 50, 500])
+        expected = train(path, size, ties, monkeypatch, 1 << 60, special_tokens, threads=1)
+        assert train(path, size, ties, monkeypatch, 0, special_tokens, threads=1) == expected
+
+
+def test_lists_that_grow(text, tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text(text, newline="")
+    expected = train(path, 3000, "lexicographic", monkeypatch, 0)
+    set_lists = native.Trainer.set_lists
+    calls = []
+
+    def start_small(trainer, num_places, num_pairs):
+        calls.append(num_pairs)
+        if len(calls) == 1:
+            num_places, num_pairs = num_places - (1 << 16), 2000
+        set_lists(trainer, num_places, num_pairs)
+
+    monkeypatch.setattr(native.Trainer, "set_lists", start_small)
+    assert train(path, 3000, "lexicographic", monkeypatch, 0) == expected
+    assert len(calls) > 2
+
+
+def test_merges_of_huggingface(text, tmp_path, always_compiled):
+    path = tmp_path / "text.txt"
+    path.write_text(text, newline="")
+    vocab, merges = train_bpe(path, 1200, [END_OF_TEXT], ties="huggingface")
+    other = tokenizers.Tokenizer(models.BPE())
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1199, initial_alphabet=alphabet, show_progress=False)
+    other.train_from_iterator(text.split(END_OF_TEXT), trainer)
+    other.model.save(str(tmp_path))
+    Tokenizer(vocab, merges, [END_OF_TEXT]).save(tmp_path / "ours")
+    theirs, ours = (
+        path.read_text().split("\n")[1:] for path in (tmp_path / "merges.txt", tmp_path / "ours/merges.txt")
+    )
+    assert ours == theirs
+
+
+# --- files ---
+
+
+def files_of(folder: Path, text: str) -> list[Path]:
+    contents = [text, "", "one line", SEED_TEXT * 3 + END_OF_TEXT + " \n", "   ", "\u3000", text[:999], "x" * 3000]
+    paths = [folder / f"{number}.txt" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content.encode())
+    return paths
+
+
+@pytest.mark.parametrize("window", [1, 64, 1000, 1 << 20])
+def test_token_files_equal_the_reference(tokenizer, text, tmp_path, monkeypatch, window):
+    """Any window, any number of threads: the bytes and the description of the reference."""
+    paths = files_of(tmp_path, text[-20000:])
+    expected = tokenizer.encode_files(paths, tmp_path / "expected.bin", 1).description
+    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", 0)
+    monkeypatch.setattr(native, "WINDOW_BYTES", window)
+    for threads in (1, 2, 3):
+        assert tokenizer.encode_files(paths, tmp_path / "ids.bin", threads).description == expected
+        assert (tmp_path / "ids.bin").read_bytes() == (tmp_path / "expected.bin").read_bytes()
+
+
+@pytest.mark.parametrize("from_bytes", [0, 1 << 60])
+@pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xe4\xb8", b"\x80"])
+def test_invalid_utf8(tokenizer, tmp_path, monkeypatch, from_bytes, bad):
+    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", from_bytes)
+    monkeypatch.setattr(native, "WINDOW_BYTES", 1000)
+    path = tmp_path / "text.txt"
+    good = "naïve words \n" * 300
+    for data, position in ((good.encode() + bad + b" rest\n", len(good.encode())), (b"end" + bad, 3)):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=f"not UTF-8 at byte {position} \\(0x{bad[0]:02x}\\)"):
+            tokenizer.encode_files([path], tmp_path / "ids.bin", 2)
+        with pytest.raises(InputError, match=f"byte {position} "):
+            train_bpe(path, 300)
+        assert not (tmp_path / "ids.bin").exists()
+        file = tokenizer.encode_files([path], tmp_path / "ids.bin", 2, errors="replace")
+        assert file.tokens.tolist() == tokenizer.encode(data.decode(errors="replace"))
+        (tmp_path / "ids.bin").unlink()
+
+
+def test_a_byte_without_a_token(tokenizer, tmp_path, always_compiled):
+    vocab = {token_id: token for token_id, token in tokenizer.vocab.items() if b"\x00" not in token}
+    (tmp_path / "text.txt").write_bytes(b"a \x00 b")
+    with pytest.raises(InputError, match="byte 0x00"):
+        Tokenizer(vocab, []).encode_files([tmp_path / "text.txt"], tmp_path / "ids.bin")
+
+
+@pytest.mark.parametrize("from_bytes", [0, 1 << 60])
+def test_lone_surrogates_are_an_error(tokenizer, monkeypatch, from_bytes):
+    monkeypatch.setattr("tokenization.tokenizer.KERNELS_FROM_BYTES", from_bytes)
+    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", from_bytes)
+    with pytest.raises(InputError, match=r"lone surrogate U\+D800"):
+        tokenizer.encode("ab \ud800")
+
+
+def test_large_strings_take_the_kernels(tokenizer, text, monkeypatch):
+    expected = tokenizer.encode(text)
+    monkeypatch.setattr("tokenization.tokenizer.KERNELS_FROM_BYTES", len(text))
+    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", len(text))
+    monkeypatch.setattr("tokenization.tokenizer.pretokenize", None)  # the plain path would fail
+    assert tokenizer.encode(text) == expected
+
+
+# --- without a compiler, without a cache ---
+
+
+def run_python(code: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=True)
+    return done.stdout
+
+
+def test_small_inputs_do_not_import_numba():
+    assert (
+        run_python(
+            "import sys; from tokenization import *;"
+            "t = Tokenizer({i: bytes([i]) for i in range(256)}, []); t.encode('hello'); print('numba' in sys.modules)"
+        )
+        == "False\n"
+    )
+
+
+def test_without_numba_the_reference_is_used(tmp_path):
+    (tmp_path / "text.txt").write_text("hello world " * 10)
+    code = f"""
+import sys
+sys.modules["numba"] = None
+from tokenization import *
+from tokenization import pretokenization
+pretokenization.KERNELS_FROM_BYTES = 0
+report = TrainingReport()
+train_bpe({str(tmp_path / "text.txt")!r}, 260, report=report)
+print(report.path)
+"""
+    assert run_python(code) == "plain Python (numba is not installed)\n"
+
+
+def test_without_a_place_for_the_cache(monkeypatch):
+    """numba.njit(cache=True) raises where neither the package's folder nor the user's can be written."""
+    real = compiled.numba.njit
+
+    def refuse(*args, cache: bool = False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(*args, **options)
+
+    monkeypatch.setattr(compiled.numba, "njit", refuse)
+    assert compiled.compiled(lambda number: number + 1)(2) == 3
