@@ -39,7 +39,7 @@ def compiled(function):
 # Single instructions that Python has no words for
 # ---------------------------------------------------------------------------------------------------------------------
 
-_BYTE, _HALF, _WORD, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_BYTE, _WORD, _LONG = (ir.IntType(bits) for bits in (8, 32, 64))
 _BLOCK = ir.VectorType(_BYTE, 64)
 
 
@@ -72,7 +72,7 @@ def _store(bits):
     return store
 
 
-load8, load16, load32, load64 = map(_load, (8, 16, 32, 64))  # unaligned, zero-extended
+load8, load32, load64 = map(_load, (8, 32, 64))  # unaligned, zero-extended
 store8, store16, store32, store64 = map(_store, (8, 16, 32, 64))  # the low bits of the value
 
 
@@ -964,7 +964,7 @@ def encode_window(
 # its bytes alone decide what happens inside, in every word alike. (Even of a run like "aaaa", which is merged from the
 # left: a stretch that begins in such a run, with no pair across its beginning, has an even number of them before it.)
 #
-# Pairs rarer than the floor are not listed. When the heap is empty too early, the caller lowers it and begins again.
+# Pairs rarer than the floor are not listed. When the heap is empty too early, the caller begins again without one.
 # ---------------------------------------------------------------------------------------------------------------------
 
 CELLS, TEXT, TOKENS, NUM_TOKENS, MAX_TOKENS, NEIGHBOURS, TOUCHED, FLOOR, BY_AGE = range(0, 72, 8)

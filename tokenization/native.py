@@ -27,7 +27,7 @@ WINDOW_BYTES = 1 << 20
 FIRST_SLOTS = 1 << 15
 FIRST_ARENA = 1 << 18
 MAX_SLOTS, MAX_ARENA = 1 << 20, 1 << 24  # for encoding; tables for counting grow as far as they must
-FLOOR_SHARE = 128  # pairs rarer than this part of the pairs per token are left out at first
+FLOOR_SHARE = 128  # at first, pairs rarer than this part of all pairs per token are left out
 STEPS = 1000  # merges between two looks at the progress, and at Ctrl-C
 WORK_TOKENS = 1 << 10  # tokens that the encoder's working memory holds at first
 
@@ -308,14 +308,13 @@ def learn_merges(
 
     tie_order: of the 256 bytes, the later tokens following by age; None is lexicographic order.
     """
-    floor = max(1, kernels.summarize(address(counts.head))[2] // (FLOOR_SHARE * vocab_size))
-    while True:
+    num_pairs = kernels.summarize(address(counts.head))[2]
+    for floor in (max(1, num_pairs // (FLOOR_SHARE * vocab_size)), 1):
         trainer = prepare_trainer(counts, vocab, vocab_size, tie_order, floor)
-        status = run_trainer(trainer, vocab_size, progress)
-        if status == kernels.DONE or floor == 1:
-            parts = trainer.arrays[kernels.TOKENS][len(vocab) : trainer[kernels.NUM_TOKENS], 3:]
-            return learnt_tokens(trainer), [(left, right) for left, right in parts.tolist()]
-        floor = max(1, floor // 16)
+        if run_trainer(trainer, vocab_size, progress) == kernels.DONE:
+            break
+    parts = trainer.arrays[kernels.TOKENS][len(vocab) : trainer[kernels.NUM_TOKENS], 3:]
+    return learnt_tokens(trainer), [(left, right) for left, right in parts.tolist()]
 
 
 def run_trainer(trainer: Trainer, vocab_size: int, progress: bool) -> int:
