@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 
 from lm.allocator import keep_large_blocks
 from tokenization import END_OF_TEXT, InputError
@@ -84,7 +85,7 @@ def run_lightning(argv: list[str]) -> None:
     try:
         RunCLI(argv)
     except ArgumentError as error:
-        message = " ".join(str(error).split())
+        message = textwrap.shorten(str(error), 400)  # on one line, however much of a wrong file it quotes
         raise InputError(f"{message}; `lm {argv[0]} --print_config` shows every setting") from None
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from None

@@ -9,7 +9,7 @@ whole one; it is loaded with weights only, so that no code in it can run.
 """
 
 import os
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,12 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         found = ", ".join(str(file) for file in sorted(folder.glob("*.ckpt")))
         raise InputError(f"{path}: no such checkpoint; " + (f"there is {found}" if found else "train with `lm fit`"))
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        with warnings.catch_warnings(action="ignore"):  # its doubts about bytes that are no checkpoint
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever the bytes make of the reader
         raise InputError(f"{path}: cannot be read as a checkpoint; it is damaged, or not one of ours") from None
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+    ours = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys()
+    if not ours or not set(MODEL_SETTINGS) <= set(checkpoint["hyper_parameters"] or ()):
         raise InputError(f"{path}: is not a checkpoint of `lm fit`")
     return checkpoint
 

@@ -74,7 +74,7 @@ class RunCLI(LightningCLI):
             warnings.filterwarnings("ignore", message=message)
         for library in ("lightning.pytorch", "lightning.fabric"):  # devices that are not there, tips, adverts
             logging.getLogger(library).setLevel(logging.WARNING)
-        parser_settings: dict[str, Any] = {"exit_on_error": False}
+        parser_settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LanguageModel,
             TokenDataModule,

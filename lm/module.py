@@ -76,6 +76,12 @@ class LanguageModel(LightningModule):
             feed_forward,
         )
         self.mean_validation_loss = MeanMetric()
+        for name in ("learning_rate", "min_learning_rate", "warmup_steps"):
+            if not self.hparams[name] >= 0:
+                raise ValueError(f"{name} is {self.hparams[name]}; it must not be negative")
+        if not max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm is {max_gradient_norm}; it must be above 0; .inf never scales")
+        self.configure_optimizers()  # what AdamW refuses is refused before a run begins
 
     @property
     def data(self) -> TokenDataModule:

@@ -82,12 +82,17 @@ class TransformerLM(nn.Module):
         check_choice("norm_position", norm_position, NORM_POSITIONS)
         check_choice("position_encoding", position_encoding, POSITION_ENCODINGS)
         check_choice("feed_forward", feed_forward, FEED_FORWARDS)
+        d_ff = FEED_FORWARDS[feed_forward].default_d_ff(d_model) if d_ff is None else d_ff
+        sizes = {"vocab_size": vocab_size, "context_length": context_length, "d_model": d_model}
+        sizes |= {"num_layers": num_layers, "num_heads": num_heads, "d_ff": d_ff}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1")
         self.context_length = context_length
         self.token_embeddings = Embedding(vocab_size, d_model, device, dtype)
         rope = None  # one table for every layer
         if position_encoding == "rope":
             rope = RotaryPositionalEmbedding(rope_theta, d_model // num_heads, context_length, device)
-        d_ff = d_ff or FEED_FORWARDS[feed_forward].default_d_ff(d_model)
         self.layers = nn.ModuleList(
             TransformerBlock(d_model, num_heads, d_ff, rope, norm_position, feed_forward, device, dtype)
             for _ in range(num_layers)

@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import random
 import unicodedata
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import pytest
 from tokenization import END_OF_TEXT, Tokenizer, formats
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

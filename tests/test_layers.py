@@ -135,6 +135,11 @@ def test_rope_is_exact_far_out_and_holds_no_weights():
     assert rope(torch.ones(1, 4, dtype=torch.bfloat16), torch.tensor([3])).dtype == torch.bfloat16
 
 
+def test_rope_refuses_a_base_that_is_not_above_0():
+    with pytest.raises(ValueError, match=r"theta is -1.0"):
+        RotaryPositionalEmbedding(-1.0, 4, 10)
+
+
 def test_rope_refuses_an_odd_width():
     with pytest.raises(ValueError, match="d_k is 5"):
         RotaryPositionalEmbedding(10000.0, 5, 10)

@@ -189,8 +189,9 @@ def test_the_loss_begins_at_the_logarithm_of_the_vocabulary():
 )
 def test_one_batch_is_learnt_by_heart(options):
     model = TransformerLM(**SHAPE, **options)
-    inputs, targets = torch.randint(50, (2, 4, 12)).unbind()
-    optimizer = AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    inputs = torch.randperm(50)[:48].view(4, 12)  # no beginning twice, or nothing could tell which target is due
+    targets = torch.randint(50, (4, 12))
+    optimizer = AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     for _ in range(300):
         loss = cross_entropy(model(inputs), targets)
         optimizer.zero_grad()
@@ -259,6 +260,13 @@ def test_more_tokens_than_the_context():
 def test_an_option_that_does_not_exist(option):
     with pytest.raises(ValueError, match=f"{option} is 'nowhere'; it can be "):
         make(**{option: "nowhere"})
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff"])
+@pytest.mark.parametrize("size", [0, -2])
+def test_sizes_below_1(name, size):
+    with pytest.raises(ValueError, match=f"^{name} is {size}; it must be at least 1$"):
+        make(**{name: size})
 
 
 # --- written by hand -------------------------------------------------------------------------------------------------
