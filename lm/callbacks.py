@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
 from lm.generation import Sampling, generate
+from tokenization import END_OF_TEXT, InputError
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -200,16 +201,19 @@ class TextSamples(Callback):
         ):
             return
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        token_ids = tokenizer.encode(self.prompt)
-        new_ids = generate(
-            pl_module.model,  # type: ignore[arg-type]
-            token_ids,
-            self.max_new_tokens,
-            self.sampling,
-            stop_id=tokenizer.end_of_text_id,
-            vocab_size=tokenizer.vocab_size,
-        )
-        text = self.prompt + tokenizer.decode(new_ids)
+        try:
+            token_ids = tokenizer.encode(self.prompt or END_OF_TEXT)
+            new_ids = generate(
+                pl_module.model,  # type: ignore[arg-type]
+                token_ids,
+                self.max_new_tokens,
+                self.sampling,
+                stop_id=tokenizer.end_of_text_id,
+                vocab_size=tokenizer.vocab_size,
+            )
+            text = self.prompt + tokenizer.decode(new_ids)
+        except InputError as error:  # a run that diverges is a result, too, and goes on
+            text = f"no sample: {error}"
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("sample", text, trainer.global_step)

@@ -84,6 +84,8 @@ def generate(
     for _ in range(max_new_tokens):
         window = torch.tensor([token_ids[-model.context_length :]], device=device)
         logits = model(window)[0, -1, :vocab_size]
+        if not logits.amax().isfinite():
+            raise InputError("the model's scores are not numbers; its training has diverged")
         probabilities = next_token_probabilities(logits, sampling).cpu()
         next_id = int(torch.multinomial(probabilities, 1, generator=generator))
         if next_id == stop_id:

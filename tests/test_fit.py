@@ -1,0 +1,269 @@
+"""Proves training end to end, on configs/debug.yaml made tiny: what a run writes, that a resumed run is the
+uninterrupted one bit for bit, and that validation and generation follow from the run's folder alone."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lm.checkpoint import load_checkpoint, load_model
+from lm.data import RandomWindows
+from lm.module import LanguageModel
+from lm.schedule import cosine_warmup
+from tokenization import TokenFile
+
+TIMED = "train/tokens_per_second"
+
+
+def read_events(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, str]]]]:
+    """The curves of all event files of a run, as TensorBoard joins them, and its texts."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]}
+    texts = {
+        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
+        for tag in tags["tensors"]
+    }
+    return scalars, texts
+
+
+def same(a, b) -> bool:
+    """Equal, and tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = load_checkpoint(one / name), load_checkpoint(other / name)
+        assert a.keys() == b.keys()
+        assert [key for key in a if not same(a[key], b[key])] == []
+    (scalars, texts), (other_scalars, other_texts) = read_events(one), read_events(other)
+    for curves in (scalars, other_scalars):
+        assert curves.pop(TIMED)
+    assert dict(scalars) == dict(other_scalars)
+    assert texts == other_texts
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def cut_run(lm, fit_arguments):
+    """cut_run(step, folder, *settings): a run that dies when `step` steps are done."""
+
+    def run(step: int, folder: Path, *settings: object) -> None:
+        start = LanguageModel.on_train_batch_start
+
+        def fail(self, batch, batch_idx):
+            if self.global_step == step:
+                raise PowerCut
+            start(self, batch, batch_idx)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LanguageModel, "on_train_batch_start", fail)
+            with pytest.raises(PowerCut):
+                lm(*fit_arguments(folder, *settings))
+
+    return run
+
+
+STEPS, INTERVAL = 14, 4
+SETTINGS = [f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={INTERVAL}", "--checkpoints.every_n_steps=3"]
+
+
+@pytest.fixture(scope="module")
+def run(lm, fit_arguments, tmp_path_factory) -> Path:
+    """A whole run of 14 steps, validated at 4, 8, 12 and 14, saved at 3, 4, 6, 8, 9, 12 and 14."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    result = lm(*fit_arguments(folder, *SETTINGS))
+    assert (result.code, result.err) == (0, "")
+    parameters = 2 * 320 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 64) + 5 * 16
+    assert f"{folder}: {parameters:,} parameters, 14 steps of 128 tokens, 32-true on cpu" in result.out
+    return folder
+
+
+@pytest.fixture
+def copy(run, tmp_path) -> Path:
+    """The same run, moved elsewhere, for tests that change it."""
+    return Path(shutil.copytree(run, tmp_path / "elsewhere"))
+
+
+# --- what a run writes -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_one_folder(run):
+    names = sorted(path.name.split(".")[0] for path in run.iterdir())
+    assert names == ["best", "config", "events", "last", "tokenizer"]
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == STEPS
+    assert config["model"]["d_model"] == 16
+    assert config["trainer"]["precision"] == "32-true"
+    assert config["seed_everything"] == 0
+    assert "max_steps" not in config["model"]  # it is the trainer's, and said once
+
+
+def test_the_last_step_is_validated_and_saved(run):
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == STEPS
+    assert torch.load(run / "best.ckpt", weights_only=True)["global_step"] in (4, 8, 12, 14)
+    scalars, _ = read_events(run)
+    validations = dict(scalars["val/loss"])
+    assert list(validations) == [4, 8, 12, 14]
+    best_step = min(validations, key=lambda step: validations[step])
+    assert load_checkpoint(run / "best.ckpt")["global_step"] == best_step
+
+
+def test_every_promised_curve_is_there_at_its_steps(run):
+    scalars, texts = read_events(run)
+    train = ["lr", "train/gradient_norm", "train/loss", "train/tokens_per_second", "train/tokens_seen"]
+    validation = ["val/bits_per_byte", "val/loss", "val/perplexity"]
+    assert sorted(scalars) == train + validation
+    steps = {tag: [step for step, _ in points] for tag, points in scalars.items()}
+    for tag in train:
+        assert steps[tag] == list(range(STEPS)), tag  # Lightning counts them from 0
+    for tag in validation:
+        assert steps[tag] == [4, 8, 12, 14], tag
+    assert [value for _, value in scalars["train/tokens_seen"]] == [128 * step for step in range(1, STEPS + 1)]
+    expected = [cosine_warmup(step, 1e-2, 1e-3, 5, STEPS) for step in range(1, STEPS + 1)]
+    assert [value for _, value in scalars["lr"]] == pytest.approx(expected)
+    assert expected[-1] == pytest.approx(1e-3)  # the cosine ends with the run
+    assert scalars["train/loss"][0][1] == pytest.approx(math.log(320), abs=0.3)
+    assert all(value > 0 for tag in (TIMED, "train/gradient_norm") for _, value in scalars[tag])
+    assert [step for step, _ in texts["sample/text_summary"]] == [4, 8, 12, 14]
+    assert all(text.startswith("Once upon a time") for _, text in texts["sample/text_summary"])
+
+
+def test_the_first_step_by_hand(run, token_data):
+    """The first loss and gradient norm, from the seed and the first batch, in torch's functions."""
+    torch.manual_seed(0)
+    model = LanguageModel(vocab_size=320, context_length=16, d_model=16, num_layers=2, num_heads=2).model
+    inputs, targets = RandomWindows(TokenFile.open(token_data / "train.bin").tokens, 16, 8, seed=0, num_batches=1)[0]
+    loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    loss.backward()
+    scalars, _ = read_events(run)
+    assert scalars["train/loss"][0] == (0, pytest.approx(loss.item()))
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()
+    assert scalars["train/gradient_norm"][0] == (0, pytest.approx(norm))
+
+
+def validation_by_hand(checkpoint: Path, token_data: Path, limit: int = 5) -> dict[str, float]:
+    """Side by side windows of 16 from the beginning, `limit` batches of 8, in torch's functions."""
+    model, file = load_model(checkpoint), TokenFile.open(token_data / "valid.bin")
+    tokens = torch.tensor(file.tokens[: min(limit * 8, (len(file) - 1) // 16) * 16 + 1].astype("int64"))
+    with torch.no_grad():
+        loss = F.cross_entropy(model(tokens[:-1].view(-1, 16)).flatten(0, 1), tokens[1:]).item()
+    description = json.loads((token_data / "valid.bin.json").read_text())
+    bits = loss / math.log(2) * description["tokens"] / (token_data / "valid.txt").stat().st_size
+    return {"val/loss": loss, "val/perplexity": math.exp(loss), "val/bits_per_byte": bits}
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_validation_by_hand(run, token_data, name):
+    step = load_checkpoint(run / name)["global_step"]
+    scalars, _ = read_events(run)
+    for tag, expected in validation_by_hand(run / name, token_data).items():
+        assert dict(scalars[tag])[step] == pytest.approx(expected, rel=1e-5)
+
+
+def test_validate_reads_the_whole_file_where_nothing_limits_it(lm, copy, token_data):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    arguments = ("validate", "-c", copy / "config.yaml", "--ckpt_path", copy / "best.ckpt")
+    result = lm(*arguments, "--trainer.limit_val_batches=null")
+    assert (result.code, result.err) == (0, "")
+    for tag, expected in validation_by_hand(copy / "best.ckpt", token_data, limit=10**9).items():
+        line = next(line for line in result.out.splitlines() if tag in line)
+        assert float(line.replace("│", " ").split()[-1]) == pytest.approx(expected, rel=1e-5)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+CASES = {
+    # step of the cut, checkpoint to go on from, its step, settings
+    "saved between validations": (11, "last.ckpt", 9, []),
+    "saved at a validation": (13, "last.ckpt", 12, []),
+    "best": (7, "best.ckpt", 4, []),
+    "saved by both": (8, "last.ckpt", 6, ["--trainer.val_check_interval=3"]),
+    "before any validation": (4, "last.ckpt", 3, ["--trainer.val_check_interval=100"]),
+    "accumulated": (7, "last.ckpt", 6, ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8"]),
+    "accumulated, best": (5, "best.ckpt", 4, ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8"]),
+    "worker": (8, "last.ckpt", 6, ["--data.num_workers=1", "--trainer.val_check_interval=5"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_is_the_uninterrupted_one(case, lm, fit_arguments, cut_run, run, tmp_path):
+    cut_step, name, saved_step, settings = CASES[case]
+    whole, cut = run, tmp_path / "cut"
+    if settings:
+        whole = tmp_path / "whole"
+        assert lm(*fit_arguments(whole, *SETTINGS, *settings)).code == 0
+    cut_run(cut_step, cut, *SETTINGS, *settings)
+    assert load_checkpoint(cut / name)["global_step"] == saved_step
+    if name == "best.ckpt":  # the folder of somebody who kept only this
+        (cut / "last.ckpt").unlink()
+    for events in cut.glob("events*"):  # what the first part logged beyond the checkpoint is logged again
+        shutil.move(events, tmp_path / events.name)
+    result = lm("fit", "-c", cut / "config.yaml", "--ckpt_path", cut / name)
+    assert (result.code, result.err) == (0, "")
+    assert f"going on from {cut / name}, step {saved_step}" in result.out
+    before, after = read_events(tmp_path), read_events(cut)
+    for tag, points in after[0].items():
+        assert min(step for step, _ in points) >= saved_step, tag  # nothing is done twice
+    for tag, points in before[0].items():
+        edge = saved_step if tag.startswith("val/") else saved_step - 1
+        after[0][tag] = [point for point in points if point[0] <= edge] + after[0].get(tag, [])
+    expected = read_events(whole)[0]
+    assert expected.pop(TIMED)
+    assert after[0].pop(TIMED)
+    assert after[0] == expected
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = load_checkpoint(whole / name), load_checkpoint(cut / name)
+        assert a.keys() == b.keys()
+        assert [key for key in a if not same(a[key], b[key])] == []
+
+
+def test_the_same_command_writes_the_same_run(lm, fit_arguments, run, tmp_path):
+    torch.manual_seed(123)
+    assert lm(*fit_arguments(tmp_path / "again", *SETTINGS)).code == 0
+    assert_same_run(run, tmp_path / "again")
+
+
+# --- a run that diverges is a result, too ----------------------------------------------------------------------------
+
+
+def test_a_run_that_diverges_goes_on_to_its_end(lm, fit_arguments, tmp_path):
+    folder = tmp_path / "run"
+    result = lm(*fit_arguments(folder, *SETTINGS, "--model.learning_rate=1e20", "--model.max_gradient_norm=.inf"))
+    assert result.code == 0, result.err
+    assert load_checkpoint(folder / "last.ckpt")["global_step"] == STEPS
+    scalars, texts = read_events(folder)
+    assert math.isnan(scalars["train/loss"][-1][1])
+    assert (
+        texts["sample/text_summary"][-1][1]
+        == "no sample: the model's scores are not numbers; its training has diverged"
+    )
+    generated = lm("generate", folder / "last.ckpt")
+    assert generated.code == 2
+    assert generated.err.endswith("lm generate: the model's scores are not numbers; its training has diverged\n")
+
+
+def test_a_sample_may_begin_with_nothing(lm, fit_arguments, tmp_path):
+    assert lm(*fit_arguments(tmp_path / "run", "--trainer.max_steps=2", "--samples.prompt=")).code == 0
+    _, texts = read_events(tmp_path / "run")
+    assert len(texts["sample/text_summary"]) == 1
+    assert not texts["sample/text_summary"][0][1].startswith("no sample")
