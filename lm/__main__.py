@@ -37,7 +37,7 @@ def generate_parser() -> argparse.ArgumentParser:
     )
 
     def add(name: str, kind: type, default: object, text: str) -> None:
-        parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {default or 'all'})")
+        parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {default or 'keep all'})")
 
     parser.add_argument("checkpoint", help="a run's best.ckpt or last.ckpt")
     add("--prompt", str, "Once upon a time", "how the text begins")
@@ -45,6 +45,13 @@ def generate_parser() -> argparse.ArgumentParser:
     add("--temperature", float, Sampling.temperature, "below 1 is more predictable; 0 takes the likeliest token")
     add("--top-k", int, Sampling.top_k, "draw among the k likeliest tokens only")
     add("--top-p", float, Sampling.top_p, "draw among the fewest likely tokens whose probabilities reach this sum")
+    add("--min-p", float, Sampling.min_p, "drop tokens less than this share as likely as the likeliest")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1 makes tokens that the text has already less likely (default: 1)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (default: 0)")
     return parser
 
@@ -54,15 +61,15 @@ def run_generate(argv: list[str]) -> None:
     from lm.checkpoint import load_model, load_tokenizer
     from lm.generation import Sampling, generate
 
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens}: at least 1 is needed")
     model, tokenizer = load_model(args.checkpoint), load_tokenizer(args.checkpoint)
     prompt = tokenizer.encode(args.prompt or END_OF_TEXT)  # a new document begins after the end of another
     if len(prompt) + args.max_new_tokens > model.context_length:
         print(
-            f"[{len(prompt)} + up to {args.max_new_tokens} tokens do not fit the context: the model sees the last"
-            f" {model.context_length} at each step]",
+            f"[{len(prompt)} + up to {args.max_new_tokens} tokens do not fit the context: the window slides, the model"
+            f" sees the last {model.context_length // 2} to {model.context_length} tokens]",
             file=sys.stderr,
         )
     new_ids = generate(

@@ -11,7 +11,7 @@ the contract with every checkpoint.
 import torch
 from torch import Tensor, nn
 
-from lm.attention import MultiHeadSelfAttention
+from lm.attention import KeyValueCache, MultiHeadSelfAttention
 from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU
 
 NORM_POSITIONS = ("pre", "post", "none")
@@ -45,14 +45,14 @@ class TransformerBlock(nn.Module):
             self.ln1 = RMSNorm(d_model, device=device, dtype=dtype)
             self.ln2 = RMSNorm(d_model, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, token_positions: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         if self.norm_position == "pre":
-            x = x + self.attn(self.ln1(x), token_positions)
+            x = x + self.attn(self.ln1(x), token_positions, cache)
             return x + self.ffn(self.ln2(x))
         if self.norm_position == "post":
-            x = self.ln1(x + self.attn(x, token_positions))
+            x = self.ln1(x + self.attn(x, token_positions, cache))
             return self.ln2(x + self.ffn(x))
-        x = x + self.attn(x, token_positions)
+        x = x + self.attn(x, token_positions, cache)
         return x + self.ffn(x)
 
 
@@ -88,7 +88,7 @@ class TransformerLM(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; it must be at least 1")
-        self.context_length = context_length
+        self.context_length, self.num_heads = context_length, num_heads
         self.token_embeddings = Embedding(vocab_size, d_model, device, dtype)
         rope = None  # one table for every layer
         if position_encoding == "rope":
@@ -101,18 +101,31 @@ class TransformerLM(nn.Module):
         self.ln_final = RMSNorm(d_model, device=device, dtype=dtype) if norm_position == "pre" else None
         self.lm_head = Linear(d_model, vocab_size, device, dtype)
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """token_ids: (..., seq), seq <= context_length -> logits (..., seq, vocab_size)."""
-        length = token_ids.shape[-1]
-        if length > self.context_length:
-            raise ValueError(f"{length} tokens do not fit a context_length of {self.context_length}")
-        token_positions = torch.arange(length, device=token_ids.device)
+    def forward(self, token_ids: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+        """token_ids: (..., seq), seq <= context_length -> logits (..., seq, vocab_size).
+
+        caches: of new_caches; token_ids (batch, seq) then continue the text that was given with them before.
+        """
+        start = caches[0].length if caches else 0
+        end = start + token_ids.shape[-1]
+        if end > self.context_length:
+            raise ValueError(f"{end} tokens do not fit a context_length of {self.context_length}")
+        token_positions = torch.arange(start, end, device=token_ids.device)
         x = self.token_embeddings(token_ids)
-        for layer in self.layers:
-            x = layer(x, token_positions)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, token_positions, caches[index] if caches else None)
         if self.ln_final is not None:
             x = self.ln_final(x)
         return self.lm_head(x)
+
+    def new_caches(self, batch_size: int) -> list[KeyValueCache]:
+        """Empty, one for each layer, for texts of up to context_length tokens."""
+        weight = self.token_embeddings.weight
+        d_k = weight.shape[1] // self.num_heads
+        return [
+            KeyValueCache(batch_size, self.num_heads, self.context_length, d_k, like=weight.detach())
+            for _ in self.layers
+        ]
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

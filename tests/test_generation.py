@@ -8,8 +8,17 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from lm.generation import Sampling, generate, keep_top_k, keep_top_p, next_token_probabilities
+from lm.generation import (
+    Sampling,
+    generate,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    next_token_probabilities,
+    penalize_repetition,
+)
 from lm.transformer import TransformerLM
 from tokenization import InputError
 
@@ -69,6 +78,9 @@ def test_greedy():
         ({"top_p": 0.0}, "top_p 0.0"),
         ({"top_p": 1.1}, "top_p 1.1"),
         ({"top_p": math.nan}, "top_p nan"),
+        ({"min_p": -0.1}, "min_p -0.1"),
+        ({"min_p": 1.1}, "min_p 1.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
     ],
 )
 def test_values_that_make_no_sense(wrong, message):
@@ -90,31 +102,36 @@ class Scripted(nn.Module):
         return self.logits.expand(*token_ids.shape, -1)
 
 
+def draw(model: Scripted, *arguments, **settings):
+    """A scripted model has no layers, so nothing to cache."""
+    return generate(model, *arguments, use_cache=False, **settings)
+
+
 def test_the_frequencies_are_the_probabilities():
-    counts = Counter(generate(Scripted([0.1, 0.2, 0.7]), [0], 3000, Sampling(1.0, None, 1.0)))
+    counts = Counter(draw(Scripted([0.1, 0.2, 0.7]), [0], 3000, Sampling(1.0, None, 1.0)))
     assert counts[1] / 3000 == pytest.approx(0.2, abs=0.03)
     assert counts[2] / 3000 == pytest.approx(0.7, abs=0.03)
 
 
 def test_the_window_slides():
     model = Scripted([0.25] * 4)
-    new = list(generate(model, [0, 1], 6, Sampling(1.0, None, 1.0)))
+    new = list(draw(model, [0, 1], 6, Sampling(1.0, None, 1.0)))
     text = [0, 1, *new]
-    assert len(new) == 6
-    assert model.windows == [text[max(0, end - 4) : end] for end in range(2, 8)]
+    assert len(new) == 6  # and half a context of 4 is left when it is full
+    assert model.windows == [text[:2], text[:3], text[:4], text[3:5], text[3:6], text[3:7]]
     model.windows.clear()
-    list(generate(model, [3, 2, 1, 0, 1, 2], 1, Sampling()))
-    assert model.windows == [[1, 0, 1, 2]]
+    list(draw(model, [3, 2, 1, 0, 1, 2], 1, Sampling()))
+    assert model.windows == [[1, 2]]
 
 
 def test_it_stops_before_the_stop_token_and_draws_lazily():
-    assert list(generate(Scripted([0.0, 1.0]), [0], 5, Sampling(), stop_id=1)) == []
+    assert list(draw(Scripted([0.0, 1.0]), [0], 5, Sampling(), stop_id=1)) == []
     model = Scripted([0.5, 0.3, 0.2])
-    free = list(generate(model, [0], 50, Sampling(1.0, None, 1.0), seed=4))
-    stopped = list(generate(model, [0], 50, Sampling(1.0, None, 1.0), seed=4, stop_id=2))
+    free = list(draw(model, [0], 50, Sampling(1.0, None, 1.0), seed=4))
+    stopped = list(draw(model, [0], 50, Sampling(1.0, None, 1.0), seed=4, stop_id=2))
     assert stopped == free[: free.index(2)]
     model.windows.clear()
-    drawing = generate(model, [0], 50, Sampling())
+    drawing = draw(model, [0], 50, Sampling())
     assert not model.windows
     next(drawing)
     assert len(model.windows) == 1
@@ -123,7 +140,7 @@ def test_it_stops_before_the_stop_token_and_draws_lazily():
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_ids_that_the_tokenizer_lacks_are_never_drawn(temperature):
     model = Scripted([0.001, 0.002, 0.3, 0.697])
-    drawn = set(generate(model, [0], 200, Sampling(temperature, None, 1.0), vocab_size=2))
+    drawn = set(draw(model, [0], 200, Sampling(temperature, None, 1.0), vocab_size=2))
     assert drawn == ({1} if temperature == 0 else {0, 1})
 
 
@@ -142,10 +159,47 @@ def test_the_seed_alone_decides():
 def test_greedy_is_the_argmax_of_the_model_at_each_step():
     torch.manual_seed(0)
     model, text = TransformerLM(30, 8, 16, 1, 2), [1, 2, 3]
-    for token_id in generate(model, [1, 2, 3], 12, Sampling(0)):
-        assert token_id == model(torch.tensor([text[-8:]]))[0, -1].argmax()
+    for token_id in generate(model, [1, 2, 3], 5, Sampling(0)):
+        assert token_id == model(torch.tensor([text]))[0, -1].argmax()
         text.append(token_id)
-    assert len(text) == 15
+    assert len(text) == 8
+
+
+@pytest.mark.parametrize("settings", [{}, {"norm_position": "post"}, {"position_encoding": "none"}, {"num_heads": 1}])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 30])
+def test_the_cache_changes_nothing(settings, length):
+    """Neither before the context is full nor when the window slides, whatever the length of the prompt."""
+    torch.manual_seed(length)
+    model = TransformerLM(
+        **{"vocab_size": 50, "context_length": 8, "d_model": 16, "num_layers": 2, "num_heads": 2} | settings
+    )
+    prompt = torch.randint(50, (length,)).tolist()
+    for sampling in (Sampling(0), Sampling(1.0, repetition_penalty=1.3)):
+        cached = list(generate(model, prompt, 40, sampling))
+        assert cached == list(generate(model, prompt, 40, sampling, use_cache=False))
+        assert sampling.temperature == 0 or len(set(cached)) > 10
+
+
+def test_cached_logits_are_those_of_the_whole_text():
+    torch.manual_seed(0)
+    model = TransformerLM(50, 16, 16, 2, 2)
+    token_ids, caches = torch.randint(50, (3, 16)), model.new_caches(3)
+    pieces = [model(token_ids[:, start:end], caches) for start, end in ((0, 5), (5, 6), (6, 7), (7, 16))]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(token_ids))
+    with pytest.raises(ValueError, match="17 tokens do not fit a context_length of 16"):
+        model(token_ids[:, :1], caches)
+
+
+def test_min_p_and_repetition_penalty_are_those_of_transformers():
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(3)) * 3
+    seen = torch.tensor([3, 7, 7, 11])
+    for p in (0.02, 0.3, 1.0):
+        torch.testing.assert_close(keep_min_p(logits, p), MinPLogitsWarper(p)(seen[None], logits[None])[0])
+    for penalty in (1.5, 0.5):
+        theirs = RepetitionPenaltyLogitsProcessor(penalty)(seen[None], logits[None].clone())[0]
+        torch.testing.assert_close(penalize_repetition(logits, seen, penalty), theirs)
+    plain = next_token_probabilities(logits, Sampling(1.0, None, 1.0, repetition_penalty=2.0))
+    torch.testing.assert_close(plain, torch.softmax(logits, -1))  # no text, no penalty
 
 
 def test_a_model_that_has_diverged_is_said_to_have():
@@ -153,4 +207,4 @@ def test_a_model_that_has_diverged_is_said_to_have():
         model = Scripted([0.5, 0.5])
         model.logits.data[0] = value
         with pytest.raises(InputError, match="not numbers; its training has diverged"):
-            list(generate(model, [0], 5, Sampling()))
+            list(draw(model, [0], 5, Sampling()))
