@@ -119,6 +119,15 @@ class RunCLI(LightningCLI):
             config.trainer.precision = native_precision(config.trainer.accelerator)
         if config.trainer.max_steps < 1:
             raise InputError(f"trainer.max_steps is {config.trainer.max_steps}; a run needs a length, at least 1 step")
+        for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+            if not isinstance(config.trainer[name], int) or config.trainer[name] < 1:
+                raise InputError(f"trainer.{name} is {config.trainer[name]}; it must be a whole number, at least 1")
+        if config.trainer.val_check_interval % config.trainer.accumulate_grad_batches:
+            raise InputError(
+                f"trainer.val_check_interval {config.trainer.val_check_interval} counts batches, and must be a multiple"
+                f" of trainer.accumulate_grad_batches {config.trainer.accumulate_grad_batches}: a run is validated and"
+                " saved between two steps"
+            )
         if config.ckpt_path is not None:
             checkpoint = load_checkpoint(config.ckpt_path)
             changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path)
