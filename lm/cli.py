@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lm.callbacks import Checkpoints, TextSamples, Throughput, TrainingBar
-from lm.checkpoint import CONFIG, LAST, AtomicCheckpointIO, compare_settings, load_checkpoint
+from lm.checkpoint import CONFIG, LAST, compare_settings, load_checkpoint, save_checkpoint
 from lm.data import TokenDataModule
 from lm.module import LanguageModel
 from tokenization import InputError
@@ -39,6 +40,16 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / CONFIG
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class RunCheckpointIO(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints: our way."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_checkpoint(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(path)
 
 
 class RunLogger(TensorBoardLogger):
@@ -162,7 +173,7 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = RunLogger(config.default_root_dir)
         shown = config.enable_progress_bar is not False
         self.trainer_defaults["callbacks"] = [Throughput(), TrainingBar()] if shown else [Throughput()]
-        return super().instantiate_trainer(plugins=[AtomicCheckpointIO()], **kwargs)
+        return super().instantiate_trainer(plugins=[RunCheckpointIO()], **kwargs)
 
     def before_fit(self) -> None:
         self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from lm.checkpoint import MODEL_SETTINGS, AtomicCheckpointIO, compare_settings, load_checkpoint, load_model
+from lm.checkpoint import MODEL_SETTINGS, compare_settings, load_checkpoint, load_model, save_checkpoint
 from lm.transformer import TransformerLM
 from tokenization import InputError
 
@@ -25,13 +25,13 @@ def make_checkpoint(**changes) -> dict:
 
 def test_the_model_comes_back(tmp_path):
     checkpoint = make_checkpoint()
-    AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / "new" / "last.ckpt")
+    save_checkpoint(checkpoint, tmp_path / "new" / "last.ckpt")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["last.ckpt"]
     model = load_model(tmp_path / "new" / "last.ckpt")
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, checkpoint["state_dict"][f"model.{name}"])
     assert model.context_length == 8
-    assert AtomicCheckpointIO().load_checkpoint(str(tmp_path / "new" / "last.ckpt"))["global_step"] == 3
+    assert load_checkpoint(str(tmp_path / "new" / "last.ckpt"))["global_step"] == 3
 
 
 @pytest.mark.parametrize("name", MODEL_SETTINGS)
@@ -42,13 +42,13 @@ def test_the_settings_of_the_model_are_all_that_shape_it(name):
 
 def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint(make_checkpoint(), path)
+    save_checkpoint(make_checkpoint(), path)
     before = path.read_bytes()
     with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
-        AtomicCheckpointIO().save_checkpoint(make_checkpoint(lock=threading.Lock()), path)
+        save_checkpoint(make_checkpoint(lock=threading.Lock()), path)
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        AtomicCheckpointIO().save_checkpoint(make_checkpoint(), path)
+        save_checkpoint(make_checkpoint(), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
