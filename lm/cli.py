@@ -143,6 +143,12 @@ class RunCLI(LightningCLI):
             checkpoint = load_checkpoint(config.ckpt_path)
             changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path)
             if self.config.subcommand == "fit":
+                batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+                if batches != checkpoint["global_step"] * config.trainer.accumulate_grad_batches:
+                    raise InputError(
+                        f"{config.ckpt_path}: was trained with trainer.accumulate_grad_batches"
+                        f" {batches // checkpoint['global_step']}; leave it at that, or start a new run"
+                    )
                 if checkpoint["global_step"] >= config.trainer.max_steps:
                     raise InputError(
                         f"{config.ckpt_path}: is at step {checkpoint['global_step']}, and trainer.max_steps is"
@@ -178,6 +184,8 @@ class RunCLI(LightningCLI):
     def before_fit(self) -> None:
         self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder
         settings, trainer = self.config.fit, self.trainer
+        if settings.ckpt_path is not None:
+            self.datamodule.load_state_dict(load_checkpoint(settings.ckpt_path)[type(self.datamodule).__name__])
         tokens = settings.data.batch_size * settings.model.context_length
         tokens *= trainer.accumulate_grad_batches * trainer.world_size
         print(

@@ -139,6 +139,8 @@ class LanguageModel(LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = learning_rate
         self.log("lr", learning_rate)
+        # Where the curves go on; Lightning's own count is one behind when a finished run is trained further.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None

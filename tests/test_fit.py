@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lm.checkpoint import load_checkpoint, load_model
+from lm.checkpoint import load_checkpoint, load_model, load_tokenizer
 from lm.data import RandomWindows
 from lm.module import LanguageModel
 from lm.schedule import cosine_warmup
@@ -237,6 +237,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, lm, fit_arguments, cut_run
         assert [key for key in a if not same(a[key], b[key])] == []
 
 
+@pytest.mark.parametrize("steps", [8, 10], ids=["ended at a validation", "ended between validations"])
+def test_a_finished_run_trained_further_is_the_longer_run(steps, lm, fit_arguments, tmp_path):
+    constant = ["--model.min_learning_rate=0.01", "--model.warmup_steps=0"]  # or the cosine would end elsewhere
+    assert lm(*fit_arguments(tmp_path / "whole", *SETTINGS, *constant)).code == 0
+    assert lm(*fit_arguments(tmp_path / "part", *SETTINGS, *constant, f"--trainer.max_steps={steps}")).code == 0
+    arguments = ("-c", tmp_path / "part/config.yaml", "--ckpt_path", tmp_path / "part/last.ckpt")
+    assert lm("fit", *arguments, f"--trainer.max_steps={STEPS}").code == 0
+    (expected, _), (curves, _) = read_events(tmp_path / "whole"), read_events(tmp_path / "part")
+    for tag, points in expected.items():
+        if tag != TIMED:
+            assert points == [point for point in curves[tag] if steps != 10 or "val/" not in tag or point[0] != 10], tag
+    a, b = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("whole", "part"))
+    for key in ("state_dict", "optimizer_states", "global_step", "hyper_parameters"):
+        assert same(a[key], b[key]), key
+
+
 def test_the_same_command_writes_the_same_run(lm, fit_arguments, run, tmp_path):
     torch.manual_seed(123)
     assert lm(*fit_arguments(tmp_path / "again", *SETTINGS)).code == 0
@@ -267,3 +283,124 @@ def test_a_sample_may_begin_with_nothing(lm, fit_arguments, tmp_path):
     _, texts = read_events(tmp_path / "run")
     assert len(texts["sample/text_summary"]) == 1
     assert not texts["sample/text_summary"][0][1].startswith("no sample")
+
+
+# --- a resumed run with other settings -------------------------------------------------------------------------------
+
+
+def go_on(copy: Path, *settings: object) -> list[object]:
+    arguments = ["fit", "-c", copy / "config.yaml", "--ckpt_path", copy / "last.ckpt"]
+    return [*arguments, "--trainer.default_root_dir", copy, *settings]
+
+
+def test_changed_settings_take_effect_and_are_recorded(lm, copy):
+    settings = {"learning_rate": 0.5, "min_learning_rate": 0.3, "weight_decay": 0.7, "betas": [0.5, 0.6], "eps": 1e-3}
+    flags = [f"--model.{name}={value}" for name, value in settings.items()]
+    result = lm(*go_on(copy, "--trainer.max_steps=20", *flags))
+    assert (result.code, result.err) == (0, "")
+    assert "  from here on  learning_rate: 0.01 -> 0.5" in result.out
+    assert "  from here on  max_steps: 14 -> 20" in result.out
+    assert len(result.out.split("from here on")) == 1 + 1 + len(settings)  # those, and nothing else
+    recorded = yaml.safe_load((copy / "config.yaml").read_text())
+    checkpoint = load_checkpoint(copy / "last.ckpt")
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    for name, value in settings.items():
+        assert recorded["model"][name] == value
+        if name in group:
+            assert group[name] == (tuple(value) if name == "betas" else value)
+    scalars, _ = read_events(copy)
+    rates = dict(scalars["lr"])
+    assert [rates[step] for step in range(14)] == pytest.approx(
+        [cosine_warmup(s, 1e-2, 1e-3, 5, 14) for s in range(1, 15)]
+    )
+    assert [rates[step] for step in range(14, 20)] == pytest.approx(
+        [cosine_warmup(s, 0.5, 0.3, 5, 20) for s in range(15, 21)]
+    )
+    assert checkpoint["global_step"] == 20
+
+
+def test_the_best_stays_the_best_across_a_resume(lm, copy):
+    before, best = (copy / "best.ckpt").read_bytes(), load_checkpoint(copy / "best.ckpt")["global_step"]
+    assert lm(*go_on(copy, "--trainer.max_steps=20", "--model.learning_rate=10")).code == 0
+    assert min(dict(read_events(copy)[0]["val/loss"]).items(), key=lambda point: point[1])[0] == best
+    assert (copy / "best.ckpt").read_bytes() == before
+
+
+REFUSED = {
+    "d_model": (["--model.d_model=32"], "last.ckpt: was trained with model.d_model 16, not 32; leave it at 16, or"),
+    "layers": (["--model.num_layers=1"], "was trained with model.num_layers 2, not 1"),
+    "context": (["--model.context_length=8"], "was trained with model.context_length 16, not 8"),
+    "vocabulary": (["--model.vocab_size=400"], "was trained with model.vocab_size 320, not 400"),
+    "ablation": (["--model.norm_position=post"], "was trained with model.norm_position pre, not post"),
+    "theta": (["--model.rope_theta=5000"], "was trained with model.rope_theta 10000.0, not 5000.0"),
+    "finished": (["--trainer.max_steps=14"], "last.ckpt: is at step 14, and trainer.max_steps is 14; raise"),
+    "accumulation": (["--trainer.accumulate_grad_batches=2"], "was trained with trainer.accumulate_grad_batches 1"),
+    "tokenizer": (
+        ["--data.tokenizer=other/tok", "--data.train_path=other/train.bin", "--data.val_path=other/valid.bin"],
+        "other/tok: is not the tokenizer that the checkpoint was trained with",
+    ),
+    "other tokenizer's file": (["--data.val_path=other/valid.bin"], "other/valid.bin: was made by another tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_change_is_refused_and_changes_no_file(case, lm, copy, token_data, small, monkeypatch):
+    monkeypatch.chdir(copy)
+    small.save("other/tok")
+    for name in ("train", "valid"):
+        small.encode_files([token_data / f"{name}.txt"], f"other/{name}.bin", num_processes=1)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    settings, message = REFUSED[case]
+    result = lm(*go_on(copy, "--trainer.max_steps=20", *settings))
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_run_in_the_same_folder_is_refused(lm, fit_arguments, copy):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    result = lm(*fit_arguments(copy, *SETTINGS))
+    assert result.code == 2
+    assert f"{copy}: already holds a run; go on with it by --ckpt_path {copy / 'last.ckpt'}, or" in result.err
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+# --- the folder alone ------------------------------------------------------------------------------------------------
+
+
+def test_generate_needs_the_folder_alone(lm, copy, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for unused in ("config.yaml", "last.ckpt"):
+        (copy / unused).unlink()
+    for events in copy.glob("events*"):
+        events.unlink()
+    arguments = ("generate", "elsewhere/best.ckpt", "--prompt", "The cat", "--max-new-tokens", 9, "--top-k", 7)
+    first, again, other = (lm(*arguments, "--seed", seed) for seed in (1, 1, 2))
+    assert (first.code, first.err) == (0, "")
+    assert first.out.startswith("The cat")
+    assert first.out.endswith("\n")
+    assert again.out == first.out != other.out
+    assert len(load_tokenizer("elsewhere/best.ckpt").encode(first.out[:-1])) > len("The cat") // 4
+    assert lm("generate", "elsewhere/best.ckpt", "--prompt", "", "--max-new-tokens", 3).code == 0
+    greedy = {lm(*arguments, "--temperature", 0, "--seed", seed).out for seed in (1, 2)}
+    assert len(greedy) == 1
+
+
+def test_a_text_beyond_the_context_slides_and_says_so_once(lm, run):
+    result = lm("generate", run / "best.ckpt", "--prompt", "The cat saw a red ball. " * 9, "--max-new-tokens", 5)
+    assert result.code == 0
+    assert result.out.startswith("The cat saw a red ball. " * 9)
+    assert len(result.err.splitlines()) == 1
+    assert "the model sees the last 16 at each step" in result.err
+    assert lm("generate", run / "best.ckpt", "--max-new-tokens", 2, "--prompt", "The cat").err == ""
+
+
+def test_generation_is_the_models(lm, run):
+    """Greedy, against the argmax of the model on the whole text, which still fits the context."""
+    model, tokenizer = load_model(run / "last.ckpt"), load_tokenizer(run / "last.ckpt")
+    token_ids = tokenizer.encode("The cat saw")
+    for _ in range(6):
+        token_ids.append(int(model(torch.tensor(token_ids))[-1].argmax()))
+    result = lm("generate", run / "last.ckpt", "--prompt", "The cat saw", "--max-new-tokens", 6, "--temperature", 0)
+    assert result.out == tokenizer.decode(token_ids).partition("<|endoftext|>")[0] + "\n"
