@@ -36,7 +36,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_step = trainer.global_step
-        if trainer.is_global_zero:
+        if not (run_folder(trainer) / BEST).exists():
+            self.best_loss = float("inf")  # a run that goes on in another folder has its own best there
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.datamodule.tokenizer.save(run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -52,7 +54,7 @@ class Checkpoints(Checkpoint):
         loss = trainer.callback_metrics["val/loss"].item()
         if loss < self.best_loss:
             self.best_loss = loss
-            trainer.save_checkpoint(run_folder(trainer) / BEST, weights_only=False)
+            self._save(trainer, BEST)
         self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,7 +71,11 @@ class Checkpoints(Checkpoint):
     def _save_last(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved_step:
             self.saved_step = trainer.global_step
-            trainer.save_checkpoint(run_folder(trainer) / LAST, weights_only=False)
+            self._save(trainer, LAST)
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(run_folder(trainer) / name, weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss}

@@ -39,6 +39,7 @@ class SaveConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / CONFIG
+            path.parent.mkdir(parents=True, exist_ok=True)  # a logger would have made it
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
 

@@ -366,6 +366,44 @@ def test_a_second_run_in_the_same_folder_is_refused(lm, fit_arguments, copy):
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_that_goes_on_in_another_folder_is_whole_there(lm, copy, tmp_path):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    new = tmp_path / "new"
+    settings = ["--trainer.max_steps=20", "--model.learning_rate=10", f"--trainer.default_root_dir={new}"]
+    assert lm(*go_on(copy), *settings).code == 0
+    assert {path.name for path in new.iterdir()} >= {"best.ckpt", "last.ckpt", "config.yaml", "tokenizer"}
+    validations = dict(read_events(new)[0]["val/loss"])
+    assert load_checkpoint(new / "best.ckpt")["global_step"] == min(validations, key=lambda step: validations[step])
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_trial_run_leaves_a_run_as_it_was(lm, fit_arguments, copy, tmp_path):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    for folder in (copy, tmp_path / "new"):
+        assert lm(*fit_arguments(folder, "--trainer.fast_dev_run=true")).code == 0
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
+
+
+def test_without_a_logger(lm, fit_arguments, tmp_path):
+    result = lm(*fit_arguments(tmp_path / "run", "--trainer.max_steps=2", "--trainer.logger=false"))
+    assert (result.code, result.err) == (0, "")
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["best.ckpt", "config.yaml", "last.ckpt", "tokenizer"]
+
+
+def test_bfloat16_on_the_cpu(lm, fit_arguments, run, tmp_path):
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, "--trainer.precision=bf16-mixed"))
+    assert (result.code, result.err) == (0, "")
+    assert "bf16-mixed on cpu" in result.out
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert all(weight.dtype == torch.float32 for weight in checkpoint["state_dict"].values())
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
+    losses, exact = (dict(read_events(folder)[0]["train/loss"]) for folder in (tmp_path / "run", run))
+    assert losses != exact
+    assert list(losses.values()) == pytest.approx(list(exact.values()), abs=0.05)
+
+
 # --- the folder alone ------------------------------------------------------------------------------------------------
 
 
