@@ -140,6 +140,14 @@ class RunCLI(LightningCLI):
                 f" of trainer.accumulate_grad_batches {config.trainer.accumulate_grad_batches}: a run is validated and"
                 " saved between two steps"
             )
+        if self.config.subcommand == "fit" and not config.trainer.fast_dev_run:
+            last = Path(config.trainer.default_root_dir) / LAST
+            goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
+            if last.exists() and not goes_on:
+                raise InputError(
+                    f"{last.parent}: already holds a run; go on with it by --ckpt_path {last}, or name another folder"
+                    " with --trainer.default_root_dir"
+                )
         if config.ckpt_path is not None:
             checkpoint = load_checkpoint(config.ckpt_path)
             changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path)
@@ -158,13 +166,8 @@ class RunCLI(LightningCLI):
                 print(f"going on from {config.ckpt_path}, step {checkpoint['global_step']}")
                 for change in changes:
                     print(f"  from here on  {change}")
-        elif self.config.subcommand == "fit":
-            last = Path(config.trainer.default_root_dir) / LAST
-            if last.exists() and not config.trainer.fast_dev_run:
-                raise InputError(
-                    f"{last.parent}: already holds a run; go on with it by --ckpt_path {last}, or name another folder"
-                    " with --trainer.default_root_dir"
-                )
+        elif self.config.subcommand == "validate":
+            raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
 
     def instantiate_classes(self) -> None:
         try:
