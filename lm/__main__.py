@@ -1,6 +1,7 @@
 """The command `lm`, also `python -m lm`: fit and validate (cli.py), and generate."""
 
 import argparse
+import os
 import sys
 import textwrap
 
@@ -64,6 +65,10 @@ def run_generate(argv: list[str]) -> None:
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens}: at least 1 is needed")
+    if not 0 <= args.seed < 1 << 63:
+        raise InputError(f"--seed {args.seed}: it must be at least 0 and below 2^63")
+    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
+        raise InputError("--prompt: is not UTF-8 text")
     model, tokenizer = load_model(args.checkpoint), load_tokenizer(args.checkpoint)
     prompt = tokenizer.encode(args.prompt or END_OF_TEXT)  # a new document begins after the end of another
     if len(prompt) + args.max_new_tokens > model.context_length:
@@ -115,6 +120,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"lm {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except SystemExit as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):  # which Lightning answers with a 1
             return 130

@@ -4,6 +4,8 @@ uninterrupted one bit for bit, and that validation and generation follow from th
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from lm.module import LanguageModel
 from lm.schedule import cosine_warmup
 from tokenization import TokenFile
 
+ROOT = Path(__file__).parent.parent
 TIMED = "train/tokens_per_second"
 
 
@@ -358,11 +361,16 @@ def test_what_cannot_change_is_refused_and_changes_no_file(case, lm, copy, token
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
-def test_a_second_run_in_the_same_folder_is_refused(lm, fit_arguments, copy):
+def test_a_second_run_in_the_same_folder_is_refused(lm, fit_arguments, copy, tmp_path):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     result = lm(*fit_arguments(copy, *SETTINGS))
     assert result.code == 2
     assert f"{copy}: already holds a run; go on with it by --ckpt_path {copy / 'last.ckpt'}, or" in result.err
+    other = shutil.copytree(copy, tmp_path / "other")
+    result = lm(*go_on(copy, f"--trainer.default_root_dir={other}", "--trainer.max_steps=20"))
+    assert (result.code, result.out) == (2, "")
+    assert f"{other}: already holds a run" in result.err
+    assert (other / "last.ckpt").read_bytes() == (copy / "last.ckpt").read_bytes()
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
@@ -430,7 +438,7 @@ def test_a_text_beyond_the_context_slides_and_says_so_once(lm, run):
     assert result.code == 0
     assert result.out.startswith("The cat saw a red ball. " * 9)
     assert len(result.err.splitlines()) == 1
-    assert "the model sees the last 16 at each step" in result.err
+    assert "tokens do not fit the context: " in result.err
     assert lm("generate", run / "best.ckpt", "--max-new-tokens", 2, "--prompt", "The cat").err == ""
 
 
@@ -442,3 +450,65 @@ def test_generation_is_the_models(lm, run):
         token_ids.append(int(model(torch.tensor(token_ids))[-1].argmax()))
     result = lm("generate", run / "last.ckpt", "--prompt", "The cat saw", "--max-new-tokens", 6, "--temperature", 0)
     assert result.out == tokenizer.decode(token_ids).partition("<|endoftext|>")[0] + "\n"
+
+
+def test_a_reader_that_leaves_ends_the_text_quietly(run):
+    arguments = [sys.executable, "-m", "lm", "generate", str(run / "best.ckpt"), "--max-new-tokens", "9"]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate()
+    assert process.returncode == 141
+    assert len(errors.splitlines()) <= 1  # that the text is longer than the context
+
+
+WRONG_WISHES = [
+    (["--temperature=-1"], "temperature -1.0"),
+    (["--temperature=nan"], "temperature nan"),
+    (["--top-k=0"], "top_k 0"),
+    (["--top-p=0"], "top_p 0.0"),
+    (["--top-p=1.5"], "top_p 1.5"),
+    (["--max-new-tokens=0"], "--max-new-tokens 0"),
+    (["--seed=-1"], "--seed -1"),
+    ([f"--seed={1 << 64}"], f"--seed {1 << 64}"),
+    (["--prompt=\udcff"], "--prompt: is not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("wish", "message"), WRONG_WISHES, ids=[ascii(wish[0]) for wish, _ in WRONG_WISHES])
+def test_a_wish_that_makes_no_sense(lm, run, wish, message):
+    result = lm("generate", run / "best.ckpt", *wish)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"lm generate: {message}")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_damaged_run(lm, copy):
+    """A checkpoint cut short, one of other bytes, a folder without its tokenizer; whichever command reads them."""
+    content = (copy / "best.ckpt").read_bytes()
+    (copy / "cut.ckpt").write_bytes(content[: len(content) // 2])
+    (copy / "random.ckpt").write_bytes(b"\x80\x02" + bytes(range(256)))
+    torch.save({"weights": torch.zeros(3)}, copy / "other.ckpt")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    for name in ("cut", "random", "other", "none"):
+        path = copy / f"{name}.ckpt"
+        for arguments in (
+            ["generate", path],
+            go_on(copy, "--ckpt_path", path, "--trainer.max_steps=20"),
+            ["validate", "-c", copy / "config.yaml", "--ckpt_path", path],
+        ):
+            result = lm(*arguments)
+            assert (result.code, result.out) == (2, "")
+            assert len(result.err.splitlines()) == 1
+            assert str(path) in result.err
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    shutil.rmtree(copy / "tokenizer")
+    result = lm("generate", copy / "best.ckpt")
+    assert (result.code, result.out) == (2, "")
+    assert f"{copy / 'tokenizer'}: no such tokenizer folder" in result.err
+
+
+def test_validate_wants_a_checkpoint(lm, copy):
+    result = lm("validate", "-c", copy / "config.yaml")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "lm validate: which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one\n"

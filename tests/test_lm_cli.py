@@ -1,10 +1,18 @@
 """Proves that whatever `lm` is given wrongly gets one line on stderr and exit code 2, and that no file is written or
 changed by it; and that every committed configuration is complete and its model can be built."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+
+from lm.checkpoint import MODEL_SETTINGS
+from lm.transformer import TransformerLM
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -98,3 +106,126 @@ def test_a_wrong_setting(refused, fit_arguments, setting, message):
     line = refused(*fit_arguments("runs/new"), *setting.split("=", 1) if setting[1] == "c" else [setting])
     assert line.startswith("lm fit: ")
     assert message in line
+
+
+@pytest.mark.parametrize("folder", ["train.txt", "train.txt/run"])
+def test_a_folder_that_cannot_be_made(lm, fit_arguments, work, folder):
+    before = contents(work)
+    result = lm(*fit_arguments(folder))
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
+    assert "train.txt" in result.err
+    assert contents(work) == before
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, generate"),
+        (["fit"], "lm fit: "),
+        (["fit", "-c", "train.bin"], "lm fit: "),
+        (["validate"], "lm validate: "),
+        (["generate", "none.ckpt"], "lm generate: none.ckpt: no such checkpoint; train with `lm fit`"),
+        (["generate", "tok"], "lm generate: tok: no such checkpoint"),
+        (["generate", "train.txt"], "lm generate: train.txt: cannot be read as a checkpoint"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command(refused, arguments, message):
+    assert refused(*arguments).startswith(message)
+
+
+def test_help(lm, work):
+    before = contents(work)
+    for arguments in ([], ["--help"], ["-h"]):
+        result = lm(*arguments)
+        assert (result.code, result.err) == (0 if arguments else 2, "")
+        assert result.out.startswith("usage: lm {fit,validate,generate}")
+    for command in ("fit", "validate", "generate"):
+        result = lm(command, "--help")
+        assert (result.code, result.err) == (0, "")
+        assert f"lm {command}" in result.out or "lm [options] " in result.out
+    assert contents(work) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fit -c {config} --data.train_path none.bin",
+        "fit -c {config} --model.d_modle 8",
+        "generate none.ckpt",
+    ],
+)
+def test_a_real_process_writes_one_line_and_no_traceback(work, line):
+    """stderr as a user sees it, imports, logging and warnings among it."""
+    before = contents(work)
+    arguments = line.format(config=ROOT / "configs" / "debug.yaml").split()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.run([sys.executable, "-m", "lm", *arguments], capture_output=True, text=True, env=environment)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert len(process.stderr.splitlines()) == 1
+    assert process.stderr.startswith(f"lm {arguments[0]}: ")
+    assert contents(work) == before
+
+
+# --- the configurations ----------------------------------------------------------------------------------------------
+
+
+def test_print_config_writes_the_whole_configuration_and_no_file(lm, fit_arguments, work):
+    before = contents(work)
+    result = lm(*fit_arguments("runs/new", "--model.learning_rate=0.125"), "--print_config")
+    assert (result.code, result.err) == (0, "")
+    config = yaml.safe_load(result.out)
+    assert config["model"]["learning_rate"] == 0.125
+    assert config["model"]["norm_position"] == "pre"  # what nobody has set is there, too
+    assert config["trainer"]["default_root_dir"] == "runs/new"
+    assert contents(work) == before
+    Path("printed.yaml").write_text(result.out)
+    assert yaml.safe_load(lm("fit", "-c", "printed.yaml", "--print_config").out) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_a_committed_configuration(lm, path):
+    """It parses, its model can be built, its data is named with the command that makes it, and it is complete."""
+    result = lm("fit", "-c", path, "--print_config")
+    assert (result.code, result.err) == (0, "")
+    config = yaml.safe_load(result.out)
+    model = TransformerLM(**{name: config["model"][name] for name in MODEL_SETTINGS}, device="meta")
+    assert (
+        model(torch.zeros(1, config["model"]["context_length"], dtype=torch.long, device="meta")).shape[-1]
+        == (config["model"]["vocab_size"])
+    )
+    assert config["trainer"]["default_root_dir"] == f"checkpoints/{path.stem}"
+    assert config["trainer"]["max_steps"] % config["trainer"]["val_check_interval"] == 0
+    if path.stem not in ("debug", "demo"):
+        assert "tokenization encode" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "tokens"),
+    [
+        ("tinystories", 10_000, 327_680_000),
+        ("tinystories-cpu", 10_000, 40_960_000),
+        ("openwebtext", 32_000, 327_680_000),
+    ],
+)
+def test_the_handouts_configurations(name, vocab_size, tokens):
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    model, trainer = config["model"], config["trainer"]
+    assert model["vocab_size"] == vocab_size
+    assert (model["context_length"], model["d_model"], model["num_layers"], model["num_heads"]) == (256, 512, 4, 16)
+    assert model["rope_theta"] == 10000
+    assert trainer["max_steps"] * config["data"]["batch_size"] * model["context_length"] == tokens
+    expected = 22_696_448 + 2 * (vocab_size - 10_000) * 512
+    settings = {name: value for name, value in model.items() if name in MODEL_SETTINGS}
+    assert TransformerLM(**settings, device="meta").num_parameters() == expected
+
+
+def test_missing_data_is_one_line_that_says_what_makes_it(refused):
+    for path in CONFIGS:
+        line = refused("fit", "-c", path, "--trainer.accelerator=cpu", "--trainer.default_root_dir=runs/new")
+        assert "no such tokenizer folder; make one with `tokenization train`" in line
