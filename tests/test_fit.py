@@ -234,6 +234,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, lm, fit_arguments, cut_run
     assert expected.pop(TIMED)
     assert after[0].pop(TIMED)
     assert after[0] == expected
+    tokens = 128 * (2 if "accumulated" in case else 1)
+    assert expected["train/tokens_seen"] == [(step, tokens * (step + 1)) for step in range(STEPS)]
     for name in ("last.ckpt", "best.ckpt"):
         a, b = load_checkpoint(whole / name), load_checkpoint(cut / name)
         assert a.keys() == b.keys()
