@@ -1,5 +1,7 @@
 """The compiled kernels against the plain-Python reference, Hugging Face's tokenizers and tiktoken: no difference."""
 
+import ctypes
+import mmap
 import os
 import random
 import subprocess
@@ -18,6 +20,7 @@ from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer, Train
 from tokenization import kernels as compiled
 from tokenization import pretokenization as pretokenization_module
 from tokenization.bpe import learn_merges
+from tokenization.corpus import Corpus
 from tokenization.native import Window, address, class_table
 from tokenization.pretokenization import count_pretokens, pretokenize
 
@@ -228,6 +231,60 @@ def seconds(function, *args) -> float:
     start = time.perf_counter()
     function(*args)
     return time.perf_counter() - start
+
+
+def test_threads_share_a_table(tokenizer, text, tmp_path, monkeypatch):
+    """Four threads fill small tables at the same time, which grow and are replaced under them."""
+    source, path = random.Random(12), tmp_path / "text.txt"
+    path.write_text(" ".join("".join(source.choices("abcdefghij", k=source.randint(2, 25))) for _ in range(40_000)))
+    monkeypatch.setattr(native.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
+    monkeypatch.setattr(native, "WINDOW_BYTES", 1 << 13)
+
+    def ids(num_threads: int) -> list[int]:
+        encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype("<u2"))
+        results = encoder.encode_corpus(Corpus([path]), num_threads)
+        return np.concatenate([token_ids for _, token_ids in results]).tolist()
+
+    expected = ids(1)
+    for max_slots in (1 << 13, 1 << 15, 1 << 20):
+        monkeypatch.setattr(native, "MAX_SLOTS", max_slots)
+        assert ids(4) == expected
+
+
+class GuardedNumpy:
+    """numpy, but the memory behind each new array cannot be touched: a step too far ends the process."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, shape, dtype=np.float64) -> np.ndarray:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        pages = -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, pages + mmap.PAGESIZE)
+        start = np.frombuffer(memory, np.uint8).ctypes.data
+        assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(start + pages), mmap.PAGESIZE, 0) == 0
+        return np.frombuffer(memory, np.uint8)[pages - size : pages].view(dtype).reshape(shape)
+
+    zeros = empty  # new pages are 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no mprotect")
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(native, "np", GuardedNumpy())
+    monkeypatch.setattr(native, "WINDOW_BYTES", 999)
+    monkeypatch.setattr(native.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
+    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", 0)
+    source, path = random.Random(seed), tmp_path / "text.txt"
+    for dtype in ("<u2", "<u4"):
+        encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype(dtype))
+        for _ in range(150):
+            sample = random_text(source)
+            assert encode(encoder, sample) == tokenizer.encode(sample)
+        path.write_bytes("".join(random_text(source) for _ in range(200)).encode())
+        list(encoder.encode_corpus(Corpus([path]), 2))
+    for size in (260, 400, 1000):
+        train_bpe(path, size, SPECIAL_TOKENS, ties=source.choice(["lexicographic", "huggingface"]))
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", "a", "7", "random letters", "random base64", "中", "😀", "\x00", "'s"])

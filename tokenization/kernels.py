@@ -503,16 +503,23 @@ def home_slot(slots, shift, low, high):
 
 @compiled
 def find_slot(slots, shift, slot, low, high, address, length, arena, text_field):
-    """The slot of the key, or the free one where it belongs. text_field: where a slot says where a long text is."""
+    """(the slot of the key, True), or (a free one where it belongs, False): another thread may take that at any time.
+
+    text_field: in which word a slot says where a long text is.
+    """
     last = slots + (32 << 64 - shift)
-    while load_shared(slot + 8):
-        same = load_shared(slot + 8) == high and load64(slot) == low
-        if same and (length <= INLINE_BYTES or same_bytes(arena + load64(slot + text_field), address, length)):
-            break
+    while True:
+        taken = load_shared(slot + 8)
+        if taken == 0:
+            return slot, False
+        if taken == high and load64(slot) == low:
+            if length <= INLINE_BYTES:
+                return slot, True
+            if same_bytes(arena + load64(slot + text_field), address, length):
+                return slot, True
         slot += 32
         if slot == last:
             slot = slots
-    return slot
 
 
 @compiled
@@ -559,8 +566,8 @@ def add_count(table, slot, low, high, address, length, amount):
     Returns False, and has changed nothing, when the arena is too small.
     """
     slots, arena = load64(table + SLOTS), load64(table + ARENA)
-    slot = find_slot(slots, load64(table + SHIFT), slot, low, high, address, length, arena, 24)
-    if load64(slot + 8) == 0:
+    slot, known = find_slot(slots, load64(table + SHIFT), slot, low, high, address, length, arena, 24)
+    if not known:
         if length > INLINE_BYTES:
             used = load64(table + ARENA_USED)
             if used + length > load64(table + ARENA_SIZE):
@@ -921,8 +928,8 @@ def encode_window(
                 low, high = key_of(address, length)
                 slot = load64(homes + 8 * index)
                 if load_shared(slot + 8) != high or load64(slot) != low or length > INLINE_BYTES:
-                    slot = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
-                    if load_shared(slot + 8) == 0:
+                    slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
+                    if not known:
                         number = merge_piece(address, length, out, encoder)
                         if number < 0:
                             return (NO_TOKEN if number == -1 else SCRATCH_FULL), address, out

@@ -1,9 +1,10 @@
 """Around the kernels: their tables and memory, windows of text for them, and threads.
 
-    file -> windows (cut where no pre-token and no special token is) -> threads, each with its own table -> in order
+    files -> windows (cut where no pre-token and no special token is) -> threads -> counts, or ids in order
 
-Kernels let go of Python's lock, so threads are enough. Nothing here decides a result: where a window ends, which
-thread takes it and what its table already holds have no influence on counts or ids.
+Kernels let go of Python's lock, so threads are enough. When counting, each has a table of its own, and all are added up
+at the end; when encoding, all share one. Nothing here decides a result: where a window ends, which thread takes it and
+what a table already holds have no influence on counts or ids.
 """
 
 import functools

@@ -244,8 +244,7 @@ def to_utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"character {error.start} of the text is the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8"
-            " cannot hold; replace it by another character"
+            f"the text has the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8 cannot hold; replace it first"
         ) from None
 
 
