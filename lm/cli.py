@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -78,6 +79,45 @@ def native_precision(accelerator: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
+def check_counts(trainer: Namespace) -> None:
+    """trainer: its settings. A run has a length, and is validated and saved between two steps."""
+    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+        if not isinstance(trainer[name], int) or trainer[name] < 1:
+            raise InputError(f"trainer.{name} is {trainer[name]}; it must be a whole number, at least 1")
+    if trainer.val_check_interval % trainer.accumulate_grad_batches:
+        raise InputError(
+            f"trainer.val_check_interval {trainer.val_check_interval} counts batches, and must be a multiple of"
+            f" trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}"
+        )
+
+
+def check_folder(config: Namespace) -> None:
+    """A folder is one run's: only its own checkpoints go on in it."""
+    last = Path(config.trainer.default_root_dir) / LAST
+    goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
+    if last.exists() and not goes_on and not config.trainer.fast_dev_run:
+        raise InputError(
+            f"{last.parent}: already holds a run; go on with it by --ckpt_path {last}, or name another folder with"
+            " --trainer.default_root_dir"
+        )
+
+
+def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
+    """There are steps left, and a step still consists of as many batches: batches are counted by the step."""
+    step, batches_per_step = checkpoint["global_step"], config.trainer.accumulate_grad_batches
+    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    if batches != step * batches_per_step:
+        raise InputError(
+            f"{config.ckpt_path}: was trained with trainer.accumulate_grad_batches {batches // step}, not"
+            f" {batches_per_step}; leave it at that, or start a new run"
+        )
+    if step >= config.trainer.max_steps:
+        raise InputError(
+            f"{config.ckpt_path}: is at step {step}, and trainer.max_steps is {config.trainer.max_steps}; raise"
+            " --trainer.max_steps to train on"
+        )
+
+
 class RunCLI(LightningCLI):
     """A run's folder is trainer.default_root_dir."""
 
@@ -129,45 +169,19 @@ class RunCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
-        if config.trainer.max_steps < 1:
-            raise InputError(f"trainer.max_steps is {config.trainer.max_steps}; a run needs a length, at least 1 step")
-        for name in ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
-            if not isinstance(config.trainer[name], int) or config.trainer[name] < 1:
-                raise InputError(f"trainer.{name} is {config.trainer[name]}; it must be a whole number, at least 1")
-        if config.trainer.val_check_interval % config.trainer.accumulate_grad_batches:
-            raise InputError(
-                f"trainer.val_check_interval {config.trainer.val_check_interval} counts batches, and must be a multiple"
-                f" of trainer.accumulate_grad_batches {config.trainer.accumulate_grad_batches}: a run is validated and"
-                " saved between two steps"
-            )
-        if self.config.subcommand == "fit" and not config.trainer.fast_dev_run:
-            last = Path(config.trainer.default_root_dir) / LAST
-            goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
-            if last.exists() and not goes_on:
-                raise InputError(
-                    f"{last.parent}: already holds a run; go on with it by --ckpt_path {last}, or name another folder"
-                    " with --trainer.default_root_dir"
-                )
-        if config.ckpt_path is not None:
-            checkpoint = load_checkpoint(config.ckpt_path)
-            changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path)
-            if self.config.subcommand == "fit":
-                batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
-                if batches != checkpoint["global_step"] * config.trainer.accumulate_grad_batches:
-                    raise InputError(
-                        f"{config.ckpt_path}: was trained with trainer.accumulate_grad_batches"
-                        f" {batches // checkpoint['global_step']}; leave it at that, or start a new run"
-                    )
-                if checkpoint["global_step"] >= config.trainer.max_steps:
-                    raise InputError(
-                        f"{config.ckpt_path}: is at step {checkpoint['global_step']}, and trainer.max_steps is"
-                        f" {config.trainer.max_steps}; raise --trainer.max_steps to train on"
-                    )
-                print(f"going on from {config.ckpt_path}, step {checkpoint['global_step']}")
-                for change in changes:
-                    print(f"  from here on  {change}")
-        elif self.config.subcommand == "validate":
-            raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
+        check_counts(config.trainer)
+        checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path is not None else None
+        changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path) if checkpoint else []
+        if self.config.subcommand == "validate":
+            if checkpoint is None:
+                raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
+            return
+        check_folder(config)
+        if checkpoint is not None:
+            check_continuation(checkpoint, config)
+            print(f"going on from {config.ckpt_path}, step {checkpoint['global_step']}")
+            for change in changes:
+                print(f"  from here on  {change}")
 
     def instantiate_classes(self) -> None:
         try:
