@@ -33,6 +33,13 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
     return softmax(scores, dim=-1) @ v
 
 
+def head_width(d_model: int, num_heads: int) -> int:
+    """d_k: how many of the d_model features each head has."""
+    if d_model % num_heads:
+        raise ValueError(f"d_model {d_model} cannot be divided evenly among num_heads {num_heads}")
+    return d_model // num_heads
+
+
 class KeyValueCache:
     """The keys and values that one layer has computed for a text so far, so that a new token only adds its own."""
 
@@ -58,8 +65,7 @@ class MultiHeadSelfAttention(nn.Module):
         self, d_model: int, num_heads: int, rope: RotaryPositionalEmbedding | None = None, device=None, dtype=None
     ):
         super().__init__()
-        if d_model % num_heads:
-            raise ValueError(f"d_model {d_model} cannot be divided evenly among num_heads {num_heads}")
+        head_width(d_model, num_heads)
         self.num_heads = num_heads
         self.rope = rope
         self.q_proj = Linear(d_model, d_model, device, dtype)

@@ -104,6 +104,8 @@ def check_folder(config: Namespace) -> None:
 
 def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
     """There are steps left, and a step still consists of as many batches: batches are counted by the step."""
+    if "loops" not in checkpoint:
+        raise InputError(f"{config.ckpt_path}: holds weights alone, and nothing to go on from")
     step, batches_per_step = checkpoint["global_step"], config.trainer.accumulate_grad_batches
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
     if batches != step * batches_per_step:
@@ -161,6 +163,12 @@ class RunCLI(LightningCLI):
         parser.link_arguments("model.context_length", "data.context_length")
         parser.link_arguments("model.vocab_size", "data.vocab_size")
         parser.link_arguments("trainer.max_steps", "model.max_steps")
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise InputError(f"seed_everything: {error}") from None
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's settings silently override the command line; see compare_settings."""

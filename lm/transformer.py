@@ -11,7 +11,7 @@ the contract with every checkpoint.
 import torch
 from torch import Tensor, nn
 
-from lm.attention import KeyValueCache, MultiHeadSelfAttention
+from lm.attention import KeyValueCache, MultiHeadSelfAttention, head_width
 from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU
 
 NORM_POSITIONS = ("pre", "post", "none")
@@ -88,11 +88,11 @@ class TransformerLM(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; it must be at least 1")
-        self.context_length, self.num_heads = context_length, num_heads
+        self.context_length, self.num_heads, self.d_k = context_length, num_heads, head_width(d_model, num_heads)
         self.token_embeddings = Embedding(vocab_size, d_model, device, dtype)
         rope = None  # one table for every layer
         if position_encoding == "rope":
-            rope = RotaryPositionalEmbedding(rope_theta, d_model // num_heads, context_length, device)
+            rope = RotaryPositionalEmbedding(rope_theta, self.d_k, context_length, device)
         self.layers = nn.ModuleList(
             TransformerBlock(d_model, num_heads, d_ff, rope, norm_position, feed_forward, device, dtype)
             for _ in range(num_layers)
@@ -120,12 +120,9 @@ class TransformerLM(nn.Module):
 
     def new_caches(self, batch_size: int) -> list[KeyValueCache]:
         """Empty, one for each layer, for texts of up to context_length tokens."""
-        weight = self.token_embeddings.weight
-        d_k = weight.shape[1] // self.num_heads
-        return [
-            KeyValueCache(batch_size, self.num_heads, self.context_length, d_k, like=weight.detach())
-            for _ in self.layers
-        ]
+        like = self.token_embeddings.weight.detach()
+        sizes = batch_size, self.num_heads, self.context_length, self.d_k
+        return [KeyValueCache(*sizes, like=like) for _ in self.layers]
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
