@@ -177,7 +177,7 @@ class TrainingBar(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
         metrics = trainer.callback_metrics
-        if "val/loss" in metrics and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.print(
                 f"step {trainer.global_step}: validation loss {metrics['val/loss']:.4f},"
                 f" perplexity {metrics['val/perplexity']:.2f}, {metrics['val/bits_per_byte']:.4f} bits per byte"
