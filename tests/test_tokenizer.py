@@ -435,3 +435,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, small):
 def test_a_byte_without_a_token_is_named():
     with pytest.raises(InputError, match="byte 0x62 of 'ab' has no token"):
         Tokenizer({0: b"a"}, []).encode("ab")
+
+
+def test_any_bytes_come_back(gpt2, small, random_text):
+    """Random bytes, UTF-8 cut in the middle of characters, special tokens among them; and UTF-8 is as encode has it."""
+    rng = random.Random(0)
+    for seed in range(500):
+        text = random_text(seed) + END_OF_TEXT
+        noise = rng.randbytes(rng.randint(0, 12))
+        cut = text.encode()[rng.randint(0, 3) :][: rng.randint(0, 60)]
+        for tokenizer in (gpt2, small):
+            for data in (noise, cut, noise + text.encode() + cut, END_OF_TEXT.encode() + noise):
+                assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
+            assert tokenizer.encode_bytes(text.encode()) == tokenizer.encode(text)
+    assert [gpt2.vocab[token_id] for token_id in gpt2.encode_bytes(b"a\xffb")] == [b"a", b"\xff", b"b"]

@@ -320,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tokenization {args.command}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"tokenization {args.command}: interrupted; nothing was written", file=sys.stderr)
+        print(f"tokenization {args.command}: interrupted; no unfinished file is left", file=sys.stderr)
         return 130
     return 0
 

@@ -120,7 +120,15 @@ class Tokenizer:
         """The ids of a text. Raises InputError for a lone surrogate: UTF-8 cannot hold it, so it has no bytes."""
         if len(text) >= KERNELS_FROM_BYTES and (token_ids := self._encode_large(text)) is not None:
             return token_ids
-        token_ids = []
+        to_utf8(text)
+        return self._encode_plainly(text)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The ids of any bytes, of UTF-8 the same as `encode` gives; a byte that is not UTF-8 is split as a sign is."""
+        return self._encode_plainly(data.decode(errors="surrogateescape"))
+
+    def _encode_plainly(self, text: str) -> list[int]:
+        token_ids: list[int] = []
         for index, part in enumerate(split_on_special_tokens(text, self.special_tokens)):
             if index % 2:
                 token_ids.append(self._special_ids[part])
@@ -148,7 +156,7 @@ class Tokenizer:
         return self._encoder
 
     def _encode_pretoken(self, pretoken: str) -> list[int]:
-        data = to_utf8(pretoken)
+        data = pretoken.encode(errors="surrogateescape")
         token_ids = [self._byte_ids[value] for value in data]
         if -1 in token_ids:
             missing = data[token_ids.index(-1)]
@@ -166,17 +174,22 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         return "".join(self.decode_iterable(token_ids))
 
+    def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
+        """What `encode_bytes` was given."""
+        return b"".join(map(self._token_bytes, token_ids))
+
     def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
         """The same text bit by bit: a character comes as soon as all its bytes have."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token_id in token_ids:
-            token = self.vocab.get(token_id)
-            if token is None:
-                raise InputError(
-                    f"token id {token_id} is not in the vocabulary, whose ids end at {self.vocab_size - 1}"
-                )
-            yield decoder.decode(token)
+            yield decoder.decode(self._token_bytes(token_id))
         yield decoder.decode(b"", final=True)
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        token = self.vocab.get(token_id)
+        if token is None:
+            raise InputError(f"token id {token_id} is not in the vocabulary, whose ids end at {self.vocab_size - 1}")
+        return token
 
     def encode_files(
         self,
