@@ -7,6 +7,7 @@ import textwrap
 
 from lm.allocator import keep_large_blocks
 from tokenization import END_OF_TEXT, InputError
+from tokenization.errors import ArgumentParser
 
 HELP = """usage: lm {fit,validate,generate} ...
 
@@ -30,10 +31,10 @@ GENERATE_HELP = """Write a text, token by token, with a trained model. The check
 """
 
 
-def generate_parser() -> argparse.ArgumentParser:
+def generate_parser() -> ArgumentParser:
     from lm.generation import Sampling
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="lm generate", description=GENERATE_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

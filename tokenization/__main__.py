@@ -1,4 +1,4 @@
-"""The command `tokenization`, also `python -m tokenization`: train, encode, decode, inspect, compare."""
+"""The command `tokenization`, or `python -m tokenization`: train, encode, decode, inspect, compare, import, export."""
 
 import argparse
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenization import formats
 from tokenization.bpe import TIES, TrainingReport, train_bpe
 from tokenization.corpus import Corpus
-from tokenization.errors import InputError
+from tokenization.errors import ArgumentParser, InputError
 from tokenization.interchange import (
     KNOWN_SPECIAL_TOKENS,
     export_huggingface,
@@ -61,13 +61,13 @@ EXPORT_HELP = """Write a tokenizer for other tools: a file named *.tiktoken for 
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tokenization", description=__doc__)
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="tokenization", description=__doc__)
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="{train,encode,decode,inspect,compare,import,export}"
     )
 
-    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+    def add(name: str, run, text: str) -> ArgumentParser:
         command = commands.add_parser(
             name, help=text.split("\n")[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -304,12 +304,14 @@ def drop_stdout() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    command = " ".join(["tokenization", *argv[:1]])
     try:
+        args = build_parser().parse_args(argv)
         args.run(args)
         sys.stdout.flush()
     except InputError as error:
-        print(f"tokenization {args.command}: {error}", file=sys.stderr)
+        print(f"{command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output has left, as `head` does
         drop_stdout()
@@ -317,10 +319,10 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             drop_stdout()
-        print(f"tokenization {args.command}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        print(f"{command}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"tokenization {args.command}: interrupted; no unfinished file is left", file=sys.stderr)
+        print(f"{command}: interrupted; no unfinished file is left", file=sys.stderr)
         return 130
     return 0
 
