@@ -111,7 +111,7 @@ class LanguageModel(LightningModule):
         }
         if self.trainer.state.fn == "fit":
             metrics["step"] = float(self.global_step)  # Lightning draws the metrics at the value under this name
-        self.log_dict(metrics)
+        self.log_dict(metrics, sync_dist=True)  # the same on every device; Lightning asks for this
 
     def configure_optimizers(self) -> AdamW:
         names = ("weight_decay", "betas", "eps")

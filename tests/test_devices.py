@@ -1,0 +1,60 @@
+"""Proves that two processes train as one that accumulates two batches does: other batches on each, the gradient's norm
+over all of them, one run in one folder, and a resumed run is the uninterrupted one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lm.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+STEPS = (
+    "--trainer.max_steps=8",
+    "--trainer.limit_val_batches=2",
+    "--data.batch_size=2",
+    "--checkpoints.every_n_steps=3",
+)
+TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.val_check_interval=4")
+
+
+@pytest.fixture(scope="module")
+def two_processes(fit_arguments):
+    def run(folder: Path, *settings: object) -> None:
+        arguments = map(str, fit_arguments(folder, *STEPS, *TWO, *settings))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "lm", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+    return run
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoint)["state_dict"]
+
+
+def test_two_processes_are_one_that_accumulates(lm, fit_arguments, two_processes, tmp_path):
+    two_processes(tmp_path / "two")
+    accumulating = ("--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8")
+    assert lm(*fit_arguments(tmp_path / "one", *STEPS, *accumulating)).code == 0
+    two, one = weights(tmp_path / "two/last.ckpt"), weights(tmp_path / "one/last.ckpt")
+    assert two.keys() == one.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+    names = {path.name for path in (tmp_path / "two").iterdir() if not path.name.startswith("events")}
+    assert names == {"config.yaml", "tokenizer", "last.ckpt", "best.ckpt"}
+
+
+def test_a_resumed_run_of_two_processes(two_processes, tmp_path):
+    two_processes(tmp_path / "whole", "--model.min_learning_rate=0.01")  # a constant rate, whatever the last step
+    two_processes(tmp_path / "parts", "--model.min_learning_rate=0.01", "--trainer.max_steps=4")
+    resume = f"--ckpt_path={tmp_path / 'parts/last.ckpt'}"
+    two_processes(tmp_path / "parts", "--model.min_learning_rate=0.01", resume)
+    whole, parts = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("whole", "parts"))
+    assert whole["global_step"] == parts["global_step"] == 8
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, parts["state_dict"][name]), name
