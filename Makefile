@@ -59,7 +59,7 @@ demo: .venv/.installed checkpoints/demo/.trained
 	$(BIN)/lm validate -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/best.ckpt
 	@echo
 	$(BIN)/lm generate checkpoints/demo/best.ckpt --prompt "Once upon a time" --temperature 0.6 --max-new-tokens 250 --seed 1
-	@printf '\n%s\n' \
+	@printf '%s\n' "" \
 		"That story was written by a model trained here, from data/tinystories-train.txt.gz. What to type next:" \
 		"" \
 		"  $(BIN)/lm generate checkpoints/demo/best.ckpt --prompt 'The little dog' --seed 7        another story" \
