@@ -176,7 +176,7 @@ def test_files_that_do_not_fit_are_refused(settings, token_data, tmp_path, small
         ({"train_path": str(tmp_path / "changed.bin")}, r"changed.bin: has changed since it was made"),
         ({"val_path": str(tmp_path / "other.bin")}, r"other.bin: was made by another tokenizer than .*tok; encode"),
         ({"tokenizer": str(tmp_path / "other")}, r"train.bin: was made by another tokenizer than .*other; encode"),
-        ({"tokenizer": str(tmp_path / "none")}, r"none: no such tokenizer folder; make one with"),
+        ({"tokenizer": str(tmp_path / "none")}, r"none: no such tokenizer folder; make it with"),
         (
             {"val_path": str(tmp_path / "short.bin"), "context_length": short},
             rf"short.bin: holds {short} tokens, too few",

@@ -78,7 +78,7 @@ WRONG_SETTINGS = [
     ("--data.seed=-1", "seed -1"),
     ("--data.train_path=none.bin", "none.bin: no such token file; make it with `tokenization encode"),
     ("--data.val_path=none.bin", "none.bin: no such token file; make it with `tokenization encode"),
-    ("--data.tokenizer=none", "none: no such tokenizer folder; make one with `tokenization train`"),
+    ("--data.tokenizer=none", "none: no such tokenizer folder; make it with `tokenization train"),
     ("--checkpoints.every_n_steps=0", "checkpoints.every_n_steps is 0"),
     ("--samples.temperature=-1", "temperature -1.0"),
     ("--trainer.max_steps=0", "trainer.max_steps is 0"),
@@ -228,4 +228,4 @@ def test_the_handouts_configurations(name, vocab_size, tokens):
 def test_missing_data_is_one_line_that_says_what_makes_it(refused):
     for path in CONFIGS:
         line = refused("fit", "-c", path, "--trainer.accelerator=cpu", "--trainer.default_root_dir=runs/new")
-        assert "no such tokenizer folder; make one with `tokenization train`" in line
+        assert "no such tokenizer folder; make it with `tokenization train TEXT --vocab-size N --output" in line

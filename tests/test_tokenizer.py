@@ -400,7 +400,7 @@ def test_damaged_files_are_refused(tmp_path, name, content, message):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="no such tokenizer folder; make one with `tokenization train`"):
+    with pytest.raises(InputError, match="no such tokenizer folder; make it with `tokenization train"):
         Tokenizer.load(tmp_path / "none")
 
 

@@ -92,7 +92,10 @@ class Tokenizer:
     def load(cls, folder: str | os.PathLike) -> "Tokenizer":
         """A folder that `save` wrote, or one with GPT-2's two files, where <|endoftext|> is taken as special."""
         if not Path(folder).is_dir():
-            raise InputError(f"{folder}: no such tokenizer folder; make one with `tokenization train`")
+            raise InputError(
+                f"{folder}: no such tokenizer folder; make it with `tokenization train TEXT --vocab-size N"
+                f" --output {folder}`"
+            )
         config = formats.read_config(folder)
         special_tokens = config.get("special_tokens")
         vocab = formats.read_vocabulary(Path(folder) / formats.VOCAB_FILE, special_tokens or ())
