@@ -79,11 +79,13 @@ def native_precision(accelerator: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def check_counts(trainer: Namespace) -> None:
+def check_trainer(trainer: Namespace) -> None:
     """trainer: its settings. A run has a length, and is validated and saved between two steps."""
     for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         if not isinstance(trainer[name], int) or trainer[name] < 1:
             raise InputError(f"trainer.{name} is {trainer[name]}; it must be a whole number, at least 1")
+    if trainer.gradient_clip_val is not None or trainer.gradient_clip_algorithm is not None:
+        raise InputError("trainer.gradient_clip_val has no effect; model.max_gradient_norm bounds the gradient")
     if trainer.val_check_interval % trainer.accumulate_grad_batches:
         raise InputError(
             f"trainer.val_check_interval {trainer.val_check_interval} counts batches, and must be a multiple of"
@@ -177,7 +179,7 @@ class RunCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
-        check_counts(config.trainer)
+        check_trainer(config.trainer)
         checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path is not None else None
         changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path) if checkpoint else []
         if self.config.subcommand == "validate":
@@ -185,8 +187,10 @@ class RunCLI(LightningCLI):
                 raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
             return
         check_folder(config)
+        self.data_state: dict[str, Any] | None = None
         if checkpoint is not None:
             check_continuation(checkpoint, config)
+            self.data_state = checkpoint[TokenDataModule.__name__]
             print(f"going on from {config.ckpt_path}, step {checkpoint['global_step']}")
             for change in changes:
                 print(f"  from here on  {change}")
@@ -210,8 +214,8 @@ class RunCLI(LightningCLI):
     def before_fit(self) -> None:
         self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder
         settings, trainer = self.config.fit, self.trainer
-        if settings.ckpt_path is not None:
-            self.datamodule.load_state_dict(load_checkpoint(settings.ckpt_path)[type(self.datamodule).__name__])
+        if self.data_state is not None:
+            self.datamodule.load_state_dict(self.data_state)
         tokens = settings.data.batch_size * settings.model.context_length
         tokens *= trainer.accumulate_grad_batches * trainer.world_size
         print(

@@ -78,6 +78,7 @@ WRONG_SETTINGS = [
     ("--data.seed=-1", "seed -1"),
     ("--data.train_path=none.bin", "none.bin: no such token file; make it with `tokenization encode"),
     ("--data.val_path=none.bin", "none.bin: no such token file; make it with `tokenization encode"),
+    ("--trainer.gradient_clip_val=0.5", "has no effect; model.max_gradient_norm"),
     ("--data.tokenizer=none", "none: no such tokenizer folder; make it with `tokenization train"),
     ("--checkpoints.every_n_steps=0", "checkpoints.every_n_steps is 0"),
     ("--samples.temperature=-1", "temperature -1.0"),

@@ -449,3 +449,8 @@ def test_any_bytes_come_back(gpt2, small, random_text):
                 assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
             assert tokenizer.encode_bytes(text.encode()) == tokenizer.encode(text)
     assert [gpt2.vocab[token_id] for token_id in gpt2.encode_bytes(b"a\xffb")] == [b"a", b"\xff", b"b"]
+
+
+def test_special_tokens_are_a_list_and_not_its_letters(small):
+    with pytest.raises(InputError, match="is the string '<x>'; it must be a list"):
+        Tokenizer(small.vocab, small.merges, "<x>")

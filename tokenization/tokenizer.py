@@ -53,9 +53,9 @@ class Tokenizer:
     ):
         self.vocab = dict(vocab)
         self.merges = list(merges)
+        check_special_tokens(special_tokens or [])
         self.special_tokens = list(dict.fromkeys(special_tokens or []))
         self.pattern = pattern
-        check_special_tokens(self.special_tokens)
         check_pattern(pattern)
         ids = {token: token_id for token_id, token in self.vocab.items()}
         for special in self.special_tokens:
