@@ -5,7 +5,7 @@ import os
 import sys
 import textwrap
 
-from lm.allocator import keep_large_blocks
+from lm.machine import keep_large_blocks, use_granted_cores
 from tokenization import END_OF_TEXT, InputError
 from tokenization.errors import ArgumentParser
 
@@ -90,6 +90,7 @@ def run_generate(argv: list[str]) -> None:
 
 def run_lightning(argv: list[str]) -> None:
     keep_large_blocks()
+    use_granted_cores()
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

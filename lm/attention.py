@@ -2,14 +2,17 @@
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
 
-Written out, so that every step can be read; the position-wise parts and RoPE are in layers.py.
+Written out, so that every step can be read, and chosen by name from faster ways to the same numbers, which are in
+fast.py; the position-wise parts and RoPE are in layers.py.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from lm.fast import block_attention, joint_product, torch_attention
 from lm.layers import Linear, RotaryPositionalEmbedding
 
 
@@ -31,6 +34,19 @@ def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor |
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     return softmax(scores, dim=-1) @ v
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every position attends to itself and the past: q, k, v (..., seq, d_k) -> (..., seq, d_k)."""
+    ones = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device)
+    return scaled_dot_product_attention(q, k, v, ones.tril())
+
+
+CAUSAL_ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "plain": causal_attention,
+    "blocks": block_attention,
+    "sdpa": torch_attention,
+}
 
 
 def head_width(d_model: int, num_heads: int) -> int:
@@ -59,7 +75,11 @@ class MultiHeadSelfAttention(nn.Module):
     """Causal self-attention in num_heads subspaces of d_model / num_heads features each (Vaswani et al. 2017).
 
     rope turns queries and keys, the same way in every head; without it, attention knows no positions.
+    attention names one of CAUSAL_ATTENTIONS; joint computes the three projections as one product.
     """
+
+    attention = "plain"
+    joint = False
 
     def __init__(
         self, d_model: int, num_heads: int, rope: RotaryPositionalEmbedding | None = None, device=None, dtype=None
@@ -78,15 +98,20 @@ class MultiHeadSelfAttention(nn.Module):
 
         With a cache, x continues the text whose keys and values it holds.
         """
-        q, k, v = (self.split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if self.joint:
+            projected = joint_product(x, *(projection.weight for projection in projections))
+        else:
+            projected = tuple(projection(x) for projection in projections)
+        q, k, v = (self.split_heads(features) for features in projected)
         if self.rope is not None:
             q, k = self.rope(q, token_positions), self.rope(k, token_positions)
-        key_positions = token_positions
-        if cache is not None:
+        if cache is None:
+            heads = CAUSAL_ATTENTIONS[self.attention](q, k, v)
+        else:
             k, v = cache.append(k, v)
             key_positions = torch.arange(cache.length, device=x.device)
-        causal = token_positions[:, None] >= key_positions  # (queries, keys): a position sees itself and the past
-        heads = scaled_dot_product_attention(q, k, v, causal)
+            heads = scaled_dot_product_attention(q, k, v, token_positions[:, None] >= key_positions)
         return self.output_proj(heads.transpose(-3, -2).flatten(-2))
 
     def split_heads(self, x: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
+from lm.accounting import training_flops_per_token
 from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
 from lm.generation import Sampling, generate
+from lm.machine import peak_flops
 from tokenization import END_OF_TEXT, InputError
 
 
@@ -85,12 +87,19 @@ class Checkpoints(Checkpoint):
 
 
 class Throughput(Callback):
-    """Logs tokens seen since the beginning of the run, and tokens per second of training on all devices together.
+    """Logs tokens seen since the beginning of the run, and how fast it is on all devices together.
 
-    The clock runs from one logged step to the next; validation and what follows it do not count.
+    The clock runs from one logged step to the next; validation and what follows it do not count. MFU (Chowdhery et al.
+    2022) is the share of the devices' peak in FLOP/s that the model's matrix products alone account for; recomputed
+    activations are not counted.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device, model = pl_module.device.type, pl_module.model
+        self.flops_per_token = training_flops_per_token(model)  # type: ignore[arg-type]
+        peak, source = peak_flops(device, str(trainer.precision))
+        self.peak = peak * trainer.world_size
+        trainer.print(f"{pl_module.arrangement}; MFU is of {peak / 1e9:,.0f} GFLOP/s a device ({source})")
         self._restart()
 
     def on_validation_end(self, *_: Any) -> None:
@@ -109,6 +118,7 @@ class Throughput(Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             speed = self.tokens / (time.perf_counter() - self.start)
             pl_module.log("train/tokens_per_second", speed, prog_bar=True)
+            pl_module.log("train/mfu", speed * self.flops_per_token / self.peak, prog_bar=True)
             self._restart()
 
 
@@ -157,6 +167,7 @@ class TrainingBar(ProgressBar):
             figures = {"loss": f"{float(metrics['train/loss']):.3f}"}
             if "train/tokens_per_second" in metrics:
                 figures["tokens/s"] = f"{float(metrics['train/tokens_per_second']):,.0f}"
+                figures["MFU"] = f"{float(metrics['train/mfu']):.0%}"
             bar.set_postfix(figures, refresh=False)
         bar.update(trainer.global_step - bar.n)
 

@@ -31,6 +31,7 @@ MODEL_SETTINGS = (
     "norm_position",
     "position_encoding",
     "feed_forward",
+    "vocab_multiple",
 )
 
 
@@ -61,6 +62,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     except Exception:  # whatever the bytes make of the reader
         raise InputError(f"{path}: cannot be read as a checkpoint; it is damaged, or not one of ours") from None
     ours = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys()
+    if ours and checkpoint["hyper_parameters"]:
+        checkpoint["hyper_parameters"].setdefault("vocab_multiple", 1)  # older than this setting
     if not ours or not set(MODEL_SETTINGS) <= set(checkpoint["hyper_parameters"] or ()):
         raise InputError(f"{path}: is not a checkpoint of `lm fit`")
     return checkpoint

@@ -163,7 +163,8 @@ class TokenDataModule(LightningDataModule):
         sampler: DistributedSampler[Batch] = DistributedSampler(
             dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
         )
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        pinned = self.trainer.strategy.root_device.type == "cuda"  # copies then run beside the computation
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint remembers of its data."""

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lm.fast import joint_product
+
 
 def truncated_normal(shape: tuple[int, ...], std: float, device=None, dtype=None) -> nn.Parameter:
     """A parameter drawn from N(0, std^2), cut at three standard deviations (handout, section 3)."""
@@ -62,7 +64,12 @@ def silu(x: Tensor) -> Tensor:
 
 
 class SwiGLU(nn.Module):
-    """The gated feed-forward network (Shazeer 2020): (..., d_model) -> (..., d_model)."""
+    """The gated feed-forward network (Shazeer 2020): (..., d_model) -> (..., d_model).
+
+    joint computes the products with W1 and W3 as one.
+    """
+
+    joint = False
 
     def __init__(self, d_model: int, d_ff: int, device=None, dtype=None):
         super().__init__()
@@ -71,7 +78,11 @@ class SwiGLU(nn.Module):
         self.w3 = Linear(d_model, d_ff, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(silu(self.w1(x)) * self.w3(x))
+        if self.joint:
+            gate, value = joint_product(x, self.w1.weight, self.w3.weight)
+        else:
+            gate, value = self.w1(x), self.w3(x)
+        return self.w2(silu(gate) * value)
 
     @staticmethod
     def default_d_ff(d_model: int) -> int:

@@ -3,14 +3,20 @@
 What is computed in each part is in the files it imports; what is watched meanwhile is in callbacks.py.
 """
 
+import sys
 from typing import Any, Literal
 
+import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 
+from lm.accounting import training_flops_per_token
 from lm.data import Batch, TokenDataModule
-from lm.loss import bits_per_byte, cross_entropy, perplexity
+from lm.fast import choose_attention
+from lm.loss import bits_per_byte, perplexity
+from lm.machine import can_compile
 from lm.optimizer import AdamW, clip_gradients
 from lm.schedule import cosine_warmup
 from lm.transformer import TransformerLM
@@ -38,6 +44,12 @@ class LanguageModel(LightningModule):
         betas: of AdamW: memory of the gradient, and of its square.
         eps: of AdamW.
         max_gradient_norm: the gradient of all parameters together is scaled down to this length.
+        vocab_multiple: the tables get rows up to a multiple of this, 64 for a GPU; no token has the added ids.
+        fast: false computes everything as the plain modules are written, to be read: slower, the same numbers.
+        attention: how it is computed: blocks of queries, PyTorch's fused kernels (sdpa), or plain; auto goes by the
+            device and the context length.
+        compile: torch.compile; auto where the run is long enough to earn it back.
+        recompute_activations: each block's activations are computed again on the way back: less memory, more time.
     """
 
     def __init__(
@@ -60,6 +72,11 @@ class LanguageModel(LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         max_gradient_norm: float = 1.0,
+        vocab_multiple: int = 1,
+        fast: bool = True,
+        attention: Literal["auto", "blocks", "sdpa", "plain"] = "auto",
+        compile: bool | Literal["auto"] = "auto",
+        recompute_activations: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml is the one record of a run
@@ -74,7 +91,12 @@ class LanguageModel(LightningModule):
             norm_position,
             position_encoding,
             feed_forward,
+            vocab_multiple,
         )
+        self.model.recompute = recompute_activations
+        if not fast and (attention not in ("auto", "plain") or compile is True):
+            raise ValueError(f"fast is false: attention {attention} and compile {compile} have no effect; set fast")
+        self.arrangement = ""
         self.mean_validation_loss = MeanMetric()
         for name in ("learning_rate", "min_learning_rate", "warmup_steps"):
             if not self.hparams[name] >= 0:
@@ -90,15 +112,50 @@ class LanguageModel(LightningModule):
     def forward(self, token_ids: Tensor) -> Tensor:
         return self.model(token_ids)
 
+    def configure_model(self) -> None:
+        """Chooses how the model is computed, once the device is known, and puts it into words in arrangement."""
+        if self.arrangement:
+            return
+        device, attention = self.trainer.strategy.root_device.type, self.hparams["attention"]
+        if not self.hparams["fast"]:
+            self.arrangement = "plain"
+            return
+        if attention == "auto":
+            attention = choose_attention(device, self.model.context_length)
+        self.model.speed_up(attention, joint_products=device != "cpu")
+        self.arrangement = f"attention {attention}, loss in chunks"
+        if self.device_mesh is not None:  # ModelParallelStrategy: FSDP
+            for module in (*self.model.layers, self.model):
+                fully_shard(module, mesh=self.device_mesh["data_parallel"])
+        if self.trainer.state.fn == "fit" and self.should_compile(device):
+            self.model.compile()
+            self.arrangement += ", compiled"
+
+    def should_compile(self, device: str) -> bool:
+        """auto: where the run would take some minutes without, by a guess at the device's speed."""
+        wanted = self.hparams["compile"]
+        if wanted == "auto":
+            steps = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+            flops = steps * self.data.batch_size * self.model.context_length * training_flops_per_token(self.model)
+            wanted = flops / (1e11 if device == "cpu" else 1e14) > 120
+        if wanted and not can_compile(device):
+            if self.global_rank == 0:
+                words = "torch.compile does not work here, training goes on without; on a CPU it needs g++ or clang"
+                print(f"lm fit: {words}", file=sys.stderr)
+            return False
+        return wanted
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
-        loss = cross_entropy(self.model(inputs), targets)
+        loss = self.model(inputs, targets=targets)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
-        self.mean_validation_loss.update(cross_entropy(self.model(inputs), targets), weight=targets.numel())
+        with torch.compiler.set_stance("force_eager"):  # compiling once more would take longer than it saves
+            loss = self.model(inputs, targets=targets)
+        self.mean_validation_loss.update(loss, weight=targets.numel())
 
     def on_validation_epoch_end(self) -> None:
         loss = self.mean_validation_loss.compute().item()

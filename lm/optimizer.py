@@ -35,8 +35,35 @@ def adamw_update(
     weight.addcdiv_(m, v.sqrt().add_(eps), value=-step_size)
 
 
+def adamw_update_all(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    ms: list[Tensor],
+    vs: list[Tensor],
+    t: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """The same for many tensors at once: on a GPU a handful of kernels instead of six for each tensor."""
+    beta1, beta2 = betas
+    torch._foreach_lerp_(ms, gradients, 1 - beta1)
+    torch._foreach_mul_(vs, beta2)
+    torch._foreach_addcmul_(vs, gradients, gradients, value=1 - beta2)
+    denominators = torch._foreach_sqrt(vs)
+    torch._foreach_add_(denominators, eps)
+    torch._foreach_mul_(weights, 1 - lr * weight_decay)
+    step_size = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+    torch._foreach_addcdiv_(weights, ms, denominators, value=-step_size)
+
+
 class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled weight decay, over every parameter that has a gradient."""
+    """Adam with decoupled weight decay, over every parameter that has a gradient.
+
+    together: all tensors at once, or one after another; None chooses by device: a GPU pays for every operation it is
+    given, while a CPU was faster with one tensor at a time, which stays in its cache.
+    """
 
     def __init__(
         self,
@@ -45,12 +72,14 @@ class AdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        together: bool | None = None,
     ):
         if lr < 0 or eps < 0 or weight_decay < 0:
             raise ValueError(f"lr {lr}, eps {eps} and weight_decay {weight_decay} must not be negative")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas {betas} must lie in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.together = together
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -59,24 +88,24 @@ class AdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            settings = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+            by_age: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
             for weight in group["params"]:
-                if weight.grad is None:
+                if weight.grad is None:  # its t stays behind that of the others
                     continue
                 state = self.state[weight]
                 if not state:
                     state.update(t=0, m=torch.zeros_like(weight), v=torch.zeros_like(weight))
                 state["t"] += 1
-                adamw_update(
-                    weight,
-                    weight.grad,
-                    state["m"],
-                    state["v"],
-                    state["t"],
-                    group["lr"],
-                    group["betas"],
-                    group["eps"],
-                    group["weight_decay"],
-                )
+                by_age.setdefault(state["t"], []).append((weight, weight.grad, state["m"], state["v"]))
+            for t, tensors in by_age.items():
+                together = tensors[0][0].device.type != "cpu" if self.together is None else self.together
+                if together:
+                    weights, gradients, ms, vs = map(list, zip(*tensors, strict=True))
+                    adamw_update_all(weights, gradients, ms, vs, t, *settings)
+                else:
+                    for weight, gradient, m, v in tensors:
+                        adamw_update(weight, gradient, m, v, t, *settings)
         return loss
 
 
@@ -90,8 +119,6 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
-    norm = torch.stack([gradient.float().norm() for gradient in gradients]).norm()
-    scale = torch.where(norm >= max_norm, max_norm / (norm + 1e-6), 1.0)
-    for gradient in gradients:
-        gradient.mul_(scale)
+    norm = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).norm()
+    torch._foreach_mul_(gradients, torch.where(norm >= max_norm, max_norm / (norm + 1e-6), 1.0))
     return norm

@@ -8,11 +8,16 @@ Pure torch: how it is trained is in module.py. The names of the attributes are t
 the contract with every checkpoint.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lm.attention import KeyValueCache, MultiHeadSelfAttention, head_width
+from lm.attention import CAUSAL_ATTENTIONS, KeyValueCache, MultiHeadSelfAttention, head_width
+from lm.fast import linear_cross_entropy
 from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU
+from lm.loss import cross_entropy
 
 NORM_POSITIONS = ("pre", "post", "none")
 POSITION_ENCODINGS = ("rope", "none")
@@ -61,7 +66,12 @@ class TransformerLM(nn.Module):
 
     d_ff: width of the feed-forward networks; None is 8/3 d_model as a multiple of 64 for SwiGLU, 4 d_model for SiLU.
     norm_position, position_encoding, feed_forward: the handout's ablations; each default is the full model.
+    vocab_multiple: the tables get rows up to a multiple of this, which some GPUs multiply faster (64); no token has
+    the added ids, and no logits are given for them.
     """
+
+    fast = False  # speed_up sets it
+    recompute = False  # True trades time for memory: each block's activations are computed again on the way back
 
     def __init__(
         self,
@@ -75,6 +85,7 @@ class TransformerLM(nn.Module):
         norm_position: str = "pre",
         position_encoding: str = "rope",
         feed_forward: str = "swiglu",
+        vocab_multiple: int = 1,
         device=None,
         dtype=None,
     ):
@@ -85,11 +96,14 @@ class TransformerLM(nn.Module):
         d_ff = FEED_FORWARDS[feed_forward].default_d_ff(d_model) if d_ff is None else d_ff
         sizes = {"vocab_size": vocab_size, "context_length": context_length, "d_model": d_model}
         sizes |= {"num_layers": num_layers, "num_heads": num_heads, "d_ff": d_ff}
+        sizes |= {"vocab_multiple": vocab_multiple}
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; it must be at least 1")
         self.context_length, self.num_heads, self.d_k = context_length, num_heads, head_width(d_model, num_heads)
-        self.token_embeddings = Embedding(vocab_size, d_model, device, dtype)
+        self.vocab_size = vocab_size
+        num_rows = math.ceil(vocab_size / vocab_multiple) * vocab_multiple
+        self.token_embeddings = Embedding(num_rows, d_model, device, dtype)
         rope = None  # one table for every layer
         if position_encoding == "rope":
             rope = RotaryPositionalEmbedding(rope_theta, self.d_k, context_length, device)
@@ -99,11 +113,14 @@ class TransformerLM(nn.Module):
         )
         # Post-norm blocks end in a norm of their own.
         self.ln_final = RMSNorm(d_model, device=device, dtype=dtype) if norm_position == "pre" else None
-        self.lm_head = Linear(d_model, vocab_size, device, dtype)
+        self.lm_head = Linear(d_model, num_rows, device, dtype)
 
-    def forward(self, token_ids: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, caches: list[KeyValueCache] | None = None, targets: Tensor | None = None
+    ) -> Tensor:
         """token_ids: (..., seq), seq <= context_length -> logits (..., seq, vocab_size).
 
+        targets: (..., seq), the next tokens; then only the mean cross-entropy is returned, a scalar.
         caches: of new_caches; token_ids (batch, seq) then continue the text that was given with them before.
         """
         start = caches[0].length if caches else 0
@@ -113,10 +130,26 @@ class TransformerLM(nn.Module):
         token_positions = torch.arange(start, end, device=token_ids.device)
         x = self.token_embeddings(token_ids)
         for index, layer in enumerate(self.layers):
-            x = layer(x, token_positions, caches[index] if caches else None)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, token_positions, use_reentrant=False)
+            else:
+                x = layer(x, token_positions, caches[index] if caches else None)
         if self.ln_final is not None:
             x = self.ln_final(x)
-        return self.lm_head(x)
+        if targets is not None and self.fast:
+            return linear_cross_entropy(x, self.lm_head.weight, targets, self.vocab_size)
+        logits = self.lm_head(x)[..., : self.vocab_size]
+        return logits if targets is None else cross_entropy(logits, targets)
+
+    def speed_up(self, attention: str, joint_products: bool = False) -> None:
+        """The same numbers by the ways of fast.py: attention by that name, and the loss without logits."""
+        check_choice("attention", attention, CAUSAL_ATTENTIONS)
+        self.fast = True
+        for module in self.modules():
+            if isinstance(module, MultiHeadSelfAttention):
+                module.attention, module.joint = attention, joint_products
+            elif isinstance(module, SwiGLU):
+                module.joint = joint_products
 
     def new_caches(self, batch_size: int) -> list[KeyValueCache]:
         """Empty, one for each layer, for texts of up to context_length tokens."""

@@ -112,6 +112,7 @@ def settings(token_data) -> dict:
 
 def attach(data: TokenDataModule, **changes) -> TokenDataModule:
     trainer = {"accumulate_grad_batches": 1, "world_size": 1, "global_rank": 0, "max_steps": 10, "global_step": 0}
+    trainer["strategy"] = SimpleNamespace(root_device=torch.device("cpu"))
     data.trainer = SimpleNamespace(**trainer | changes)  # type: ignore[assignment]
     return data
 
@@ -188,3 +189,10 @@ def test_files_that_do_not_fit_are_refused(settings, token_data, tmp_path, small
             TokenDataModule(**settings | wrong).setup("fit")
         assert "\n" not in str(caught.value)
     TokenDataModule(**settings | {"val_path": str(tmp_path / "short.bin"), "context_length": short - 1}).setup("fit")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_are_pinned(settings, device):
+    data = attach(TokenDataModule(**settings), strategy=SimpleNamespace(root_device=torch.device(device)))
+    data.setup("fit")
+    assert data.train_dataloader().pin_memory is data.val_dataloader().pin_memory is (device == "cuda")

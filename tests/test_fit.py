@@ -21,7 +21,7 @@ from lm.schedule import cosine_warmup
 from tokenization import TokenFile
 
 ROOT = Path(__file__).parent.parent
-TIMED = "train/tokens_per_second"
+TIMED = ("train/tokens_per_second", "train/mfu")
 
 
 def read_events(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, str]]]]:
@@ -55,7 +55,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert [key for key in a if not same(a[key], b[key])] == []
     (scalars, texts), (other_scalars, other_texts) = read_events(one), read_events(other)
     for curves in (scalars, other_scalars):
-        assert curves.pop(TIMED)
+        assert all(curves.pop(tag) for tag in TIMED)
     assert dict(scalars) == dict(other_scalars)
     assert texts == other_texts
 
@@ -132,7 +132,7 @@ def test_the_last_step_is_validated_and_saved(run):
 
 def test_every_promised_curve_is_there_at_its_steps(run):
     scalars, texts = read_events(run)
-    train = ["lr", "train/gradient_norm", "train/loss", "train/tokens_per_second", "train/tokens_seen"]
+    train = ["lr", "train/gradient_norm", "train/loss", "train/mfu", "train/tokens_per_second", "train/tokens_seen"]
     validation = ["val/bits_per_byte", "val/loss", "val/perplexity"]
     assert sorted(scalars) == train + validation
     steps = {tag: [step for step, _ in points] for tag, points in scalars.items()}
@@ -145,7 +145,7 @@ def test_every_promised_curve_is_there_at_its_steps(run):
     assert [value for _, value in scalars["lr"]] == pytest.approx(expected)
     assert expected[-1] == pytest.approx(1e-3)  # the cosine ends with the run
     assert scalars["train/loss"][0][1] == pytest.approx(math.log(320), abs=0.3)
-    assert all(value > 0 for tag in (TIMED, "train/gradient_norm") for _, value in scalars[tag])
+    assert all(value > 0 for tag in (*TIMED, "train/gradient_norm") for _, value in scalars[tag])
     assert [step for step, _ in texts["sample/text_summary"]] == [4, 8, 12, 14]
     assert all(text.startswith("Once upon a time") for _, text in texts["sample/text_summary"])
 
@@ -231,8 +231,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, lm, fit_arguments, cut_run
         edge = saved_step if tag.startswith("val/") else saved_step - 1
         after[0][tag] = [point for point in points if point[0] <= edge] + after[0].get(tag, [])
     expected = read_events(whole)[0]
-    assert expected.pop(TIMED)
-    assert after[0].pop(TIMED)
+    assert all(expected.pop(tag) and after[0].pop(tag) for tag in TIMED)
     assert after[0] == expected
     tokens = 128 * (2 if "accumulated" in case else 1)
     assert expected["train/tokens_seen"] == [(step, tokens * (step + 1)) for step in range(STEPS)]
@@ -251,7 +250,7 @@ def test_a_finished_run_trained_further_is_the_longer_run(steps, lm, fit_argumen
     assert lm("fit", *arguments, f"--trainer.max_steps={STEPS}").code == 0
     (expected, _), (curves, _) = read_events(tmp_path / "whole"), read_events(tmp_path / "part")
     for tag, points in expected.items():
-        if tag != TIMED:
+        if tag not in TIMED:
             assert points == [point for point in curves[tag] if steps != 10 or "val/" not in tag or point[0] != 10], tag
     a, b = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("whole", "part"))
     for key in ("state_dict", "optimizer_states", "global_step", "hyper_parameters"):

@@ -1,0 +1,123 @@
+"""What training takes from the machine: memory that stays with the process, its cores, its speed at its best.
+
+Every step allocates and frees the same large tensors. glibc hands each of them back to the system when it is freed,
+and the next step pays for fetching fresh pages, zeroed one by one. Told to keep them, a step of the handout's base
+model took half as long.
+"""
+
+import ctypes
+import os
+import time
+from functools import lru_cache
+from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers from <malloc.h>
+
+
+def keep_large_blocks() -> None:
+    """Large blocks stay with the process, in huge pages where the system has them. Call it before importing torch.
+
+    Where the C library is not glibc, nothing happens.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads this at its first allocation
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def granted_cores(quota: str | os.PathLike = "/sys/fs/cgroup/cpu.max") -> int:
+    """Physical cores that this process may use: of its CPU set, and within the quota of its container.
+
+    A container may show 64 cores and grant 2; with a thread for each that is shown, training all but stands still.
+    """
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processor = torch.cpu.get_capabilities()
+    logical, physical = processor.get("num_logical_cores"), processor.get("num_physical_cores")
+    if logical and physical and logical > physical:  # two threads of one core share its multipliers
+        cores = max(1, cores * physical // logical)
+    try:
+        granted, period = Path(quota).read_text().split()
+        return cores if granted == "max" else min(cores, max(1, int(granted) // int(period)))
+    except (OSError, ValueError):  # no such file, or not in this form: no quota that we know of
+        return cores
+
+
+def use_granted_cores() -> None:
+    """One thread for each core that is really there, unless OMP_NUM_THREADS says otherwise."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and granted_cores() < torch.get_num_threads():
+        torch.set_num_threads(granted_cores())
+
+
+# Dense products of half-precision numbers, FLOP/s, from NVIDIA's data sheets. The first name that fits counts.
+GPU_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+@lru_cache
+def peak_flops(device_type: str, precision: str) -> tuple[float, str]:
+    """FLOP/s of one device at its best in Lightning's precision, and where the figure comes from."""
+    import torch
+
+    half = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0])
+    dtype = half or torch.float32
+    if device_type == "cuda" and half:
+        name = torch.cuda.get_device_name()
+        for key, peak in GPU_PEAKS.items():
+            if f" {key} " in f" {name.replace('-', ' ')} ":
+                return peak, f"data sheet of {name}"
+    size = 2048 if device_type == "cpu" else 8192
+    return measured_peak(device_type, dtype, size), f"measured, {size} x {size} in {str(dtype).removeprefix('torch.')}"
+
+
+def measured_peak(device_type: str, dtype, size: int, seconds: float = 0.5) -> float:
+    """FLOP/s of the fastest product of two (size, size) matrices within some tenths of a second."""
+    import torch
+
+    a, b = (torch.randn(size, size, device=device_type).to(dtype) for _ in range(2))
+    wait = torch.cuda.synchronize if device_type == "cuda" else lambda: None
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        wait()
+        start = time.perf_counter()
+        a @ b
+        wait()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def can_compile(device_type: str) -> bool:
+    """Whether torch.compile works here; on a CPU it needs a C++ compiler. Found out by compiling one addition."""
+    import logging
+
+    import torch
+
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # its own account of the failure fills a screen
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device_type))
+    except Exception:  # no compiler, no headers, no room for temporary files: all the same to us
+        return False
+    finally:
+        logger.setLevel(level)
+    return True
