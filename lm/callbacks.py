@@ -210,25 +210,22 @@ class TextSamples(Callback):
 
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (
-            not self.max_new_tokens
-            or trainer.state.fn != "fit"
-            or trainer.sanity_checking
-            or not trainer.is_global_zero
-        ):
+        if not self.max_new_tokens or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         try:
             token_ids = tokenizer.encode(self.prompt or END_OF_TEXT)
-            new_ids = generate(
+            new_ids = generate(  # on every device: a sharded model needs all of them
                 pl_module.model,  # type: ignore[arg-type]
                 token_ids,
                 self.max_new_tokens,
                 self.sampling,
                 stop_id=tokenizer.end_of_text_id,
                 vocab_size=tokenizer.vocab_size,
+                use_cache=pl_module.device_mesh is None,  # a sharded model has no weights at hand to make one like
             )
-            text = self.prompt + tokenizer.decode(new_ids)
+            with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
+                text = self.prompt + tokenizer.decode(list(new_ids))
         except InputError as error:  # a run that diverges is a result, too, and goes on
             text = f"no sample: {error}"
         for logger in trainer.loggers:

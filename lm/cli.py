@@ -15,6 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lm.callbacks import Checkpoints, TextSamples, Throughput, TrainingBar
 from lm.checkpoint import CONFIG, LAST, compare_settings, load_checkpoint, save_checkpoint
@@ -52,6 +53,18 @@ class RunCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return load_checkpoint(path)
+
+
+class FullySharded(ModelParallelStrategy):
+    """--trainer.strategy fsdp: weights, gradients and optimizer state are spread over all devices, by FSDP's second
+    version, under which clip_gradients sees whole gradients; a checkpoint is still one file, and holds all of them."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
 
 
 class RunLogger(TensorBoardLogger):
@@ -207,9 +220,14 @@ class RunCLI(LightningCLI):
             kwargs["logger"] = False
         elif config.logger in (None, True):
             kwargs["logger"] = RunLogger(config.default_root_dir)
+        if config.strategy == "fsdp":
+            kwargs["strategy"] = FullySharded()
         shown = config.enable_progress_bar is not False
         self.trainer_defaults["callbacks"] = [Throughput(), TrainingBar()] if shown else [Throughput()]
-        return super().instantiate_trainer(plugins=[RunCheckpointIO()], **kwargs)
+        trainer = super().instantiate_trainer(plugins=[RunCheckpointIO()], **kwargs)
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise InputError("trainer.strategy FSDPStrategy: it is FSDP's first version; fsdp is the second")
+        return trainer
 
     def before_fit(self) -> None:
         self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder

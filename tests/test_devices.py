@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from events import read_events
 
 from lm.checkpoint import load_checkpoint
 
@@ -17,13 +18,15 @@ STEPS = (
     "--trainer.limit_val_batches=2",
     "--data.batch_size=2",
     "--checkpoints.every_n_steps=3",
+    "--model.max_gradient_norm=0.2",
 )
-TWO = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.val_check_interval=4")
+TWO = ("--trainer.devices=2", "--trainer.val_check_interval=4")
 
 
-@pytest.fixture(scope="module")
-def two_processes(fit_arguments):
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two_processes(request, fit_arguments):
     def run(folder: Path, *settings: object) -> None:
+        settings = (f"--trainer.strategy={request.param}", *settings)
         arguments = map(str, fit_arguments(folder, *STEPS, *TWO, *settings))
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "lm", *arguments]
@@ -40,6 +43,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_are_one_that_accumulates(lm, fit_arguments, two_processes, tmp_path):
     two_processes(tmp_path / "two")
     accumulating = ("--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8")
+    accumulating += ("--trainer.limit_val_batches=4",)  # each of the two devices has two
     assert lm(*fit_arguments(tmp_path / "one", *STEPS, *accumulating)).code == 0
     two, one = weights(tmp_path / "two/last.ckpt"), weights(tmp_path / "one/last.ckpt")
     assert two.keys() == one.keys()
@@ -47,6 +51,12 @@ def test_two_processes_are_one_that_accumulates(lm, fit_arguments, two_processes
         torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-6, msg=name)
     names = {path.name for path in (tmp_path / "two").iterdir() if not path.name.startswith("events")}
     assert names == {"config.yaml", "tokenizer", "last.ckpt", "best.ckpt"}
+    (curves, texts), (expected, expected_texts) = read_events(tmp_path / "two"), read_events(tmp_path / "one")
+    assert texts["sample/text_summary"][-1] == expected_texts["sample/text_summary"][-1]
+    assert curves["val/loss"][-1][1] == pytest.approx(expected["val/loss"][-1][1], abs=1e-5)
+    norms, expected_norms = ([value for _, value in run["train/gradient_norm"]] for run in (curves, expected))
+    assert norms == pytest.approx(expected_norms, rel=1e-4)
+    assert min(norms) > 0.2  # so that every one was scaled down
 
 
 def test_a_resumed_run_of_two_processes(two_processes, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from events import read_events
 
 from lm.checkpoint import load_checkpoint, load_model, load_tokenizer
 from lm.data import RandomWindows
@@ -22,19 +22,6 @@ from tokenization import TokenFile
 
 ROOT = Path(__file__).parent.parent
 TIMED = ("train/tokens_per_second", "train/mfu")
-
-
-def read_events(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, str]]]]:
-    """The curves of all event files of a run, as TensorBoard joins them, and its texts."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
-    events.Reload()
-    tags = events.Tags()
-    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]}
-    texts = {
-        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
-        for tag in tags["tensors"]
-    }
-    return scalars, texts
 
 
 def same(a, b) -> bool:
