@@ -199,6 +199,10 @@ class LanguageModel(LightningModule):
         # Where the curves go on; Lightning's own count is one behind when a finished run is trained further.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
+        optimizer.zero_grad()  # Lightning would keep the gradients through the next forward pass, where memory peaks
+
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:

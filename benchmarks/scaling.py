@@ -1,0 +1,123 @@
+"""How the cost of training grows with the context, the width and the batch, on this machine, one at a time.
+
+  python benchmarks/scaling.py --plot docs/images/scaling.png
+
+Around the handout's base model (vocabulary 10,000, context 256, d_model 512, 4 layers, heads of 32, 32 windows): the
+fast path as `lm fit` chooses it, compiled, in bfloat16 where the processor has it. The context grows at a constant
+number of tokens a batch. Each point is a process of its own, so that its peak memory is its own; the medians of a few
+steps. The line of the MFU is of the model's FLOPs as the handout counts them, every query with every key.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BASE = {"context_length": 256, "d_model": 512, "batch_size": 32}
+TOKENS = BASE["context_length"] * BASE["batch_size"]
+SWEEPS = {
+    "context_length": [{"context_length": n, "batch_size": TOKENS // n} for n in (128, 256, 512, 1024, 2048, 4096)],
+    "d_model": [{"d_model": n} for n in (64, 128, 256, 512, 768, 1024)],
+    "batch_size": [{"batch_size": n} for n in (1, 2, 4, 8, 16, 32, 64)],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5, help="that are timed (default: 5)")
+    parser.add_argument("--plot", type=Path, help="a PNG of what the table says")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process measures
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(BASE | json.loads(args.one), args.steps)))
+        return
+    curves = {}
+    print(f"{'':<22}{'attention':>10}{'tokens/s':>10}{'peak GB':>9}{'MFU':>7}")
+    for name, points in SWEEPS.items():
+        curves[name] = [run(point, args.steps) for point in points]
+        for point, result in zip(points, curves[name], strict=True):
+            label = f"{name} {point[name]}"
+            speed, memory, mfu = result["speed"], result["memory"], result["mfu"]
+            print(f"{label:<22}{result['attention']:>10}{speed:>10,.0f}{memory:>9.2f}{mfu:>7.0%}", flush=True)
+    if args.plot:
+        plot(curves, args.plot)
+
+
+def run(point: dict, steps: int) -> dict:
+    print(f"\r\033[K{point}", end="", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, f"--one={json.dumps(point)}", f"--steps={steps}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"\n{point} failed:\n{done.stderr[-2000:]}")
+    print("\r\033[K", end="", file=sys.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(settings: dict, steps: int) -> dict:
+    from lm.machine import keep_large_blocks
+
+    keep_large_blocks()
+    import torch
+
+    from lm.accounting import training_flops_per_token
+    from lm.cli import native_precision
+    from lm.fast import choose_attention
+    from lm.machine import peak_flops
+    from lm.optimizer import AdamW, clip_gradients
+    from lm.transformer import TransformerLM
+
+    context_length, d_model, batch_size = (settings[name] for name in BASE)
+    torch.manual_seed(0)
+    model = TransformerLM(10_000, context_length, d_model, num_layers=4, num_heads=d_model // 32)
+    attention = choose_attention("cpu", context_length)
+    model.speed_up(attention)
+    model.compile()
+    optimizer, precision = AdamW(model.parameters()), native_precision("cpu")
+    tokens = torch.randint(10_000, (batch_size, context_length + 1))
+    seconds = []
+    for _ in range(3 + steps):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = model(tokens[:, :-1], targets=tokens[:, 1:])
+        loss.backward()
+        clip_gradients(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    speed = batch_size * context_length / sorted(seconds[3:])[steps // 2]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    mfu = speed * training_flops_per_token(model) / peak_flops("cpu", precision)[0]
+    return {"speed": speed, "memory": memory, "mfu": mfu, "attention": attention}
+
+
+def plot(curves: dict[str, list[dict]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    labels = {"speed": "tokens/s", "memory": "peak memory, GB", "mfu": "MFU"}
+    figure, axes = pyplot.subplots(len(labels), len(curves), figsize=(12, 8), sharex="col", layout="constrained")
+    for column, (name, results) in enumerate(curves.items()):
+        values = [point[name] for point in SWEEPS[name]]
+        for row, (key, label) in enumerate(labels.items()):
+            axis = axes[row][column]
+            axis.plot(values, [result[key] for result in results], marker="o")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(values, [str(value) for value in values])
+            axis.set_ylim(0, 1 if key == "mfu" else None)
+            axis.grid(alpha=0.3)
+            if column == 0:
+                axis.set_ylabel(label)
+        axes[-1][column].set_xlabel(name + (f" (at {TOKENS:,} tokens a batch)" if name == "context_length" else ""))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
