@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def report(results: dict[str, list[dict]], args: argparse.Namespace) -> None:
-    """Medians over the rounds; the ratio is the median of each round's own."""
+    """Medians over the rounds; the ratio to the first, or of the first to the others, is the median of each round's."""
     from lm.cli import native_precision
     from lm.machine import peak_flops
 
@@ -88,13 +88,15 @@ def report(results: dict[str, list[dict]], args: argparse.Namespace) -> None:
     peak, source = peak_flops("cpu", precision)
     first = next(iter(results))
     print(f"batch {args.batch_size} x {CONTEXT}, {precision}; peak {peak / 1e9:.0f} GFLOP/s ({source})")
-    print(f"{'':<24}{'tokens/s':>10}{'MFU':>7}{'peak GB':>9}{'start s':>12}{f'{first} / it':>20}")
+    heading = f"x {first}" if args.ladder else f"{first} / it"
+    print(f"{'':<24}{'tokens/s':>10}{'MFU':>7}{'peak GB':>9}{'start s':>9}{heading:>20}")
     for name, runs in results.items():
         speed = statistics.median(run["speed"] for run in runs)
-        ratio = statistics.median(a["speed"] / b["speed"] for a, b in zip(results[first], runs, strict=True))
+        pairs = zip(results[first], runs, strict=True)
+        ratio = statistics.median((b["speed"] / a["speed"]) ** (1 if args.ladder else -1) for a, b in pairs)
         memory, compile_time = (statistics.median(run[key] for run in runs) for key in ("memory", "first"))
         mfu = speed * base_flops_per_token() / peak
-        print(f"{name:<24}{speed:>10,.0f}{mfu:>7.0%}{memory:>9.2f}{compile_time:>12.1f}{ratio:>20.2f}")
+        print(f"{name:<24}{speed:>10,.0f}{mfu:>7.0%}{memory:>9.2f}{compile_time:>9.1f}{ratio:>20.2f}")
     for runs in (runs for runs in results.values() if "pipeline" in runs[0]):
         seconds = statistics.median(run["pipeline"] for run in runs)
         share = seconds * runs[0]["speed"] / args.batch_size / CONTEXT
