@@ -4,9 +4,10 @@ import argparse
 import os
 import sys
 import textwrap
+from collections.abc import Iterator
 
 from lm.machine import keep_large_blocks, use_granted_cores
-from tokenization import END_OF_TEXT, InputError
+from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
 
 HELP = """usage: lm {fit,validate,generate} ...
@@ -28,11 +29,12 @@ HELP = """usage: lm {fit,validate,generate} ...
 GENERATE_HELP = """Write a text, token by token, with a trained model. The checkpoint's folder is all it needs.
 
   lm generate checkpoints/demo/best.ckpt --prompt "Once upon a time" --temperature 0.7 --top-p 0.9 --seed 3
+  lm generate checkpoints/demo/best.ckpt --prompt "The cat" --prompt "A dog was sad"    two texts at once
 """
 
 
 def generate_parser() -> ArgumentParser:
-    from lm.generation import Sampling
+    from lm.generation import PRECISIONS, Sampling
 
     parser = ArgumentParser(
         prog="lm generate", description=GENERATE_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -42,7 +44,11 @@ def generate_parser() -> ArgumentParser:
         parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {default or 'keep all'})")
 
     parser.add_argument("checkpoint", help="a run's best.ckpt or last.ckpt")
-    add("--prompt", str, "Once upon a time", "how the text begins")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        help="how the text begins (default: Once upon a time); given several times, as many texts are written at once",
+    )
     add("--max-new-tokens", int, 256, "its length at most; it ends earlier where the model ends it")
     add("--temperature", float, Sampling.temperature, "below 1 is more predictable; 0 takes the likeliest token")
     add("--top-k", int, Sampling.top_k, "draw among the k likeliest tokens only")
@@ -54,38 +60,73 @@ def generate_parser() -> ArgumentParser:
         default=1.0,
         help="above 1 makes tokens that the text has already less likely (default: 1)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the same seed writes the same text; of several, the second takes the next, and so on (default: 0)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="fp32",
+        help="of the weights: bf16 is up to twice as fast where the processor has bfloat16, and rounds to 3 digits;"
+        " fp32 writes what the checkpoint would (default: fp32)",
+    )
     return parser
 
 
 def run_generate(argv: list[str]) -> None:
     args = generate_parser().parse_args(argv)
+    use_granted_cores()
     from lm.checkpoint import load_model, load_tokenizer
-    from lm.generation import Sampling, generate
+    from lm.generation import PRECISIONS, Sampling, generate_batch
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens}: at least 1 is needed")
     if not 0 <= args.seed < 1 << 63:
         raise InputError(f"--seed {args.seed}: it must be at least 0 and below 2^63")
-    if any("\ud800" <= character <= "\udfff" for character in args.prompt):
+    prompts = args.prompt or ["Once upon a time"]
+    if any("\ud800" <= character <= "\udfff" for prompt in prompts for character in prompt):
         raise InputError("--prompt: is not UTF-8 text")
     model, tokenizer = load_model(args.checkpoint), load_tokenizer(args.checkpoint)
-    prompt = tokenizer.encode(args.prompt or END_OF_TEXT)  # a new document begins after the end of another
-    if len(prompt) + args.max_new_tokens > model.context_length:
+    # A new document begins after the end of another.
+    prompt_ids = [tokenizer.encode(prompt or END_OF_TEXT) for prompt in prompts]
+    longest = max(map(len, prompt_ids))
+    if longest + args.max_new_tokens > model.context_length:
         print(
-            f"[{len(prompt)} + up to {args.max_new_tokens} tokens do not fit the context: the window slides, the model"
+            f"[{longest} + up to {args.max_new_tokens} tokens do not fit the context: the window slides, the model"
             f" sees the last {model.context_length // 2} to {model.context_length} tokens]",
             file=sys.stderr,
         )
-    new_ids = generate(
-        model, prompt, args.max_new_tokens, sampling, args.seed, tokenizer.end_of_text_id, tokenizer.vocab_size
+    drawn = generate_batch(
+        model,
+        prompt_ids,
+        args.max_new_tokens,
+        sampling,
+        args.seed,
+        stop_id=tokenizer.end_of_text_id,
+        vocab_size=tokenizer.vocab_size,
+        dtype=PRECISIONS[args.precision],
     )
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    print(args.prompt, end="", flush=True)
-    for text in tokenizer.decode_iterable(new_ids):
-        print(text, end="", flush=True)
-    print()
+    print_texts(prompts, drawn, tokenizer, args.seed)
+
+
+def print_texts(prompts: list[str], drawn: Iterator[tuple[int, int]], tokenizer: Tokenizer, seed: int) -> None:
+    """One text as it is written; of several, each when all are, under a line with its number and seed."""
+    if len(prompts) == 1:
+        print(prompts[0], end="", flush=True)
+        for text in tokenizer.decode_iterable(token_id for _, token_id in drawn):
+            print(text, end="", flush=True)
+        print()
+        return
+    new_ids: list[list[int]] = [[] for _ in prompts]
+    for number, token_id in drawn:
+        new_ids[number].append(token_id)
+    for number, (prompt, ids) in enumerate(zip(prompts, new_ids, strict=True)):
+        print(f"[{number + 1} of {len(prompts)}, seed {seed + number}]\n{prompt}{tokenizer.decode(ids)}\n")
 
 
 def run_lightning(argv: list[str]) -> None:

@@ -56,21 +56,6 @@ def head_width(d_model: int, num_heads: int) -> int:
     return d_model // num_heads
 
 
-class KeyValueCache:
-    """The keys and values that one layer has computed for a text so far, so that a new token only adds its own."""
-
-    def __init__(self, batch_size: int, num_heads: int, max_length: int, d_k: int, like: Tensor):
-        self.length = 0
-        self.keys = like.new_empty(batch_size, num_heads, max_length, d_k)
-        self.values = torch.empty_like(self.keys)
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """k, v: (batch, num_heads, new, d_k) -> those of all positions so far, (batch, num_heads, length, d_k)."""
-        start, self.length = self.length, self.length + k.shape[-2]
-        self.keys[..., start : self.length, :], self.values[..., start : self.length, :] = k, v
-        return self.keys[..., : self.length, :], self.values[..., : self.length, :]
-
-
 class MultiHeadSelfAttention(nn.Module):
     """Causal self-attention in num_heads subspaces of d_model / num_heads features each (Vaswani et al. 2017).
 
@@ -93,11 +78,8 @@ class MultiHeadSelfAttention(nn.Module):
         self.v_proj = Linear(d_model, d_model, device, dtype)
         self.output_proj = Linear(d_model, d_model, device, dtype)
 
-    def forward(self, x: Tensor, token_positions: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """x: (..., seq, d_model), token_positions: (seq,) -> (..., seq, d_model).
-
-        With a cache, x continues the text whose keys and values it holds.
-        """
+    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+        """x: (..., seq, d_model), token_positions: (seq,) -> (..., seq, d_model)."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if self.joint:
             projected = joint_product(x, *(projection.weight for projection in projections))
@@ -106,12 +88,7 @@ class MultiHeadSelfAttention(nn.Module):
         q, k, v = (self.split_heads(features) for features in projected)
         if self.rope is not None:
             q, k = self.rope(q, token_positions), self.rope(k, token_positions)
-        if cache is None:
-            heads = CAUSAL_ATTENTIONS[self.attention](q, k, v)
-        else:
-            k, v = cache.append(k, v)
-            key_positions = torch.arange(cache.length, device=x.device)
-            heads = scaled_dot_product_attention(q, k, v, token_positions[:, None] >= key_positions)
+        heads = CAUSAL_ATTENTIONS[self.attention](q, k, v)
         return self.output_proj(heads.transpose(-3, -2).flatten(-2))
 
     def split_heads(self, x: Tensor) -> Tensor:

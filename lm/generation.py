@@ -3,8 +3,7 @@
     logits -> repetition penalty -> divided by the temperature -> top-k, top-p, min-p keep the likely tokens
            -> softmax -> draw
 
-A key-value cache keeps what each layer has computed for the text so far; without it, every step reads the whole
-window again, which is slower and gives the same.
+How the model reads the texts is in decoding.py.
 """
 
 import math
@@ -14,9 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lm.attention import KeyValueCache, softmax
+from lm.attention import softmax
+from lm.decoding import CachedReader, PlainReader, Reader
 from lm.transformer import TransformerLM
 from tokenization import InputError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,14 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """(..., vocab_size): all but the smallest set of likeliest tokens with probability >= p become -inf."""
-    ordered, order = logits.sort(dim=-1, descending=True)
-    probabilities = softmax(ordered, dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # what the likelier tokens reach without this one
-    ordered = ordered.masked_fill(before >= p, -torch.inf)
-    return torch.empty_like(logits).scatter(-1, order, ordered)
+    probabilities = softmax(logits, dim=-1)
+    for k in (256, logits.shape[-1]):  # few tokens reach p nearly always, and to find them is faster than to sort all
+        likeliest, order = probabilities.topk(min(k, logits.shape[-1]), dim=-1)  # in descending order
+        reached = likeliest.cumsum(dim=-1)
+        if (reached[..., -1] >= p).all():
+            break
+    kept = logits.gather(-1, order).masked_fill(reached - likeliest >= p, -torch.inf)  # reached p without this token
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, kept)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -74,14 +79,9 @@ def penalize_repetition(logits: Tensor, seen_ids: Tensor, penalty: float) -> Ten
     return logits.scatter(0, seen_ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def next_token_probabilities(logits: Tensor, sampling: Sampling, seen_ids: Tensor | None = None) -> Tensor:
-    """logits: (..., vocab_size) -> the distribution that the next token is drawn from, of the same shape.
-
-    seen_ids: (n,), the text so far, for a repetition penalty; logits are then (vocab_size,).
-    """
+def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """logits: (..., vocab_size) -> the distribution that the next token is drawn from, of the same shape."""
     logits = logits.float()
-    if seen_ids is not None and sampling.repetition_penalty != 1:
-        logits = penalize_repetition(logits, seen_ids, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     logits = logits / sampling.temperature
@@ -94,59 +94,87 @@ def next_token_probabilities(logits: Tensor, sampling: Sampling, seen_ids: Tenso
     return softmax(logits, dim=-1)
 
 
-class Reader:
-    """Reads a growing text with the model, and says what it expects next.
+def draw(logits: Tensor, sampling: Sampling, texts: Sequence[Sequence[int]], generators: Sequence[torch.Generator]):
+    """logits: (rows, vocab_size) -> list[int], the next token of each row's text.
 
-    A text longer than the context is read from a later token on: half a context is left, which then fills up again.
-    So the model always sees between half a context and a whole one, and few tokens are read twice.
+    A row takes one random number from its generator, and the token where the running sum of the probabilities passes
+    it. In float64, whose rounding is too fine to end that sum below the number.
     """
-
-    def __init__(self, model: TransformerLM, use_cache: bool = True):
-        self.model = model
-        self.start = 0  # of the window in the text
-        self.use_cache = use_cache
-        self.caches: list[KeyValueCache] | None = None
-
-    def next_logits(self, text: Tensor) -> Tensor:
-        """text: (length,), what was given before and more -> (vocab_size,)."""
-        context_length = self.model.context_length
-        if len(text) - self.start > context_length:
-            self.start = len(text) - max(1, context_length // 2)
-            self.caches = None
-        if not self.use_cache:
-            return self.model(text[None, self.start :])[0, -1]
-        if self.caches is None:
-            self.caches = self.model.new_caches(batch_size=1)
-        return self.model(text[None, self.start + self.caches[0].length :], self.caches)[0, -1]
+    logits = logits.float()
+    if not logits.amax().isfinite():
+        raise InputError("the model's scores are not numbers; its training has diverged")
+    if sampling.repetition_penalty != 1:
+        seen = [torch.tensor(text, device=logits.device) for text in texts]
+        rows = zip(logits, seen, strict=True)
+        logits = torch.stack([penalize_repetition(row, ids, sampling.repetition_penalty) for row, ids in rows])
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1).tolist()
+    sums = next_token_probabilities(logits, sampling).cpu().double().cumsum(dim=-1)
+    numbers = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    return torch.searchsorted(sums, numbers * sums[:, -1:], right=True)[:, 0].tolist()
 
 
-@torch.no_grad()
-def generate(
+def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    if not prompts:
+        raise InputError("no prompt; at least one text must be begun")
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise InputError(f"prompt {number} has no tokens; begin a new text by the end-of-text token")
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            wrong = next(token_id for token_id in prompt if not 0 <= token_id < vocab_size)
+            raise InputError(f"prompt {number} has the id {wrong}; there are ids from 0 to {vocab_size - 1}")
+
+
+@torch.inference_mode()
+def generate_batch(
     model: TransformerLM,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,
     seed: int = 0,
     stop_id: int | None = None,
     vocab_size: int | None = None,
+    dtype: torch.dtype | None = None,
     use_cache: bool = True,
-) -> Iterator[int]:
-    """Yields up to max_new_tokens ids as they are drawn; ends before stop_id.
+) -> Iterator[tuple[int, int]]:
+    """Continues several texts at once; yields (number of the prompt, id) as they are drawn.
 
-    vocab_size: ids from here on are never drawn, for a model with more rows than its tokenizer has tokens. The seed
-    alone decides the text, whatever else draws random numbers. A text may be longer than the context; see Reader.
+    Each text is the one that generate would write after its prompt alone, with seed + its number; it ends before
+    stop_id, or after max_new_tokens. vocab_size: ids from here on are never drawn, for a model with more rows than its
+    tokenizer has tokens. dtype: of the weights while reading, None for the model's own; without a cache there is no
+    other.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    reader = Reader(model, use_cache)
-    text = torch.tensor(prompt, dtype=torch.int64, device=device)
-    for _ in range(max_new_tokens):
-        logits = reader.next_logits(text)[:vocab_size]
-        if not logits.amax().isfinite():
-            raise InputError("the model's scores are not numbers; its training has diverged")
-        probabilities = next_token_probabilities(logits, sampling, text).cpu()
-        drawn = torch.multinomial(probabilities, 1, generator=generator)
-        if (next_id := int(drawn)) == stop_id:
+    check_prompts(prompts, vocab_size or model.vocab_size)
+    if use_cache:
+        reader: Reader = CachedReader(model, len(prompts), dtype or model.lm_head.weight.dtype)
+    elif dtype is None:
+        reader = PlainReader(model)
+    else:
+        raise ValueError(f"dtype {dtype}: without a cache the model is read as it is")
+    texts = [list(prompt) for prompt in prompts]
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(len(texts))]
+    running = list(range(len(texts)))  # the number of the text in each row
+    drawn: list[int] = []
+    for step in range(max_new_tokens):
+        logits = reader.step(drawn) if step else torch.stack([reader.read(row, texts[row]) for row in running])
+        drawn = draw(logits[:, :vocab_size], sampling, [texts[n] for n in running], [generators[n] for n in running])
+        for row in reversed(range(len(running))):  # from the end: the row that takes its place has had its turn
+            if drawn[row] == stop_id:
+                reader.drop(row)
+                for rows in (running, drawn):
+                    rows[row] = rows[-1]
+                    rows.pop()
+        if not running:
             return
-        text = torch.cat((text, drawn.to(device)))
-        yield next_id
+        for number, token_id in zip(running, drawn, strict=True):
+            texts[number].append(token_id)
+            yield number, token_id
+
+
+def generate(model: TransformerLM, prompt: Sequence[int], *arguments, **settings) -> Iterator[int]:
+    """generate_batch for one prompt: yields the ids of its text as they are drawn.
+
+    The seed alone decides the text, whatever else draws random numbers. It may be longer than the context; see
+    decoding.py.
+    """
+    return (token_id for _, token_id in generate_batch(model, [prompt], *arguments, **settings))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lm.attention import CAUSAL_ATTENTIONS, KeyValueCache, MultiHeadSelfAttention, head_width
+from lm.attention import CAUSAL_ATTENTIONS, MultiHeadSelfAttention, head_width
 from lm.fast import linear_cross_entropy
 from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU
 from lm.loss import cross_entropy
@@ -50,14 +50,14 @@ class TransformerBlock(nn.Module):
             self.ln1 = RMSNorm(d_model, device=device, dtype=dtype)
             self.ln2 = RMSNorm(d_model, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, token_positions: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
         if self.norm_position == "pre":
-            x = x + self.attn(self.ln1(x), token_positions, cache)
+            x = x + self.attn(self.ln1(x), token_positions)
             return x + self.ffn(self.ln2(x))
         if self.norm_position == "post":
-            x = self.ln1(x + self.attn(x, token_positions, cache))
+            x = self.ln1(x + self.attn(x, token_positions))
             return self.ln2(x + self.ffn(x))
-        x = x + self.attn(x, token_positions, cache)
+        x = x + self.attn(x, token_positions)
         return x + self.ffn(x)
 
 
@@ -115,25 +115,21 @@ class TransformerLM(nn.Module):
         self.ln_final = RMSNorm(d_model, device=device, dtype=dtype) if norm_position == "pre" else None
         self.lm_head = Linear(d_model, num_rows, device, dtype)
 
-    def forward(
-        self, token_ids: Tensor, caches: list[KeyValueCache] | None = None, targets: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, token_ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """token_ids: (..., seq), seq <= context_length -> logits (..., seq, vocab_size).
 
         targets: (..., seq), the next tokens; then only the mean cross-entropy is returned, a scalar.
-        caches: of new_caches; token_ids (batch, seq) then continue the text that was given with them before.
         """
-        start = caches[0].length if caches else 0
-        end = start + token_ids.shape[-1]
-        if end > self.context_length:
-            raise ValueError(f"{end} tokens do not fit a context_length of {self.context_length}")
-        token_positions = torch.arange(start, end, device=token_ids.device)
+        seq = token_ids.shape[-1]
+        if seq > self.context_length:
+            raise ValueError(f"{seq} tokens do not fit a context_length of {self.context_length}")
+        token_positions = torch.arange(seq, device=token_ids.device)
         x = self.token_embeddings(token_ids)
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, token_positions, use_reentrant=False)
             else:
-                x = layer(x, token_positions, caches[index] if caches else None)
+                x = layer(x, token_positions)
         if self.ln_final is not None:
             x = self.ln_final(x)
         if targets is not None and self.fast:
@@ -150,12 +146,6 @@ class TransformerLM(nn.Module):
                 module.attention, module.joint = attention, joint_products
             elif isinstance(module, SwiGLU):
                 module.joint = joint_products
-
-    def new_caches(self, batch_size: int) -> list[KeyValueCache]:
-        """Empty, one for each layer, for texts of up to context_length tokens."""
-        like = self.token_embeddings.weight.detach()
-        sizes = batch_size, self.num_heads, self.context_length, self.d_k
-        return [KeyValueCache(*sizes, like=like) for _ in self.layers]
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

@@ -440,6 +440,26 @@ def test_generation_is_the_models(lm, run):
     assert result.out == tokenizer.decode(token_ids).partition("<|endoftext|>")[0] + "\n"
 
 
+def test_several_prompts_write_what_each_writes_alone(lm, run):
+    prompts, settings = ("The cat", "Tom saw a red", ""), ("--max-new-tokens", 30, "--temperature", 1)
+    result = lm("generate", run / "best.ckpt", *settings, "--seed", 4, *(f"--prompt={prompt}" for prompt in prompts))
+    assert (result.code, len(result.err.splitlines())) == (0, 1)  # that 30 tokens slide
+    expected = ""
+    for number, prompt in enumerate(prompts):
+        alone = lm("generate", run / "best.ckpt", *settings, "--seed", 4 + number, "--prompt", prompt)
+        expected += f"[{number + 1} of 3, seed {4 + number}]\n{alone.out}\n"
+    assert result.out == expected
+
+
+def test_generation_in_bfloat16(lm, run):
+    arguments = ("generate", run / "best.ckpt", "--prompt", "The cat saw", "--max-new-tokens", 40, "--temperature", 1)
+    exact, named, rounded = (lm(*arguments, *more) for more in ((), ("--precision=fp32",), ("--precision", "bf16")))
+    assert exact.out == named.out
+    assert rounded.code == 0
+    assert rounded.out.startswith("The cat saw")
+    assert rounded.out == lm(*arguments, "--precision", "bf16").out
+
+
 def test_a_reader_that_leaves_ends_the_text_quietly(run):
     arguments = [sys.executable, "-m", "lm", "generate", str(run / "best.ckpt"), "--max-new-tokens", "9"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
@@ -460,6 +480,8 @@ WRONG_WISHES = [
     (["--seed=-1"], "--seed -1"),
     ([f"--seed={1 << 64}"], f"--seed {1 << 64}"),
     (["--prompt=\udcff"], "--prompt: is not UTF-8"),
+    (["--prompt=a", "--prompt=\udcff"], "--prompt: is not UTF-8"),
+    (["--precision=fp8"], "argument --precision: invalid choice: 'fp8'"),
 ]
 
 

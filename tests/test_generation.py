@@ -1,5 +1,6 @@
-"""Proves that temperature, top-k and top-p keep and scale what a brute-force reading of their definitions does, and
-that generation is repeatable, slides, stops, and never draws an id that the tokenizer lacks."""
+"""Proves that temperature, top-k and top-p keep and scale what a brute-force reading of their definitions does; that
+generation is repeatable, slides, stops, and never draws an id that the tokenizer lacks; and that neither the cache nor
+the other texts of a batch change a text."""
 
 import math
 import random
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
+from lm.decoding import CachedReader, lay_out
 from lm.generation import (
     Sampling,
     generate,
+    generate_batch,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -94,7 +97,7 @@ class Scripted(nn.Module):
     def __init__(self, probabilities: list[float], context_length: int = 4):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(probabilities).log())
-        self.context_length = context_length
+        self.context_length, self.vocab_size = context_length, len(probabilities)
         self.windows: list[list[int]] = []
 
     def forward(self, token_ids):
@@ -183,11 +186,109 @@ def test_the_cache_changes_nothing(settings, length):
 def test_cached_logits_are_those_of_the_whole_text():
     torch.manual_seed(0)
     model = TransformerLM(50, 16, 16, 2, 2)
-    token_ids, caches = torch.randint(50, (3, 16)), model.new_caches(3)
-    pieces = [model(token_ids[:, start:end], caches) for start, end in ((0, 5), (5, 6), (6, 7), (7, 16))]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(token_ids))
-    with pytest.raises(ValueError, match="17 tokens do not fit a context_length of 16"):
-        model(token_ids[:, :1], caches)
+    texts = torch.randint(50, (3, 16)).tolist()
+    reader, lengths = CachedReader(model, 3, torch.float32), [5, 1, 8]
+    with torch.inference_mode():
+        for row, length in enumerate(lengths):
+            torch.testing.assert_close(
+                reader.read(row, texts[row][:length]), model(torch.tensor(texts[row][:length]))[-1]
+            )
+        for step in range(8):
+            logits = reader.step([text[length + step] for text, length in zip(texts, lengths, strict=True)])
+            for text, length, row in zip(texts, lengths, logits, strict=True):
+                torch.testing.assert_close(row, model(torch.tensor(text[: length + step + 1]))[-1])
+
+
+SHAPES = [{}, {"norm_position": "post", "feed_forward": "silu"}, {"norm_position": "none", "vocab_multiple": 64}]
+SAMPLINGS = [Sampling(0), Sampling(1.0, None, 1.0), Sampling(0.9, 20, 0.9, 0.01, repetition_penalty=1.3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "free", "restrained"])
+def test_a_batch_writes_what_each_prompt_writes_alone(shape, sampling):
+    """Prompts from one token to several contexts, texts that slide each at its own time, and that end at different
+    ones; with and without a cache."""
+    torch.manual_seed(1)
+    model = TransformerLM(
+        **{"vocab_size": 50, "context_length": 8, "d_model": 16, "num_layers": 2, "num_heads": 2} | shape
+    )
+    prompts = [torch.randint(40, (length,)).tolist() for length in (3, 1, 8, 30, 5, 9, 2)]
+    alone = [list(generate(model, prompt, 25, sampling, seed=5 + i)) for i, prompt in enumerate(prompts)]
+    # One that stops some texts early, each at another step, and leaves others as they are.
+    stop_id = max(range(50), key=lambda token_id: len({text.index(token_id) for text in alone if token_id in text}))
+    for stop in (None, stop_id):
+        expected = [text[: text.index(stop)] if stop in text else text for text in alone]
+        for use_cache in (True, False):
+            texts: list[list[int]] = [[] for _ in prompts]
+            for number, token_id in generate_batch(model, prompts, 25, sampling, 5, stop, use_cache=use_cache):
+                texts[number].append(token_id)
+            assert texts == expected
+    assert len(set(map(len, expected))) > 1
+
+
+def test_a_batch_is_drawn_in_step_and_lazily():
+    model = Scripted([0.5, 0.5])
+    drawing = generate_batch(model, [[0], [1], [0]], 2, Sampling(1.0), use_cache=False)
+    assert not model.windows
+    assert [number for number, _ in drawing] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "no prompt"),
+        ([[1], []], "prompt 1 has no tokens"),
+        ([[1, 50]], "prompt 0 has the id 50; there are ids from 0 to 49"),
+        ([[-1, 3]], "prompt 0 has the id -1"),
+    ],
+)
+def test_prompts_that_make_no_sense(prompts, message):
+    model = TransformerLM(50, 8, 16, 1, 2)
+    with pytest.raises(InputError, match=message):
+        list(generate_batch(model, prompts, 3, Sampling()))
+
+
+def test_bfloat16_is_float32_to_two_digits():
+    """Every weight and activation has 8 bits of mantissa: 3 parts in 1000, a few dozen times in a row."""
+    torch.manual_seed(0)
+    model, token_ids = TransformerLM(1000, 64, 128, 4, 4), torch.randint(1000, (50,)).tolist()
+    readers = [CachedReader(model, 1, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    exact, rounded = [
+        torch.stack([reader.read(0, token_ids[:20]), *(reader.step([i])[0] for i in token_ids[20:])])
+        for reader in readers
+    ]
+    assert rounded.dtype == torch.bfloat16
+    error = (rounded.float() - exact).abs() / exact.std()
+    assert error.mean() < 0.01
+    assert error.amax() < 0.06
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    drawn = [list(generate(model, token_ids, 30, Sampling(), dtype=torch.bfloat16)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    with pytest.raises(ValueError, match=r"without a cache the model is read as it is"):
+        list(generate(model, [1], 3, Sampling(), dtype=torch.bfloat16, use_cache=False))
+
+
+def test_weights_laid_out_for_the_cpu_multiply_as_before(monkeypatch):
+    """In oneDNN's order, and where there is no oneDNN."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(rows, 24, generator=generator) for rows in (40, 7)]
+    x = torch.randn(3, 5, 24, generator=generator)
+    expected = torch.cat([x @ weight.T for weight in weights], dim=-1)
+    torch.testing.assert_close(lay_out(weights, torch.float32)(x), expected)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    torch.testing.assert_close(lay_out(weights, torch.float32)(x), expected)
+
+
+def test_top_p_of_many_tokens():
+    """Where the likeliest 256 reach p, and where they do not."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.1, 1.0, 5.0):
+        logits = torch.randn(2, 3000, generator=generator) * scale
+        for row, kept in zip(logits, keep_top_p(logits, 0.9), strict=True):
+            ordered, order = row.double().softmax(-1).sort(descending=True)
+            expected = order[: int((ordered.cumsum(0) < 0.9).sum()) + 1]
+            assert set(kept.isfinite().nonzero().flatten().tolist()) == set(expected.tolist())
+            assert torch.equal(kept[expected], row[expected])
 
 
 def test_min_p_and_repetition_penalty_are_those_of_transformers():
