@@ -10,18 +10,20 @@ from lm.machine import keep_large_blocks, use_granted_cores
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
 
-HELP = """usage: lm {fit,validate,generate} ...
+HELP = """usage: lm {fit,validate,generate,verify} ...
 
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
                                                   the same with other values; a name that does not exist is an error
   lm fit -c configs/demo.yaml --print_config      every setting there is, with its value
   lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt
-                                                  go on where the run stopped
+                                                  go on where the run stopped; `--ckpt_path auto` finds the newest
+                                                  checkpoint that is whole, and begins where there is none
   lm validate -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/best.ckpt
                                                   loss, perplexity and bits per byte on the validation file
   lm generate checkpoints/demo/best.ckpt --prompt "Once upon a time"
                                                   write a text
+  lm verify checkpoints/demo                      is every checkpoint still what was saved?
 
 `lm COMMAND --help` lists what each one takes.
 """
@@ -129,6 +131,21 @@ def print_texts(prompts: list[str], drawn: Iterator[tuple[int, int]], tokenizer:
         print(f"[{number + 1} of {len(prompts)}, seed {seed + number}]\n{prompt}{tokenizer.decode(ids)}\n")
 
 
+VERIFY_HELP = (
+    """Read checkpoints and the tokenizer beside them, and compare every byte with the digests saved with them."""
+)
+
+
+def run_verify(argv: list[str]) -> None:
+    from lm.run_folder import describe
+
+    parser = ArgumentParser(prog="lm verify", description=VERIFY_HELP)
+    parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="a checkpoint, or a run's folder for all in it")
+    for path in parser.parse_args(argv).checkpoints:
+        for line in describe(path):
+            print(line)
+
+
 def run_lightning(argv: list[str]) -> None:
     keep_large_blocks()
     use_granted_cores()
@@ -146,7 +163,12 @@ def run_lightning(argv: list[str]) -> None:
         raise InputError(" ".join(str(error).split())) from None
 
 
-COMMANDS = {"fit": run_lightning, "validate": run_lightning, "generate": lambda argv: run_generate(argv[1:])}
+COMMANDS = {
+    "fit": run_lightning,
+    "validate": run_lightning,
+    "generate": lambda argv: run_generate(argv[1:]),
+    "verify": lambda argv: run_verify(argv[1:]),
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,89 +1,19 @@
-"""What happens around the training steps: checkpoints, figures to watch, a progress bar, samples of text."""
+"""What one sees of the training steps: figures to watch, a progress bar, samples of text."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from tqdm import tqdm
 
 from lm.accounting import training_flops_per_token
-from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
 from lm.generation import Sampling, generate
 from lm.machine import peak_flops
 from tokenization import END_OF_TEXT, InputError
-
-
-def run_folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir)
-
-
-class Checkpoints(Checkpoint):
-    """Keeps the newest state and that of the lowest validation loss, and the tokenizer beside them.
-
-    Args:
-        every_n_steps: last.ckpt is also written this often between validations.
-    """
-
-    def __init__(self, every_n_steps: int = 500):
-        if every_n_steps < 1:
-            raise ValueError(f"checkpoints.every_n_steps is {every_n_steps}; it must be at least 1")
-        self.every_n_steps = every_n_steps
-        self.best_loss = float("inf")
-        self.saved_step = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved_step = trainer.global_step
-        if not (run_folder(trainer) / BEST).exists():
-            self.best_loss = float("inf")  # a run that goes on in another folder has its own best there
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.datamodule.tokenizer.save(run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True  # Lightning validates before it stops, at whatever step that is
-        validation_due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
-        if trainer.global_step % self.every_n_steps == 0 and not (validation_due or trainer.should_stop):
-            self._save_last(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        loss = trainer.callback_metrics["val/loss"].item()
-        if loss < self.best_loss:
-            self.best_loss = loss
-            self._save(trainer, BEST)
-        self._save_last(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_last(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            folder = run_folder(trainer)
-            going_on = f"`lm fit -c {folder / CONFIG} --ckpt_path {folder / LAST}` goes on from step {self.saved_step}"
-            trainer.print(
-                f"interrupted at step {trainer.global_step}; {going_on if self.saved_step else 'nothing saved'}"
-            )
-
-    def _save_last(self, trainer: Trainer) -> None:
-        if trainer.global_step != self.saved_step:
-            self.saved_step = trainer.global_step
-            self._save(trainer, LAST)
-
-    def _save(self, trainer: Trainer, name: str) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(run_folder(trainer) / name, weights_only=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_loss = state_dict["best_loss"]
 
 
 class Throughput(Callback):

@@ -1,17 +1,22 @@
-"""A run is one folder, sufficient by itself, and this file knows what is in it:
+"""A checkpoint is one file: what torch.save writes, and behind it, as text, a manifest and a digest.
 
-    config.yaml  the whole configuration           last.ckpt  the newest state, to go on from
-    tokenizer/   a copy of the tokenizer           best.ckpt  the state of the lowest validation loss
-    events.*     what TensorBoard shows
+    PK...                                      the archive; torch.load reads the file as it is
+    {"step": 120, "tokenizer": "6f1c...", ...} what it was saved from, and the SHA-256 of the tokenizer's files
+    sha256 9b04...                             of every byte before this line
 
-A checkpoint is written beside its target, flushed to the disk and renamed, so that the name always stands for a
-whole one; it is loaded with weights only, so that no code in it can run.
+So the state and its manifest change together, in the one rename that puts them under their name; it is written beside
+its target and flushed to the disk before, and the folder after, so that the name always stands for a whole one. It is
+verified before use, and loaded with weights only, from an archive that holds what ours hold: no code in it can run.
 """
 
+import hashlib
+import json
 import os
+import pickletools
 import warnings
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -33,76 +38,227 @@ MODEL_SETTINGS = (
     "feed_forward",
     "vocab_multiple",
 )
+MANIFEST_BYTES = 1 << 16  # at most
+DIGEST_LINE = len("sha256 \n") + 64
+PICKLED_NAMES = {"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "collections OrderedDict"}
+TABLE_BYTES = 1 << 30  # of position tables at most, in the model of a checkpoint from anywhere
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class DigestingFile:
+    """Passes on what is written, and keeps its SHA-256."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The step; the digests of data, tokenizer and configuration; the SHA-256 of the files that belong to it."""
+    config, tokenizer = folder / CONFIG, sorted((folder / TOKENIZER).glob("*"))
+    return {
+        "format": 1,
+        "step": checkpoint["global_step"],
+        **checkpoint.get("TokenDataModule", {}),
+        "config_sha256": file_sha256(config) if config.is_file() else None,
+        "files": {f"{TOKENIZER}/{path.name}": file_sha256(path) for path in tokenizer},
+    }
+
+
+def flush_folder(folder: Path) -> None:
+    """Until then a new name may be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike) -> None:
     """Whole or not at all; what stood under the name stays until then."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    manifest = json.dumps(make_manifest(checkpoint, path.parent))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
+            digesting = DigestingFile(file)
+            torch.save(checkpoint, digesting)  # type: ignore[arg-type]
+            digesting.write(f"\n{manifest}\n".encode())
+            file.write(f"sha256 {digesting.sha256.hexdigest()}\n".encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_folder(path.parent)
+    except RuntimeError as error:  # what torch makes of a write that failed
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+# --- verifying -------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
+    """What the checkpoint says about itself, unverified, without reading more of it."""
+    with open_checkpoint(path) as file:
+        return _read_end(file, path)[0]
+
+
+def verify(path: str | os.PathLike) -> dict[str, Any]:
+    """The manifest of a checkpoint whose bytes, and whose tokenizer's, are those that were saved."""
+    with open_checkpoint(path) as file:
+        manifest = _verify_bytes(file, path)
+    verify_tokenizer(path, manifest)
+    return manifest
+
+
+def open_checkpoint(path: str | os.PathLike) -> BinaryIO:
     path = Path(path)
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
         found = ", ".join(str(file) for file in sorted(folder.glob("*.ckpt")))
         raise InputError(f"{path}: no such checkpoint; " + (f"there is {found}" if found else "train with `lm fit`"))
+    return open(path, "rb")
+
+
+def _read_end(file: BinaryIO, path: str | os.PathLike) -> tuple[dict[str, Any], str]:
+    """The manifest and the digest line."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - MANIFEST_BYTES - DIGEST_LINE))
+    manifest, _, line = file.read().removesuffix(b"\n").rpartition(b"\n")
     try:
-        with warnings.catch_warnings(action="ignore"):  # its doubts about bytes that are no checkpoint
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever the bytes make of the reader
-        raise InputError(f"{path}: cannot be read as a checkpoint; it is damaged, or not one of ours") from None
+        parsed = json.loads(manifest[manifest.rindex(b"\n") :])
+        digest = line.decode("ascii")
+        if len(digest) != DIGEST_LINE - 1 or not isinstance(parsed["step"], int):
+            raise ValueError
+        return parsed, digest
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(
+            f"{path}: is not a checkpoint of `lm fit`, or not a whole one: the manifest at its end is missing"
+        ) from None
+
+
+def _verify_bytes(file: BinaryIO, path: str | os.PathLike) -> dict[str, Any]:
+    manifest, line = _read_end(file, path)
+    left, sha256 = file.seek(0, os.SEEK_END) - DIGEST_LINE, hashlib.sha256()
+    file.seek(0)
+    while left and (chunk := file.read(min(left, 1 << 20))):
+        sha256.update(chunk)
+        left -= len(chunk)
+    if line != f"sha256 {sha256.hexdigest()}" or file.read() != f"{line}\n".encode():
+        raise InputError(
+            f"{path}: is damaged, says the digest at its end; use another, or let --ckpt_path auto find one"
+        )
+    return manifest
+
+
+def verify_tokenizer(path: str | os.PathLike, manifest: dict[str, Any]) -> None:
+    """The copy of the tokenizer in the checkpoint's folder is the one that was there when it was saved."""
+    for name, sha256 in manifest.get("files", {}).items():
+        file = Path(path).parent / TOKENIZER / Path(name).name
+        if not file.is_file():
+            raise InputError(f"{file}: is missing; {path} needs it, and the tokenizer it was trained with has it")
+        if file_sha256(file) != sha256:
+            raise InputError(
+                f"{file}: has changed since {path} was saved; put back the tokenizer that it was trained with"
+            )
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Raises ValueError unless an archive holds what ours hold: nothing packed that could grow, no other callables.
+
+    torch's own list of what a file may call has bytearray in it, which takes all the memory one asks for.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(4) != b"PK\x03\x04":
+        raise ValueError("no archive")
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
+            raise ValueError("packed")
+        (pickled,) = (entry for entry in entries if entry.filename.endswith("/data.pkl"))
+        for opcode, argument, _ in pickletools.genops(archive.read(pickled)):
+            storage = str(argument).startswith("torch ") and str(argument).endswith("Storage")
+            if opcode.name in ("GLOBAL", "INST") and argument not in PICKLED_NAMES and not storage:
+                raise ValueError(f"calls {argument}")
+            if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+                raise ValueError("names what it calls where one cannot read it")
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) < 100 and all(type(entry) in (int, float, str, bool, type(None)) for entry in value)
+    return type(value) in (int, float, str, bool, type(None))
+
+
+def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Verified, and loaded from the very bytes that were."""
+    with open_checkpoint(path) as file:
+        _verify_bytes(file, path)
+        try:
+            check_archive(file)
+            file.seek(0)
+            with warnings.catch_warnings(action="ignore"):  # its doubts about bytes that are no checkpoint
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # whatever the bytes make of the readers
+            raise InputError(f"{path}: cannot be read as a checkpoint; it is not one of ours") from None
     ours = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys()
-    if ours and checkpoint["hyper_parameters"]:
-        checkpoint["hyper_parameters"].setdefault("vocab_multiple", 1)  # older than this setting
-    if not ours or not set(MODEL_SETTINGS) <= set(checkpoint["hyper_parameters"] or ()):
+    settings = checkpoint["hyper_parameters"] if ours else None
+    ours = isinstance(settings, dict) and set(MODEL_SETTINGS) <= set(settings) and all(map(_plain, settings.values()))
+    if not ours:
         raise InputError(f"{path}: is not a checkpoint of `lm fit`")
     return checkpoint
 
 
 def load_model(path: str | os.PathLike) -> TransformerLM:
     """The trained model alone, on the CPU, ready to generate."""
-    checkpoint = load_checkpoint(path)
+    checkpoint, prefix = load_checkpoint(path), "model."
     settings = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
+    weights = {
+        name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
+    }
+    if not _fits(settings, weights):
+        raise InputError(f"{path}: holds weights of another model than its settings describe")
     model = TransformerLM(**settings)
-    prefix = "model."
-    model.load_state_dict(
-        {
-            name.removeprefix(prefix): value
-            for name, value in checkpoint["state_dict"].items()
-            if name.startswith(prefix)
-        }
-    )
+    model.load_state_dict(weights)
     return model
 
 
+def _fits(settings: dict[str, Any], weights: dict[str, Any]) -> bool:
+    """Found out without memory, whatever sizes the settings of a stranger's checkpoint name."""
+    try:
+        if settings["num_layers"] > len(weights):
+            return False
+        model = TransformerLM(**settings, device="meta")
+    except (ValueError, TypeError, RuntimeError):
+        return False
+    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+    tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    return tables <= TABLE_BYTES and shapes == {name: weight.shape for name, weight in weights.items()}
+
+
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """The tokenizer that belongs to a checkpoint: the copy in its folder."""
-    return Tokenizer.load(Path(path).parent / TOKENIZER)
-
-
-def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path: str | os.PathLike) -> list[str]:
-    """What changes between a checkpoint and the run that goes on from it, a line each, "name: old -> new".
-
-    Raises InputError where the change is one of the model's shape, which the weights do not fit.
-    """
-    changes = []
-    for name, old in checkpoint["hyper_parameters"].items():
-        new = settings.get(name)
-        if new == old or (isinstance(old, (tuple, list)) and list(new or ()) == list(old)):
-            continue
-        if name in MODEL_SETTINGS:
-            raise InputError(
-                f"{path}: was trained with model.{name} {old}, not {new}; leave it at {old}, or start a new run"
-            )
-        changes.append(f"{name}: {old} -> {new}")
-    return changes
+    """The tokenizer that belongs to a checkpoint: the copy in its folder, verified."""
+    tokenizer = Tokenizer.load(Path(path).parent / TOKENIZER)
+    verify_tokenizer(path, read_manifest(path))
+    return tokenizer

@@ -3,7 +3,9 @@
 Nothing is computed here. Every check comes before anything is written.
 """
 
+import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +19,21 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from lm.callbacks import Checkpoints, TextSamples, Throughput, TrainingBar
-from lm.checkpoint import CONFIG, LAST, compare_settings, load_checkpoint, save_checkpoint
+from lm.callbacks import TextSamples, Throughput, TrainingBar
+from lm.checkpoint import CONFIG, load_checkpoint, read_manifest, save_checkpoint
+from lm.checks import (
+    check_continuation,
+    check_folder,
+    check_length,
+    check_trainer,
+    compare_settings,
+    validation_due,
+)
 from lm.data import TokenDataModule
 from lm.module import LanguageModel
+from lm.nonfinite import StopWhenDiverged
+from lm.recovery import Checkpoints
+from lm.run_folder import find_newest, run_lock, sweep
 from tokenization import InputError
 
 HARMLESS_WARNINGS = (
@@ -70,8 +83,9 @@ class FullySharded(ModelParallelStrategy):
 class RunLogger(TensorBoardLogger):
     """TensorBoard's event files and nothing else, straight into the run's folder."""
 
-    def __init__(self, folder: str):
-        super().__init__(folder, name="", version="", default_hp_metric=False)
+    def __init__(self, folder: str, step: int):
+        """step: that the run begins after; what an earlier attempt has drawn beyond it disappears."""
+        super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=step + 1 if step else None)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Without the epoch, which Lightning adds: our runs count steps."""
@@ -90,49 +104,6 @@ def native_precision(accelerator: str) -> str:
         processor = torch.cpu.get_capabilities()
         native = bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
     return "bf16-mixed" if native else "32-true"
-
-
-def check_trainer(trainer: Namespace) -> None:
-    """trainer: its settings. A run has a length, and is validated and saved between two steps."""
-    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
-        if not isinstance(trainer[name], int) or trainer[name] < 1:
-            raise InputError(f"trainer.{name} is {trainer[name]}; it must be a whole number, at least 1")
-    if trainer.gradient_clip_val is not None or trainer.gradient_clip_algorithm is not None:
-        raise InputError("trainer.gradient_clip_val has no effect; model.max_gradient_norm bounds the gradient")
-    if trainer.val_check_interval % trainer.accumulate_grad_batches:
-        raise InputError(
-            f"trainer.val_check_interval {trainer.val_check_interval} counts batches, and must be a multiple of"
-            f" trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}"
-        )
-
-
-def check_folder(config: Namespace) -> None:
-    """A folder is one run's: only its own checkpoints go on in it."""
-    last = Path(config.trainer.default_root_dir) / LAST
-    goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
-    if last.exists() and not goes_on and not config.trainer.fast_dev_run:
-        raise InputError(
-            f"{last.parent}: already holds a run; go on with it by --ckpt_path {last}, or name another folder with"
-            " --trainer.default_root_dir"
-        )
-
-
-def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
-    """There are steps left, and a step still consists of as many batches: batches are counted by the step."""
-    if "loops" not in checkpoint:
-        raise InputError(f"{config.ckpt_path}: holds weights alone, and nothing to go on from")
-    step, batches_per_step = checkpoint["global_step"], config.trainer.accumulate_grad_batches
-    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
-    if batches != step * batches_per_step:
-        raise InputError(
-            f"{config.ckpt_path}: was trained with trainer.accumulate_grad_batches {batches // step}, not"
-            f" {batches_per_step}; leave it at that, or start a new run"
-        )
-    if step >= config.trainer.max_steps:
-        raise InputError(
-            f"{config.ckpt_path}: is at step {step}, and trainer.max_steps is {config.trainer.max_steps}; raise"
-            " --trainer.max_steps to train on"
-        )
 
 
 class RunCLI(LightningCLI):
@@ -175,6 +146,12 @@ class RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(TextSamples, "samples")
+        parser.add_argument(
+            "--allow_changed_data",
+            type=bool,
+            default=False,
+            help="go on from a checkpoint with another text than it was trained on; counts once, and is not recorded",
+        )
         parser.link_arguments("model.context_length", "data.context_length")
         parser.link_arguments("model.vocab_size", "data.vocab_size")
         parser.link_arguments("trainer.max_steps", "model.max_steps")
@@ -193,20 +170,34 @@ class RunCLI(LightningCLI):
         if config.trainer.precision is None:
             config.trainer.precision = native_precision(config.trainer.accelerator)
         check_trainer(config.trainer)
+        automatic = config.ckpt_path == "auto"
+        self.news = self._find_checkpoint(config) if automatic else []
         checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path is not None else None
         changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path) if checkpoint else []
         if self.config.subcommand == "validate":
             if checkpoint is None:
                 raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
             return
+        if not config.trainer.fast_dev_run:
+            check_length(config.trainer, config.model)
         check_folder(config)
-        self.data_state: dict[str, Any] | None = None
+        # Said when everything has been checked, and not said by every process.
+        self.start_step, self.data_state = 0, None
+        self.allow_changed_data, config.allow_changed_data = config.allow_changed_data, False
         if checkpoint is not None:
+            if automatic and checkpoint["global_step"] == config.trainer.max_steps and not validation_due(checkpoint):
+                print(*self.news, "nothing is left to do", sep="\n")
+                sys.exit(0)
             check_continuation(checkpoint, config)
-            self.data_state = checkpoint[TokenDataModule.__name__]
-            print(f"going on from {config.ckpt_path}, step {checkpoint['global_step']}")
-            for change in changes:
-                print(f"  from here on  {change}")
+            self.data_state, self.start_step = checkpoint[TokenDataModule.__name__], checkpoint["global_step"]
+            self.news += [f"going on from {config.ckpt_path}, step {self.start_step}"]
+            self.news += [f"  from here on  {change}" for change in changes]
+
+    def _find_checkpoint(self, config: Namespace) -> list[str]:
+        """--ckpt_path auto. A run that has nothing left to do ends well, for whoever starts it again and again."""
+        path, reasons = find_newest(config.trainer.default_root_dir)
+        config.ckpt_path = str(path) if path else None
+        return [f"--ckpt_path auto: {reason}" for reason in reasons]
 
     def instantiate_classes(self) -> None:
         try:
@@ -219,24 +210,46 @@ class RunCLI(LightningCLI):
         if self.config.subcommand != "fit":
             kwargs["logger"] = False
         elif config.logger in (None, True):
-            kwargs["logger"] = RunLogger(config.default_root_dir)
+            kwargs["logger"] = RunLogger(config.default_root_dir, self.start_step)
         if config.strategy == "fsdp":
             kwargs["strategy"] = FullySharded()
         shown = config.enable_progress_bar is not False
-        self.trainer_defaults["callbacks"] = [Throughput(), TrainingBar()] if shown else [Throughput()]
+        watchers = [Throughput(), StopWhenDiverged()]
+        self.trainer_defaults["callbacks"] = [*watchers, TrainingBar()] if shown else watchers
         trainer = super().instantiate_trainer(plugins=[RunCheckpointIO()], **kwargs)
         if isinstance(trainer.strategy, FSDPStrategy):
             raise InputError("trainer.strategy FSDPStrategy: it is FSDP's first version; fsdp is the second")
         return trainer
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        with contextlib.ExitStack() as self.held:
+            super()._run_subcommand(subcommand)
+
     def before_fit(self) -> None:
         self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder
         settings, trainer = self.config.fit, self.trainer
         if self.data_state is not None:
-            self.datamodule.load_state_dict(self.data_state)
+            changes = self.datamodule.compare(self.data_state, self.allow_changed_data)
+            self.news += [f"  from here on  {change}" for change in changes]
+            if self.start_step >= trainer.max_steps:
+                trainer.fit_loop.epoch_loop.max_steps += 1  # or Lightning would not begin; Checkpoints puts it right
+        if not trainer.is_global_zero:
+            return
+        if not settings.trainer.fast_dev_run:
+            self._take_folder(settings)
         tokens = settings.data.batch_size * settings.model.context_length
         tokens *= trainer.accumulate_grad_batches * trainer.world_size
+        print(*self.news, sep="\n", end="\n" if self.news else "")
         print(
             f"{settings.trainer.default_root_dir}: {self.model.model.num_parameters():,} parameters,"
             f" {trainer.max_steps:,} steps of {tokens:,} tokens, {trainer.precision} on {trainer.strategy.root_device}"
         )
+
+    def _take_folder(self, config: Namespace) -> None:
+        """What was found in it is looked at again: another run may have written to it until now."""
+        self.held.enter_context(run_lock(config.trainer.default_root_dir))
+        check_folder(config)
+        if config.ckpt_path is not None and read_manifest(config.ckpt_path)["step"] != self.start_step:
+            raise InputError(f"{config.ckpt_path}: another run has just replaced it; start again")
+        for path in sweep(config.trainer.default_root_dir):
+            self.news.append(f"{path}: left half-written by a run that was killed; deleted")

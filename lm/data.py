@@ -7,6 +7,7 @@ so that a run has a length, a resumed run needs nothing but its step to go on wi
 validation sees the same text.
 """
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -126,8 +127,10 @@ class TokenDataModule(LightningDataModule):
                 f" {self.vocab_size}; set --model.vocab_size {self.tokenizer.vocab_size}"
             )
         names = ("fit", "validate") if stage == "fit" else ("validate",)
+        # Every byte is read once a run and node; further processes on it see what the first has seen.
+        verify = self.trainer is None or self.trainer.local_rank == 0
         for name in names:
-            file = TokenFile.open(self.paths[name])
+            file = TokenFile.open(self.paths[name], verify)
             if file.description.tokenizer_sha256 != self.tokenizer.digest:
                 raise InputError(
                     f"{file.path}: was made by another tokenizer than {self.tokenizer_path}; encode the text with it"
@@ -138,21 +141,30 @@ class TokenDataModule(LightningDataModule):
                     f"{file.path}: holds {len(file)} tokens, too few for a context_length of {self.context_length};"
                     " take more text or a shorter context"
                 )
+            if name == "fit" and len(file) - self.context_length < self.batch_size:
+                raise InputError(
+                    f"{file.path}: {len(file)} tokens have {len(file) - self.context_length} windows of"
+                    f" {self.context_length + 1}, fewer than data.batch_size {self.batch_size}; take more text or"
+                    " smaller batches"
+                )
             self.files[name] = file
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         batches_per_step = self.trainer.accumulate_grad_batches * self.trainer.world_size
         # The dataset keeps its whole length after a resume: Lightning counts the batches before it, too.
-        dataset = RandomWindows(
-            self.files["fit"].tokens,
-            self.context_length,
-            self.batch_size,
-            self.seed,
-            num_batches=self.trainer.max_steps * batches_per_step,
-            first_batch=self.trainer.global_step * batches_per_step,
-        )
-        return self._loader(dataset)
+        num_batches = self.trainer.max_steps * batches_per_step
+        return self._loader(self._windows(num_batches, first_batch=self.trainer.global_step * batches_per_step))
+
+    def _windows(self, num_batches: int, first_batch: int) -> RandomWindows:
+        tokens = self.files["fit"].tokens
+        return RandomWindows(tokens, self.context_length, self.batch_size, self.seed, num_batches, first_batch)
+
+    def training_batches(self, numbers: range) -> Batch:
+        """Those batches of the run again, in one."""
+        windows = self._windows(len(numbers), numbers.start)
+        inputs, targets = zip(*(windows[index] for index in range(len(numbers))), strict=True)
+        return torch.cat(inputs), torch.cat(targets)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader(SequentialWindows(self.files["validate"].tokens, self.context_length, self.batch_size))
@@ -163,16 +175,56 @@ class TokenDataModule(LightningDataModule):
         sampler: DistributedSampler[Batch] = DistributedSampler(
             dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
         )
-        pinned = self.trainer.strategy.root_device.type == "cuda"  # copies then run beside the computation
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers, pin_memory=pinned)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",  # copies then run beside the computation
+            worker_init_fn=leave_signals,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint remembers of its data."""
-        return {"tokenizer_sha256": self.tokenizer.digest}
+        return {
+            "tokenizer_sha256": self.tokenizer.digest,
+            "train_sha256": self.files["fit"].description.data_sha256,
+            "val_sha256": self.files["validate"].description.data_sha256,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Another tokenizer gives every token id another meaning."""
         if state_dict["tokenizer_sha256"] != self.tokenizer.digest:
             raise InputError(
                 f"{self.tokenizer_path}: is not the tokenizer that the checkpoint was trained with (digest"
                 f" {self.tokenizer.digest[:12]}, not {state_dict['tokenizer_sha256'][:12]}); use the one in its folder"
             )
+
+    def compare(self, old: dict[str, Any], allow_changed_data: bool) -> list[str]:
+        """What changes between a checkpoint's data and this, a line each; InputError where it must not.
+
+        old: what state_dict gave then. Another text may be what one wants, if one says so.
+        """
+        self.load_state_dict(old)
+        changes, new = [], self.state_dict()
+        for name, path in (("train_sha256", self.paths["fit"]), ("val_sha256", self.paths["validate"])):
+            was, now = old[name][:12], new[name][:12]
+            if was != now and not allow_changed_data:
+                raise InputError(
+                    f"{path}: is not the data that the checkpoint was trained with (digest {now}, not {was}); put it"
+                    " back, or go on with this by --allow_changed_data true"
+                )
+            if was != now:
+                changes.append(f"{path}: digest {was} -> {now}")
+        for name in ("batch_size", "seed"):
+            if old[name] != new[name]:
+                changes.append(f"data.{name}: {old[name]} -> {new[name]}")
+        return changes
+
+
+def leave_signals(worker: int) -> None:
+    """A Ctrl-C in a terminal reaches the workers, too; the run, which saves itself first, ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

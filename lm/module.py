@@ -17,6 +17,7 @@ from lm.data import Batch, TokenDataModule
 from lm.fast import choose_attention
 from lm.loss import bits_per_byte, perplexity
 from lm.machine import can_compile
+from lm.nonfinite import SkippedSteps, spread_nonfinite
 from lm.optimizer import AdamW, clip_gradients
 from lm.schedule import cosine_warmup
 from lm.transformer import TransformerLM
@@ -50,6 +51,7 @@ class LanguageModel(LightningModule):
             device and the context length.
         compile: torch.compile; auto where the run is long enough to earn it back.
         recompute_activations: each block's activations are computed again on the way back: less memory, more time.
+        max_skipped_steps: as many steps in a row whose loss or gradient is not finite end the run; each is skipped.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class LanguageModel(LightningModule):
         attention: Literal["auto", "blocks", "sdpa", "plain"] = "auto",
         compile: bool | Literal["auto"] = "auto",
         recompute_activations: bool = False,
+        max_skipped_steps: int = 10,
     ):
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml is the one record of a run
@@ -103,6 +106,9 @@ class LanguageModel(LightningModule):
                 raise ValueError(f"{name} is {self.hparams[name]}; it must not be negative")
         if not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm is {max_gradient_norm}; it must be above 0; .inf never scales")
+        if max_skipped_steps < 1:
+            raise ValueError(f"max_skipped_steps is {max_skipped_steps}; it must be at least 1")
+        self.skipped_steps = SkippedSteps()
         self.configure_optimizers()  # what AdamW refuses is refused before a run begins
 
     @property
@@ -151,6 +157,9 @@ class LanguageModel(LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        spread_nonfinite(loss).backward(*args, **kwargs)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
         with torch.compiler.set_stance("force_eager"):  # compiling once more would take longer than it saves
@@ -196,6 +205,7 @@ class LanguageModel(LightningModule):
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = learning_rate
         self.log("lr", learning_rate)
+        self.log("step", float(self.global_step + 1))  # Lightning draws the metrics at the value under this name
         # Where the curves go on; Lightning's own count is one behind when a finished run is trained further.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
@@ -209,3 +219,15 @@ class LanguageModel(LightningModule):
         """Lightning calls this when the gradients are complete and unscaled."""
         norm = clip_gradients(self.parameters(), self.hparams["max_gradient_norm"])
         self.log("train/gradient_norm", norm)
+        good = self.skipped_steps.count(norm)
+        self.log("train/skipped_steps", self.skipped_steps.total.float())
+        if good.is_cuda:
+            self.trainer.optimizers[0].take = good  # type: ignore[attr-defined]  # which nobody waits to read
+        elif not good:
+            self.zero_grad()  # the optimizer passes over what has no gradient
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def adamw_update(
@@ -45,16 +46,26 @@ def adamw_update_all(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    take: Tensor | None = None,
 ) -> None:
-    """The same for many tensors at once: on a GPU a handful of kernels instead of six for each tensor."""
-    beta1, beta2 = betas
-    torch._foreach_lerp_(ms, gradients, 1 - beta1)
-    torch._foreach_mul_(vs, beta2)
-    torch._foreach_addcmul_(vs, gradients, gradients, value=1 - beta2)
+    """The same for many tensors at once: on a GPU a handful of kernels instead of six for each tensor.
+
+    take: 0-d bool on their device; where it is False, whatever the gradients are, nothing changes.
+    """
+    keep_m, keep_v, keep_weight = betas[0], betas[1], 1 - lr * weight_decay
+    if take is not None:
+        keep_m, keep_v, keep_weight = (torch.where(take, keep, 1.0) for keep in (keep_m, keep_v, keep_weight))
+        gradients = [torch.where(take, gradient, 0.0) for gradient in gradients]
+    torch._foreach_mul_(ms, keep_m)
+    torch._foreach_add_(ms, gradients, alpha=1 - betas[0])
+    torch._foreach_mul_(vs, keep_v)
+    torch._foreach_addcmul_(vs, gradients, gradients, value=1 - betas[1])
     denominators = torch._foreach_sqrt(vs)
     torch._foreach_add_(denominators, eps)
-    torch._foreach_mul_(weights, 1 - lr * weight_decay)
-    step_size = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+    if take is not None:
+        torch._foreach_div_(denominators, take.float())  # by 0: an update of m / inf
+    torch._foreach_mul_(weights, keep_weight)
+    step_size = lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
     torch._foreach_addcdiv_(weights, ms, denominators, value=-step_size)
 
 
@@ -80,6 +91,7 @@ class AdamW(torch.optim.Optimizer):
             raise ValueError(f"betas {betas} must lie in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.together = together
+        self.take: Tensor | None = None  # 0-d bool on the device: where it is False, a step changes no tensor
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -100,9 +112,9 @@ class AdamW(torch.optim.Optimizer):
                 by_age.setdefault(state["t"], []).append((weight, weight.grad, state["m"], state["v"]))
             for t, tensors in by_age.items():
                 together = tensors[0][0].device.type != "cpu" if self.together is None else self.together
-                if together:
+                if together or self.take is not None:
                     weights, gradients, ms, vs = map(list, zip(*tensors, strict=True))
-                    adamw_update_all(weights, gradients, ms, vs, t, *settings)
+                    adamw_update_all(weights, gradients, ms, vs, t, *settings, self.take)
                 else:
                     for weight, gradient, m, v in tensors:
                         adamw_update(weight, gradient, m, v, t, *settings)
@@ -121,4 +133,4 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         return torch.tensor(0.0)
     norm = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).norm()
     torch._foreach_mul_(gradients, torch.where(norm >= max_norm, max_norm / (norm + 1e-6), 1.0))
-    return norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded gradients, the whole

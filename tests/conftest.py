@@ -160,6 +160,10 @@ def fit_arguments(token_data):
             "data.val_path": token_data / "valid.bin",
             "data.tokenizer": token_data / "tok",
         }
+        flags = dict(str(setting).removeprefix("--").partition("=")[::2] for setting in more)
+        if "trainer.max_steps" in flags:  # a run is at least as long as its warmup and the way to a validation
+            steps = int(flags["trainer.max_steps"]) if flags["trainer.max_steps"].isdecimal() else 60
+            settings |= {"trainer.val_check_interval": max(1, min(20, steps)), "model.warmup_steps": min(5, steps)}
         return ["fit", "-c", DEBUG, *(f"--{name}={value}" for name, value in settings.items()), *more]
 
     return arguments

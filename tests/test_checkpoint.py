@@ -1,15 +1,21 @@
-"""Proves that a checkpoint is written whole or not at all, that the model comes back from it bit for bit, and that
-whatever else is given in its place, random bytes among it, gets one line and runs no code."""
+"""Proves that a checkpoint is written whole or not at all, that the model comes back from it bit for bit, that a
+changed bit is noticed, and that whatever else is given in its place, random bytes among it, gets one line, runs no
+code and takes no memory."""
 
+import hashlib
+import io
+import json
 import os
 import pickle
 import random
 import threading
+import zipfile
 
 import pytest
 import torch
 
-from lm.checkpoint import MODEL_SETTINGS, compare_settings, load_checkpoint, load_model, save_checkpoint
+from lm.checkpoint import MODEL_SETTINGS, load_checkpoint, load_model, load_tokenizer, save_checkpoint, verify
+from lm.checks import compare_settings
 from lm.transformer import TransformerLM
 from tokenization import InputError
 
@@ -54,33 +60,167 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-class Evil:
+# --- the manifest and its digest -------------------------------------------------------------------------------------
+
+
+def sign(content: bytes, manifest: str = '{"step": 3}') -> bytes:
+    """As save_checkpoint ends a file, written here a second time."""
+    content += b"\n" + manifest.encode() + b"\n"
+    return content + b"sha256 " + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def archive(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def test_the_file_is_an_archive_a_manifest_and_a_digest(tmp_path, small):
+    path = tmp_path / "last.ckpt"
+    small.save(tmp_path / "tokenizer")
+    (tmp_path / "config.yaml").write_bytes(b"seed: 1")
+    data = {"tokenizer_sha256": small.digest, "train_sha256": "11", "val_sha256": "22"}
+    save_checkpoint(make_checkpoint(TokenDataModule=data), path)
+    content = path.read_bytes()
+    manifest = verify(path)
+    assert content.endswith(sign(b"", json.dumps(manifest)).rpartition(b"sha256")[0] + content[-72:])
+    assert content[-72:] == f"sha256 {hashlib.sha256(content[:-72]).hexdigest()}\n".encode()
+    names = ("vocab.json", "merges.txt", "tokenizer_config.json")
+    files = {f"tokenizer/{name}": hashlib.sha256((tmp_path / "tokenizer" / name).read_bytes()) for name in names}
+    assert manifest == {
+        "format": 1,
+        "step": 3,
+        **data,
+        "config_sha256": hashlib.sha256(b"seed: 1").hexdigest(),
+        "files": {name: sha256.hexdigest() for name, sha256 in files.items()},
+    }
+    assert torch.load(path, weights_only=True)["global_step"] == 3
+    assert zipfile.ZipFile(path).testzip() is None
+
+
+def test_every_changed_bit_and_every_cut_is_noticed(tmp_path):
+    path, rng = tmp_path / "last.ckpt", random.Random(0)
+    save_checkpoint(make_checkpoint(), path)
+    whole = path.read_bytes()
+    end = range(8 * (len(whole) - 300), 8 * len(whole))  # manifest and digest, bit by bit
+    for bit in [*end, *(rng.randrange(8 * len(whole)) for _ in range(300))]:
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"last.ckpt: is (damaged|not a checkpoint of `lm fit`, or not a whole)"):
+            load_checkpoint(path)
+    for size in [*range(len(whole) - 400, len(whole)), *(rng.randrange(len(whole)) for _ in range(100)), 0]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"last.ckpt: is (damaged|not a checkpoint of `lm fit`, or not a whole)"):
+            verify(path)
+    path.write_bytes(whole)
+    assert verify(path)["step"] == 3
+
+
+def test_a_changed_tokenizer_is_noticed_and_named(tmp_path, small):
+    path = tmp_path / "last.ckpt"
+    small.save(tmp_path / "tokenizer")
+    save_checkpoint(make_checkpoint(), path)
+    assert load_tokenizer(path).digest == small.digest
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        file = tmp_path / "tokenizer" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole + b"\n")  # the same tokenizer, but not the same file
+        with pytest.raises(InputError, match=f"{name}: has changed since .*last.ckpt was saved"):
+            verify(path)
+        with pytest.raises(InputError, match=f"{name}: has changed"):
+            load_tokenizer(path)
+        file.unlink()
+        with pytest.raises(InputError, match=f"{name}: is missing"):
+            verify(path)
+        file.write_bytes(whole)
+    assert verify(path)
+
+
+# --- what strangers send ---------------------------------------------------------------------------------------------
+
+
+class Calls:
+    """Pickled, it asks the reader to call something."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
     def __reduce__(self):
-        return os.mkdir, ("evil",)
+        return self.call
 
 
-def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
+def packed(content: bytes) -> bytes:
+    """The same archive, compressed: a bomb, were the content long."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
+EVIL = {
+    "a call": lambda: archive(make_checkpoint(evil=Calls(os.mkdir, "evil"))),
+    "a call at once": lambda: archive(Calls(os.mkdir, "evil")),
+    "memory": lambda: archive(make_checkpoint(evil=Calls(bytearray, 1 << 40))),
+    "evaluation": lambda: archive(make_checkpoint(evil=Calls(eval, "__import__('os').mkdir('evil')"))),
+    "a compressed archive": lambda: packed(archive(make_checkpoint())),
+    "no archive": lambda: pickle.dumps(make_checkpoint(evil=Calls(os.mkdir, "evil"))),
+    "an archive behind something": lambda: b"x" * 64 + archive(make_checkpoint()),
+    "text": lambda: b"!!python/object/apply:os.mkdir [evil]",
+}
+
+
+@pytest.mark.parametrize("case", EVIL)
+def test_a_strangers_checkpoint_runs_no_code(case, tmp_path, monkeypatch):
+    """Signed as ours are: a digest says that a file is whole, and not who wrote it."""
     monkeypatch.chdir(tmp_path)
-    torch.save(make_checkpoint(evil=Evil()), "evil.ckpt")
+    (tmp_path / "evil.ckpt").write_bytes(sign(EVIL[case]()))
     with pytest.raises(InputError, match=r"evil.ckpt: cannot be read as a checkpoint"):
         load_checkpoint("evil.ckpt")
     assert not os.path.exists("evil")
+    (tmp_path / "good.ckpt").write_bytes(sign(archive(make_checkpoint())))
+    assert load_checkpoint("good.ckpt")["global_step"] == 3
+
+
+def laughs() -> list:
+    value: list = ["ha"]
+    for _ in range(60):
+        value = [value, value]  # 2^60 words, were they written out
+    return value
+
+
+SIZES = {"num_layers": 10**9, "context_length": 10**12, "d_model": 10**6, "vocab_size": 10**9, "d_ff": 10**9}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_strangers_settings_take_no_memory(name, tmp_path):
+    checkpoint = make_checkpoint(hyper_parameters=SETTINGS | {name: SIZES[name]})
+    (tmp_path / "evil.ckpt").write_bytes(sign(archive(checkpoint)))
+    with pytest.raises(InputError, match=r"evil.ckpt: holds weights of another model than its settings describe"):
+        load_model(tmp_path / "evil.ckpt")
+    checkpoint["hyper_parameters"][name] = laughs()
+    (tmp_path / "evil.ckpt").write_bytes(sign(archive(checkpoint)))
+    with pytest.raises(InputError, match=r"evil.ckpt: is not a checkpoint of `lm fit`"):
+        load_checkpoint(tmp_path / "evil.ckpt")
 
 
 def refused(path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(InputError, match="cannot be read as a checkpoint; it is damaged, or not one of ours"):
+    with pytest.raises(InputError, match="is not a checkpoint of `lm fit`, or not a whole one"):
         load_checkpoint(path)
 
 
 def test_parts_of_a_checkpoint_and_random_bytes(tmp_path, recwarn):
     path, rng = tmp_path / "last.ckpt", random.Random(0)
-    torch.save(make_checkpoint(), path)
-    whole = path.read_bytes()
-    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+    whole = archive(make_checkpoint())
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1, len(whole)):
         refused(path, whole[:size])
     for _ in range(300):
         refused(path, rng.randbytes(rng.randrange(1, 300)))
+        path.write_bytes(sign(rng.randbytes(rng.randrange(1, 300))))
+        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+            load_checkpoint(path)
     assert not recwarn.list
 
 
@@ -98,7 +238,7 @@ def test_parts_of_a_checkpoint_and_random_bytes(tmp_path, recwarn):
     ids=range(7),
 )
 def test_what_another_program_saved(tmp_path, content):
-    torch.save(content, tmp_path / "other.ckpt")
+    (tmp_path / "other.ckpt").write_bytes(sign(archive(content)))
     with pytest.raises(InputError, match=r"other.ckpt: is not a checkpoint of `lm fit`"):
         load_checkpoint(tmp_path / "other.ckpt")
 

@@ -63,7 +63,7 @@ WRONG_SETTINGS = [
     ("--model.context_length=0", "context_length is 0"),
     ("--model.d_ff=-1", "d_ff is -1"),
     ("--model.rope_theta=-1", "theta is -1.0"),
-    ("--model.learning_rate=-1", "learning_rate is -1.0"),
+    ("--model.learning_rate=-1", "above model.learning_rate -1.0"),
     ("--model.learning_rate=.nan", "learning_rate is nan"),
     ("--model.min_learning_rate=-1", "min_learning_rate is -1.0"),
     ("--model.warmup_steps=-1", "warmup_steps is -1"),
@@ -92,6 +92,12 @@ WRONG_SETTINGS = [
         "--trainer.accumulate_grad_batches=3",
         "trainer.val_check_interval 20 counts batches, and must be a multiple of trainer.accumulate_grad_batches 3",
     ),
+    ("--trainer.val_check_interval=61", "trainer.val_check_interval 61 lies beyond the run's 60 batches; set it to 60"),
+    ("--model.warmup_steps=61", "model.warmup_steps 61 is more than trainer.max_steps 60"),
+    ("--model.min_learning_rate=0.02", "model.min_learning_rate 0.02 is above model.learning_rate 0.01"),
+    ("--model.max_skipped_steps=0", "max_skipped_steps is 0"),
+    ("--data.batch_size=100000", "fewer than data.batch_size 100000; take more text or smaller batches"),
+    ("--checkpoints.keep_every_n_steps=0", "checkpoints.keep_every_n_steps is 0"),
     ("--trainer.precision=7", '"trainer.precision"'),
     ("--trainer.accelerator=quantum", "accelerator='quantum'"),
     ("--trainer.devices=0", "devices"),
@@ -125,13 +131,16 @@ def test_a_folder_that_cannot_be_made(lm, fit_arguments, work, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, generate"),
+        (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, generate, verify"),
         (["fit"], "lm fit: "),
         (["fit", "-c", "train.bin"], "lm fit: "),
         (["validate"], "lm validate: "),
         (["generate", "none.ckpt"], "lm generate: none.ckpt: no such checkpoint; train with `lm fit`"),
         (["generate", "tok"], "lm generate: tok: no such checkpoint"),
-        (["generate", "train.txt"], "lm generate: train.txt: cannot be read as a checkpoint"),
+        (["verify"], "lm verify: the following arguments are required: CKPT"),
+        (["verify", "tok"], "lm verify: tok: no such checkpoint"),
+        (["verify", "train.txt"], "lm verify: train.txt: is not a checkpoint of `lm fit`"),
+        (["generate", "train.txt"], "lm generate: train.txt: is not a checkpoint of `lm fit`"),
     ],
     ids=" ".join,
 )
@@ -144,8 +153,8 @@ def test_help(lm, work):
     for arguments in ([], ["--help"], ["-h"]):
         result = lm(*arguments)
         assert (result.code, result.err) == (0 if arguments else 2, "")
-        assert result.out.startswith("usage: lm {fit,validate,generate}")
-    for command in ("fit", "validate", "generate"):
+        assert result.out.startswith("usage: lm {fit,validate,generate,verify}")
+    for command in ("fit", "validate", "generate", "verify"):
         result = lm(command, "--help")
         assert (result.code, result.err) == (0, "")
         assert f"lm {command}" in result.out or "lm [options] " in result.out

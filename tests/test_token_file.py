@@ -32,9 +32,11 @@ def write(path: Path, token_ids, vocab_size: int = 300, **arguments) -> TokenFil
 
 
 def describe(path: Path, **changes) -> None:
-    """Changes the JSON beside the token file."""
+    """Changes the JSON beside the token file, and takes its own digest away, which older ones do not have."""
     beside = description_path(path)
-    beside.write_text(json.dumps(json.loads(beside.read_text()) | changes))
+    content = json.loads(beside.read_text())
+    del content["description_sha256"]
+    beside.write_text(json.dumps(content | changes))
 
 
 def names(folder: Path) -> list[str]:
@@ -57,7 +59,10 @@ def test_ids_are_raw_little_endian_and_wide_enough(tmp_path, vocab_size, dtype):
     assert len(file) == 5
     assert file.tokens.dtype == token_dtype(vocab_size) == np.dtype(dtype)
     assert not file.tokens.flags.writeable
-    assert json.loads((tmp_path / "t.bin.json").read_text()) == {
+    description = json.loads((tmp_path / "t.bin.json").read_text())
+    digest = description.pop("description_sha256")
+    assert digest == hashlib.sha256(json.dumps(description).encode()).hexdigest()
+    assert description == {
         "dtype": dtype,
         "tokens": 5,
         "documents": 0,
@@ -205,6 +210,18 @@ def test_a_damaged_file_is_refused(tmp_path, damage, message):
         TokenFile.open(tmp_path / "t.bin")
     assert "\n" not in str(error.value)
     assert str(tmp_path / "t.bin") in str(error.value)
+
+
+def test_any_flipped_bit_of_the_description_is_noticed(tmp_path):
+    write(tmp_path / "t.bin", [range(16)], vocab_size=1 << 16)
+    path = description_path(tmp_path / "t.bin")
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match=r"t\.bin"):
+            TokenFile.open(tmp_path / "t.bin")
 
 
 def test_any_flipped_bit_is_noticed(tmp_path):

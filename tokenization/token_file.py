@@ -43,6 +43,11 @@ class Description:
     tokenizer_sha256: str
     data_sha256: str
 
+    @property
+    def digest(self) -> str:
+        """Of the values, so that a changed one is noticed, too."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
 
 class TokenFileWriter:
     """A context: what has been written stands under its name when the block ends well, and nowhere when it does not.
@@ -113,7 +118,8 @@ class TokenFileWriter:
             self.tokenizer_sha256,
             self._sha256.hexdigest(),
         )
-        write_text(description_path(self._temporary), json.dumps(asdict(description), indent=2) + "\n")
+        content = asdict(description) | {"description_sha256": description.digest}
+        write_text(description_path(self._temporary), json.dumps(content, indent=2) + "\n")
         os.replace(self._temporary, self.path)
         os.replace(description_path(self._temporary), description_path(self.path))
 
@@ -127,7 +133,8 @@ class TokenFile:
     description: Description
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> "TokenFile":
+    def open(cls, path: str | os.PathLike, verify: bool = True) -> "TokenFile":
+        """verify: reads every byte, for the digest and the largest id; without it size and dtype alone are checked."""
         path = Path(path)
         if not path.is_file():
             raise InputError(
@@ -145,21 +152,26 @@ class TokenFile:
             )
         if not size:
             raise InputError(f"{path}: is empty; encode a text that is not")
-        largest, data_sha256 = scan(path, dtype)
-        if largest >= description.vocab_size:
-            raise InputError(
-                f"{path}: token id {largest} lies outside its vocabulary of {description.vocab_size} tokens;"
-                " encode the text again"
-            )
-        if data_sha256 != description.data_sha256:
-            raise InputError(
-                f"{path}: has changed since it was made, says the digest in {description_path(path).name};"
-                " encode the text again"
-            )
+        if verify:
+            verify_tokens(path, description)
         return cls(path, np.memmap(path, dtype, mode="r"), description)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+def verify_tokens(path: Path, description: Description) -> None:
+    largest, data_sha256 = scan(path, DTYPES[description.dtype])
+    if largest >= description.vocab_size:
+        raise InputError(
+            f"{path}: token id {largest} lies outside its vocabulary of {description.vocab_size} tokens;"
+            " encode the text again"
+        )
+    if data_sha256 != description.data_sha256:
+        raise InputError(
+            f"{path}: has changed since it was made, says the digest in {description_path(path).name};"
+            " encode the text again"
+        )
 
 
 def scan(path: Path, dtype: np.dtype) -> tuple[int, str]:
@@ -176,13 +188,17 @@ def read_description(path: Path) -> Description:
     beside = description_path(path)
     remedy = "make the token file with `tokenization encode`"
     try:
-        description = Description(**json.loads(beside.read_text()))
+        content = json.loads(beside.read_text())
+        description_sha256 = content.pop("description_sha256", None)  # older files have none
+        description = Description(**content)
         if any(type(getattr(description, entry.name)) is not entry.type for entry in fields(Description)):
             raise TypeError
     except OSError as error:
         raise InputError(f"{beside}: cannot be read ({error.strerror}); {remedy}") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         raise InputError(f"{beside}: is not the description of a token file; {remedy}") from None
+    if description_sha256 not in (None, description.digest):
+        raise InputError(f"{beside}: has changed since it was written, says its own digest; {remedy}")
     if description.dtype not in DTYPES:
         raise InputError(f"{beside}: dtype is {description.dtype!r}, not {' or '.join(DTYPES)}; {remedy}")
     return description
