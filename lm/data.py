@@ -225,6 +225,6 @@ class TokenDataModule(LightningDataModule):
 
 
 def leave_signals(worker: int) -> None:
-    """A Ctrl-C in a terminal reaches the workers, too; the run, which saves itself first, ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """What ends a run reaches its workers, too, from a terminal or a scheduler; the run saves itself, and ends them."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)

@@ -4,6 +4,7 @@ A state can be gone on from where a step has ended and nothing of the next has b
 saved is always the last such state, as it was before whatever has happened since: half a step, half a validation.
 """
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps, self.keep_every_n_steps = every_n_steps, keep_every_n_steps
         self.best_loss = float("inf")
         self.boundary = self.saved = Boundary(0)
-        self.updating = False  # the weights may be of two steps
+        self.unsafe = ""  # why one cannot go back to the boundary just now
         self.signals: Signals | None = None
 
     # --- steps and validations ---------------------------------------------------------------------------------------
@@ -91,14 +92,14 @@ class Checkpoints(Checkpoint):
         trainer.training = True
 
     def on_before_optimizer_step(self, *_: Any) -> None:
-        self.updating = True
+        self.unsafe = "the weights were being changed; "
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.boundary.step:
             return  # in the middle of a step, whose batches accumulate
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # Lightning validates before it stops, at whatever step that is
-        self.boundary, self.updating = self._this_boundary(trainer), False
+        self.boundary, self.unsafe = self._this_boundary(trainer), ""
 
     def _this_boundary(self, trainer: Trainer) -> Boundary:
         due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
@@ -118,10 +119,13 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._leave_if_asked(trainer)
 
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        self.unsafe = "its validation was being recorded; "  # and would be so twice
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self.boundary = Boundary(trainer.global_step, trainer.fit_loop.state_dict())
+        self.boundary, self.unsafe = Boundary(trainer.global_step, trainer.fit_loop.state_dict()), ""
         self._try_to_save(trainer, trainer.callback_metrics["val/loss"].item())
         if trainer.global_step < trainer.max_steps:
             self._leave_if_asked(trainer)
@@ -143,7 +147,9 @@ class Checkpoints(Checkpoint):
         if self.signals is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # training had not begun, or leaves nothing behind
         if trainer.global_step == self.boundary.step + 1:  # a callback failed when the step was done
-            self.boundary, self.updating = self._this_boundary(trainer), False
+            self.boundary, self.unsafe = self._this_boundary(trainer), ""
+            with contextlib.suppress(Exception):
+                trainer._logger_connector.update_train_step_metrics()  # whose figures Lightning logs after them
         print(f"stopped in step {self.boundary.step + 1}; {self._save_in_need(trainer, pl_module, exception)}")
 
     def _save_in_need(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> str:
@@ -152,8 +158,8 @@ class Checkpoints(Checkpoint):
             reason = ""
         elif isinstance(exception, Diverged):
             reason = "nothing good has come since then; "
-        elif self.updating:
-            reason = "the weights were being changed; "
+        elif self.unsafe:
+            reason = self.unsafe
         elif not all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
             reason = "the weights are not finite; "
         else:

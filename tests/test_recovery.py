@@ -51,6 +51,7 @@ def assert_joined(cut: Path, whole: Path) -> None:
         loops, other_loops = (checkpoint.pop("loops")["fit_loop"] for checkpoint in (a, b))
         batches = [counts["epoch_loop.batch_progress"]["total"]["ready"] for counts in (loops, other_loops)]
         assert batches[0] == batches[1]
+        del a["epoch"], b["epoch"]
         assert [key for key in a if not same(a[key], b[key])] == [], name
     (scalars, texts), (expected, expected_texts) = read_events(cut), read_events(whole)
     for curves in (scalars, expected):
@@ -139,11 +140,12 @@ def start(arguments: list[object], **settings) -> subprocess.Popen:
     )
 
 
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
+def wait_for(condition, seconds: float = 120) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
         time.sleep(0.02)
+    raise AssertionError("that has not come about")
 
 
 ENDLESS = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", "--checkpoints.every_n_steps=20"]
@@ -195,7 +197,7 @@ FAILURES = {
     # where it fails, and the step of the checkpoint that is left; None is that of the last regular one
     "in the forward pass": ((LanguageModel, "training_step", 8), 7),
     "in the backward pass": ((LanguageModel, "backward", 8), 7),
-    "in a validation": ((LanguageModel, "validation_step", 12), 8),
+    "in a validation": ((LanguageModel, "validation_step", 7), 8),
     "in a callback after a step": ((Throughput, "on_train_batch_end", 8, "after"), 8),
     "while the weights change": (("lm.optimizer", "adamw_update", 7 * 20 + 3), 6),
     "in a sample": ((TextSamples, "on_validation_end", 2, "after"), 6),
@@ -490,6 +492,7 @@ def test_a_checkpoint_of_weights_alone_is_refused(lm, whole, tmp_path):
     save_checkpoint(
         {key: checkpoint[key] for key in ("state_dict", "hyper_parameters", "global_step")}, run / "last.ckpt"
     )
-    result = lm("fit", "-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt")
+    going_on = ["fit", "-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--trainer.default_root_dir", run]
+    result = lm(*going_on)
     assert (result.code, result.out) == (2, "")
     assert "holds weights alone, and nothing to go on from" in result.err
