@@ -154,9 +154,10 @@ def lm_fit(folder: Path, name: str, args: argparse.Namespace) -> dict:
     settings = {
         "trainer.default_root_dir": run,
         "trainer.max_steps": WARMUP + 1 + args.steps,
-        "trainer.val_check_interval": 10_000,
+        "trainer.val_check_interval": WARMUP + 1 + args.steps,
         "trainer.limit_val_batches": 1,
         "trainer.log_every_n_steps": every,
+        "model.warmup_steps": 1,
         "model.fast": str(name != "lm fit plain").lower(),
         "model.compile": str(name != "lm fit plain").lower(),
         "data.train_path": folder / "text.bin",

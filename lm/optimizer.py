@@ -52,19 +52,19 @@ def adamw_update_all(
 
     take: 0-d bool on their device; where it is False, whatever the gradients are, nothing changes.
     """
-    keep_m, keep_v, keep_weight = betas[0], betas[1], 1 - lr * weight_decay
+    shares: list[Any] = [betas[0], betas[1], 1 - lr * weight_decay]  # that m, v and weights keep of themselves
     if take is not None:
-        keep_m, keep_v, keep_weight = (torch.where(take, keep, 1.0) for keep in (keep_m, keep_v, keep_weight))
+        shares = [torch.where(take, share, 1.0) for share in shares]
         gradients = [torch.where(take, gradient, 0.0) for gradient in gradients]
-    torch._foreach_mul_(ms, keep_m)
+    torch._foreach_mul_(ms, shares[0])
     torch._foreach_add_(ms, gradients, alpha=1 - betas[0])
-    torch._foreach_mul_(vs, keep_v)
+    torch._foreach_mul_(vs, shares[1])
     torch._foreach_addcmul_(vs, gradients, gradients, value=1 - betas[1])
     denominators = torch._foreach_sqrt(vs)
     torch._foreach_add_(denominators, eps)
     if take is not None:
         torch._foreach_div_(denominators, take.float())  # by 0: an update of m / inf
-    torch._foreach_mul_(weights, keep_weight)
+    torch._foreach_mul_(weights, shares[2])
     step_size = lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
     torch._foreach_addcdiv_(weights, ms, denominators, value=-step_size)
 

@@ -112,7 +112,7 @@ def settings(token_data) -> dict:
 
 def attach(data: TokenDataModule, **changes) -> TokenDataModule:
     trainer = {"accumulate_grad_batches": 1, "world_size": 1, "global_rank": 0, "max_steps": 10, "global_step": 0}
-    trainer["strategy"] = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer |= {"local_rank": 0, "strategy": SimpleNamespace(root_device=torch.device("cpu"))}
     data.trainer = SimpleNamespace(**trainer | changes)  # type: ignore[assignment]
     return data
 

@@ -147,3 +147,25 @@ def test_clipping_bfloat16():
     assert clip_gradients([parameter], 1.0) == 6
     assert parameter.grad.dtype == torch.bfloat16
     assert parameter.grad.tolist() == [0.5] * 4
+
+
+def test_a_step_that_is_not_to_be_taken_changes_nothing():
+    ours, usual = make_parameters(), make_parameters()
+    optimizer, other = AdamW(ours, lr=0.1), AdamW(usual, lr=0.1)
+    for step in (0, 2, 3):
+        set_gradients(ours, step)
+        set_gradients(usual, step)
+        optimizer.take = torch.tensor(True)
+        optimizer.step()
+        other.step()
+    for a, b in zip(ours, usual, strict=True):
+        torch.testing.assert_close(a, b)
+    before = copy.deepcopy([[p.detach(), optimizer.state[p]["m"], optimizer.state[p]["v"]] for p in ours])
+    ours[0].grad.fill_(torch.nan)
+    ours[3].grad.fill_(torch.inf)
+    optimizer.take = torch.tensor(False)
+    optimizer.step()
+    for parameter, (weight, m, v) in zip(ours, before, strict=True):
+        assert torch.equal(parameter, weight)
+        assert torch.equal(optimizer.state[parameter]["m"], m)
+        assert torch.equal(optimizer.state[parameter]["v"], v)
