@@ -10,11 +10,11 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data test test-slow lint format clean-demo
+.PHONY: help install demo data test test-slow torture lint format clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
-	@echo "also: install, data (the demo's token files), lint, format, test-slow, clean-demo"
+	@echo "also: install, data (the demo's token files), lint, format, test-slow, torture, clean-demo"
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -87,3 +87,7 @@ test: lint
 
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
+
+# The long run of tests/reliability: more than half an hour.
+torture: .venv/.installed-test
+	$(BIN)/pytest -m torture tests/reliability

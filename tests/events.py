@@ -2,17 +2,27 @@
 
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.util.tensor_util import make_ndarray
+
+Curves = dict[str, list[tuple[int, float]]]
 
 
-def read_events(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, str]]]]:
-    """The curves of all event files of a run, as TensorBoard joins them, and its texts."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
-    events.Reload()
-    tags = events.Tags()
-    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]}
-    texts = {
-        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
-        for tag in tags["tensors"]
-    }
+def read_events(folder: Path) -> tuple[Curves, dict[str, list[tuple[int, str]]]]:
+    """The curves of all event files of a run, and its texts, joined as TensorBoard does it: where a later file says
+    that it starts at a step, what earlier ones have from there on is void."""
+    scalars: dict[str, list] = {}
+    texts: dict[str, list] = {}
+    for path in sorted(folder.glob("events*")):
+        for event in EventFileLoader(str(path)).Load():
+            if event.session_log.status == SessionLog.START:
+                for points in (*scalars.values(), *texts.values()):
+                    points[:] = [point for point in points if point[0] < event.step]
+            for value in event.summary.value:
+                content = make_ndarray(value.tensor).flat[0]
+                if isinstance(content, bytes):
+                    texts.setdefault(value.tag, []).append((event.step, content.decode()))
+                else:
+                    scalars.setdefault(value.tag, []).append((event.step, float(content)))
     return scalars, texts

@@ -1,0 +1,226 @@
+"""Kills: a run that is killed again and again, at moments nobody has chosen, ends as the unbroken one; a save that is
+killed, or fails, at any of its steps leaves a whole checkpoint; and a watcher never sees a moment without one."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SETTINGS, wait_until
+from test_fit import TIMED, read_events, same
+
+from lm import checkpoint as checkpoint_module
+from lm.checkpoint import load_checkpoint, save_checkpoint, verify
+from lm.run_folder import find_newest, sweep
+from tokenization import InputError
+
+
+def assert_same_run(run: Path, unbroken: Path) -> None:
+    """Weights, optimizer and counters of every checkpoint, all curves and all texts: bit for bit."""
+    names = {path.name for path in unbroken.glob("*.ckpt")}
+    assert (
+        {path.name for path in run.glob("*.ckpt")}
+        == names
+        == {"best.ckpt", "last.ckpt", "step-15.ckpt", "step-30.ckpt"}
+    )
+    for name in names:
+        a, b = load_checkpoint(unbroken / name), load_checkpoint(run / name)
+        assert [key for key in a if not same(a[key], b[key])] == [], name
+    (scalars, texts), (expected, expected_texts) = read_events(run), read_events(unbroken)
+    scalars.pop(TIMED), expected.pop(TIMED)
+    assert scalars == expected
+    assert texts == expected_texts
+    assert len(scalars["train/loss"]) == 40
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.torture)])
+def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, figure, tmp_path):
+    whole, seconds = unbroken
+    done = finished = in_saves = 0
+    while done < kills or (finished and not (tmp_path / f"run{finished}").exists()):
+        run, log = tmp_path / f"run{finished}", tmp_path / "log"
+        pid = server.start(fit_arguments(run, *SETTINGS, "--ckpt_path=auto"), log)
+        wait_until(lambda: (run / ".lock").exists() and str(pid) in (run / ".lock").read_text())  # noqa: B023
+        time.sleep(rng.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        code = server.wait()
+        assert code in (0, -signal.SIGKILL), log.read_text()
+        done += code != 0
+        in_saves += bool(list(run.glob(".*.ckpt.*.tmp")))
+        if done >= kills:
+            code = server.run(fit_arguments(run, *SETTINGS, "--ckpt_path=auto"), log)
+        if code == 0:
+            assert_same_run(run, whole)
+            finished += 1
+            if done >= kills:
+                break
+    figure(f"kill -9 at random moments of `lm fit`: {done} kills ({in_saves} within a save), {finished} runs finished,"
+           f" {finished} equal to the unbroken one in weights and curves")  # fmt: skip
+
+
+def test_kill_9_of_a_command_as_a_user_starts_it(unbroken, fit_arguments, server, figure, tmp_path):
+    """`python -m lm fit`, and not a fork of it."""
+    whole, _ = unbroken
+    arguments = [str(argument) for argument in fit_arguments(tmp_path / "run", *SETTINGS, "--ckpt_path=auto")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "lm", *arguments], env=environment, stdout=subprocess.DEVNULL)
+    wait_until((tmp_path / "run" / "last.ckpt").exists)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert server.run(arguments, tmp_path / "log") == 0
+    assert_same_run(tmp_path / "run", whole)
+
+
+# --- one save, step by step ------------------------------------------------------------------------------------------
+
+
+def small_checkpoint(step: int) -> dict:
+    settings = {"vocab_size": 8, "context_length": 4, "d_model": 4, "num_layers": 1, "num_heads": 1, "d_ff": 4}
+    settings |= {"rope_theta": 1.0, "norm_position": "pre", "position_encoding": "rope", "feed_forward": "swiglu"}
+    weights = {f"model.{name}": torch.full((40, 40), float(step)) for name in "abc"}
+    return {"state_dict": weights, "hyper_parameters": settings, "global_step": step}
+
+
+class Faulty:
+    """A file, or a function, whose calls are counted; the one that is chosen fails."""
+
+    def __init__(self, chosen: int, fault):
+        self.calls, self.chosen, self.fault = 0, chosen, fault
+
+    def call(self, function, *arguments):
+        self.calls += 1
+        if self.calls == self.chosen:
+            self.fault(function, *arguments)
+        return function(*arguments)
+
+    def open(self, path, mode):
+        file, counter = open(path, mode), self  # noqa: SIM115
+        if "w" not in mode:
+            return file
+
+        class File:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                file.close()
+
+            def write(self, data):
+                return counter.call(file.write, data)
+
+            def flush(self):
+                return counter.call(file.flush)
+
+            def fileno(self):
+                return file.fileno()
+
+        return File()
+
+
+def error(number: int):
+    def fault(function, *arguments):
+        if function.__name__ == "write":
+            function(bytes(arguments[0])[: len(arguments[0]) // 2])  # half of it has arrived
+        raise OSError(number, os.strerror(number))
+
+    return fault
+
+
+def kill_before(function, *arguments):
+    os._exit(9)
+
+
+def kill_within(function, *arguments):
+    if function.__name__ == "write":
+        function(bytes(arguments[0])[: len(arguments[0]) // 2])
+        function.__self__.flush()
+    else:
+        function(*arguments)
+    os._exit(9)
+
+
+def save_with_fault(path: Path, chosen: int, fault) -> int:
+    """In a forked process -> its exit code: 9 killed, 5 the error has come out, 0 saved; calls go to path.calls."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = 1
+    try:
+        faulty, fsync, replace = Faulty(chosen, fault), os.fsync, os.replace
+        checkpoint_module.open = faulty.open  # type: ignore[attr-defined]
+        os.fsync = lambda descriptor: faulty.call(fsync, descriptor)  # type: ignore[assignment]
+        os.replace = lambda *names: faulty.call(replace, *names)  # type: ignore[assignment]
+        save_checkpoint(small_checkpoint(2), path)
+        (path.parent / "calls").write_text(str(faulty.calls))
+        code = 0
+    except OSError:
+        code = 5
+    finally:
+        os._exit(code)
+
+
+FAULTS = {
+    "killed before": (kill_before, 9),
+    "killed within": (kill_within, 9),
+    "no space left": (error(errno.ENOSPC), 5),
+    "input/output error": (error(errno.EIO), 5),
+    "read-only": (error(errno.EROFS), 5),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_at_every_operation_of_a_save(kind, figure, tmp_path):
+    fault, expected = FAULTS[kind]
+    path = tmp_path / "last.ckpt"
+    assert save_with_fault(path, -1, None) == 0
+    operations = int((tmp_path / "calls").read_text())
+    assert operations > 10
+    seen = set()
+    for chosen in range(1, operations + 1):
+        save_checkpoint(small_checkpoint(1), path)
+        assert save_with_fault(path, chosen, fault) == expected
+        newest, _ = find_newest(tmp_path)
+        assert newest == path
+        content = load_checkpoint(path)
+        assert same(content, small_checkpoint(content["global_step"]))
+        seen.add(content["global_step"])
+        left = sweep(tmp_path)
+        assert len(left) <= 1 if expected == 9 else not left
+        assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "calls"}
+    assert 1 in seen  # 2 where the fault came after the rename
+    figure(f"a save, {kind} at each of its {operations} writes, flushes and renames: {operations} whole checkpoints")
+
+
+# --- a watcher -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.torture)])
+def test_a_watcher_always_sees_a_whole_checkpoint(seconds, figure, tmp_path):
+    save_checkpoint(small_checkpoint(1), tmp_path / "last.ckpt")
+    pid = os.fork()
+    if not pid:
+        try:
+            for step in range(2, 1_000_000):
+                save_checkpoint(small_checkpoint(step), tmp_path / ("best.ckpt" if step % 3 == 0 else "last.ckpt"))
+        finally:
+            os._exit(1)
+    looks, steps, end = 0, set(), time.monotonic() + seconds
+    try:
+        while time.monotonic() < end or looks < 100:
+            names = [path.name for path in tmp_path.glob("*.ckpt")]
+            assert "last.ckpt" in names
+            for name in names:
+                steps.add(verify(tmp_path / name)["step"])
+            looks += 1
+    except InputError as failure:
+        raise AssertionError("a moment without a whole checkpoint") from failure
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert len(steps) > 20
+    figure(f"a watcher during {max(steps):,} saves: {looks:,} looks, a whole checkpoint every time")
