@@ -9,12 +9,14 @@ its target and flushed to the disk before, and the folder after, so that the nam
 verified before use, and loaded with weights only, from an archive that holds what ours hold: no code in it can run.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pickletools
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,28 +89,34 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike) -> None:
-    """Whole or not at all; what stood under the name stays until then."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest = json.dumps(make_manifest(checkpoint, path.parent))
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that stands under its name when the block ends well; until then, and otherwise, what stood there stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            digesting = DigestingFile(file)
-            torch.save(checkpoint, digesting)  # type: ignore[arg-type]
-            digesting.write(f"\n{manifest}\n".encode())
-            file.write(f"sha256 {digesting.sha256.hexdigest()}\n".encode())
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         flush_folder(path.parent)
-    except RuntimeError as error:  # what torch makes of a write that failed
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike) -> None:
+    """Whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest = json.dumps(make_manifest(checkpoint, path.parent))
+    with writing(path) as file:
+        digesting = DigestingFile(file)
+        try:
+            torch.save(checkpoint, digesting)  # type: ignore[arg-type]
+        except RuntimeError as error:  # what torch makes of a write that failed
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        digesting.write(f"\n{manifest}\n".encode())
+        file.write(f"sha256 {digesting.sha256.hexdigest()}\n".encode())
 
 
 # --- verifying -------------------------------------------------------------------------------------------------------

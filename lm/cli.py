@@ -33,7 +33,7 @@ from lm.data import TokenDataModule
 from lm.module import LanguageModel
 from lm.nonfinite import StopWhenDiverged
 from lm.recovery import Checkpoints
-from lm.run_folder import find_newest, run_lock, sweep
+from lm.run_folder import find_newest, make_last, run_lock, sweep
 from tokenization import InputError
 
 HARMLESS_WARNINGS = (
@@ -182,15 +182,15 @@ class RunCLI(LightningCLI):
             check_length(config.trainer, config.model)
         check_folder(config)
         # Said when everything has been checked, and not said by every process.
-        self.start_step, self.data_state = 0, None
+        self.start_step, self.data_state, self.nothing_left, self.automatic = 0, None, False, automatic
         self.allow_changed_data, config.allow_changed_data = config.allow_changed_data, False
         if checkpoint is not None:
-            if automatic and checkpoint["global_step"] == config.trainer.max_steps and not validation_due(checkpoint):
-                print(*self.news, "nothing is left to do", sep="\n")
-                sys.exit(0)
-            check_continuation(checkpoint, config)
+            done = checkpoint["global_step"] == config.trainer.max_steps and not validation_due(checkpoint)
+            self.nothing_left = automatic and done
+            if not self.nothing_left:
+                check_continuation(checkpoint, config)
             self.data_state, self.start_step = checkpoint[TokenDataModule.__name__], checkpoint["global_step"]
-            self.news += [f"going on from {config.ckpt_path}, step {self.start_step}"]
+            self.news += [] if done and automatic else [f"going on from {config.ckpt_path}, step {self.start_step}"]
             self.news += [f"  from here on  {change}" for change in changes]
 
     def _find_checkpoint(self, config: Namespace) -> list[str]:
@@ -233,10 +233,18 @@ class RunCLI(LightningCLI):
             self.news += [f"  from here on  {change}" for change in changes]
             if self.start_step >= trainer.max_steps:
                 trainer.fit_loop.epoch_loop.max_steps += 1  # or Lightning would not begin; Checkpoints puts it right
-        if not trainer.is_global_zero:
-            return
-        if not settings.trainer.fast_dev_run:
+        if trainer.is_global_zero and not settings.trainer.fast_dev_run:
             self._take_folder(settings)
+        if trainer.is_global_zero:
+            self._announce()
+        if self.nothing_left:
+            sys.exit(0)
+
+    def _announce(self) -> None:
+        settings, trainer = self.config.fit, self.trainer
+        if self.nothing_left:
+            print(*self.news, "nothing is left to do", sep="\n")
+            return
         tokens = settings.data.batch_size * settings.model.context_length
         tokens *= trainer.accumulate_grad_batches * trainer.world_size
         print(*self.news, sep="\n", end="\n" if self.news else "")
@@ -251,5 +259,7 @@ class RunCLI(LightningCLI):
         check_folder(config)
         if config.ckpt_path is not None and read_manifest(config.ckpt_path)["step"] != self.start_step:
             raise InputError(f"{config.ckpt_path}: another run has just replaced it; start again")
+        if self.automatic and config.ckpt_path is not None:
+            make_last(config.ckpt_path)
         for path in sweep(config.trainer.default_root_dir):
             self.news.append(f"{path}: left half-written by a run that was killed; deleted")

@@ -197,10 +197,10 @@ class Checkpoints(Checkpoint):
         if self.boundary is self.saved:
             return
         step = self.boundary.step
-        self._save(trainer, LAST)
-        self.saved = self.boundary
         if self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0:
             self._save(trainer, f"step-{step}.ckpt")
+        self._save(trainer, LAST)  # after the others: a run that goes on from it would not write them again
+        self.saved = self.boundary
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -12,12 +12,13 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import CONFIG, LAST, TOKENIZER, file_sha256, read_manifest, verify
+from lm.checkpoint import CONFIG, LAST, TOKENIZER, file_sha256, read_manifest, verify, writing
 from tokenization import InputError
 
 LOCK = ".lock"
@@ -111,6 +112,16 @@ def find_newest(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
     if paths:
         raise InputError(f"{folder}: none of its {len(paths)} checkpoints verifies; {reasons[0]}")
     return None, [f"{folder}: holds no checkpoint; a new run begins"]
+
+
+def make_last(path: str | os.PathLike) -> None:
+    """The newest checkpoint is last.ckpt, too: the run may have been killed after best.ckpt, and before it."""
+    path = Path(path)
+    last = path.with_name(LAST)
+    if path.name == LAST or (last.exists() and file_sha256(last) == file_sha256(path)):
+        return
+    with writing(last) as file, open(path, "rb") as content:
+        shutil.copyfileobj(content, file)
 
 
 def describe(path: str | os.PathLike) -> Iterator[str]:

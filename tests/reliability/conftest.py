@@ -42,12 +42,13 @@ def child(arguments, log):
         os._exit(code or 0)
 
 print("ready", flush=True)
-for line in sys.stdin:
+for line in iter(sys.stdin.readline, ""):
     arguments, log = json.loads(line)
     pid = os.fork()
     if not pid:
         child(arguments, log)
     print(pid, flush=True)
+    sys.stdin.readline()  # until then its process id stays its own
     _, status = os.waitpid(pid, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
@@ -69,14 +70,18 @@ class LmServer:
 
     def start(self, arguments: list[object], log: Path) -> int:
         """-> its process id."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([[str(argument) for argument in arguments], str(log)]) + "\n")
-        self.process.stdin.flush()
+        self._tell(json.dumps([[str(argument) for argument in arguments], str(log)]))
         return int(self._answer())
 
     def wait(self) -> int:
         """-> the exit code; -9 after a kill -9."""
+        self._tell("")
         return int(self._answer())
+
+    def _tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
 
     def run(self, arguments: list[object], log: Path) -> int:
         self.start(arguments, log)
@@ -101,6 +106,11 @@ def unbroken(server, fit_arguments, tmp_path_factory) -> tuple[Path, float]:
     before = time.monotonic()
     assert server.wait() == 0, (folder / "log").read_text()
     return folder / "run", time.monotonic() - before
+
+
+def has_ended(pid: int) -> bool:
+    """A child of the server, which has not been waited for yet."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def wait_until(condition, polls: int = 20_000) -> bool:

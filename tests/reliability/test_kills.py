@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, wait_until
+from conftest import ROOT, SETTINGS, has_ended, wait_until
 from test_fit import TIMED, read_events, same
 
 from lm import checkpoint as checkpoint_module
@@ -38,14 +38,21 @@ def assert_same_run(run: Path, unbroken: Path) -> None:
     assert len(scalars["train/loss"]) == 40
 
 
+def holds_lock(run: Path, pid: int) -> bool:
+    try:
+        return str(pid) in (run / ".lock").read_text()
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.torture)])
 def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, figure, tmp_path):
     whole, seconds = unbroken
     done = finished = in_saves = 0
-    while done < kills or (finished and not (tmp_path / f"run{finished}").exists()):
+    while True:
         run, log = tmp_path / f"run{finished}", tmp_path / "log"
         pid = server.start(fit_arguments(run, *SETTINGS, "--ckpt_path=auto"), log)
-        wait_until(lambda: (run / ".lock").exists() and str(pid) in (run / ".lock").read_text())  # noqa: B023
+        wait_until(lambda: has_ended(pid) or holds_lock(run, pid))  # noqa: B023
         time.sleep(rng.uniform(0, seconds))
         os.kill(pid, signal.SIGKILL)
         code = server.wait()
@@ -57,8 +64,8 @@ def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, f
         if code == 0:
             assert_same_run(run, whole)
             finished += 1
-            if done >= kills:
-                break
+        if done >= kills:
+            break
     figure(f"kill -9 at random moments of `lm fit`: {done} kills ({in_saves} within a save), {finished} runs finished,"
            f" {finished} equal to the unbroken one in weights and curves")  # fmt: skip
 

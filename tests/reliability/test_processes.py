@@ -1,0 +1,168 @@
+"""Several processes: of two runs for one folder one wins, whatever the moment; and of two that train together, one
+that is killed brings the other to its end, from which they go on exactly."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, wait_until
+from test_fit import TIMED, read_events, same
+
+from lm.checkpoint import load_checkpoint, read_manifest
+from lm.run_folder import LOCK, run_lock
+from tokenization import InputError
+
+
+def race(folder: Path, stale: bool, delay: float) -> list[str]:
+    """Two processes that want the folder at once -> how each ended."""
+    folder.mkdir()
+    if stale:
+        pid = os.fork()
+        if not pid:
+            run_lock(folder).__enter__()
+            os._exit(0)  # without giving it back
+        os.waitpid(pid, 0)
+        assert (folder / LOCK).exists()
+    start, go = os.pipe()
+    pids = []
+    for number in range(2):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        code = 1
+        try:
+            os.close(go)
+            os.read(start, 1)
+            time.sleep(number * delay)
+            with run_lock(folder):
+                with open(folder / "winners", "a") as file:
+                    file.write("x")
+                time.sleep(0.05)
+            code = 10
+        except InputError:
+            code = 20
+        finally:
+            os._exit(code)
+    os.close(start)
+    os.close(go)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert not (folder / LOCK).exists()
+    return sorted({10: "won", 20: "refused"}.get(code, "failed") for code in codes)
+
+
+@pytest.mark.parametrize("races", [100, pytest.param(1000, marks=pytest.mark.torture)])
+def test_of_two_runs_one_has_the_folder(races, rng, figure, capfd, tmp_path):
+    for number in range(races):
+        assert race(tmp_path / str(number), number % 2 == 1, rng.choice([0, 0, 0.001])) == ["refused", "won"]
+        assert (tmp_path / str(number) / "winners").read_text() == "x"
+    figure(f"{races} races of two processes for one folder, half of them over a stale lock: one winner each")
+
+
+@pytest.mark.parametrize("races", [1, pytest.param(10, marks=pytest.mark.torture)])
+def test_of_two_commands_one_trains(races, fit_arguments, figure, tmp_path):
+    for number in range(races):
+        run = tmp_path / str(number)
+        processes = [start(fit_arguments(run, "--trainer.max_steps=400")) for _ in range(2)]
+        errors = [process.communicate()[1] for process in processes]
+        assert sorted(process.returncode for process in processes) == [0, 2], errors
+        (line,) = [line for error in errors for line in error.splitlines()]
+        assert "another run writes to it" in line or "already holds a run" in line
+        assert read_manifest(run / "last.ckpt")["step"] == 400
+    figure(f"{races} races of two `lm fit`: one trained each time, the other said why not")
+
+
+# --- two that train together -----------------------------------------------------------------------------------------
+
+TOGETHER = (
+    "--trainer.devices=2",
+    "--trainer.strategy=ddp",
+    "--trainer.max_steps=60",
+    "--trainer.val_check_interval=20",
+    "--trainer.limit_val_batches=2",
+    "--data.batch_size=2",
+    "--checkpoints.every_n_steps=5",
+    "--samples.max_new_tokens=3",
+)
+
+
+def start(arguments: list[object]) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lm", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def second_process(first: int) -> int:
+    """The process that the first has started with the same command."""
+    for pid in Path(f"/proc/{first}/task/{first}/children").read_text().split():
+        if b"lm\0fit" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return int(pid)
+    raise AssertionError("no second process")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def whole(fit_arguments, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("together") / "run"
+    process = start(fit_arguments(run, *TOGETHER))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return run
+
+
+@pytest.mark.parametrize("victim", ["second", pytest.param("first", marks=pytest.mark.torture)])
+def test_of_two_one_is_killed_and_they_go_on(victim, whole, fit_arguments, figure, tmp_path):
+    run = tmp_path / "run"
+    process = start(fit_arguments(run, *TOGETHER))
+    wait_until(lambda: (run / "last.ckpt").exists())
+    other = second_process(process.pid)
+    killed, survivor = (other, process.pid) if victim == "second" else (process.pid, other)
+    os.kill(killed, signal.SIGKILL)
+    before = time.monotonic()
+    wait_until(lambda: not is_running(survivor))
+    seconds = time.monotonic() - before
+    process.communicate()
+    assert process.returncode != 0
+    assert seconds < 60
+    step = read_manifest(run / "last.ckpt")["step"]
+    assert step < 60
+    again = start(fit_arguments(run, *TOGETHER, "--ckpt_path=auto"))
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    a, b = load_checkpoint(whole / "last.ckpt"), load_checkpoint(run / "last.ckpt")
+    for key in ("state_dict", "optimizer_states", "global_step", "callbacks"):
+        assert same(a[key], b[key]), key
+    assert all(torch.isfinite(weight).all() for weight in b["state_dict"].values())
+    (scalars, texts), (expected, expected_texts) = read_events(run), read_events(whole)
+    scalars.pop(TIMED), expected.pop(TIMED)
+    assert (scalars, texts) == (expected, expected_texts)
+    figure(f"two processes train, the {victim} is killed: the other ends after {seconds:.1f} s; resumed from step"
+           f" {step}, weights and curves equal the unbroken run's")  # fmt: skip
+
+
+def test_a_signal_stops_both_at_one_step(whole, fit_arguments, figure, tmp_path):
+    run = tmp_path / "run"
+    process = start(fit_arguments(run, *TOGETHER))
+    wait_until(lambda: (run / "last.ckpt").exists())
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    step = read_manifest(run / "last.ckpt")["step"]
+    again = start(fit_arguments(run, *TOGETHER, "--ckpt_path=auto"))
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    a, b = load_checkpoint(whole / "last.ckpt"), load_checkpoint(run / "last.ckpt")
+    for key in ("state_dict", "optimizer_states", "global_step", "callbacks"):
+        assert same(a[key], b[key]), key
+    figure(f"two processes, SIGTERM to the first: exit code 143, resumed from step {step}, equal to the unbroken run")
