@@ -267,6 +267,7 @@ def _fits(settings: dict[str, Any], weights: dict[str, Any]) -> bool:
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """The tokenizer that belongs to a checkpoint: the copy in its folder, verified."""
-    tokenizer = Tokenizer.load(Path(path).parent / TOKENIZER)
-    verify_tokenizer(path, read_manifest(path))
-    return tokenizer
+    folder = Path(path).parent / TOKENIZER
+    if folder.is_dir():
+        verify_tokenizer(path, read_manifest(path))
+    return Tokenizer.load(folder)
