@@ -19,6 +19,7 @@ STEPS = (
     "--data.batch_size=2",
     "--checkpoints.every_n_steps=3",
     "--model.max_gradient_norm=0.2",
+    "--model.warmup_steps=2",
 )
 TWO = ("--trainer.devices=2", "--trainer.val_check_interval=4")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_fit import ROOT, SETTINGS, STEPS, TIMED, read_events, same
+from events import read_events
+from test_fit import ROOT, SETTINGS, STEPS, TIMED, same
 
-from lm import module as lm_module
-from lm import nonfinite, recovery
+from lm import nonfinite, recovery, transformer
 from lm.callbacks import TextSamples, Throughput
 from lm.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 from lm.module import LanguageModel
@@ -55,7 +55,8 @@ def assert_joined(cut: Path, whole: Path) -> None:
         assert [key for key in a if not same(a[key], b[key])] == [], name
     (scalars, texts), (expected, expected_texts) = read_events(cut), read_events(whole)
     for curves in (scalars, expected):
-        curves.pop(TIMED)
+        for tag in TIMED:
+            curves.pop(tag)
     assert scalars == expected
     assert texts == expected_texts
     assert sorted(path.name for path in cut.iterdir() if not path.name.startswith("events")) == [
@@ -254,11 +255,11 @@ def test_a_full_disk_does_not_end_a_run(lm, fit_arguments, whole, monkeypatch, t
 
 def spoil_loss(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """The loss of these steps is NaN, although the gradient that it has by itself is finite."""
-    original = lm_module.cross_entropy
+    original = transformer.linear_cross_entropy
     step = LanguageModel.training_step
 
     def training_step(self, batch, batch_idx):
-        patch.setattr(lm_module, "cross_entropy", lambda *args: original(*args) + spoilt)
+        patch.setattr(transformer, "linear_cross_entropy", lambda *args: original(*args) + spoilt)
         spoilt = torch.nan if self.global_step + 1 in bad else 0.0
         return step(self, batch, batch_idx)
 
