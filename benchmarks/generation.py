@@ -1,0 +1,206 @@
+"""Writes texts with the handout's base model (22.7M parameters, context 256): this package against Hugging Face's
+generate on the same weights, and against itself without a cache, all in one run.
+
+  python benchmarks/generation.py                 the table of docs/generation.md
+
+Each measurement is a process of its own, so that its peak memory is its own, and all take turns, several times, because
+a machine is not equally fast all the time; what counts is the median. A process writes a few tokens to warm up, then
+the texts three times (without a cache, once), of which the fastest counts: from the call to the last token, so with
+reading the prompts and, for ours, laying out the weights. Tokens are always the likeliest. In float32 the ids must be
+everybody's before any number is printed.
+
+A token at batch 1 needs every weight but the embeddings once, so memory sets a limit: its speed is measured in the same
+run, as the sum of a large tensor.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lm.generation import PRECISIONS, Sampling, generate_batch
+from lm.transformer import TransformerLM
+
+VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, HEADS, D_FF = 10_000, 256, 512, 4, 16, 1344
+OURS, WITHOUT_CACHE, HUGGING_FACE, MEMORY = "ours", "ours, no cache", "hugging face", "memory"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt-tokens", type=int, default=32, help="(default: 32)")
+    parser.add_argument("--new-tokens", type=int, default=200, help="for each prompt (default: 200)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="prompts at once (default: 1 8 32)")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(default: both)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all measurements in turn (default: 3)")
+    parser.add_argument("--repeat", type=int, default=3, help="times in a process; the fastest counts (default: 3)")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # (who, precision, batch): what a process measures
+    args = parser.parse_args()
+    if args.one:
+        measure(args.one[0], args.one[1], int(args.one[2]), args)
+        return
+    cases = [(who, p, b) for p in args.precisions for b in args.batches for who in (OURS, HUGGING_FACE)]
+    cases += [(WITHOUT_CACHE, precision, 1) for precision in args.precisions if 1 in args.batches]  # more take minutes
+    runs: dict[tuple[str, str, int], list[dict]] = {case: [] for case in [(MEMORY, "fp32", 1), *cases]}
+    for _ in range(args.rounds):
+        for case, results in runs.items():
+            results.append(run_process(*case))
+    check_agreement(runs)
+    report(runs, args)
+
+
+def run_process(who: str, precision: str, batch: int) -> dict:
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", who, precision, str(batch)]
+    environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_agreement(runs: dict[tuple[str, str, int], list[dict]]) -> None:
+    """In bfloat16 each rounds in its own way, so the likeliest token may be another."""
+    for (who, precision, batch), results in runs.items():
+        if who == MEMORY or precision != "fp32":
+            continue
+        expected = runs[OURS, precision, batch][0]["texts"]
+        if any(result["texts"] != expected for result in results):
+            sys.exit(f"{who}, batch {batch}: writes other texts than {OURS}; nothing is reported")
+
+
+def report(runs: dict[tuple[str, str, int], list[dict]], args: argparse.Namespace) -> None:
+    def median(case: tuple[str, str, int]) -> float:
+        return statistics.median(result["speed"] for result in runs[case])
+
+    bandwidth = median((MEMORY, "fp32", 1))
+    threads = torch.get_num_threads()
+    print(f"{args.prompt_tokens} tokens read, {args.new_tokens} written for each prompt; {threads} threads")
+    print(f"\n{'':14} precision  batch  tokens/s  (lowest to highest)  ours / it  peak MB")
+    for case, results in runs.items():
+        if case[0] == MEMORY:
+            continue
+        who, precision, batch = case
+        speeds = [result["speed"] for result in results]
+        ratio = median((OURS, precision, batch)) / median(case)
+        spread = f"{min(speeds):.0f} to {max(speeds):.0f}"
+        peak = max(result["peak"] for result in results)
+        print(f"{who:14} {precision:9} {batch:6} {median(case):9.0f}  {spread:>19} {ratio:10.2f} {peak:8.0f}")
+    print(f"\nmemory: {bandwidth / 1e9:.1f} GB/s read")
+    weights = make_model().num_parameters() - VOCAB_SIZE * D_MODEL  # of the embeddings, a token needs one row
+    for precision in args.precisions:
+        size = weights * PRECISIONS[precision].itemsize
+        limit = (
+            f"{precision}: {size / 1e6:.1f} MB of weights a token, at most {bandwidth / size:.0f} tokens/s at batch 1"
+        )
+        reached = f"; reached {median((OURS, precision, 1)) * size / bandwidth:.0%}" if 1 in args.batches else ""
+        print(limit + reached)
+
+
+# --- what a process measures -----------------------------------------------------------------------------------------
+
+
+def measure(who: str, precision: str, batch: int, args: argparse.Namespace) -> None:
+    """Prints {speed, peak, texts} as JSON: tokens or bytes a second, MB, ids."""
+    if who == MEMORY:
+        print(json.dumps({"speed": memory_speed()}))
+        return
+    prompts = torch.randint(VOCAB_SIZE, (batch, args.prompt_tokens), generator=torch.Generator().manual_seed(1))
+    write = WRITERS[who](make_model(), PRECISIONS[precision])
+    write(prompts, 3)
+    seconds = []
+    for _ in range(1 if who == WITHOUT_CACHE else args.repeat):
+        start = time.perf_counter()
+        texts = write(prompts, args.new_tokens)
+        seconds.append(time.perf_counter() - start)
+    if any(len(text) != args.new_tokens for text in texts):
+        sys.exit(f"{who}: has not written {args.new_tokens} tokens for each prompt")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    print(json.dumps({"speed": batch * args.new_tokens / min(seconds), "peak": peak, "texts": texts}))
+
+
+def make_model() -> TransformerLM:
+    torch.manual_seed(0)
+    return TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, HEADS, D_FF)
+
+
+def memory_speed() -> float:
+    """Bytes a second, the best of ten sums over a tensor that no cache holds."""
+    numbers, seconds = torch.ones(64_000_000), []
+    for _ in range(10):
+        start = time.perf_counter()
+        numbers.sum()
+        seconds.append(time.perf_counter() - start)
+    return numbers.nbytes / min(seconds)
+
+
+Writer = Callable[[Tensor, int], list[list[int]]]  # (prompts (batch, tokens), new tokens) -> the new ids of each
+
+
+def write_ours(model: TransformerLM, dtype: torch.dtype, use_cache: bool = True) -> Writer:
+    def write(prompts: Tensor, new_tokens: int) -> list[list[int]]:
+        texts: list[list[int]] = [[] for _ in prompts]
+        settings = {"dtype": dtype} if use_cache else {"use_cache": False}
+        for number, token_id in generate_batch(model, prompts.tolist(), new_tokens, Sampling(0), **settings):
+            texts[number].append(token_id)
+        return texts
+
+    return write
+
+
+def write_without_cache(model: TransformerLM, dtype: torch.dtype) -> Writer:
+    return write_ours(model.to(dtype), dtype, use_cache=False)
+
+
+def write_hugging_face(model: TransformerLM, dtype: torch.dtype) -> Writer:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=D_MODEL,
+        intermediate_size=D_FF,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    theirs = LlamaForCausalLM(config).eval()
+    theirs.load_state_dict(dict(llama_weights(model)))
+    theirs.to(dtype)
+    del model
+
+    def write(prompts: Tensor, new_tokens: int) -> list[list[int]]:
+        everything = torch.ones_like(prompts)
+        written = theirs.generate(prompts, attention_mask=everything, max_new_tokens=new_tokens, do_sample=False)
+        return written[:, prompts.shape[1] :].tolist()
+
+    return write
+
+
+def llama_weights(model: TransformerLM):
+    """Yields (Hugging Face's name, weight); theirs pair feature i of a head with i + d_k / 2, ours 2i with 2i + 1."""
+    names = {"token_embeddings": "model.embed_tokens", "layers": "model.layers", "ln_final": "model.norm"}
+    names |= {"ln1": "input_layernorm", "ln2": "post_attention_layernorm", "attn": "self_attn", "output_proj": "o_proj"}
+    names |= {"ffn": "mlp", "w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    for name, weight in model.state_dict().items():
+        if "q_proj" in name or "k_proj" in name:
+            weight = weight.unflatten(0, (HEADS, -1, 2)).transpose(1, 2).flatten(0, 2)
+        yield ".".join(names.get(part, part) for part in name.split(".")), weight
+
+
+WRITERS: dict[str, Callable[[TransformerLM, torch.dtype], Writer]] = {
+    OURS: write_ours,
+    WITHOUT_CACHE: write_without_cache,
+    HUGGING_FACE: write_hugging_face,
+}
+
+if __name__ == "__main__":
+    main()
