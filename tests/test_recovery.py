@@ -21,6 +21,7 @@ from lm import nonfinite, recovery, transformer
 from lm.callbacks import TextSamples, Throughput
 from lm.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 from lm.module import LanguageModel
+from lm.optimizer import AdamW
 from lm.run_folder import LOCK, find_newest, run_lock, sweep
 from tokenization import InputError, TokenFile
 
@@ -349,6 +350,44 @@ def test_a_finite_loss_is_spread_without_a_change():
     for bad in (torch.nan, torch.inf, -torch.inf):
         (gradient,) = torch.autograd.grad(nonfinite.spread_nonfinite(plain + bad), weight, retain_graph=True)
         assert gradient.isnan().all()
+
+
+def adamw_steps(take: torch.Tensor | None, device: str = "cpu") -> list[torch.Tensor]:
+    """Three steps, with `take` for the second of them -> the weight after each."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], device=device))
+    optimizer, seen = AdamW([weight], lr=0.1), []
+    for step in range(3):
+        bad = torch.nan if step == 1 and take is not None else 0.2
+        weight.grad = torch.tensor([0.3, bad, -1.0], device=device)
+        optimizer.take = take if step == 1 else None
+        optimizer.step()
+        seen.append(weight.detach().clone())
+    return seen
+
+
+def test_the_device_itself_can_skip_a_step():
+    """What a GPU does, where nobody waits to learn whether the step was good."""
+    first, second, third = adamw_steps(torch.tensor(False))
+    assert torch.equal(first, second)
+    assert third.isfinite().all()
+    assert not torch.equal(second, third)
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    other = torch.nn.Parameter(weight.detach().clone())
+    plain, taking = AdamW([weight], lr=0.1), AdamW([other], lr=0.1)
+    taking.take = torch.tensor(True)
+    for _ in range(3):
+        weight.grad, other.grad = torch.tensor([0.3, -1.0]), torch.tensor([0.3, -1.0])
+        plain.step(), taking.step()
+    assert torch.equal(weight, other)
+
+
+def test_nobody_reads_the_device():
+    """A meta tensor has no value: whoever asked for one would raise."""
+    skipped = nonfinite.SkippedSteps()
+    take = skipped.count(torch.empty((), device="meta"))
+    assert (take.device.type, skipped.total.device.type, skipped.in_a_row.device.type) == ("meta",) * 3
+    assert adamw_steps(take, "meta")[2].device.type == "meta"
+    nonfinite.spread_nonfinite(torch.empty((), device="meta", requires_grad=True)).backward()
 
 
 # --- one writer ------------------------------------------------------------------------------------------------------

@@ -212,7 +212,7 @@ def test_a_damaged_file_is_refused(tmp_path, damage, message):
     assert str(tmp_path / "t.bin") in str(error.value)
 
 
-def test_any_flipped_bit_of_the_description_is_noticed(tmp_path):
+def test_any_flipped_bit_and_any_cut_of_the_description_is_noticed(tmp_path):
     write(tmp_path / "t.bin", [range(16)], vocab_size=1 << 16)
     path = description_path(tmp_path / "t.bin")
     whole = path.read_bytes()
@@ -221,6 +221,10 @@ def test_any_flipped_bit_of_the_description_is_noticed(tmp_path):
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with pytest.raises(InputError, match=r"t\.bin"):
+            TokenFile.open(tmp_path / "t.bin")
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"t\.bin\.json"):
             TokenFile.open(tmp_path / "t.bin")
 
 

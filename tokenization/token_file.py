@@ -44,9 +44,11 @@ class Description:
     data_sha256: str
 
     @property
-    def digest(self) -> str:
-        """Of the values, so that a changed one is noticed, too."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+    def text(self) -> str:
+        """As JSON, with a digest of its own, so that a changed value is noticed, too."""
+        values = asdict(self)
+        digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+        return json.dumps(values | {"description_sha256": digest}, indent=2) + "\n"
 
 
 class TokenFileWriter:
@@ -118,8 +120,7 @@ class TokenFileWriter:
             self.tokenizer_sha256,
             self._sha256.hexdigest(),
         )
-        content = asdict(description) | {"description_sha256": description.digest}
-        write_text(description_path(self._temporary), json.dumps(content, indent=2) + "\n")
+        write_text(description_path(self._temporary), description.text)
         os.replace(self._temporary, self.path)
         os.replace(description_path(self._temporary), description_path(self.path))
 
@@ -188,8 +189,9 @@ def read_description(path: Path) -> Description:
     beside = description_path(path)
     remedy = "make the token file with `tokenization encode`"
     try:
-        content = json.loads(beside.read_text())
-        description_sha256 = content.pop("description_sha256", None)  # older files have none
+        text = beside.read_text()
+        content = json.loads(text)
+        has_digest = content.pop("description_sha256", None) is not None  # older files have none
         description = Description(**content)
         if any(type(getattr(description, entry.name)) is not entry.type for entry in fields(Description)):
             raise TypeError
@@ -197,7 +199,7 @@ def read_description(path: Path) -> Description:
         raise InputError(f"{beside}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{beside}: is not the description of a token file; {remedy}") from None
-    if description_sha256 not in (None, description.digest):
+    if has_digest and text != description.text:
         raise InputError(f"{beside}: has changed since it was written, says its own digest; {remedy}")
     if description.dtype not in DTYPES:
         raise InputError(f"{beside}: dtype is {description.dtype!r}, not {' or '.join(DTYPES)}; {remedy}")
