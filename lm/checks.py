@@ -75,7 +75,7 @@ def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
 
 def validation_due(checkpoint: dict[str, Any]) -> bool:
     """The run was interrupted between a step and the validation that belongs to it."""
-    return checkpoint["callbacks"]["Checkpoints"]["validation_due"]
+    return checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("validation_due", False)
 
 
 def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path: str | os.PathLike) -> list[str]:
