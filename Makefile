@@ -48,11 +48,7 @@ data/demo/%.bin.json: data/tinystories-%.txt.gz $(TOKENIZER) | .venv/.installed
 
 # An interrupted run goes on where it stopped.
 checkpoints/demo/.trained: data/demo/train.bin.json data/demo/valid.bin.json
-	@if [ -e checkpoints/demo/last.ckpt ]; then \
-		set -x; $(BIN)/lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt; \
-	else \
-		set -x; $(BIN)/lm fit -c configs/demo.yaml; \
-	fi
+	$(BIN)/lm fit -c configs/demo.yaml --ckpt_path auto
 	@touch $@
 
 demo: .venv/.installed checkpoints/demo/.trained

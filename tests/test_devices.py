@@ -15,6 +15,7 @@ from lm.checkpoint import load_checkpoint
 ROOT = Path(__file__).parent.parent
 STEPS = (
     "--trainer.max_steps=8",
+    "--model.warmup_steps=4",
     "--trainer.limit_val_batches=2",
     "--data.batch_size=2",
     "--checkpoints.every_n_steps=3",

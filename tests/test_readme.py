@@ -40,7 +40,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my-valid.txt").write_text(stories["valid"])
     config = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     config["trainer"] |= {"max_steps": 4, "val_check_interval": 3, "limit_val_batches": 2, "log_every_n_steps": 1}
-    config["model"] |= {"d_model": 24, "num_layers": 1, "warmup_steps": 2}
+    config["model"] |= {"d_model": 24, "num_layers": 1, "warmup_steps": 1}
     config["samples"]["max_new_tokens"] = 5
     (folder / "configs").mkdir()
     (folder / "configs/demo.yaml").write_text(yaml.safe_dump(config))
