@@ -113,11 +113,12 @@ def has_ended(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def wait_until(condition, polls: int = 20_000) -> bool:
-    for _ in range(polls):
+def wait_until(condition, pause: float = 0.003, seconds: float = 120) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         if condition():
             return True
-        time.sleep(0.003)
+        time.sleep(pause)
     raise AssertionError("that has not come about")
 
 

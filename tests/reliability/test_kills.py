@@ -47,6 +47,11 @@ def holds_lock(run: Path, pid: int) -> bool:
         return False
 
 
+def is_saving(run: Path) -> bool:
+    """A save is under way, or was when the run was killed."""
+    return any(run.glob(".*.ckpt.*.tmp"))
+
+
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.torture)])
 def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, figure, tmp_path):
     whole, seconds = unbroken
@@ -56,11 +61,13 @@ def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, f
         pid = server.start(fit_arguments(run, *SETTINGS, "--ckpt_path=auto"), log)
         wait_until(lambda: has_ended(pid) or holds_lock(run, pid))  # noqa: B023
         time.sleep(rng.uniform(0, seconds))
+        if rng.random() < 0.5:  # a save is short: every other kill waits for the next one to begin
+            wait_until(lambda: has_ended(pid) or is_saving(run), pause=0)  # noqa: B023
         os.kill(pid, signal.SIGKILL)
         code = server.wait()
         assert code in (0, -signal.SIGKILL), log.read_text()
         done += code != 0
-        in_saves += bool(list(run.glob(".*.ckpt.*.tmp")))
+        in_saves += code != 0 and is_saving(run)
         if done >= kills:
             code = server.run(fit_arguments(run, *SETTINGS, "--ckpt_path=auto"), log)
         if code == 0:
