@@ -108,7 +108,7 @@ def plot(curves: dict[str, list[dict]], path: Path) -> None:
             axis = axes[row][column]
             axis.plot(values, [result[key] for result in results], marker="o")
             axis.set_xscale("log", base=2)
-            axis.set_xticks(values, [str(value) for value in values])
+            axis.set_xticks(values, [str(value) for value in values], fontsize=7)
             axis.set_ylim(0, 1 if key == "mfu" else None)
             axis.grid(alpha=0.3)
             if column == 0:
