@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.fast import block_attention, joint_product, torch_attention
-from lm.layers import Linear, RotaryPositionalEmbedding
+from lm.layers import Linear, RMSNorm, RotaryPositionalEmbedding
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:
@@ -59,7 +59,8 @@ def head_width(d_model: int, num_heads: int) -> int:
 class MultiHeadSelfAttention(nn.Module):
     """Causal self-attention in num_heads subspaces of d_model / num_heads features each (Vaswani et al. 2017).
 
-    rope turns queries and keys, the same way in every head; without it, attention knows no positions.
+    rope turns queries and keys, the same way in every head; without it, attention knows no positions. qk_norm scales
+    both to the same length before, so that their products cannot grow with them (Henry et al. 2020).
     attention names one of CAUSAL_ATTENTIONS; joint computes the three projections as one product.
     """
 
@@ -67,16 +68,24 @@ class MultiHeadSelfAttention(nn.Module):
     joint = False
 
     def __init__(
-        self, d_model: int, num_heads: int, rope: RotaryPositionalEmbedding | None = None, device=None, dtype=None
+        self,
+        d_model: int,
+        num_heads: int,
+        rope: RotaryPositionalEmbedding | None = None,
+        qk_norm: bool = False,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
-        head_width(d_model, num_heads)
+        d_k = head_width(d_model, num_heads)
         self.num_heads = num_heads
         self.rope = rope
         self.q_proj = Linear(d_model, d_model, device, dtype)
         self.k_proj = Linear(d_model, d_model, device, dtype)
         self.v_proj = Linear(d_model, d_model, device, dtype)
         self.output_proj = Linear(d_model, d_model, device, dtype)
+        self.q_norm = RMSNorm(d_k, device=device, dtype=dtype) if qk_norm else None
+        self.k_norm = RMSNorm(d_k, device=device, dtype=dtype) if qk_norm else None
 
     def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
         """x: (..., seq, d_model), token_positions: (seq,) -> (..., seq, d_model)."""
@@ -86,6 +95,8 @@ class MultiHeadSelfAttention(nn.Module):
         else:
             projected = tuple(projection(x) for projection in projections)
         q, k, v = (self.split_heads(features) for features in projected)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             q, k = self.rope(q, token_positions), self.rope(k, token_positions)
         heads = CAUSAL_ATTENTIONS[self.attention](q, k, v)

@@ -92,5 +92,10 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
             raise InputError(
                 f"{path}: was trained with model.{name} {old}, not {new}; leave it at {old}, or start a new run"
             )
+        if name == "optimizer":
+            raise InputError(
+                f"{path}: was trained with model.optimizer {old}, whose memory {new} cannot use; leave it at {old}, or"
+                " start a new run"
+            )
         changes.append(f"{name}: {old} -> {new}")
     return changes

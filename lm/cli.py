@@ -84,8 +84,9 @@ class RunLogger(TensorBoardLogger):
     """TensorBoard's event files and nothing else, straight into the run's folder."""
 
     def __init__(self, folder: str, step: int):
-        """step: that the run begins after; what an earlier attempt has drawn beyond it disappears."""
-        super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=step + 1 if step else None)
+        """step: that the run begins after, 0 where an earlier attempt was killed before its first checkpoint; what it
+        has drawn beyond disappears."""
+        super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=step + 1)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Without the epoch, which Lightning adds: our runs count steps."""

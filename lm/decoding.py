@@ -129,6 +129,9 @@ class CachedLayer:
         """In float32, as the cache: there a CPU attends faster than in bfloat16."""
         _, num_heads, _, d_k = self.keys.shape
         q, k, v = self.qkv(x).float().unflatten(-1, (3, num_heads, d_k)).permute(2, 0, 3, 1, 4)
+        attn = self.block.attn
+        if attn.q_norm is not None and attn.k_norm is not None:
+            q, k = attn.q_norm(q), attn.k_norm(k)
         if places.turns is not None:
             q, k = rotate(q, places.turns), rotate(k, places.turns)
         for cache, new in ((self.keys, k), (self.values, v)):

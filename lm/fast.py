@@ -109,8 +109,8 @@ def _backward_of_attend(ctx, d_values: Tensor, _d_kept: Tensor) -> tuple[Tensor,
 _attend.register_autograd(_backward_of_attend, setup_context=_keep_for_attend)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """cross_entropy(x @ weight.T, targets) over the first vocab_size rows of the weight.
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:
+    """cross_entropy(x @ weight.T, targets, z_loss) over the first vocab_size rows of the weight.
 
     x: (..., d_model), weight: (at least vocab_size, d_model), targets: (...) -> scalar, float32. The gradients are
     computed on the way forward, while a chunk of logits is at hand (Wijmans et al. 2024 avoid the logits, too), and
@@ -120,12 +120,12 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size:
     if torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
     with_gradients = torch.is_grad_enabled()
-    return _linear_cross_entropy(x.flatten(0, -2), weight, targets.flatten(), vocab_size, with_gradients)[0]
+    return _linear_cross_entropy(x.flatten(0, -2), weight, targets.flatten(), vocab_size, z_loss, with_gradients)[0]
 
 
 @torch.library.custom_op("lm::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, with_gradients: bool
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> the mean loss, and the gradients of the SUM of all losses for x and weight."""
     d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)  # pages that nothing writes to cost nothing
@@ -139,10 +139,16 @@ def _linear_cross_entropy(
             logits[:, vocab_size:] = -math.inf
             probabilities = torch.softmax(logits, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
             # -log p of the target may underflow, that of the likeliest token cannot: it is at least 1 / vocab_size.
-            behind = logits.amax(dim=-1).float() - logits.gather(-1, chunk_targets).squeeze(-1).float()
-            loss += (behind - probabilities.amax(dim=-1).log()).sum()
+            maximum, log_likeliest = logits.amax(dim=-1).float(), probabilities.amax(dim=-1).log()
+            behind = maximum - logits.gather(-1, chunk_targets).squeeze(-1).float()
+            loss += (behind - log_likeliest).sum()
+            if z_loss:
+                log_normalizer = maximum - log_likeliest
+                loss += z_loss * log_normalizer.square().sum()
             if not with_gradients:
                 continue
+            if z_loss:
+                probabilities *= (1 + 2 * z_loss * log_normalizer)[:, None]
             probabilities.scatter_add_(-1, chunk_targets, probabilities.new_full((len(x_chunk), 1), -1))
             d_logits = probabilities.to(x.dtype)
             torch.mm(d_logits, rows, out=d_x_chunk)
@@ -152,7 +158,7 @@ def _linear_cross_entropy(
 
 @_linear_cross_entropy.register_fake
 def _(
-    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, with_gradients: bool
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty((), dtype=torch.float32), torch.empty_like(x), torch.empty_like(weight)
 
@@ -164,7 +170,7 @@ def _keep_for_loss(ctx, inputs, output) -> None:
 def _backward_of_loss(ctx, d_loss: Tensor, _d_x: Tensor, _d_weight: Tensor) -> tuple:
     d_x, d_weight = ctx.saved_tensors
     scale = d_loss / len(d_x)
-    return d_x * scale.to(d_x.dtype), d_weight * scale.to(d_weight.dtype), None, None, None
+    return d_x * scale.to(d_x.dtype), d_weight * scale.to(d_weight.dtype), None, None, None, None
 
 
 _linear_cross_entropy.register_autograd(_backward_of_loss, setup_context=_keep_for_loss)

@@ -17,10 +17,12 @@ from lm.data import Batch, TokenDataModule
 from lm.fast import choose_attention
 from lm.loss import bits_per_byte, perplexity
 from lm.machine import can_compile
+from lm.muon import Muon
 from lm.nonfinite import SkippedSteps, spread_nonfinite
 from lm.optimizer import AdamW, clip_gradients
-from lm.schedule import cosine_warmup
+from lm.schedule import SCHEDULES
 from lm.transformer import TransformerLM
+from tokenization import InputError
 
 
 class LanguageModel(LightningModule):
@@ -51,6 +53,11 @@ class LanguageModel(LightningModule):
             device and the context length.
         compile: torch.compile; auto where the run is long enough to earn it back.
         recompute_activations: each block's activations are computed again on the way back: less memory, more time.
+        tie_embeddings: one table for reading tokens and for scoring them.
+        qk_norm: RMSNorm on each head's queries and keys.
+        z_loss: weight of the penalty on the softmax's normalizer; validation counts the cross-entropy alone.
+        optimizer: AdamW for everything, or Muon for the layers' matrices and AdamW for the rest.
+        schedule: of the learning rate after the warmup: a cosine, or constant and then down in a line (trapezoid).
         max_skipped_steps: as many steps in a row whose loss or gradient is not finite end the run; each is skipped.
     """
 
@@ -79,6 +86,11 @@ class LanguageModel(LightningModule):
         attention: Literal["auto", "blocks", "sdpa", "plain"] = "auto",
         compile: bool | Literal["auto"] = "auto",
         recompute_activations: bool = False,
+        tie_embeddings: bool = False,
+        qk_norm: bool = False,
+        z_loss: float = 0.0,
+        optimizer: Literal["adamw", "muon"] = "adamw",
+        schedule: Literal["cosine", "trapezoid"] = "cosine",
         max_skipped_steps: int = 10,
     ):
         super().__init__()
@@ -95,13 +107,16 @@ class LanguageModel(LightningModule):
             position_encoding,
             feed_forward,
             vocab_multiple,
+            tie_embeddings,
+            qk_norm,
+            z_loss,
         )
         self.model.recompute = recompute_activations
         if not fast and (attention not in ("auto", "plain") or compile is True):
             raise ValueError(f"fast is false: attention {attention} and compile {compile} have no effect; set fast")
         self.arrangement = ""
         self.mean_validation_loss = MeanMetric()
-        for name in ("learning_rate", "min_learning_rate", "warmup_steps"):
+        for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
             if not self.hparams[name] >= 0:
                 raise ValueError(f"{name} is {self.hparams[name]}; it must not be negative")
         if not max_gradient_norm > 0:
@@ -130,6 +145,8 @@ class LanguageModel(LightningModule):
             attention = choose_attention(device, self.model.context_length)
         self.model.speed_up(attention, joint_products=device != "cpu")
         self.arrangement = f"attention {attention}, loss in chunks"
+        if self.device_mesh is not None and self.hparams["optimizer"] == "muon":
+            raise InputError("model.optimizer muon needs whole matrices, which trainer.strategy fsdp cuts; take adamw")
         if self.device_mesh is not None:  # ModelParallelStrategy: FSDP
             for module in (*self.model.layers, self.model):
                 fully_shard(module, mesh=self.device_mesh["data_parallel"])
@@ -180,12 +197,15 @@ class LanguageModel(LightningModule):
         self.log_dict(metrics, sync_dist=True)  # the same on every device; Lightning asks for this
 
     def configure_optimizers(self) -> AdamW:
-        names = ("weight_decay", "betas", "eps")
-        return AdamW(self.parameters(), lr=0.0, **{name: self.hparams[name] for name in names})
+        settings = {name: self.hparams[name] for name in ("weight_decay", "betas", "eps")}
+        if self.hparams["optimizer"] == "adamw":
+            return AdamW(self.parameters(), lr=0.0, **settings)
+        half = self._trainer is not None and str(self.trainer.precision).startswith("bf16")
+        return Muon(self.model, lr=0.0, dtype=torch.bfloat16 if half else torch.float32, **settings)
 
     def learning_rate(self, step: int) -> float:
         """Of optimizer step number `step`, counted from 1: the first step moves the weights, too."""
-        return cosine_warmup(
+        return SCHEDULES[self.hparams["schedule"]](
             step,
             self.hparams["learning_rate"],
             self.hparams["min_learning_rate"],

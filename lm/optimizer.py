@@ -100,25 +100,28 @@ class AdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            settings = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-            by_age: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
-            for weight in group["params"]:
-                if weight.grad is None:  # its t stays behind that of the others
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state.update(t=0, m=torch.zeros_like(weight), v=torch.zeros_like(weight))
-                state["t"] += 1
-                by_age.setdefault(state["t"], []).append((weight, weight.grad, state["m"], state["v"]))
-            for t, tensors in by_age.items():
-                together = tensors[0][0].device.type != "cpu" if self.together is None else self.together
-                if together or self.take is not None:
-                    weights, gradients, ms, vs = map(list, zip(*tensors, strict=True))
-                    adamw_update_all(weights, gradients, ms, vs, t, *settings, self.take)
-                else:
-                    for weight, gradient, m, v in tensors:
-                        adamw_update(weight, gradient, m, v, t, *settings)
+            self.update(group)
         return loss
+
+    def update(self, group: dict[str, Any]) -> None:
+        settings = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+        by_age: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        for weight in group["params"]:
+            if weight.grad is None:  # its t stays behind that of the others
+                continue
+            state = self.state[weight]
+            if not state:
+                state.update(t=0, m=torch.zeros_like(weight), v=torch.zeros_like(weight))
+            state["t"] += 1
+            by_age.setdefault(state["t"], []).append((weight, weight.grad, state["m"], state["v"]))
+        for t, tensors in by_age.items():
+            together = tensors[0][0].device.type != "cpu" if self.together is None else self.together
+            if together or self.take is not None:
+                weights, gradients, ms, vs = map(list, zip(*tensors, strict=True))
+                adamw_update_all(weights, gradients, ms, vs, t, *settings, self.take)
+            else:
+                for weight, gradient, m, v in tensors:
+                    adamw_update(weight, gradient, m, v, t, *settings)
 
 
 @torch.no_grad()

@@ -39,12 +39,13 @@ class TransformerBlock(nn.Module):
         rope: RotaryPositionalEmbedding | None = None,
         norm_position: str = "pre",
         feed_forward: str = "swiglu",
+        qk_norm: bool = False,
         device=None,
         dtype=None,
     ):
         super().__init__()
         self.norm_position = norm_position
-        self.attn = MultiHeadSelfAttention(d_model, num_heads, rope, device, dtype)
+        self.attn = MultiHeadSelfAttention(d_model, num_heads, rope, qk_norm, device, dtype)
         self.ffn = FEED_FORWARDS[feed_forward](d_model, d_ff, device, dtype)
         if norm_position != "none":
             self.ln1 = RMSNorm(d_model, device=device, dtype=dtype)
@@ -68,6 +69,9 @@ class TransformerLM(nn.Module):
     norm_position, position_encoding, feed_forward: the handout's ablations; each default is the full model.
     vocab_multiple: the tables get rows up to a multiple of this, which some GPUs multiply faster (64); no token has
     the added ids, and no logits are given for them.
+    tie_embeddings: one table reads tokens and scores them (Press and Wolf 2017), drawn as lm_head's would be.
+    qk_norm: RMSNorm on each head's queries and keys.
+    z_loss: added to the loss of the forward pass, times the mean of log(sum(exp(logits)))^2.
     """
 
     fast = False  # speed_up sets it
@@ -86,6 +90,9 @@ class TransformerLM(nn.Module):
         position_encoding: str = "rope",
         feed_forward: str = "swiglu",
         vocab_multiple: int = 1,
+        tie_embeddings: bool = False,
+        qk_norm: bool = False,
+        z_loss: float = 0.0,
         device=None,
         dtype=None,
     ):
@@ -101,19 +108,21 @@ class TransformerLM(nn.Module):
             if size < 1:
                 raise ValueError(f"{name} is {size}; it must be at least 1")
         self.context_length, self.num_heads, self.d_k = context_length, num_heads, head_width(d_model, num_heads)
-        self.vocab_size = vocab_size
+        self.vocab_size, self.z_loss = vocab_size, z_loss
         num_rows = math.ceil(vocab_size / vocab_multiple) * vocab_multiple
         self.token_embeddings = Embedding(num_rows, d_model, device, dtype)
         rope = None  # one table for every layer
         if position_encoding == "rope":
             rope = RotaryPositionalEmbedding(rope_theta, self.d_k, context_length, device)
         self.layers = nn.ModuleList(
-            TransformerBlock(d_model, num_heads, d_ff, rope, norm_position, feed_forward, device, dtype)
+            TransformerBlock(d_model, num_heads, d_ff, rope, norm_position, feed_forward, qk_norm, device, dtype)
             for _ in range(num_layers)
         )
         # Post-norm blocks end in a norm of their own.
         self.ln_final = RMSNorm(d_model, device=device, dtype=dtype) if norm_position == "pre" else None
         self.lm_head = Linear(d_model, num_rows, device, dtype)
+        if tie_embeddings:
+            self.token_embeddings.weight = self.lm_head.weight
 
     def forward(self, token_ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """token_ids: (..., seq), seq <= context_length -> logits (..., seq, vocab_size).
@@ -123,6 +132,7 @@ class TransformerLM(nn.Module):
         seq = token_ids.shape[-1]
         if seq > self.context_length:
             raise ValueError(f"{seq} tokens do not fit a context_length of {self.context_length}")
+        z_loss = self.z_loss if self.training else 0.0
         token_positions = torch.arange(seq, device=token_ids.device)
         x = self.token_embeddings(token_ids)
         for layer in self.layers:
@@ -133,9 +143,9 @@ class TransformerLM(nn.Module):
         if self.ln_final is not None:
             x = self.ln_final(x)
         if targets is not None and self.fast:
-            return linear_cross_entropy(x, self.lm_head.weight, targets, self.vocab_size)
+            return linear_cross_entropy(x, self.lm_head.weight, targets, self.vocab_size, z_loss)
         logits = self.lm_head(x)[..., : self.vocab_size]
-        return logits if targets is None else cross_entropy(logits, targets)
+        return logits if targets is None else cross_entropy(logits, targets, z_loss)
 
     def speed_up(self, attention: str, joint_products: bool = False) -> None:
         """The same numbers by the ways of fast.py: attention by that name, and the loss without logits."""

@@ -80,7 +80,7 @@ def test_torch_finds_nothing_wrong_with_the_operators():
     q, k, v = (torch.randn(2, BLOCK + 3, 4, requires_grad=True) for _ in range(3))
     torch.library.opcheck(_attend, (q, k, v))
     x, weight = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
-    torch.library.opcheck(_linear_cross_entropy, (x, weight, torch.randint(9, (7,)), 9, True))
+    torch.library.opcheck(_linear_cross_entropy, (x, weight, torch.randint(9, (7,)), 9, 0.01, True))
 
 
 def test_the_choice_of_attention():
@@ -121,14 +121,21 @@ def gradients(model: TransformerLM, bfloat16: bool = False) -> tuple[torch.Tenso
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"norm_position": "post"}, {"norm_position": "none", "position_encoding": "none"}, {"feed_forward": "silu"}],
+    [
+        {},
+        {"norm_position": "post"},
+        {"norm_position": "none", "position_encoding": "none"},
+        {"feed_forward": "silu"},
+        {"tie_embeddings": True, "qk_norm": True, "z_loss": 0.01},
+    ],
 )
 def test_logits_loss_and_every_gradient(attention, joint, settings):
     plain, fast = pair(attention, joint, **settings)
     assert plain.state_dict().keys() == fast.state_dict().keys()
     inputs, targets = windows()
     torch.testing.assert_close(fast(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(plain(inputs, targets=targets), cross_entropy(plain(inputs), targets))
+    z_loss = settings.get("z_loss", 0.0)
+    torch.testing.assert_close(plain(inputs, targets=targets), cross_entropy(plain(inputs), targets, z_loss))
     (loss, grads), (expected_loss, expected) = gradients(fast), gradients(plain)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
     assert len(grads) > 10

@@ -200,6 +200,7 @@ def test_cached_logits_are_those_of_the_whole_text():
 
 
 SHAPES = [{}, {"norm_position": "post", "feed_forward": "silu"}, {"norm_position": "none", "vocab_multiple": 64}]
+SHAPES += [{"tie_embeddings": True, "qk_norm": True}]
 SAMPLINGS = [Sampling(0), Sampling(1.0, None, 1.0), Sampling(0.9, 20, 0.9, 0.01, repetition_penalty=1.3)]
 
 

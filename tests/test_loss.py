@@ -51,3 +51,10 @@ def test_bits_per_byte():
     assert bits_per_byte(math.log(8), 30, 45) == pytest.approx(2)
     # the same text cut into single bytes, each as hard as half of a two-byte token: the same figure
     assert bits_per_byte(1.0, 100, 200) == pytest.approx(bits_per_byte(0.5, 200, 200))
+
+
+def test_z_loss_is_the_square_of_the_log_normalizer():
+    logits, targets = torch.randn(4, 7, 11), torch.randint(11, (4, 7))
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    expected = expected + 0.3 * logits.logsumexp(-1).square().mean()
+    torch.testing.assert_close(cross_entropy(logits, targets, 0.3), expected)

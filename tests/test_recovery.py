@@ -535,3 +535,14 @@ def test_a_checkpoint_of_weights_alone_is_refused(lm, whole, tmp_path):
     result = lm(*going_on)
     assert (result.code, result.out) == (2, "")
     assert "holds weights alone, and nothing to go on from" in result.err
+
+
+def test_what_an_attempt_without_a_checkpoint_has_drawn_is_void(lm, fit_arguments, tmp_path):
+    arguments = fit_arguments(tmp_path / "run", "--trainer.max_steps=4")
+    for _ in range(2):
+        assert lm(*arguments).code == 0
+        scalars, texts = read_events(tmp_path / "run")
+        assert [step for step, _ in scalars["train/loss"]] == [1, 2, 3, 4]
+        assert len(texts["sample/text_summary"]) == 1
+        for path in (tmp_path / "run").glob("*.ckpt"):  # as if it had been killed before
+            path.unlink()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lm.schedule import cosine_warmup
+from lm.schedule import cosine_warmup, trapezoid
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,14 @@ def test_against_torch():
         assert cosine_warmup(step + 10, 0.5, 0.05, 10, 50) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         torch_schedule.step()
+
+
+def test_the_trapezoid():
+    assert [trapezoid(step, 1.0, 0.1, 4, 24, 0.5) for step in (0, 1, 4, 5, 14, 24, 25)] == pytest.approx(
+        [0, 0.25, 1, 1, 1, 0.1, 0.1]
+    )
+    assert trapezoid(19, 1.0, 0.1, 4, 24, 0.5) == pytest.approx(0.55)  # in the middle of its line
+    assert [trapezoid(step, 1.0, 0.1, 4, 24, 0.3) for step in range(18)] == [
+        trapezoid(step, 1.0, 0.1, 4, 240, 0.3) for step in range(18)
+    ]
+    assert trapezoid(5, 1.0, 0.0, 5, 5) == 0.0
