@@ -8,11 +8,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from lm.accounting import training_flops_per_token
 from lm.generation import Sampling, generate
-from lm.machine import peak_flops
+from lm.machine import peak_flops, peak_memory
+from lm.optimizer import joint_norm
+from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError
 
 
@@ -49,7 +53,72 @@ class Throughput(Callback):
             speed = self.tokens / (time.perf_counter() - self.start)
             pl_module.log("train/tokens_per_second", speed, prog_bar=True)
             pl_module.log("train/mfu", speed * self.flops_per_token / self.peak, prog_bar=True)
+            pl_module.log("train/peak_memory_gb", peak_memory(pl_module.device.type) / 1e9)
             self._restart()
+
+
+class Norms(Callback):
+    """Logs the l2 norms of gradients (before clipping) and weights, part by part, and at every validation the root mean
+    square of what each layer puts out for its first batch: where a run goes wrong, it shows here first.
+
+    Args:
+        every_n_steps: how often gradients and weights are measured; 0 measures nothing.
+    """
+
+    def __init__(self, every_n_steps: int = 100):
+        if every_n_steps < 0:
+            raise ValueError(f"norms.every_n_steps is {every_n_steps}; it must be at least 0, which measures nothing")
+        self.every_n_steps = every_n_steps
+        self.activations: dict[str, Tensor] = {}
+        self.hooks: list[Any] = []
+
+    def _log(self, trainer: Trainer, values: dict[str, Tensor], step: int) -> None:
+        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in whole.items()}, step)
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step + 1
+        if not self.every_n_steps or step % self.every_n_steps:
+            return
+        norms = {}
+        for name, part in parts(pl_module.model).items():  # type: ignore[arg-type]
+            weights: list[Tensor] = list(part.parameters())
+            norms[f"weight_norm/{name}"] = joint_norm(weights)
+            norms[f"gradient_norm/{name}"] = joint_norm([weight.grad for weight in weights if weight.grad is not None])
+        self._log(trainer, norms, step)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if not self.every_n_steps or batch_idx or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+
+        def watch(name: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                self.activations[f"activation_rms/{name}"] = output.float().square().mean().sqrt()
+
+            return hook
+
+        layers = parts(pl_module.model)  # type: ignore[arg-type]
+        self.hooks = [part.register_forward_hook(watch(name)) for name, part in layers.items() if name != "lm_head"]
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        while self.hooks:
+            self.hooks.pop().remove()
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self._log(trainer, self.activations, trainer.global_step)
+        self.activations = {}
+
+
+def parts(model: TransformerLM) -> dict[str, nn.Module]:
+    """What a model consists of, from the token to its scores, by name."""
+    layers = {f"layers.{number}": layer for number, layer in enumerate(model.layers)}
+    ends = {"ln_final": model.ln_final, "lm_head": model.lm_head}
+    named = {"token_embeddings": model.token_embeddings, **layers, **ends}
+    return {name: part for name, part in named.items() if part is not None}
 
 
 class TrainingBar(ProgressBar):

@@ -18,8 +18,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.utils.tensorboard.summary import hparams
 
-from lm.callbacks import TextSamples, Throughput, TrainingBar
+from lm.callbacks import Norms, TextSamples, Throughput, TrainingBar
 from lm.checkpoint import CONFIG, load_checkpoint, read_manifest, save_checkpoint
 from lm.checks import (
     check_continuation,
@@ -56,6 +57,13 @@ class SaveConfig(SaveConfigCallback):
             path = Path(trainer.default_root_dir) / CONFIG
             path.parent.mkdir(parents=True, exist_ok=True)  # a logger would have made it
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            settings = {
+                f"{group}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
+                for group in ("model", "data")
+                for name, value in vars(self.config[group]).items()
+            }
+            for logger in trainer.loggers:
+                logger.log_hyperparams(settings | {"precision": str(trainer.precision)})
 
 
 class RunCheckpointIO(TorchCheckpointIO):
@@ -91,6 +99,11 @@ class RunLogger(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Without the epoch, which Lightning adds: our runs count steps."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """For TensorBoard's HParams tab, which shows beside them the last values of these curves."""
+        for summary in hparams(dict(params), dict.fromkeys(("val/loss", "val/bits_per_byte", "train/loss"), 0)):
+            self.experiment._get_file_writer().add_summary(summary)
 
     def save(self) -> None:
         """Without the hparams.yaml, which a resumed run would leave as it was: config.yaml is the record."""
@@ -147,6 +160,7 @@ class RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(TextSamples, "samples")
+        parser.add_lightning_class_args(Norms, "norms")
         parser.add_argument(
             "--allow_changed_data",
             type=bool,

@@ -7,6 +7,7 @@ model took half as long.
 
 import ctypes
 import os
+import sys
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -103,6 +104,18 @@ def measured_peak(device_type: str, dtype, size: int, seconds: float = 0.5) -> f
         wait()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def peak_memory(device_type: str) -> int:
+    """Bytes that this process has had at most: of the GPU's memory, or on a CPU of the machine's."""
+    import resource
+
+    import torch
+
+    if device_type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def can_compile(device_type: str) -> bool:

@@ -134,6 +134,11 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
-    norm = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).norm()
+    norm = joint_norm(gradients)
     torch._foreach_mul_(gradients, torch.where(norm >= max_norm, max_norm / (norm + 1e-6), 1.0))
     return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded gradients, the whole
+
+
+def joint_norm(tensors: list[Tensor]) -> Tensor:
+    """The l2 norm of all their numbers together, a float32 scalar."""
+    return torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).norm()

@@ -20,6 +20,8 @@ def read_events(folder: Path) -> tuple[Curves, dict[str, list[tuple[int, str]]]]
                 for points in (*scalars.values(), *texts.values()):
                     points[:] = [point for point in points if point[0] < event.step]
             for value in event.summary.value:
+                if value.tag.startswith("_hparams_"):
+                    continue
                 content = make_ndarray(value.tensor).flat[0]
                 if isinstance(content, bytes):
                     texts.setdefault(value.tag, []).append((event.step, content.decode()))

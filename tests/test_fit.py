@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 import yaml
 from events import read_events
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lm.checkpoint import load_checkpoint, load_model, load_tokenizer
-from lm.data import RandomWindows
+from lm.data import RandomWindows, SequentialWindows
 from lm.module import LanguageModel
 from lm.recovery import Checkpoints
 from lm.schedule import cosine_warmup
 from tokenization import TokenFile
 
 ROOT = Path(__file__).parent.parent
-TIMED = ("train/tokens_per_second", "train/mfu")
+TIMED = ("train/tokens_per_second", "train/mfu", "train/peak_memory_gb")
 
 
 def same(a, b) -> bool:
@@ -121,10 +123,10 @@ def test_the_last_step_is_validated_and_saved(run):
 
 def test_every_promised_curve_is_there_at_its_steps(run):
     scalars, texts = read_events(run)
-    train = ["lr", "train/gradient_norm", "train/loss", "train/mfu", "train/skipped_steps"]
+    train = ["lr", "train/gradient_norm", "train/loss", "train/mfu", "train/peak_memory_gb", "train/skipped_steps"]
     train += ["train/tokens_per_second", "train/tokens_seen"]
     validation = ["val/bits_per_byte", "val/loss", "val/perplexity"]
-    assert sorted(scalars) == train + validation
+    assert sorted(tag for tag in scalars if "_norm/" not in tag and "_rms/" not in tag) == train + validation
     steps = {tag: [step for step, _ in points] for tag, points in scalars.items()}
     for tag in train:
         assert steps[tag] == list(range(1, STEPS + 1)), tag
@@ -152,6 +154,46 @@ def test_the_first_step_by_hand(run, token_data):
     assert scalars["train/loss"][0] == (1, pytest.approx(loss.item()))
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()
     assert scalars["train/gradient_norm"][0] == (1, pytest.approx(norm))
+
+
+def test_norms_by_hand(run, token_data):
+    """Of each part's weights and gradients in step 10, and of what it puts out at the end: in torch's functions."""
+    scalars, _ = read_events(run)
+    parts = ["layers.0", "layers.1", "lm_head", "ln_final", "token_embeddings"]
+    for kind in ("weight_norm", "gradient_norm"):
+        assert sorted(tag for tag in scalars if tag.startswith(kind)) == [f"{kind}/{part}" for part in parts]
+        assert all([step for step, _ in scalars[f"{kind}/{part}"]] == [10] for part in parts)
+    whole = math.hypot(*(scalars[f"gradient_norm/{part}"][0][1] for part in parts))
+    assert whole == pytest.approx(dict(scalars["train/gradient_norm"])[10], rel=1e-5)
+    model = load_model(run / "last.ckpt")
+    inputs, _ = SequentialWindows(TokenFile.open(token_data / "valid.bin").tokens, 16, 8)[0]
+    x, seen = model.token_embeddings(inputs), {}
+    seen["token_embeddings"] = x
+    for number, layer in enumerate(model.layers):
+        seen[f"layers.{number}"] = x = layer(x, torch.arange(16))
+    seen["ln_final"] = model.ln_final(x)
+    assert {tag for tag in scalars if "_rms/" in tag} == {f"activation_rms/{part}" for part in seen}
+    for part, value in seen.items():
+        points = scalars[f"activation_rms/{part}"]
+        assert [step for step, _ in points] == [4, 8, 12, 14]
+        assert points[-1][1] == pytest.approx(value.square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_settings_are_shown_beside_the_results(run):
+    names = {}
+    for path in run.glob("events*"):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag.startswith("_hparams_"):
+                    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    names[value.tag] = content
+    assert {metric.name.tag for metric in names["_hparams_/experiment"].experiment.metric_infos} == {
+        "val/loss", "val/bits_per_byte", "train/loss"
+    }  # fmt: skip
+    settings = names["_hparams_/session_start_info"].session_start_info.hparams
+    assert settings["model.learning_rate"].number_value == 0.01
+    assert settings["data.batch_size"].number_value == 8
+    assert settings["model.norm_position"].string_value == "pre"
 
 
 def validation_by_hand(checkpoint: Path, token_data: Path, limit: int = 5) -> dict[str, float]:
