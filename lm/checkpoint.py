@@ -103,6 +103,9 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         flush_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write does not say of what
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
