@@ -94,7 +94,7 @@ def server():
     yield server
     assert server.process.stdin is not None
     server.process.stdin.close()
-    server.process.wait(timeout=30)
+    server.process.wait(timeout=120)
 
 
 @pytest.fixture(scope="session")
