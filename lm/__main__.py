@@ -10,7 +10,7 @@ from lm.machine import keep_large_blocks, use_granted_cores
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
 
-HELP = """usage: lm {fit,validate,generate,verify} ...
+HELP = """usage: lm {fit,validate,generate,verify,export} ...
 
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
@@ -23,6 +23,8 @@ HELP = """usage: lm {fit,validate,generate,verify} ...
                                                   loss, perplexity and bits per byte on the validation file
   lm generate checkpoints/demo/best.ckpt --prompt "Once upon a time"
                                                   write a text
+  lm export checkpoints/demo --format hf --output exported
+                                                  for transformers, llama.cpp and others
   lm verify checkpoints/demo                      is every checkpoint still what was saved?
 
 `lm COMMAND --help` lists what each one takes.
@@ -45,7 +47,7 @@ def generate_parser() -> ArgumentParser:
     def add(name: str, kind: type, default: object, text: str) -> None:
         parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {default or 'keep all'})")
 
-    parser.add_argument("checkpoint", help="a run's best.ckpt or last.ckpt")
+    parser.add_argument("checkpoint", help="a run's folder, of which best.ckpt is taken, or a checkpoint")
     parser.add_argument(
         "--prompt",
         action="append",
@@ -81,7 +83,7 @@ def generate_parser() -> ArgumentParser:
 def run_generate(argv: list[str]) -> None:
     args = generate_parser().parse_args(argv)
     use_granted_cores()
-    from lm.checkpoint import load_model, load_tokenizer
+    from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
     from lm.generation import PRECISIONS, Sampling, generate_batch
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
@@ -92,7 +94,8 @@ def run_generate(argv: list[str]) -> None:
     prompts = args.prompt or ["Once upon a time"]
     if any("\ud800" <= character <= "\udfff" for prompt in prompts for character in prompt):
         raise InputError("--prompt: is not UTF-8 text")
-    model, tokenizer = load_model(args.checkpoint), load_tokenizer(args.checkpoint)
+    checkpoint = find_checkpoint(args.checkpoint)
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
     # A new document begins after the end of another.
     prompt_ids = [tokenizer.encode(prompt or END_OF_TEXT) for prompt in prompts]
     longest = max(map(len, prompt_ids))
@@ -129,6 +132,12 @@ def print_texts(prompts: list[str], drawn: Iterator[tuple[int, int]], tokenizer:
         new_ids[number].append(token_id)
     for number, (prompt, ids) in enumerate(zip(prompts, new_ids, strict=True)):
         print(f"[{number + 1} of {len(prompts)}, seed {seed + number}]\n{prompt}{tokenizer.decode(ids)}\n")
+
+
+def run_export(argv: list[str]) -> None:
+    from lm.export import run_export
+
+    run_export(argv)
 
 
 VERIFY_HELP = (
@@ -168,6 +177,7 @@ COMMANDS = {
     "validate": run_lightning,
     "generate": lambda argv: run_generate(argv[1:]),
     "verify": lambda argv: run_verify(argv[1:]),
+    "export": lambda argv: run_export(argv[1:]),
 }
 
 

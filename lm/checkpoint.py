@@ -142,6 +142,14 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
+def find_checkpoint(run: str | os.PathLike) -> Path:
+    """A run's folder stands for its best checkpoint, or for the last where no validation has found one."""
+    run = Path(run)
+    if not run.is_dir():
+        return run
+    return run / BEST if (run / BEST).exists() else run / LAST
+
+
 def open_checkpoint(path: str | os.PathLike) -> BinaryIO:
     path = Path(path)
     if not path.is_file():

@@ -1,0 +1,165 @@
+"""Proves that what is exported is the same model: transformers' Llama on its logits and its greedy text, the tokenizer
+on thousands of strings, and a GGUF file read back number by number; and that what is no Llama is refused."""
+
+import json
+import random
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_checkpoint import SETTINGS
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from lm.checkpoint import BEST, TOKENIZER, load_model, save_checkpoint
+from lm.export import half_split
+from lm.generation import Sampling, generate
+from lm.transformer import TransformerLM
+from tokenization import Tokenizer
+
+SHAPE = {"vocab_size": 320, "context_length": 32, "d_model": 64, "num_layers": 2, "num_heads": 4, "rope_theta": 500.0}
+VARIANTS = {"plain": {}, "tied": {"tie_embeddings": True}, "padded": {"vocab_multiple": 192}}
+
+
+def save_run(folder, token_data, **settings) -> TransformerLM:
+    torch.manual_seed(0)
+    settings = SETTINGS | {"vocab_multiple": 1, "tie_embeddings": False, "qk_norm": False} | SHAPE | settings
+    model = TransformerLM(**settings)
+    for weight in model.parameters():
+        if weight.ndim == 1:  # gains that are not all 1
+            weight.data = 1 + 0.3 * torch.randn_like(weight)
+    weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    Tokenizer.load(token_data / "tok").save(folder / TOKENIZER)
+    save_checkpoint({"state_dict": weights, "hyper_parameters": settings, "global_step": 3}, folder / BEST)
+    return load_model(folder / BEST)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def exported(request, lm, token_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    model = save_run(folder / "run", token_data, **VARIANTS[request.param])
+    done = lm("export", folder / "run", "--output", folder / "hf")
+    assert (done.code, done.err) == (0, "")
+    return model, folder
+
+
+@torch.inference_mode()
+def test_transformers_sees_the_same_model(exported):
+    model, folder = exported
+    theirs = LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
+    token_ids = torch.randint(320, (3, 32), generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(theirs(token_ids).logits[..., :320], model(token_ids), rtol=1e-5, atol=1e-5)
+    assert theirs.num_parameters() == model.num_parameters()
+    prompt = token_ids[0, :5].tolist()
+    ours = list(generate(model, prompt, 20, Sampling(temperature=0)))
+    settings = {"eos_token_id": None, "do_sample": False, "max_new_tokens": 20}
+    settings["suppress_tokens"] = list(range(320, theirs.config.vocab_size)) or None
+    written = theirs.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, 5, dtype=torch.long), **settings)
+    assert written[0, 5:].tolist() == ours
+
+
+def test_the_rows_must_change_places(exported):
+    """The comparison above can fail: without it, the logits are others."""
+    model, folder = exported
+    theirs = LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
+    for layer, ours in zip(theirs.model.layers, model.layers, strict=True):
+        layer.self_attn.q_proj.weight.data = ours.attn.q_proj.weight.data
+    token_ids = torch.arange(32)[None]
+    with torch.inference_mode():
+        assert (theirs(token_ids).logits[..., :320] - model(token_ids)).abs().max() > 0.01
+    rows = half_split(torch.arange(8.0)[:, None].expand(8, 8), 2)[:, 0]
+    assert rows.tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_the_tokenizer_is_the_same(exported, token_data, random_text):
+    _, folder = exported
+    theirs = AutoTokenizer.from_pretrained(folder / "hf", local_files_only=True)
+    ours, rng = Tokenizer.load(token_data / "tok"), random.Random(0)
+    for seed in range(3000):
+        text = random_text(seed) + rng.choice(["", "<|endoftext|>", "Tom saw a red ball"])
+        token_ids = ours.encode(text)
+        assert theirs.encode(text) == token_ids
+        assert theirs.decode(token_ids) == ours.decode(token_ids)
+    assert theirs.eos_token_id == ours.end_of_text_id
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0), ("fp16", 1e-3), ("q8_0", 2e-2)])
+def test_gguf_read_back(exported, lm, dtype, tolerance, tmp_path):
+    """llama.cpp turns neighbouring features, as we do: its rows are ours."""
+    model, folder = exported
+    done = lm("export", folder / "run", "--format=gguf", "--dtype", dtype, "--output", tmp_path / "m.gguf")
+    assert (done.code, done.err) == (0, "")
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "llama"
+    assert fields["llama.context_length"] == 32
+    assert (fields["llama.block_count"], fields["llama.attention.head_count"]) == (2, 4)
+    assert fields["llama.rope.freq_base"] == 500
+    tokens = fields["tokenizer.ggml.tokens"]
+    assert len(tokens) == len(set(tokens)) == model.token_embeddings.weight.shape[0]
+    ours = Tokenizer.load(folder / "run" / TOKENIZER)
+    assert tokens[ours.end_of_text_id] == "<|endoftext|>"
+    assert fields["tokenizer.ggml.token_type"][ours.end_of_text_id] == gguf.TokenType.CONTROL
+    assert len(fields["tokenizer.ggml.merges"]) == len(ours.merges)
+    tensors = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    tied = model.token_embeddings.weight is model.lm_head.weight
+    assert len(tensors) == len(model.state_dict()) - tied
+    expected = {
+        "token_embd": model.token_embeddings.weight,
+        "blk.1.attn_q": model.layers[1].attn.q_proj.weight,
+        "blk.0.ffn_gate": model.layers[0].ffn.w1.weight,
+        "blk.0.ffn_up": model.layers[0].ffn.w3.weight,
+        "blk.1.ffn_norm": model.layers[1].ln2.weight,
+    }
+    for name, parameter in expected.items():
+        weight = parameter.detach().numpy()
+        assert tensors[f"{name}.weight"].shape == weight.shape
+        np.testing.assert_allclose(tensors[f"{name}.weight"], weight, rtol=0, atol=tolerance * np.abs(weight).max())
+
+
+def test_our_own_names_and_half_precision(exported, lm, tmp_path):
+    model, folder = exported
+    path = tmp_path / "m.safetensors"
+    assert lm("export", folder / "run", "--format=safetensors", "--dtype=bf16", "--output", path).code == 0
+    weights = load_file(path)
+    assert weights.keys() == model.state_dict().keys()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weights[name], weight.bfloat16())
+    assert lm("export", folder / "run", "--dtype=bf16", "--output", tmp_path / "hf").code == 0
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"norm_position": "post"}, "norm_position is post"),
+        ({"norm_position": "none"}, "norm_position is none"),
+        ({"position_encoding": "none"}, "no position encoding"),
+        ({"feed_forward": "silu"}, "feed_forward is silu"),
+        ({"qk_norm": True}, "qk_norm"),
+    ],
+)
+def test_what_is_no_llama_is_refused(settings, reason, lm, token_data, tmp_path):
+    save_run(tmp_path / "run", token_data, **settings)
+    for kind in ("hf", "gguf"):
+        done = lm("export", tmp_path / "run", "--format", kind, "--output", tmp_path / "out")
+        assert done.code == 2
+        assert reason in done.err
+        assert done.err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert lm("export", tmp_path / "run", "--format=safetensors", "--output", tmp_path / "out").code == 0
+
+
+def test_wrong_inputs(exported, lm, tmp_path):
+    _, folder = exported
+    for arguments, words in {
+        ("no-such-run", "--output", tmp_path / "a"): "no such checkpoint",
+        (folder / "run", "--output", folder / "hf"): "exists already",
+        (folder / "run", "--output", tmp_path / "a", "--dtype=int3"): "can be fp32, bf16, fp16",
+        (folder / "run", "--output", tmp_path / "a", "--format=gguf", "--dtype=bf16"): "can be fp32, fp16, q8_0",
+    }.items():
+        done = lm("export", *arguments)
+        assert done.code == 2
+        assert words in done.err
+    assert not list(tmp_path.iterdir())
