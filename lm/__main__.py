@@ -10,7 +10,7 @@ from lm.machine import keep_large_blocks, use_granted_cores
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
 
-HELP = """usage: lm {fit,validate,generate,verify,export} ...
+HELP = """usage: lm {fit,validate,sweep,find-lr,report,generate,export,verify} ...
 
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
@@ -26,6 +26,10 @@ HELP = """usage: lm {fit,validate,generate,verify,export} ...
   lm export checkpoints/demo --format hf --output exported
                                                   for transformers, llama.cpp and others
   lm verify checkpoints/demo                      is every checkpoint still what was saved?
+  lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 4e-3 1.6e-2 --trainer.max_steps 200
+                                                  a short training with each value, a table and a plot
+  lm find-lr -c configs/demo.yaml                 a quick look for the learning rate
+  lm report checkpoints/demo                      a run, or several compared, as one page with curves
 
 `lm COMMAND --help` lists what each one takes.
 """
@@ -161,20 +165,36 @@ def run_lightning(argv: list[str]) -> None:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from lm.cli import RunCLI
-
     try:
-        RunCLI(argv)
+        lightning_command(argv)
     except ArgumentError as error:
         message = textwrap.shorten(str(error), 400)  # on one line, however much of a wrong file it quotes
-        raise InputError(f"{message}; `lm {argv[0]} --print_config` shows every setting") from None
+        command = "validate" if argv[0] == "validate" else "fit"
+        raise InputError(f"{message}; `lm {command} --print_config` shows every setting") from None
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from None
+
+
+def lightning_command(argv: list[str]) -> None:
+    if argv[0] == "sweep":
+        from lm.sweep import run_sweep
+
+        run_sweep(argv[1:])
+    elif argv[0] == "find-lr":
+        from lm.find_lr import run_find_lr
+
+        run_find_lr(argv[1:])
+    else:
+        from lm.cli import RunCLI
+
+        RunCLI(argv)
 
 
 COMMANDS = {
     "fit": run_lightning,
     "validate": run_lightning,
+    "sweep": run_lightning,
+    "find-lr": run_lightning,
     "generate": lambda argv: run_generate(argv[1:]),
     "verify": lambda argv: run_verify(argv[1:]),
     "export": lambda argv: run_export(argv[1:]),

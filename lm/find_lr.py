@@ -1,0 +1,140 @@
+"""`lm find-lr`: the learning-rate range test (Smith 2015), a quick look before a sweep.
+
+    step t = 1 .. N     lr_t = lowest (highest / lowest)^((t - 1) / (N - 1))
+
+One short training whose learning rate grows like that; everything else is as `lm fit` would have it: model, batches,
+AdamW, clipping, precision. It ends early where the loss has diverged (divergence.py). The suggestion is a rule of
+thumb: SHARE of the learning rate at which the smoothed loss was lowest. Nothing is written but the result's own folder.
+"""
+
+import argparse
+import csv
+import io
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lm.checkpoint import writing
+from lm.cli import RunCLI
+from lm.divergence import LossWatch, batch_loss
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_range_test
+from lm.sweep import Settings, read_arguments
+from tokenization import InputError
+from tokenization.errors import ArgumentParser
+
+SHARE = 0.1
+WINDOW = 7  # steps; a centred mean, which does not shift the curve as a moving average would
+
+HELP = """Learning-rate range test: one short training whose learning rate grows exponentially, step by step.
+
+  lm find-lr -c configs/demo.yaml
+  lm find-lr -c configs/demo.yaml --steps 200 --highest 1 --data.batch_size 16
+
+Everything else that `lm fit` takes can be given, too.
+"""
+
+
+class RangeTest(Callback):
+    """Sets the learning rate after the model has, and watches the loss."""
+
+    def __init__(self, lowest: float, highest: float, steps: int):
+        self.lowest, self.growth, self.steps = lowest, highest / lowest, steps
+        self.rates: list[float] = []
+        self.losses: list[float] = []
+        self.watch, self.diverged = LossWatch(), False
+
+    def learning_rate(self, step: int) -> float:
+        """Of step number `step`, counted from 1."""
+        return self.lowest * self.growth ** ((step - 1) / max(1, self.steps - 1))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(trainer.global_step + 1)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        if trainer.global_step == len(self.rates):
+            return  # in the middle of a step, whose batches accumulate
+        self.rates.append(self.learning_rate(trainer.global_step))
+        self.losses.append(batch_loss(trainer, outputs))
+        self.diverged = self.watch.diverged(self.losses[-1])
+        trainer.should_stop = trainer.should_stop or self.diverged
+
+
+class FindCLI(RunCLI):
+    """`lm fit` as a trial run, which by Lightning's fast_dev_run writes nothing, with the test in it."""
+
+    def __init__(self, argv: list[str], test: RangeTest):
+        self.test = test
+        super().__init__(argv)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.limit_val_batches = 0
+        trainer.callbacks.append(self.test)  # type: ignore[attr-defined]
+        return trainer
+
+
+def smooth(losses: list[float]) -> list[float]:
+    """Centred means of up to WINDOW losses; fewer at the ends."""
+    half = WINDOW // 2
+    windows = (losses[max(0, place - half) : place + half + 1] for place in range(len(losses)))
+    return [statistics.fmean(window) for window in windows]
+
+
+def suggest(rates: list[float], losses: list[float]) -> tuple[float, float]:
+    """The learning rate at which the smoothed loss is lowest, and SHARE of it to two digits."""
+    finite = [(loss, rate) for loss, rate in zip(smooth(losses), rates, strict=True) if math.isfinite(loss)]
+    if not finite:
+        raise InputError("the loss was never finite; look at the data, or begin with a smaller --lowest")
+    lowest = min(finite)[1]
+    return lowest, float(f"{SHARE * lowest:.2g}")
+
+
+def run_find_lr(argv: list[str]) -> None:
+    parser = ArgumentParser(
+        prog="lm find-lr", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--lowest", type=float, default=1e-5, help="the first learning rate (default: 1e-5)")
+    parser.add_argument("--highest", type=float, default=10.0, help="the last (default: 10)")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps (default: 100)")
+    args, arguments = read_arguments(parser, argv)
+    if not 0 < args.lowest < args.highest < math.inf:
+        raise InputError(f"--lowest {args.lowest} must be above 0, and below --highest {args.highest}")
+    if args.steps < 2 * WINDOW:
+        raise InputError(f"--steps {args.steps}: at least {2 * WINDOW} are needed")
+    settings = Settings(["fit", *arguments]).config.fit.trainer
+    home = Path(settings.default_root_dir)
+    output = args.output or home.with_name(f"find-lr-{home.name}")
+    test = RangeTest(args.lowest, args.highest, args.steps)
+    trial = {
+        "trainer.default_root_dir": output,
+        "trainer.fast_dev_run": args.steps * settings.accumulate_grad_batches,
+        "trainer.max_steps": args.steps,
+        "model.max_skipped_steps": args.steps + 1,  # the test ends at the first
+    }
+    FindCLI(["fit", *arguments, *(f"--{name}={value}" for name, value in trial.items())], test)
+    report(test, output)
+
+
+def report(test: RangeTest, output: Path) -> None:
+    smoothed = smooth(test.losses)
+    lowest, suggestion = suggest(test.rates, test.losses)
+    output.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO(newline="")
+    rows = zip(test.rates, test.losses, smoothed, strict=True)
+    csv.writer(text).writerows([("learning_rate", "loss", "smoothed"), *rows])
+    with writing(output / "find-lr.csv") as file:
+        file.write(text.getvalue().encode())
+    if test.diverged:
+        print(f"diverged at step {len(test.rates)}, learning rate {test.rates[-1]:.2g}")
+    else:
+        print(f"did not diverge up to {test.rates[-1]:.2g}")
+    print(f"the smoothed loss is lowest, {min(filter(math.isfinite, smoothed)):.3f}, at {lowest:.2g}")
+    print(f"suggestion: --model.learning_rate {suggestion:g} ({SHARE:g} of that)")
+    if can_draw():
+        draw_range_test(output / "find-lr.png", test.rates, test.losses, smoothed, suggestion)
+    print(f"written: {output}: find-lr.csv, find-lr.png" if can_draw() else HOW_TO_GET_PLOTS)

@@ -1,0 +1,161 @@
+"""What came out of a sweep: sweep.json, sweep.csv, a table, a plot, and the edge of stability.
+
+A learning rate below the edge trains, one beyond it diverges (Cohen et al. 2021); the best is often close below. Where
+it lies is known as well as the values tried are close: between the highest that trained and the lowest that did not.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm.checkpoint import writing
+from lm.divergence import MARK
+from lm.events import Curve, read_curves
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_sweep
+from tokenization import InputError
+
+COLUMNS = ("value", "validation_loss", "best_validation_loss", "train_loss", "diverged", "steps", "seconds")
+COLUMNS += ("tokens_per_second", "folder")
+Row = dict[str, Any]
+
+
+def summarise(value: Any, folder: Path) -> Row:
+    """One run's row.
+
+    validation_loss is that of the last step, train_loss the mean of the last ten logged, nats per token both;
+    tokens_per_second is the median. A run that ends no lower than its first logged loss has diverged as well as one
+    that was cut short.
+    """
+    curves = read_curves(folder)
+    train, validation = (curves.get(tag, Curve()).values for tag in ("train/loss", "val/loss"))
+    speeds = curves.get("train/tokens_per_second", Curve()).values
+    cut = (folder / MARK).exists()
+    last = validation[-1] if validation and not cut else math.nan
+    end = statistics.fmean(train[-10:]) if train else math.nan
+    return {
+        "value": value,
+        "validation_loss": last if math.isfinite(last) else None,
+        "best_validation_loss": min(filter(math.isfinite, validation), default=None),
+        "train_loss": end if math.isfinite(end) else None,
+        "diverged": cut or not math.isfinite(last) or (len(train) > 1 and not last < train[0]),
+        "steps": max(curve.steps[-1] for curve in curves.values()),
+        "seconds": round(max(curve.seconds[-1] for curve in curves.values()), 1),
+        "tokens_per_second": round(statistics.median(speeds)) if speeds else None,
+        "folder": folder.name,
+    }
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def edge_of_stability(rows: list[Row]) -> tuple[float | None, float | None]:
+    """The lowest value that diverged, and before it the highest that did not; None where there is none."""
+    above = min((row["value"] for row in rows if row["diverged"]), default=None)
+    good = [row["value"] for row in rows if not row["diverged"]]
+    below = max((value for value in good if above is None or value < above), default=None)
+    return below, above
+
+
+@dataclass
+class Results:
+    """Of the sweep in a folder; the runs' rows by the names of their folders."""
+
+    folder: Path
+    parameter: str
+    settings: dict[str, Any]  # that the runs have in common
+    rows: dict[str, Row]
+
+    @classmethod
+    def read(cls, folder: Path, parameter: str, settings: dict[str, Any]) -> "Results":
+        """What an earlier start of the sweep has left; InputError where it was another sweep."""
+        path = folder / "sweep.json"
+        if not path.exists():
+            return cls(folder, parameter, settings, {})
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            rows = {row["folder"]: {name: row[name] for name in COLUMNS} for row in old["runs"]}
+            was, now = {"param": old["parameter"]} | old["settings"], {"param": parameter} | settings
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: is not what `lm sweep` writes; delete it, or choose another --output") from None
+        for name in sorted(was.keys() | now.keys()):
+            if was.get(name) != now.get(name):
+                raise InputError(
+                    f"{folder}: holds a sweep with {name} {was.get(name)}, not {now.get(name)}; leave it at that, or"
+                    " choose another --output"
+                )
+        return cls(folder, parameter, settings, rows)
+
+    def add(self, name: str, value: Any) -> None:
+        """Takes the results of a run that has just ended, and saves all."""
+        self.rows[name] = summarise(value, self.folder / name)
+        content = {"parameter": self.parameter, "runs": self.sorted(), "settings": self.settings}
+        with writing(self.folder / "sweep.json") as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+        text = io.StringIO(newline="")
+        sheet = csv.DictWriter(text, COLUMNS)
+        sheet.writeheader()
+        sheet.writerows(self.sorted())
+        with writing(self.folder / "sweep.csv") as file:
+            file.write(text.getvalue().encode())
+
+    def sorted(self) -> list[Row]:
+        rows = list(self.rows.values())
+        return sorted(rows, key=lambda row: row["value"]) if self.are_numbers() else rows
+
+    def are_numbers(self) -> bool:
+        return all(is_number(row["value"]) for row in self.rows.values())
+
+    def in_words(self, name: str) -> str:
+        row = self.rows[name]
+        loss = "diverged" if row["diverged"] else f"validation loss {row['validation_loss']:.4f}"
+        return f"{loss}, {row['steps']:,} steps in {row['seconds']:,.0f} s"
+
+    def table(self) -> str:
+        def show(value: float | None, form: str) -> str:
+            return "-" if value is None else format(value, form)
+
+        lines = [f"{self.parameter:>22}  valid. loss     best    train  steps  seconds  tokens/s"]
+        for row in self.sorted():
+            loss = "diverged" if row["diverged"] else show(row["validation_loss"], ".4f")
+            lines.append(
+                f"{row['value']!s:>22}  {loss:>11}  {show(row['best_validation_loss'], '.4f'):>7}"
+                f"  {show(row['train_loss'], '.4f'):>7}  {row['steps']:>5,}  {row['seconds']:>7,.0f}"
+                f"  {show(row['tokens_per_second'], ',.0f'):>8}"
+            )
+        return "\n".join(lines)
+
+    def conclusion(self) -> Iterator[str]:
+        """The best value and the edge of stability, a line each."""
+        rows = self.sorted()
+        good = [row for row in rows if not row["diverged"]]
+        if good:
+            best = min(good, key=lambda row: row["validation_loss"])
+            beyond = len(rows) > 1 and self.are_numbers() and best in (rows[0], rows[-1])
+            yield (
+                f"best: {self.parameter} {best['value']}, validation loss {best['validation_loss']:.4f}"
+                f"{'; it is the last of the range, so a better one may lie beyond' if beyond else ''}"
+            )
+        if not self.are_numbers():
+            return
+        below, above = edge_of_stability(rows)
+        if above is not None:
+            yield f"edge of stability: {f'between {below} and' if below is not None else 'below'} {above}"
+        elif self.parameter == "model.learning_rate":
+            yield f"edge of stability: above {below}; nothing diverged"
+
+    def draw(self) -> str:
+        """sweep.png, or what to do to get it."""
+        rows = self.sorted()
+        if not can_draw():
+            return HOW_TO_GET_PLOTS
+        curves = [read_curves(self.folder / row["folder"]).get("train/loss", Curve()) for row in rows]
+        edge = edge_of_stability(rows) if self.are_numbers() else (None, None)
+        draw_sweep(self.folder / "sweep.png", self.parameter, rows, curves, edge)
+        return f"plot: {self.folder / 'sweep.png'}"
