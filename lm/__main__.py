@@ -159,6 +159,12 @@ def run_verify(argv: list[str]) -> None:
             print(line)
 
 
+def run_report(argv: list[str]) -> None:
+    from lm.report import run_report as run
+
+    run(argv)
+
+
 def run_lightning(argv: list[str]) -> None:
     keep_large_blocks()
     use_granted_cores()
@@ -198,6 +204,7 @@ COMMANDS = {
     "generate": lambda argv: run_generate(argv[1:]),
     "verify": lambda argv: run_verify(argv[1:]),
     "export": lambda argv: run_export(argv[1:]),
+    "report": lambda argv: run_report(argv[1:]),
 }
 
 

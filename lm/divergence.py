@@ -67,7 +67,7 @@ class StopWhenRisen(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Diverged) and trainer.is_global_zero:
-            mark = {"step": trainer.global_step, "reason": str(exception)}
+            mark = {"steps": trainer.global_step, "reason": str(exception)}
             (Path(trainer.default_root_dir) / MARK).write_text(json.dumps(mark) + "\n")
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,9 +8,12 @@ import contextlib
 import importlib.util
 import io
 import math
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lm.checkpoint import writing
 from lm.events import Curve
@@ -44,7 +47,7 @@ def new_figure(width: float, height: float) -> "Iterator[Figure]":
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         yield Figure(figsize=(width, height), layout="constrained")
 
 
@@ -145,3 +148,67 @@ def draw_range_test(
 
 def use_log_scale(values: list[float]) -> bool:
     return min(values) > 0 and max(values) >= 8 * min(values)
+
+
+# --- a report --------------------------------------------------------------------------------------------------------
+
+LOSSES = (("training loss", "train/loss"), ("validation loss", "val/loss"))
+OTHERS = (
+    ("learning rate", "lr"),
+    ("gradient norm, before clipping", "train/gradient_norm"),
+    ("tokens/s", "train/tokens_per_second"),
+    ("MFU", "train/mfu"),
+)
+
+
+def run_colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterator[tuple[str, str]]:
+    """Title and address of each figure: losses by steps, tokens and minutes; the others by steps."""
+    for title, tag in LOSSES:
+        for unit in ("steps", "tokens", "minutes"):
+            if any(tag in curves for curves in runs):
+                yield f"{title} by {unit}", _draw_curve(title, tag, unit, runs)
+    for title, tag in (*OTHERS, *((tag, tag) for tag in memory_tags)):
+        if any(tag in curves for curves in runs):
+            yield f"{title} by steps", _draw_curve(title, tag, "steps", runs)
+
+
+def _draw_curve(title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> str:
+    with new_figure(4.6, 3.1) as figure:
+        axes = figure.subplots()
+        bounds: list[tuple[float, float]] = []
+        for place, curves in enumerate(runs):
+            if tag not in curves:
+                continue
+            curve, style = curves[tag], ("-", "--", ":")[place // len(COLOURS) % 3]
+            places, colour = _places(curve, unit, curves), run_colour(place)
+            if tag == "train/loss":
+                axes.plot(places, curve.values, color=colour, alpha=0.25, linewidth=0.8)
+                axes.plot(places, smooth(curve.values, max(1, len(places) // 50)), style, color=colour)
+            else:
+                axes.plot(places, curve.values, style, color=colour, marker="." if len(places) < 40 else "")
+            finite = [value for value in curve.values if math.isfinite(value)]
+            bounds += [(min(finite), finite[0])] if finite else []
+        if bounds and "loss" in tag:  # what has diverged leaves the picture
+            low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
+            axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
+        axes.set(title=plain(title), xlabel=unit)
+        return svg_address(figure)
+
+
+def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:
+    if unit == "minutes":
+        return [seconds / 60 for seconds in curve.seconds]
+    seen = curves.get("train/tokens_seen")
+    if unit == "tokens" and seen is not None:
+        return np.interp(curve.steps, [0, *seen.steps], [0.0, *seen.values]).tolist()
+    return list(map(float, curve.steps))
+
+
+def smooth(values: list[float], half: int) -> list[float]:
+    """Centred means of up to 2 half + 1 values, fewer at the ends: unlike a moving average, they lag behind nothing."""
+    windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
+    return [statistics.fmean(window) for window in windows]

@@ -4,14 +4,13 @@
 
 One short training whose learning rate grows like that; everything else is as `lm fit` would have it: model, batches,
 AdamW, clipping, precision. It ends early where the loss has diverged (divergence.py). The suggestion is a rule of
-thumb: SHARE of the learning rate at which the smoothed loss was lowest. Nothing is written but the result's own folder.
+thumb: a third of the learning rate at which the smoothed loss was lowest. Nothing is written but the result's own folder.
 """
 
 import argparse
 import csv
 import io
 import math
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ from lightning.pytorch.callbacks import Callback
 from lm.checkpoint import writing
 from lm.cli import RunCLI
 from lm.divergence import LossWatch, batch_loss
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_range_test
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_range_test, smooth
 from lm.sweep import Settings, read_arguments
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 
-SHARE = 0.1
-WINDOW = 7  # steps; a centred mean, which does not shift the curve as a moving average would
+SHARE = 1 / 3
+HALF_WINDOW = 3  # steps on each side that a smoothed loss is the mean of
 
 HELP = """Learning-rate range test: one short training whose learning rate grows exponentially, step by step.
 
@@ -78,16 +77,11 @@ class FindCLI(RunCLI):
         return trainer
 
 
-def smooth(losses: list[float]) -> list[float]:
-    """Centred means of up to WINDOW losses; fewer at the ends."""
-    half = WINDOW // 2
-    windows = (losses[max(0, place - half) : place + half + 1] for place in range(len(losses)))
-    return [statistics.fmean(window) for window in windows]
-
-
 def suggest(rates: list[float], losses: list[float]) -> tuple[float, float]:
-    """The learning rate at which the smoothed loss is lowest, and SHARE of it to two digits."""
-    finite = [(loss, rate) for loss, rate in zip(smooth(losses), rates, strict=True) if math.isfinite(loss)]
+    """The learning rate at which the smoothed loss is lowest, and a third of it, to two digits."""
+    finite = [
+        (loss, rate) for loss, rate in zip(smooth(losses, HALF_WINDOW), rates, strict=True) if math.isfinite(loss)
+    ]
     if not finite:
         raise InputError("the loss was never finite; look at the data, or begin with a smaller --lowest")
     lowest = min(finite)[1]
@@ -104,8 +98,8 @@ def run_find_lr(argv: list[str]) -> None:
     args, arguments = read_arguments(parser, argv)
     if not 0 < args.lowest < args.highest < math.inf:
         raise InputError(f"--lowest {args.lowest} must be above 0, and below --highest {args.highest}")
-    if args.steps < 2 * WINDOW:
-        raise InputError(f"--steps {args.steps}: at least {2 * WINDOW} are needed")
+    if args.steps < 20:
+        raise InputError(f"--steps {args.steps}: at least 20 are needed")
     settings = Settings(["fit", *arguments]).config.fit.trainer
     home = Path(settings.default_root_dir)
     output = args.output or home.with_name(f"find-lr-{home.name}")
@@ -121,7 +115,7 @@ def run_find_lr(argv: list[str]) -> None:
 
 
 def report(test: RangeTest, output: Path) -> None:
-    smoothed = smooth(test.losses)
+    smoothed = smooth(test.losses, HALF_WINDOW)
     lowest, suggestion = suggest(test.rates, test.losses)
     output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
@@ -134,7 +128,7 @@ def report(test: RangeTest, output: Path) -> None:
     else:
         print(f"did not diverge up to {test.rates[-1]:.2g}")
     print(f"the smoothed loss is lowest, {min(filter(math.isfinite, smoothed)):.3f}, at {lowest:.2g}")
-    print(f"suggestion: --model.learning_rate {suggestion:g} ({SHARE:g} of that)")
+    print(f"suggestion: --model.learning_rate {suggestion:g} (a third of that)")
     if can_draw():
         draw_range_test(output / "find-lr.png", test.rates, test.losses, smoothed, suggestion)
     print(f"written: {output}: find-lr.csv, find-lr.png" if can_draw() else HOW_TO_GET_PLOTS)

@@ -20,8 +20,17 @@ from lm.events import Curve, read_curves
 from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_sweep
 from tokenization import InputError
 
-COLUMNS = ("value", "validation_loss", "best_validation_loss", "train_loss", "diverged", "steps", "seconds")
-COLUMNS += ("tokens_per_second", "folder")
+COLUMNS = (
+    "value",
+    "validation_loss",
+    "best_validation_loss",
+    "train_loss",
+    "diverged",
+    "steps",
+    "seconds",
+    "tokens_per_second",
+    "folder",
+)
 Row = dict[str, Any]
 
 
@@ -32,20 +41,23 @@ def summarise(value: Any, folder: Path) -> Row:
     tokens_per_second is the median. A run that ends no lower than its first logged loss has diverged as well as one
     that was cut short.
     """
-    curves = read_curves(folder)
+    mark = folder / MARK
+    curves = read_curves(folder)  # of a run that was cut short before its first logged step, none
     train, validation = (curves.get(tag, Curve()).values for tag in ("train/loss", "val/loss"))
     speeds = curves.get("train/tokens_per_second", Curve()).values
-    cut = (folder / MARK).exists()
-    last = validation[-1] if validation and not cut else math.nan
+    last = validation[-1] if validation and not mark.exists() else math.nan
     end = statistics.fmean(train[-10:]) if train else math.nan
+    steps = (
+        json.loads(mark.read_text())["steps"] if mark.exists() else max(curve.steps[-1] for curve in curves.values())
+    )
     return {
         "value": value,
         "validation_loss": last if math.isfinite(last) else None,
         "best_validation_loss": min(filter(math.isfinite, validation), default=None),
         "train_loss": end if math.isfinite(end) else None,
-        "diverged": cut or not math.isfinite(last) or (len(train) > 1 and not last < train[0]),
-        "steps": max(curve.steps[-1] for curve in curves.values()),
-        "seconds": round(max(curve.seconds[-1] for curve in curves.values()), 1),
+        "diverged": not math.isfinite(last) or (len(train) > 1 and not last < train[0]),
+        "steps": steps,
+        "seconds": round(max((curve.seconds[-1] for curve in curves.values()), default=0.0), 1),
         "tokens_per_second": round(statistics.median(speeds)) if speeds else None,
         "folder": folder.name,
     }

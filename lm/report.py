@@ -1,0 +1,222 @@
+"""`lm report`: a run, or several compared, as one HTML page that needs no network and no other file.
+
+    results         last and best losses, tokens, time, speed          from the event files (events.py)
+    settings        those in which the runs differ                     from each config.yaml
+    curves          against steps, tokens and time                     drawn by figures.py, inlined as SVG
+    samples         the last text of each run
+
+Whatever comes from a run is escaped: its texts, names and settings are shown, and never read as HTML.
+"""
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lm.checkpoint import CONFIG, writing
+from lm.events import EVENT_FILES, Curve, read_curves
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, run_colour
+from tokenization import InputError
+from tokenization.errors import ArgumentParser
+
+HELP = """One page about a run, or several compared: losses, curves, settings, samples. It opens in any browser.
+
+  lm report checkpoints/demo
+  lm report checkpoints/demo checkpoints/deeper --output comparison.html
+  lm report checkpoints/sweep-demo-learning_rate      every run of a sweep
+"""
+SAMPLE = "sample/text_summary"
+HIDDEN = {"trainer.default_root_dir", "ckpt_path", "config"}  # of which every run has its own
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 2em auto;
+  padding: 0 1.5em }
+h1 { font-size: 1.5em; overflow-wrap: anywhere }
+h2 { font-size: 1.15em; margin: 2em 0 .6em; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93em }
+th, td { padding: .25em .9em; text-align: right; border-bottom: 1px solid #eee; vertical-align: top }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+thead th { border-bottom: 1px solid #999 }
+.scroll { overflow-x: auto }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 1em }
+.curves img { width: 100% }
+.key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .5em }
+.keys span { margin-right: 1.5em } .keys .key { margin-right: .5em }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f7f7f5; padding: .8em 1em; font: 14px/1.5 serif }
+pre.code { font: 12px/1.45 monospace }
+.note { color: #777; font-size: .88em }
+"""
+
+
+@dataclass
+class Run:
+    name: str
+    folder: Path
+    curves: dict[str, Curve]
+    settings: dict[str, Any]  # by dotted names
+    config: str  # config.yaml as it is
+
+    @property
+    def end(self) -> tuple[int, float]:
+        """Step and seconds of its last point, pauses left out; one that diverged at once may have none."""
+        return max(((curve.steps[-1], curve.seconds[-1]) for curve in self.curves.values()), default=(0, 0.0))
+
+    def values(self, tag: str) -> list:
+        return self.curves.get(tag, Curve()).values
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def find_runs(paths: list[Path]) -> list[Run]:
+    """The runs that the paths name; a folder of runs, as that of a sweep, stands for all in it."""
+    folders: list[Path] = []
+    for path in paths:
+        inner = [] if any(path.glob(EVENT_FILES)) else sorted({file.parent for file in path.glob(f"*/{EVENT_FILES}")})
+        folders += [folder for folder in inner or [path] if folder not in folders]
+    names = [folder.resolve().name for folder in folders]
+    unique = len(set(names)) == len(names)
+    return [read_run(folder, name if unique else str(folder)) for folder, name in zip(folders, names, strict=True)]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    curves, path = read_curves(folder), folder / CONFIG
+    try:
+        config = path.read_text(encoding="utf-8") if path.exists() else ""
+        content = yaml.safe_load(config) or {}
+    except (UnicodeDecodeError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is not a configuration that `lm fit` wrote; move it away, or put it right")
+    return Run(name, folder, curves, dict(flatten(content)), config)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"model": {"d_model": 64}} -> ("model.d_model", 64)."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
+    """Each setting in which the runs differ, and what it is in each; "-" where a run does not have it."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    rows = [(name, [run.settings.get(name, "-") for run in runs]) for name in names if name not in HIDDEN]
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """4000 -> "1 h 07 min"; 75 -> "1 min 15 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+def best(run: Run) -> str:
+    curve = run.curves.get("val/loss", Curve())
+    points = [point for point in zip(curve.values, curve.steps, strict=True) if math.isfinite(point[0])]
+    return "{:.4f} (step {:,})".format(*min(points)) if points else "-"
+
+
+def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """The rows of the table of results; those of which no run has anything are left out."""
+
+    def figure(run: Run, tag: str, of: Callable[[list[float]], float], form: str) -> str:
+        return format(of(run.values(tag)), form) if run.values(tag) else "-"
+
+    def last(values: list[float]) -> float:
+        return values[-1]
+
+    def end(values: list[float]) -> float:
+        return statistics.fmean(values[-10:])
+
+    figures: list[tuple[str, str, Callable[..., float], str]] = [
+        ("validation loss, last", "val/loss", last, ".4f"),
+        ("bits per byte, last", "val/bits_per_byte", last, ".4f"),
+        ("training loss, mean of the last 10 logged", "train/loss", end, ".4f"),
+        ("tokens", "train/tokens_seen", last, ",.0f"),
+        ("tokens/s, median", "train/tokens_per_second", statistics.median, ",.0f"),
+        ("MFU, median", "train/mfu", statistics.median, ".1%"),
+        ("skipped steps", "train/skipped_steps", last, ",.0f"),
+        *((f"{tag}, highest", tag, max, ",.4g") for tag in memory_tags(runs)),
+    ]
+    rows = [(title, [figure(run, tag, of, form) for run in runs]) for title, tag, of, form in figures]
+    rows.insert(1, ("validation loss, best", [best(run) for run in runs]))
+    rows.insert(4, ("steps", [f"{run.end[0]:,}" for run in runs]))
+    rows.insert(5, ("time, pauses left out", [duration(run.end[1]) for run in runs]))
+    return [(title, cells) for title, cells in rows if any(cell != "-" for cell in cells)]
+
+
+def memory_tags(runs: list[Run]) -> list[str]:
+    return sorted({tag for run in runs for tag in run.curves if "memory" in tag})
+
+
+def table(runs: list[Run], rows: list[tuple[str, list[Any]]]) -> Iterator[str]:
+    yield '<div class="scroll"><table><thead><tr><th></th>'
+    for place, run in enumerate(runs):
+        yield f"<th>{key(place)}{escape(run.name)}</th>"
+    yield "</tr></thead><tbody>"
+    for title, cells in rows:
+        yield f"<tr><td>{escape(title)}</td>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+    yield "</tbody></table></div>"
+
+
+def page(runs: list[Run]) -> str:
+    names = ", ".join(run.name for run in runs)
+    parts = [f"<h1>{escape(names)}</h1>", "<h2>Results</h2>", *table(runs, results(runs))]
+    if len(runs) > 1:
+        rows = differences(runs)
+        parts += ["<h2>Settings in which they differ</h2>", *(table(runs, rows) if rows else ["<p>none</p>"])]
+    parts += ["<h2>Curves</h2>"]
+    if can_draw():
+        names_in_colour = (f"<span>{key(place)}{escape(run.name)}</span>" for place, run in enumerate(runs))
+        parts += ['<p class="keys">', *names_in_colour, "</p>"]
+        images = draw_curves([run.curves for run in runs], memory_tags(runs))
+        parts += ['<div class="curves">', *(f'<img alt="{escape(title)}" src="{image}">' for title, image in images)]
+        parts += ["</div>", '<p class="note">Training losses are drawn pale, and dark as means of neighbours.</p>']
+    else:
+        parts += [f"<p>{escape(HOW_TO_GET_PLOTS)}</p>"]
+    parts += ["<h2>The last sample</h2>", *(part for run in runs for part in sample(run))]
+    parts += ["<h2>Configuration</h2>"]
+    for run in runs:
+        parts += [f"<details><summary>{escape(str(run.folder))}</summary>"]
+        parts += [f'<pre class="code">{escape(run.config or "no config.yaml")}</pre></details>']
+    head = f'<meta charset="utf-8"><title>{escape(names)}</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def key(place: int) -> str:
+    return f'<span class="key" style="background: {run_colour(place)}"></span>'
+
+
+def sample(run: Run) -> Iterator[str]:
+    texts = run.curves.get(SAMPLE)
+    if texts is None:
+        yield f'<p class="note">{escape(run.name)}: none</p>'
+        return
+    yield f'<p class="note">{escape(run.name)}, step {texts.steps[-1]:,}</p><pre>{escape(texts.values[-1])}</pre>'
+
+
+def run_report(argv: list[str]) -> None:
+    parser = ArgumentParser(prog="lm report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    args = parser.parse_args(argv)
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        raise InputError(f"--output {args.output}: is a folder or lies in none that exists; name a file to write")
+    runs = find_runs(args.runs)
+    with writing(args.output) as file:
+        file.write(page(runs).encode(errors="replace"))
+    if not can_draw():
+        print(HOW_TO_GET_PLOTS)
+    print(f"{args.output}: {', '.join(run.name for run in runs)}")
