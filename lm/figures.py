@@ -177,6 +177,8 @@ def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterato
 
 
 def _draw_curve(title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> str:
+    from matplotlib.ticker import EngFormatter
+
     with new_figure(4.6, 3.1) as figure:
         axes = figure.subplots()
         bounds: list[tuple[float, float]] = []
@@ -196,6 +198,8 @@ def _draw_curve(title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -
             low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
             axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
         axes.set(title=plain(title), xlabel=unit)
+        if unit == "tokens":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         return svg_address(figure)
 
 

@@ -4,7 +4,7 @@
 
 One short training whose learning rate grows like that; everything else is as `lm fit` would have it: model, batches,
 AdamW, clipping, precision. It ends early where the loss has diverged (divergence.py). The suggestion is a rule of
-thumb: a third of the learning rate at which the smoothed loss was lowest. Nothing is written but the result's own folder.
+thumb: a third of the learning rate at which the smoothed loss was lowest. Nothing is written but the result's folder.
 """
 
 import argparse

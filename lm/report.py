@@ -39,14 +39,16 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
 h1 { font-size: 1.5em; overflow-wrap: anywhere }
 h2 { font-size: 1.15em; margin: 2em 0 .6em; border-bottom: 1px solid #ddd }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93em }
-th, td { padding: .25em .9em; text-align: right; border-bottom: 1px solid #eee; vertical-align: top }
+th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee }
+td { white-space: nowrap }
+th { vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
-thead th { border-bottom: 1px solid #999 }
+thead th { border-bottom: 1px solid #999; font-weight: 600 }
 .scroll { overflow-x: auto }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 1em }
 .curves img { width: 100% }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .5em }
-.keys span { margin-right: 1.5em } .keys .key { margin-right: .5em }
+.keys > span { margin-right: 1.5em; white-space: nowrap }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f7f7f5; padding: .8em 1em; font: 14px/1.5 serif }
 pre.code { font: 12px/1.45 monospace }
 .note { color: #777; font-size: .88em }
@@ -106,7 +108,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
-    """Each setting in which the runs differ, and what it is in each; "-" where a run does not have it."""
+    """Each setting in which the runs differ, and its value in each; "-" where a run does not have it."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [(name, [run.settings.get(name, "-") for run in runs]) for name in names if name not in HIDDEN]
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
@@ -125,11 +127,11 @@ def duration(seconds: float) -> str:
 def best(run: Run) -> str:
     curve = run.curves.get("val/loss", Curve())
     points = [point for point in zip(curve.values, curve.steps, strict=True) if math.isfinite(point[0])]
-    return "{:.4f} (step {:,})".format(*min(points)) if points else "-"
+    return "{:.4f} at {:,}".format(*min(points)) if points else "-"
 
 
 def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
-    """The rows of the table of results; those of which no run has anything are left out."""
+    """The columns of the table of results; those of which no run has anything are left out."""
 
     def figure(run: Run, tag: str, of: Callable[[list[float]], float], form: str) -> str:
         return format(of(run.values(tag)), form) if run.values(tag) else "-"
@@ -143,36 +145,36 @@ def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
     figures: list[tuple[str, str, Callable[..., float], str]] = [
         ("validation loss, last", "val/loss", last, ".4f"),
         ("bits per byte, last", "val/bits_per_byte", last, ".4f"),
-        ("training loss, mean of the last 10 logged", "train/loss", end, ".4f"),
+        ("training loss, last 10 logged", "train/loss", end, ".4f"),
         ("tokens", "train/tokens_seen", last, ",.0f"),
         ("tokens/s, median", "train/tokens_per_second", statistics.median, ",.0f"),
         ("MFU, median", "train/mfu", statistics.median, ".1%"),
         ("skipped steps", "train/skipped_steps", last, ",.0f"),
         *((f"{tag}, highest", tag, max, ",.4g") for tag in memory_tags(runs)),
     ]
-    rows = [(title, [figure(run, tag, of, form) for run in runs]) for title, tag, of, form in figures]
-    rows.insert(1, ("validation loss, best", [best(run) for run in runs]))
-    rows.insert(4, ("steps", [f"{run.end[0]:,}" for run in runs]))
-    rows.insert(5, ("time, pauses left out", [duration(run.end[1]) for run in runs]))
-    return [(title, cells) for title, cells in rows if any(cell != "-" for cell in cells)]
+    columns = [(title, [figure(run, tag, of, form) for run in runs]) for title, tag, of, form in figures]
+    columns.insert(1, ("best, at step", [best(run) for run in runs]))
+    columns.insert(4, ("steps", [f"{run.end[0]:,}" for run in runs]))
+    columns.insert(5, ("time without pauses", [duration(run.end[1]) for run in runs]))
+    return [(title, cells) for title, cells in columns if any(cell != "-" for cell in cells)]
 
 
 def memory_tags(runs: list[Run]) -> list[str]:
     return sorted({tag for run in runs for tag in run.curves if "memory" in tag})
 
 
-def table(runs: list[Run], rows: list[tuple[str, list[Any]]]) -> Iterator[str]:
-    yield '<div class="scroll"><table><thead><tr><th></th>'
+def table(runs: list[Run], columns: list[tuple[str, list[Any]]]) -> Iterator[str]:
+    """A row for each run, so that many fit."""
+    titles = "".join(f"<th>{escape(title)}</th>" for title, _ in columns)
+    yield f'<div class="scroll"><table><thead><tr><th></th>{titles}</tr></thead><tbody>'
     for place, run in enumerate(runs):
-        yield f"<th>{key(place)}{escape(run.name)}</th>"
-    yield "</tr></thead><tbody>"
-    for title, cells in rows:
-        yield f"<tr><td>{escape(title)}</td>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+        cells = "".join(f"<td>{escape(str(column[place]))}</td>" for _, column in columns)
+        yield f"<tr><td>{key(place)}{escape(run.name)}</td>{cells}</tr>"
     yield "</tbody></table></div>"
 
 
 def page(runs: list[Run]) -> str:
-    names = ", ".join(run.name for run in runs)
+    names = f"{len(runs)} runs" if len(runs) > 4 else ", ".join(run.name for run in runs)
     parts = [f"<h1>{escape(names)}</h1>", "<h2>Results</h2>", *table(runs, results(runs))]
     if len(runs) > 1:
         rows = differences(runs)

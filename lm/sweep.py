@@ -97,7 +97,7 @@ class Sweep:
         base = Settings(["fit", *self.arguments]).config.fit.model
         share = base.min_learning_rate / base.learning_rate if base.learning_rate else 0.0
         for _, config in self.runs.values():
-            config.model.min_learning_rate = share * config.model.learning_rate
+            config.model.min_learning_rate = float(f"{share * config.model.learning_rate:.6g}")
 
     def _common_settings(self, config: Namespace) -> dict[str, Any]:
         """All that the runs of the sweep have in common, so that runs of different sweeps are not compared."""
