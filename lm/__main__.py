@@ -1,4 +1,4 @@
-"""The command `lm`, also `python -m lm`: fit and validate (cli.py), and generate."""
+"""The command `lm`, also `python -m lm`: fit and validate (cli.py), generate, and what compares runs."""
 
 import argparse
 import os

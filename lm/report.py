@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from lm.checkpoint import CONFIG, writing
+from lm.divergence import MARK
 from lm.events import EVENT_FILES, Curve, read_curves
 from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, run_colour
 from tokenization import InputError
@@ -153,6 +154,9 @@ def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
         *((f"{tag}, highest", tag, max, ",.4g") for tag in memory_tags(runs)),
     ]
     columns = [(title, [figure(run, tag, of, form) for run in runs]) for title, tag, of, form in figures]
+    columns[0][1][:] = [
+        "diverged" if (run.folder / MARK).exists() else cell for run, cell in zip(runs, columns[0][1], strict=True)
+    ]
     columns.insert(1, ("best, at step", [best(run) for run in runs]))
     columns.insert(4, ("steps", [f"{run.end[0]:,}" for run in runs]))
     columns.insert(5, ("time without pauses", [duration(run.end[1]) for run in runs]))

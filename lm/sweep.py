@@ -102,6 +102,7 @@ class Sweep:
     def _common_settings(self, config: Namespace) -> dict[str, Any]:
         """All that the runs of the sweep have in common, so that runs of different sweeps are not compared."""
         own = {self.parameter, "config", "trainer.default_root_dir", *([LOWEST_RATE] if self.parameter == RATE else [])}
+        own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # said elsewhere, and linked
         flat = {name: value for name, value in vars(config.clone().as_flat()).items() if name not in own}
         return json.loads(json.dumps(flat, default=str))
 

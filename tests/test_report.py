@@ -1,0 +1,108 @@
+"""The report: the curves are those of the tests' own reader, also after a resume, and nothing of a run becomes HTML."""
+
+import importlib.util
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from events import read_events
+
+from lm.events import read_curves
+from lm.report import differences, duration, find_runs
+
+
+@pytest.fixture(scope="module")
+def runs(lm, fit_arguments, tmp_path_factory) -> Path:
+    """Two runs: one went on from its step 4 after 6; the other has another rate, and a prompt that looks like HTML."""
+    folder = tmp_path_factory.mktemp("runs")
+    saved = ["--trainer.val_check_interval=2", "--checkpoints.keep_every_n_steps=4"]
+    assert lm(*fit_arguments(folder / "one", "--trainer.max_steps=6", *saved)).code == 0
+    going_on = ["--ckpt_path", folder / "one/step-4.ckpt", "--trainer.max_steps=8"]
+    assert lm("fit", "-c", folder / "one/config.yaml", *going_on).code == 0
+    prompt = "--samples.prompt=</pre><script>alert(1)</script>"
+    settings = ["--trainer.max_steps=4", "--model.learning_rate=0.02", prompt]
+    assert lm(*fit_arguments(folder / "<b>two & $x$", *settings)).code == 0
+    return folder
+
+
+def test_the_curves_are_joined(runs):
+    scalars, texts = read_events(runs / "one")
+    curves = read_curves(runs / "one")
+    assert {tag: list(zip(c.steps, c.values, strict=True)) for tag, c in curves.items()} == scalars | texts
+    assert curves["train/loss"].steps == list(range(1, 9))
+    for curve in curves.values():
+        assert curve.seconds == sorted(curve.seconds)
+        assert curve.seconds[0] >= 0
+
+
+def test_a_file_cut_short_and_a_run_begun_anew(runs, tmp_path):
+    source = max((runs / "one").glob("events*"), key=lambda path: path.stat().st_size)
+    copy = tmp_path / "events.out.tfevents.1.a"
+    copy.write_bytes(source.read_bytes()[:-20])
+    assert read_curves(tmp_path)["train/loss"].steps
+    shutil.copy(min((runs / "<b>two & $x$").glob("events*")), tmp_path / "events.out.tfevents.2.a")
+    assert read_curves(tmp_path)["train/loss"].steps == [1, 2, 3, 4]
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
+    result = lm("report", runs, "--output", tmp_path / "page.html")
+    assert (result.code, result.err) == (0, "")
+    reader = Reader()
+    reader.feed((tmp_path / "page.html").read_text())
+    assert not {"script", "link", "b", "iframe"} & set(reader.tags)
+    assert len(reader.addresses) == reader.tags.count("img") == 10
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in reader.addresses)
+    assert "</pre><script>alert(1)</script>" in reader.text
+    assert "<b>two & $x$" in reader.text
+    assert "model.learning_rate" in reader.text
+    scalars, _ = read_events(runs / "one")
+    assert f"{scalars['val/loss'][-1][1]:.4f}" in reader.text
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_the_settings_that_differ(runs):
+    names = {name for name, _ in differences(find_runs([runs]))}
+    assert {"model.learning_rate", "samples.prompt", "trainer.max_steps"} <= names
+    assert not {"model.d_model", "trainer.default_root_dir"} & names
+
+
+def test_without_matplotlib(lm, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = lm("report", runs / "one", "--output", tmp_path / "page.html")
+    assert result.code == 0
+    assert result.out.startswith("no plot: matplotlib is not installed")
+    assert "<img" not in (tmp_path / "page.html").read_text()
+
+
+def test_what_is_no_run(lm, runs, tmp_path):
+    result = lm("report", tmp_path, "--output", tmp_path / "page.html")
+    assert (result.code, result.out) == (2, "")
+    assert f"{tmp_path}: holds no events.out.tfevents.*" in result.err
+    shutil.copytree(runs / "one", tmp_path / "one")
+    (tmp_path / "one/config.yaml").write_text("model: [")
+    result = lm("report", tmp_path / "one", "--output", tmp_path / "page.html")
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert "config.yaml: is not a configuration" in result.err
+    result = lm("report", runs / "one", "--output", tmp_path / "none/page.html")
+    assert "name a file to write" in result.err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_durations():
+    assert [duration(seconds) for seconds in (4000, 75, 9.6)] == ["1 h 06 min", "1 min 15 s", "10 s"]
