@@ -153,8 +153,8 @@ def test_help(lm, work):
     for arguments in ([], ["--help"], ["-h"]):
         result = lm(*arguments)
         assert (result.code, result.err) == (0 if arguments else 2, "")
-        assert result.out.startswith("usage: lm {fit,validate,generate,verify}")
-    for command in ("fit", "validate", "generate", "verify"):
+        assert result.out.startswith("usage: lm {fit,validate,generate,verify,")
+    for command in ("fit", "validate", "generate", "verify", "sweep", "find-lr", "report"):
         result = lm(command, "--help")
         assert (result.code, result.err) == (0, "")
         assert f"lm {command}" in result.out or "lm [options] " in result.out
