@@ -10,6 +10,7 @@ Whatever comes from a run is escaped: its texts, names and settings are shown, a
 
 import argparse
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,11 +81,21 @@ def find_runs(paths: list[Path]) -> list[Run]:
     """The runs that the paths name; a folder of runs, as that of a sweep, stands for all in it."""
     folders: list[Path] = []
     for path in paths:
-        inner = [] if any(path.glob(EVENT_FILES)) else sorted({file.parent for file in path.glob(f"*/{EVENT_FILES}")})
+        inner = (
+            []
+            if any(path.glob(EVENT_FILES))
+            else sorted({file.parent for file in path.glob(f"*/{EVENT_FILES}")}, key=by_number)
+        )
         folders += [folder for folder in inner or [path] if folder not in folders]
     names = [folder.resolve().name for folder in folders]
     unique = len(set(names)) == len(names)
     return [read_run(folder, name if unique else str(folder)) for folder, name in zip(folders, names, strict=True)]
+
+
+def by_number(folder: Path) -> list[Any]:
+    """Numbers in the names count as such: 8 comes before 16."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", folder.name)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def read_run(folder: Path, name: str) -> Run:

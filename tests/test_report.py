@@ -9,7 +9,7 @@ import pytest
 from events import read_events
 
 from lm.events import read_curves
-from lm.report import differences, duration, find_runs
+from lm.report import by_number, differences, duration, find_runs
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,8 @@ def test_what_is_no_run(lm, runs, tmp_path):
 
 def test_durations():
     assert [duration(seconds) for seconds in (4000, 75, 9.6)] == ["1 h 06 min", "1 min 15 s", "10 s"]
+
+
+def test_runs_in_order():
+    names = ["a-1e-05", "a-0.5", "a-8", "a-16.0", "b"]
+    assert sorted(map(Path, reversed(names)), key=by_number) == list(map(Path, names))
