@@ -145,9 +145,7 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
 def find_checkpoint(run: str | os.PathLike) -> Path:
     """A run's folder stands for its best checkpoint, or for the last where no validation has found one."""
     run = Path(run)
-    if not run.is_dir():
-        return run
-    return run / BEST if (run / BEST).exists() else run / LAST
+    return next((run / name for name in (BEST, LAST) if (run / name).is_file()), run)
 
 
 def open_checkpoint(path: str | os.PathLike) -> BinaryIO:

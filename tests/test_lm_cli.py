@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from lm.__main__ import COMMANDS
 from lm.checkpoint import MODEL_SETTINGS
 from lm.transformer import TransformerLM
 
@@ -153,8 +154,8 @@ def test_help(lm, work):
     for arguments in ([], ["--help"], ["-h"]):
         result = lm(*arguments)
         assert (result.code, result.err) == (0 if arguments else 2, "")
-        assert result.out.startswith("usage: lm {fit,validate,generate,verify,")
-    for command in ("fit", "validate", "generate", "verify", "sweep", "find-lr", "report"):
+        assert result.out.startswith("usage: lm {" + ",".join(COMMANDS) + "}")
+    for command in COMMANDS:
         result = lm(command, "--help")
         assert (result.code, result.err) == (0, "")
         assert f"lm {command}" in result.out or "lm [options] " in result.out
