@@ -1,17 +1,24 @@
-"""The command `lm`, also `python -m lm`: fit and validate (cli.py), generate, and what compares runs."""
+"""The command `lm`, also `python -m lm`: what each of its commands is, and how it fails.
+
+Generate and verify are written out here; the others are in the files that do their work.
+"""
 
 import argparse
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 
 from lm.machine import keep_large_blocks, use_granted_cores
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
 
-HELP = """usage: lm {fit,validate,sweep,find-lr,report,generate,export,verify} ...
+HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,export,verify} ...
 
+  lm account -c configs/demo.yaml                 what it will cost: parameters, memory, FLOPs; with --probe also the
+                                                  time of the whole run, from some steps of it
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
                                                   the same with other values; a name that does not exist is an error
@@ -138,12 +145,6 @@ def print_texts(prompts: list[str], drawn: Iterator[tuple[int, int]], tokenizer:
         print(f"[{number + 1} of {len(prompts)}, seed {seed + number}]\n{prompt}{tokenizer.decode(ids)}\n")
 
 
-def run_export(argv: list[str]) -> None:
-    from lm.export import run_export
-
-    run_export(argv)
-
-
 VERIFY_HELP = (
     """Read checkpoints and the tokenizer beside them, and compare every byte with the digests saved with them."""
 )
@@ -159,53 +160,50 @@ def run_verify(argv: list[str]) -> None:
             print(line)
 
 
-def run_report(argv: list[str]) -> None:
-    from lm.report import run_report as run
-
-    run(argv)
-
-
 def run_lightning(argv: list[str]) -> None:
+    from lm.cli import RunCLI
+
+    RunCLI(argv)
+
+
+def defined_in(module: str, function: str) -> Callable[[list[str]], None]:
+    """A command that its own file defines, which is read when it is called."""
+
+    def run(argv: list[str]) -> None:
+        getattr(import_module(module), function)(argv[1:])
+
+    return run
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """The machine made ready; what Lightning and jsonargparse refuse comes out in one line."""
     keep_large_blocks()
     use_granted_cores()
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     try:
-        lightning_command(argv)
+        yield
     except ArgumentError as error:
         message = textwrap.shorten(str(error), 400)  # on one line, however much of a wrong file it quotes
-        command = "validate" if argv[0] == "validate" else "fit"
-        raise InputError(f"{message}; `lm {command} --print_config` shows every setting") from None
+        raise InputError(f"{message}; `lm fit --print_config` shows every setting") from None
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from None
-
-
-def lightning_command(argv: list[str]) -> None:
-    if argv[0] == "sweep":
-        from lm.sweep import run_sweep
-
-        run_sweep(argv[1:])
-    elif argv[0] == "find-lr":
-        from lm.find_lr import run_find_lr
-
-        run_find_lr(argv[1:])
-    else:
-        from lm.cli import RunCLI
-
-        RunCLI(argv)
 
 
 COMMANDS = {
     "fit": run_lightning,
     "validate": run_lightning,
-    "sweep": run_lightning,
-    "find-lr": run_lightning,
+    "account": defined_in("lm.account", "run_account"),
+    "sweep": defined_in("lm.sweep", "run_sweep"),
+    "find-lr": defined_in("lm.find_lr", "run_find_lr"),
+    "report": defined_in("lm.report", "run_report"),
     "generate": lambda argv: run_generate(argv[1:]),
+    "export": defined_in("lm.export", "run_export"),
     "verify": lambda argv: run_verify(argv[1:]),
-    "export": lambda argv: run_export(argv[1:]),
-    "report": lambda argv: run_report(argv[1:]),
 }
+TRAINING = ("fit", "validate", "find-lr", "account")  # with settings that Lightning reads, and memory to be kept
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -216,7 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`")
-        COMMANDS[argv[0]](argv)
+        with training() if argv[0] in TRAINING else nullcontext():
+            COMMANDS[argv[0]](argv)
     except InputError as error:
         print(f"lm {argv[0]}: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ and the next step pays for fetching fresh pages, zeroed one by one. Told to keep
 model took half as long.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -134,3 +135,29 @@ def can_compile(device_type: str) -> bool:
     finally:
         logger.setLevel(level)
     return True
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):  # no Linux
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory(folder: str | os.PathLike = "/sys/fs/cgroup") -> int | None:
+    """Bytes that a process can still take, of the machine and of its container; None where nobody says."""
+    amounts = []
+    with contextlib.suppress(OSError, IndexError):
+        meminfo = Path("/proc/meminfo").read_text()
+        amounts.append(int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # no limit is the word max
+        limit, used = (int(Path(folder, f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = Path(folder, "memory.stat").read_text().split()
+        reclaimable = int(stat[stat.index("inactive_file") + 1])
+        amounts.append(limit - used + reclaimable)
+    return min(amounts, default=None)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 
-from lm.accounting import training_flops_per_token
+from lm.accounting import worth_compiling
 from lm.data import Batch, TokenDataModule
 from lm.fast import choose_attention
 from lm.loss import bits_per_byte, perplexity
@@ -155,12 +155,11 @@ class LanguageModel(LightningModule):
             self.arrangement += ", compiled"
 
     def should_compile(self, device: str) -> bool:
-        """auto: where the run would take some minutes without, by a guess at the device's speed."""
+        """Whether it is wanted, and can be had."""
         wanted = self.hparams["compile"]
         if wanted == "auto":
-            steps = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-            flops = steps * self.data.batch_size * self.model.context_length * training_flops_per_token(self.model)
-            wanted = flops / (1e11 if device == "cpu" else 1e14) > 120
+            batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
+            wanted = worth_compiling(self.model, batches * self.data.batch_size * self.model.context_length, device)
         if wanted and not can_compile(device):
             if self.global_rank == 0:
                 words = "torch.compile does not work here, training goes on without; on a CPU it needs g++ or clang"

@@ -1,0 +1,267 @@
+"""`lm account`: what a configuration or a preset costs, as a table, as JSON, or as a picture.
+
+The mathematics is in accounting.py and activations.py; here the command line is read, as `lm fit` reads it, and the
+answer is laid out. Nothing is trained, but for --probe, which is in probe.py.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lm import accounting, activations
+from lm.accounting import PARTS, PRESETS
+from lm.activations import Arrangement, arrange, make_model
+from lm.checks import check_trainer
+from lm.cli import RunCLI, native_precision
+from lm.machine import GPU_PEAKS, peak_flops
+from tokenization import InputError
+from tokenization.errors import ArgumentParser
+
+DESCRIPTION = f"""What a run costs, before it runs: parameters, memory and FLOPs by part, as the handout counts and as
+our fast path does. Besides the options below it takes every setting that `lm fit` takes.
+
+  lm account -c configs/tinystories-cpu.yaml                        the model and batch of a configuration
+  lm account -c configs/demo.yaml --model.num_layers 8 --probe      some steps of it, and from them the whole run
+  lm account gpt2-xl --memory 80GB --tokens 419e9 --device "H100 tf32" --mfu 0.5
+  lm account gpt2-xl --edition 2025 --json
+  lm account gpt2-small --plot shares.png                           the shares of the FLOPs against width and context
+
+Presets: {", ".join(PRESETS)}.
+"""
+DEVICES = {f"{name} bf16": peak for name, peak in GPU_PEAKS.items()}
+DEVICES |= {"A100 fp32": 19.5e12, "H100 tf32": 495e12}  # the handout's
+UNITS = {"": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def account_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="lm account",
+        usage="lm account {-c CONFIG | PRESET} [options] [--model.SETTING VALUE ...]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", help="a configuration of `lm fit`")
+    parser.add_argument(
+        "--edition",
+        type=int,
+        choices=accounting.EDITIONS,
+        default=2026,
+        help="of the handout: d_ff of the GPT-2 presets, and which activations count (default: 2026)",
+    )
+    parser.add_argument("--memory", default="80GB", help="for the largest batch: 80GB, 80GiB (default: 80GB)")
+    parser.add_argument("--tokens", type=float, help="to train on (default: the run's)")
+    parser.add_argument("--device", help=f"cpu (measured), FLOP/s as a number, or: {', '.join(DEVICES)}")
+    parser.add_argument("--mfu", type=float, default=0.5, help="share of the device's FLOP/s (default: 0.5)")
+    parser.add_argument("--probe", action="store_true", help="run some steps, and predict the run's memory and time")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the shares of the FLOPs")
+    return parser
+
+
+class Settings(RunCLI):
+    """The configuration as `lm fit` would see it; no class is made, and no folder is looked at."""
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config.fit.trainer
+        if trainer.precision is None:
+            trainer.precision = native_precision(trainer.accelerator)
+        check_trainer(trainer)
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    def _set_seed(self) -> None:
+        pass
+
+
+def run_account(argv: list[str]) -> None:
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    args, rest = account_parser().parse_known_args(argv[name is not None :])
+    if (name is None) == (args.config is None):
+        raise InputError(f"what is to be accounted for: -c CONFIG, or one of {', '.join(PRESETS)}?")
+    if name is not None and name not in PRESETS:
+        raise InputError(f"{name}: no such preset; there are {', '.join(PRESETS)}; -c names a configuration")
+    if args.probe and name is not None:
+        raise InputError(f"--probe: {name} has no text to train on; a configuration has (-c CONFIG)")
+    if not 0 < args.mfu <= 1:
+        raise InputError(f"--mfu {args.mfu}: it is a share, above 0 and at most 1")
+    if args.tokens is not None and not 0 < args.tokens < float("inf"):
+        raise InputError(f"--tokens {args.tokens}: it must be above 0")
+    memory, peak = parse_bytes(args.memory), device_peak(args.device) if args.device else None
+    arguments = ["fit", *(["-c", args.config] if args.config else preset_arguments(name, args.edition)), *rest]
+    config = Settings(arguments).config.fit
+    try:
+        result = account(config, args.edition, memory) | {"name": name or args.config}
+    except ValueError as error:  # the model's word that its settings do not fit together
+        raise InputError(str(error)) from None
+    if peak:
+        result["training"] = duration(config, args.tokens, args.device, peak, args.mfu)
+    if args.plot:
+        from lm.shares import plot
+
+        plot(vars(config.model), args.plot)
+    if args.probe:
+        from lm.probe import probe
+
+        result["prediction"] = probe(arguments, config)
+    print(json.dumps(result, indent=2) if args.json else "\n".join(table(result)))
+
+
+def parse_bytes(text: str) -> float:
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kmgt]i?b)?", text.strip(), re.IGNORECASE)
+    try:
+        amount = float(match[1]) * UNITS[(match[2] or "").upper()] if match else 0.0
+    except ValueError:
+        amount = 0.0
+    if not 0 < amount < float("inf"):
+        raise InputError(f"--memory {text}: is no amount of memory; 80GB is 80e9 bytes, 80GiB 80 x 2^30")
+    return amount
+
+
+def device_peak(name: str) -> float:
+    """FLOP/s at its best."""
+    if name == "cpu":
+        return peak_flops("cpu", native_precision("cpu"))[0]
+    try:
+        peak = DEVICES[name] if name in DEVICES else float(name)
+    except ValueError:
+        raise InputError(f"--device {name}: no such device; there are cpu, {', '.join(DEVICES)}, or FLOP/s") from None
+    if not 0 < peak < float("inf"):
+        raise InputError(f"--device {name}: FLOP/s must be above 0")
+    return peak
+
+
+def preset_arguments(name: str | None, edition: int) -> list[str]:
+    settings = accounting.preset(str(name), edition)
+    arguments = [f"--model.{key}={value}" for key, value in settings.items()]
+    return [
+        *arguments,
+        *(f"--data.{key}=none" for key in ("train_path", "val_path", "tokenizer")),
+        "--data.batch_size=1",
+    ]
+
+
+def run_tokens(config: Namespace) -> int:
+    """That the run would train on."""
+    batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    return batches * config.data.batch_size * config.model.context_length
+
+
+def account(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
+    """Everything that follows from shapes alone."""
+    settings, batch_size = vars(config.model), config.data.batch_size
+    model, how = make_model(settings), arrange(settings, config.trainer.precision, run_tokens(config))
+    forward = accounting.forward_flops(model)
+    handout = {part: 4 * count for part, count in accounting.handout_activations(model, edition).items()}
+    one, two = (activations.kept_bytes(settings, size, how) for size in (1, 2))
+    ours = activations.kept_bytes(settings, batch_size, how)
+    state = accounting.state_bytes(model)
+    per_text = sum(two.values()) - sum(one.values())
+    fixed = sum(state.values())
+    return {
+        "settings": {**settings, "d_ff": len(model.layers[0].ffn.w1.weight)},  # type: ignore[union-attr, arg-type]
+        "batch_size": batch_size,
+        "edition": edition,
+        "arrangement": describe(how),
+        "parameters": accounting.parameters_by_part(model),
+        "state_bytes": state,
+        "forward_flops": forward,
+        "training_flops": {part: 3 * flops for part, flops in forward.items()},
+        "training_flops_per_token": accounting.training_flops_per_token(model),
+        "adamw_flops": accounting.adamw_flops(model.num_parameters()),
+        "activation_bytes": {"handout": handout, "ours": ours},  # of one text; of the batch
+        "memory": memory,
+        "largest_batch": {
+            "handout": accounting.largest_batch(memory, fixed, sum(handout.values())),
+            "ours": accounting.largest_batch(memory, fixed + sum(one.values()) - per_text, per_text),
+        },
+        "peak_bytes": activations.peak_bytes(settings, batch_size, how),
+    }
+
+
+def describe(how: Arrangement) -> str:
+    words = ["bfloat16" if how.half else "float32", f"attention {how.attention}"]
+    words += [word for word in ("fast", "compiled", "recompute") if getattr(how, word)]
+    return ", ".join(words)
+
+
+def duration(config: Namespace, tokens: float | None, device: str, peak: float, mfu: float) -> dict[str, Any]:
+    tokens = tokens or run_tokens(config)
+    seconds = accounting.training_seconds(make_model(vars(config.model)), tokens, peak, mfu)
+    return {"tokens": tokens, "device": device, "flops_per_second": peak, "mfu": mfu, "seconds": seconds}
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    settings, batch_size = result["settings"], result["batch_size"]
+    sizes = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff")
+    lines = [f"{result['name']}: " + ", ".join(f"{key} {settings[key]}" for key in sizes), *by_part(result)]
+    gains, head = result["parameters"]["norms"], result["forward_flops"]["head"]
+    total, forward = sum(result["parameters"].values()), sum(result["forward_flops"].values())
+    kept = {name: sum(parts.values()) for name, parts in result["activation_bytes"].items()}
+    kept["handout"] *= batch_size
+    state = result["state_bytes"]
+    lines += [
+        f"without the norms' gains {total - gains:,} parameters; without the head {forward - head:.4g} forward FLOPs",
+        f"AdamW: {result['adamw_flops']:.4g} FLOPs a step",
+        "",
+        f"{'memory, GB':<28}{'handout':>12}{'ours':>12}    ours: {result['arrangement']}",
+        *(f"{name:<28}{size / 1e9:>12.3f}{size / 1e9:>12.3f}" for name, size in state.items()),
+        f"{f'activations, batch of {batch_size}':<28}{kept['handout'] / 1e9:>12.3f}{kept['ours'] / 1e9:>12.3f}",
+        f"{'together':<28}" + "".join(f"{(sum(state.values()) + kept[key]) / 1e9:>12.3f}" for key in kept),
+        f"{'largest batch in ' + format(result['memory'] / 1e9, '.4g') + ' GB':<28}"
+        + "".join(f"{result['largest_batch'][key]:>12,}" for key in kept),
+        f"{'peak of the process, CPU':<28}{'':>12}{result['peak_bytes'] / 1e9:>12.3f}",
+    ]
+    if "training" in result:
+        words = result["training"]
+        lines.append(
+            f"\n{words['tokens']:.4g} tokens on {words['device']} ({words['flops_per_second'] / 1e12:,.4g} TFLOP/s) at an"
+            f" MFU of {words['mfu']:.0%}: {words['seconds'] / 86400:,.4g} days ({words['seconds'] / 3600:,.4g} hours)"
+        )
+    if "prediction" in result:
+        lines += ["", *(f"{name:<28}{value}" for name, value in spell(result["prediction"]).items())]
+    return lines
+
+
+def by_part(result: dict[str, Any]) -> list[str]:
+    heads = ("parameters", "%", "forward FLOPs", "%", "training FLOPs", "handout MB", "ours MB")
+    widths = (16, 7, 15, 7, 16, 12, 12)
+
+    def row(name: str, cells: tuple) -> str:
+        return f"{name:<14}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+    columns = [result[key] for key in ("parameters", "forward_flops", "training_flops")]
+    columns += [result["activation_bytes"][key] for key in ("handout", "ours")]
+    totals = [sum(column.values()) for column in columns]
+    lines = [f"{'':<68}FLOPs of one text; activations of one text, and of the batch", row("", heads)]
+    for part in (*PARTS, "total"):
+        counts, forward, training, handout, ours = (
+            total if part == "total" else column[part] for column, total in zip(columns, totals, strict=True)
+        )
+        shares = (f"{counts / totals[0]:.1%}", f"{forward / totals[1]:.1%}")
+        cells = (f"{counts:,}", shares[0], f"{forward:.4g}", shares[1], f"{training:.4g}")
+        lines.append(row(part, (*cells, f"{handout / 1e6:,.1f}", f"{ours / 1e6:,.1f}")))
+    return lines
+
+
+def spell(prediction: dict[str, float]) -> dict[str, str]:
+    return {
+        "predicted from a probe": f"{prediction['steps_probed']:.0f} steps",
+        "peak memory": f"{prediction['peak_bytes'] / 1e9:.2f} GB",
+        "speed": f"{prediction['tokens_per_second']:,.0f} tokens/s",
+        "time": f"{prediction['seconds'] / 60:,.1f} min: {prediction['start_seconds']:.0f} s until the first step is done,"
+        f" {prediction['training_seconds']:,.0f} s of steps, {prediction['validation_seconds']:,.0f} s of validation,"
+        f" {prediction['saving_seconds']:,.0f} s of samples and saving",
+        "a checkpoint": f"{prediction['checkpoint_bytes'] / 1e6:,.1f} MB",
+    }

@@ -1,0 +1,176 @@
+"""Some steps of a run, timed, and from them the whole run.
+
+    seconds = start + steps x step + validations x (batches x batch + sample) + saves x save + end
+
+The steps are those of `lm fit` itself, in a process of its own, so that its peak memory is its own, in a folder that
+disappears. torch.compile begins with an empty cache, as the first run of a model does: a run after another of the
+same shape starts sooner than is predicted.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lm.checkpoint import LAST
+from lm.cli import RunCheckpointIO, RunCLI
+from lm.machine import peak_memory
+from tokenization import InputError
+
+SECONDS, STEPS = 8.0, 3  # of steps that nothing else interrupts, at least
+UNCOUNTED = 2  # steps at the beginning, in which the model is compiled and memory fetched
+VALIDATION_BATCHES = 6
+
+WORK = """
+from lm.machine import keep_large_blocks, use_granted_cores
+keep_large_blocks()
+use_granted_cores()
+from lm.probe import work
+work()
+"""
+
+
+class Clock(Callback):
+    """Notes when what is over; the last of the callbacks, so that the others' time counts. All times are time.time()."""
+
+    def __init__(self) -> None:
+        self.begun, self.first_step = 0.0, 0.0
+        self.steps: list[float] = []  # seconds each
+        self.batches: list[float] = []  # of the validations
+        self.samples: list[float] = []  # what a validation takes beside its batches, and beside saving
+        self.saves: list[float] = []
+        self.step, self.last, self.undisturbed, self.saved_before = 0, 0.0, True, 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.begun = self.begun or time.time()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            return  # in the middle of a step, whose batches accumulate
+        now, self.step = time.time(), trainer.global_step
+        self.first_step = self.first_step or now
+        if self.step > UNCOUNTED and self.undisturbed:
+            self.steps.append(now - self.last)
+        self.last, self.undisturbed = now, True
+        if len(self.steps) >= STEPS and sum(self.steps) >= SECONDS:
+            trainer.should_stop = True  # after a validation
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.undisturbed, self.validated = False, [time.time()]
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.validated.append(time.time())
+        self.saved_before = sum(self.saves)
+
+    def on_validation_end(self, *_: Any) -> None:
+        seconds = [end - start for start, end in zip(self.validated, self.validated[1:], strict=False)]
+        self.batches += seconds[1:] or seconds
+        self.samples.append(time.time() - self.validated[-1] - (sum(self.saves) - self.saved_before))
+
+
+class TimedCheckpointIO(RunCheckpointIO):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        start, self.clock.undisturbed = time.time(), False
+        super().save_checkpoint(checkpoint, path)
+        self.clock.saves.append(time.time() - start)
+
+
+class ProbeCLI(RunCLI):
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        self.clock = Clock()
+        trainer.callbacks.append(self.clock)  # type: ignore[attr-defined]
+        trainer.strategy.checkpoint_io = TimedCheckpointIO(self.clock)
+        return trainer
+
+
+def work() -> None:
+    """In a process of its own: `lm fit` with these arguments; what the clock saw goes to this file, as JSON."""
+    from lm.__main__ import settings_refused
+
+    path, *argv = sys.argv[1:]
+    try:
+        with settings_refused("fit"):
+            cli = ProbeCLI(argv)
+        clock, data = cli.clock, cli.datamodule
+        found = {name: getattr(clock, name) for name in ("begun", "first_step", "steps", "batches", "samples", "saves")}
+        windows = (len(data.files["validate"]) - 1) // data.context_length
+        found |= {
+            "validation_batches": -(-windows // data.batch_size),
+            "peak_bytes": peak_memory(),
+            "over": time.time(),
+        }
+    except InputError as error:
+        found = {"error": str(error)}
+    Path(path).write_text(json.dumps(found))
+
+
+def probe(arguments: list[str], config: Namespace) -> dict[str, float]:
+    """arguments: of `lm fit`; config: the same, parsed -> what the run will take, in bytes and seconds."""
+    trainer = config.trainer
+    if isinstance(trainer.devices, int) and trainer.devices > 1:
+        raise InputError(f"--probe: trainer.devices is {trainer.devices}; it looks at one process, so set it to 1")
+    limit = trainer.limit_val_batches
+    if not (isinstance(limit, int) and limit < VALIDATION_BATCHES):
+        limit = VALIDATION_BATCHES
+    with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
+        run, answer = Path(folder, "run"), Path(folder, "answer.json")
+        own = [f"--trainer.default_root_dir={run}", "--trainer.enable_progress_bar=false", "--ckpt_path=null"]
+        command = [sys.executable, "-c", WORK, str(answer), *arguments, *own, f"--trainer.limit_val_batches={limit}"]
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "compiled"))}
+        start = time.time()
+        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        seconds = time.time() - start
+        if done.returncode:
+            why = "was killed; is it too large for the memory?" if done.returncode == -9 else done.stderr.strip()[-300:]
+            raise InputError(f"--probe: the run {' '.join(why.split())}")
+        found = json.loads(answer.read_text())
+        if "error" in found:
+            raise InputError(found["error"])
+        checkpoint = (run / LAST).stat().st_size
+    return predict(found, config, start, start + seconds) | {"checkpoint_bytes": checkpoint}
+
+
+def predict(found: dict[str, Any], config: Namespace, started: float, ended: float) -> dict[str, float]:
+    """found: what work() wrote; started, ended: the process, as its parent saw it."""
+    trainer = config.trainer
+    steps = found["steps"] or [found["first_step"] - found["begun"]]
+    tokens = trainer.accumulate_grad_batches * config.data.batch_size * config.model.context_length
+    validations, saves = validations_and_saves(config)
+    batches, limit = found["validation_batches"], trainer.limit_val_batches
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    parts = {
+        "start_seconds": found["first_step"] - started,
+        "training_seconds": (trainer.max_steps - 1) * mean(steps),
+        "validation_seconds": validations * batches * mean(found["batches"]),
+        "saving_seconds": validations * mean(found["samples"]) + saves * mean(found["saves"]) + ended - found["over"],
+    }
+    return parts | {
+        "seconds": sum(parts.values()),
+        "tokens_per_second": tokens / mean(steps),
+        "peak_bytes": found["peak_bytes"],
+        "steps_probed": len(found["steps"]),
+    }
+
+
+def validations_and_saves(config: Namespace) -> tuple[int, int]:
+    """How many there are in a whole run. Each validation is taken to be the best so far, and saved as such, too."""
+    trainer, every, kept = config.trainer, config.checkpoints.every_n_steps, config.checkpoints.keep_every_n_steps
+    per_step, last = trainer.accumulate_grad_batches, trainer.max_steps
+    validated = {*range(trainer.val_check_interval // per_step, last, trainer.val_check_interval // per_step), last}
+    saved = {step for step in range(1, last) if step % every == 0 or (kept and step % kept == 0)} | validated
+    return len(validated), len(saved) + len(validated) + sum(1 for step in saved if kept and step % kept == 0)
