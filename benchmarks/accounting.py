@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LIMITS = {"memory": 0.1, "formula memory": 0.1, "time": 0.15, "processor": 0.15, "checkpoint": 0.01}
 BATCH, HALF, FULL = "data.batch_size", "bf16-mixed", "32-true"
 
 
@@ -64,9 +65,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=25, help="that a run is to take, roughly (default: 25)")
     parser.add_argument("--only", nargs="+", choices=RUNS, metavar="NAME", help=f"of {', '.join(RUNS)}")
     args = parser.parse_args()
-    print("| run | steps | GB | predicted | error | formula | error | seconds | predicted | error |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    errors: dict[str, list[float]] = {"memory": [], "formula": [], "time": [], "checkpoint": []}
+    heads = ["run", "steps", "GB", "predicted", "error", "formula", "error", "seconds", "predicted", "error"]
+    heads += ["CPU s", "predicted", "error"]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    errors: dict[str, list[float]] = {name: [] for name in LIMITS}
     for name in args.only or RUNS:
         arguments, steps = run_arguments(RUNS[name], args.seconds)
         predicted = predict(arguments)
@@ -76,14 +78,15 @@ def main() -> None:
         print(
             f"| {name} | {steps} | {memory:.2f} | {predicted['memory']:.2f} | {row['memory']:+.0%}"
             f" | {predicted['formula memory']:.2f} | {row['formula memory']:+.0%}"
-            f" | {seconds:.0f} | {predicted['time']:.0f} | {row['time']:+.0%} |",
+            f" | {seconds:.0f} | {predicted['time']:.0f} | {row['time']:+.0%}"
+            f" | {measured['processor']:.0f} | {predicted['processor']:.0f} | {row['processor']:+.0%} |",
             flush=True,
         )
-        for key, error in zip(errors, ("memory", "formula memory", "time", "checkpoint"), strict=True):
-            errors[key].append(abs(row[error]))
+        for key in errors:
+            errors[key].append(abs(row[key]))
     print()
-    for (key, values), limit in zip(errors.items(), (0.1, 0.1, 0.15, 0.01), strict=True):
-        within = sum(value <= limit for value in values)
+    for key, values in errors.items():
+        limit, within = LIMITS[key], sum(value <= LIMITS[key] for value in values)
         middle, worst = statistics.median(values), max(values)
         print(f"{key}: median error {middle:.1%}, largest {worst:.1%}; within {limit:.0%}: {within} of {len(values)}")
 
@@ -105,11 +108,9 @@ def run_arguments(settings: dict, seconds: float) -> tuple[list[str], int]:
         "trainer.limit_val_batches": 10,
         "model.warmup_steps": 5,
     }
-    config = ["-c", str(ROOT / "configs/demo.yaml")]
-    return config + [
-        f"--{name}={str(value).lower() if value in (True, False) and isinstance(value, bool) else value}"
-        for name, value in settings.items()
-    ], steps
+    words = {True: "true", False: "false"}
+    flags = [f"--{name}={words[value] if isinstance(value, bool) else value}" for name, value in settings.items()]
+    return ["-c", str(ROOT / "configs/demo.yaml"), *flags], steps
 
 
 def predict(arguments: list[str]) -> dict[str, float]:
@@ -120,7 +121,11 @@ def predict(arguments: list[str]) -> dict[str, float]:
     found = json.loads(done.stdout)
     probed = found["prediction"]
     sizes = {"memory": probed["peak_bytes"] / 1e9, "formula memory": found["peak_bytes"] / 1e9}
-    return sizes | {"time": probed["seconds"], "checkpoint": probed["checkpoint_bytes"]}
+    return sizes | {
+        "time": probed["seconds"],
+        "processor": probed["processor_seconds"],
+        "checkpoint": probed["checkpoint_bytes"],
+    }
 
 
 def fit(arguments: list[str]) -> dict[str, float]:
@@ -137,7 +142,8 @@ def fit(arguments: list[str]) -> dict[str, float]:
         if process.returncode:
             sys.exit(f"{' '.join(command)}: exit code {process.returncode}")
         size = Path(folder, "run/last.ckpt").stat().st_size
-    return {"memory": usage.ru_maxrss * 1024 / 1e9, "time": seconds, "checkpoint": size}
+    processor = usage.ru_utime + usage.ru_stime  # of compilers, too, which have ended
+    return {"memory": usage.ru_maxrss * 1024 / 1e9, "time": seconds, "processor": processor, "checkpoint": size}
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ COMMANDS = {
     "export": defined_in("lm.export", "run_export"),
     "verify": lambda argv: run_verify(argv[1:]),
 }
-TRAINING = ("fit", "validate", "find-lr", "account")  # with settings that Lightning reads, and memory to be kept
+TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # with settings that Lightning reads, and memory to be kept
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 
 from lm import accounting, activations
 from lm.accounting import PARTS, PRESETS
-from lm.activations import Arrangement, arrange, make_model
+from lm.activations import Arrangement, arrange, make_model, run_tokens
 from lm.checks import check_trainer
 from lm.cli import RunCLI, native_precision
 from lm.machine import GPU_PEAKS, peak_flops
@@ -149,12 +149,6 @@ def preset_arguments(name: str | None, edition: int) -> list[str]:
     ]
 
 
-def run_tokens(config: Namespace) -> int:
-    """That the run would train on."""
-    batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
-    return batches * config.data.batch_size * config.model.context_length
-
-
 def account(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
     """Everything that follows from shapes alone."""
     settings, batch_size = vars(config.model), config.data.batch_size
@@ -183,7 +177,7 @@ def account(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
             "handout": accounting.largest_batch(memory, fixed, sum(handout.values())),
             "ours": accounting.largest_batch(memory, fixed + sum(one.values()) - per_text, per_text),
         },
-        "peak_bytes": activations.peak_bytes(settings, batch_size, how),
+        "peak_bytes": activations.expected_peak(config),
     }
 
 
@@ -225,10 +219,12 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
     if "training" in result:
         words = result["training"]
-        lines.append(
-            f"\n{words['tokens']:.4g} tokens on {words['device']} ({words['flops_per_second'] / 1e12:,.4g} TFLOP/s) at an"
-            f" MFU of {words['mfu']:.0%}: {words['seconds'] / 86400:,.4g} days ({words['seconds'] / 3600:,.4g} hours)"
-        )
+        tokens, rate, days = words["tokens"], words["flops_per_second"] / 1e12, words["seconds"] / 86400
+        lines += [
+            "",
+            f"{tokens:.4g} tokens on {words['device']} ({rate:,.4g} TFLOP/s) at an MFU of {words['mfu']:.0%}:"
+            f" {days:,.4g} days ({days * 24:,.4g} hours)",
+        ]
     if "prediction" in result:
         lines += ["", *(f"{name:<28}{value}" for name, value in spell(result["prediction"]).items())]
     return lines
@@ -260,8 +256,9 @@ def spell(prediction: dict[str, float]) -> dict[str, str]:
         "predicted from a probe": f"{prediction['steps_probed']:.0f} steps",
         "peak memory": f"{prediction['peak_bytes'] / 1e9:.2f} GB",
         "speed": f"{prediction['tokens_per_second']:,.0f} tokens/s",
-        "time": f"{prediction['seconds'] / 60:,.1f} min: {prediction['start_seconds']:.0f} s until the first step is done,"
-        f" {prediction['training_seconds']:,.0f} s of steps, {prediction['validation_seconds']:,.0f} s of validation,"
-        f" {prediction['saving_seconds']:,.0f} s of samples and saving",
+        "time": f"{prediction['seconds'] / 60:,.1f} min, of which {prediction['start_seconds']:,.0f} s until the first"
+        f" step is done, {prediction['training_seconds']:,.0f} s of steps, {prediction['validation_seconds']:,.0f} s of"
+        f" validation, {prediction['saving_seconds']:,.0f} s of samples and saving",
+        "processor time": f"{prediction['processor_seconds'] / 60:,.1f} min",
         "a checkpoint": f"{prediction['checkpoint_bytes'] / 1e6:,.1f} MB",
     }

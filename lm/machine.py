@@ -8,6 +8,7 @@ model took half as long.
 import contextlib
 import ctypes
 import os
+import resource
 import sys
 import time
 from functools import lru_cache
@@ -137,16 +138,24 @@ def can_compile(device_type: str) -> bool:
     return True
 
 
+def _status(name: str) -> int:
+    """Bytes of this process by that name in Linux's /proc; 0 elsewhere."""
+    try:
+        return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        return 0
+
+
+def held_memory() -> int:
+    """Bytes of memory that this process holds."""
+    return _status("VmRSS")
+
+
 def peak_memory() -> int:
     """Bytes of memory that this process has held at most."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    except (OSError, IndexError):  # no Linux
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def available_memory(folder: str | os.PathLike = "/sys/fs/cgroup") -> int | None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -40,9 +41,14 @@ work()
 
 
 class Clock(Callback):
-    """Notes when what is over; the last of the callbacks, so that the others' time counts. All times are time.time()."""
+    """Notes when what is over; the last of the callbacks, so that the others' time counts.
 
-    def __init__(self) -> None:
+    time: time.time, or time.process_time, which stands while another program has the processor.
+    """
+
+    def __init__(self, time: Callable[[], float], leader: bool) -> None:
+        """leader: ends the run when enough has been seen."""
+        self.time, self.leader = time, leader
         self.begun, self.first_step = 0.0, 0.0
         self.steps: list[float] = []  # seconds each
         self.batches: list[float] = []  # of the validations
@@ -51,49 +57,54 @@ class Clock(Callback):
         self.step, self.last, self.undisturbed, self.saved_before = 0, 0.0, True, 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.begun = self.begun or time.time()
+        self.begun = self.begun or self.time()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             return  # in the middle of a step, whose batches accumulate
-        now, self.step = time.time(), trainer.global_step
+        now, self.step = self.time(), trainer.global_step
         self.first_step = self.first_step or now
         if self.step > UNCOUNTED and self.undisturbed:
             self.steps.append(now - self.last)
         self.last, self.undisturbed = now, True
-        if len(self.steps) >= STEPS and sum(self.steps) >= SECONDS:
+        if self.leader and len(self.steps) >= STEPS and sum(self.steps) >= SECONDS:
             trainer.should_stop = True  # after a validation
 
     def on_validation_start(self, *_: Any) -> None:
-        self.undisturbed, self.validated = False, [time.time()]
+        self.undisturbed, self.validated = False, [self.time()]
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        self.validated.append(time.time())
+        self.validated.append(self.time())
         self.saved_before = sum(self.saves)
 
     def on_validation_end(self, *_: Any) -> None:
         seconds = [end - start for start, end in zip(self.validated, self.validated[1:], strict=False)]
         self.batches += seconds[1:] or seconds
-        self.samples.append(time.time() - self.validated[-1] - (sum(self.saves) - self.saved_before))
+        self.samples.append(self.time() - self.validated[-1] - (sum(self.saves) - self.saved_before))
+
+
+SEEN = ("begun", "first_step", "steps", "batches", "samples", "saves")
 
 
 class TimedCheckpointIO(RunCheckpointIO):
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clocks: list[Clock]) -> None:
         super().__init__()
-        self.clock = clock
+        self.clocks = clocks
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        start, self.clock.undisturbed = time.time(), False
+        starts = [clock.time() for clock in self.clocks]
         super().save_checkpoint(checkpoint, path)
-        self.clock.saves.append(time.time() - start)
+        for clock, start in zip(self.clocks, starts, strict=True):
+            clock.saves.append(clock.time() - start)
+            clock.undisturbed = False
 
 
 class ProbeCLI(RunCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        self.clock = Clock()
-        trainer.callbacks.append(self.clock)  # type: ignore[attr-defined]
-        trainer.strategy.checkpoint_io = TimedCheckpointIO(self.clock)
+        self.clocks = [Clock(time.time, leader=True), Clock(time.process_time, leader=False)]
+        trainer.callbacks.extend(self.clocks)  # type: ignore[attr-defined]
+        trainer.strategy.checkpoint_io = TimedCheckpointIO(self.clocks)
         return trainer
 
 
@@ -105,14 +116,12 @@ def work() -> None:
     try:
         with settings_refused("fit"):
             cli = ProbeCLI(argv)
-        clock, data = cli.clock, cli.datamodule
-        found = {name: getattr(clock, name) for name in ("begun", "first_step", "steps", "batches", "samples", "saves")}
+        data = cli.datamodule
         windows = (len(data.files["validate"]) - 1) // data.context_length
-        found |= {
-            "validation_batches": -(-windows // data.batch_size),
-            "peak_bytes": peak_memory(),
-            "over": time.time(),
-        }
+        found: dict[str, Any] = {"validation_batches": -(-windows // data.batch_size), "peak_bytes": peak_memory()}
+        found["clocks"] = [
+            {name: getattr(clock, name) for name in SEEN} | {"over": clock.time()} for clock in cli.clocks
+        ]
     except InputError as error:
         found = {"error": str(error)}
     Path(path).write_text(json.dumps(found))
@@ -131,9 +140,9 @@ def probe(arguments: list[str], config: Namespace) -> dict[str, float]:
         own = [f"--trainer.default_root_dir={run}", "--trainer.enable_progress_bar=false", "--ckpt_path=null"]
         command = [sys.executable, "-c", WORK, str(answer), *arguments, *own, f"--trainer.limit_val_batches={limit}"]
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "compiled"))}
-        start = time.time()
+        start, processor_start = time.time(), children_seconds()
         done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        seconds = time.time() - start
+        end, processor_end = time.time(), children_seconds() - processor_start
         if done.returncode:
             why = "was killed; is it too large for the memory?" if done.returncode == -9 else done.stderr.strip()[-300:]
             raise InputError(f"--probe: the run {' '.join(why.split())}")
@@ -141,29 +150,42 @@ def probe(arguments: list[str], config: Namespace) -> dict[str, float]:
         if "error" in found:
             raise InputError(found["error"])
         checkpoint = (run / LAST).stat().st_size
-    return predict(found, config, start, start + seconds) | {"checkpoint_bytes": checkpoint}
+    wall, processor = found["clocks"]
+    batches = found["validation_batches"]
+    return predict(wall, batches, config, start, end) | {
+        "processor_seconds": predict(processor, batches, config, 0, processor_end)["seconds"],
+        "peak_bytes": found["peak_bytes"],
+        "checkpoint_bytes": checkpoint,
+    }
 
 
-def predict(found: dict[str, Any], config: Namespace, started: float, ended: float) -> dict[str, float]:
-    """found: what work() wrote; started, ended: the process, as its parent saw it."""
+def children_seconds() -> float:
+    """Processor time of the processes that this one has started, and of theirs, compilers among them."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def predict(
+    seen: dict[str, Any], validation_batches: int, config: Namespace, started: float, ended: float
+) -> dict[str, float]:
+    """seen: by a clock; validation_batches: of the whole file; started, ended: when the process was, by that clock."""
     trainer = config.trainer
-    steps = found["steps"] or [found["first_step"] - found["begun"]]
+    steps = seen["steps"] or [seen["first_step"] - seen["begun"]]
     tokens = trainer.accumulate_grad_batches * config.data.batch_size * config.model.context_length
     validations, saves = validations_and_saves(config)
-    batches, limit = found["validation_batches"], trainer.limit_val_batches
+    batches, limit = validation_batches, trainer.limit_val_batches
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     parts = {
-        "start_seconds": found["first_step"] - started,
+        "start_seconds": seen["first_step"] - started,
         "training_seconds": (trainer.max_steps - 1) * mean(steps),
-        "validation_seconds": validations * batches * mean(found["batches"]),
-        "saving_seconds": validations * mean(found["samples"]) + saves * mean(found["saves"]) + ended - found["over"],
+        "validation_seconds": validations * batches * mean(seen["batches"]),
+        "saving_seconds": validations * mean(seen["samples"]) + saves * mean(seen["saves"]) + ended - seen["over"],
     }
     return parts | {
         "seconds": sum(parts.values()),
         "tokens_per_second": tokens / mean(steps),
-        "peak_bytes": found["peak_bytes"],
-        "steps_probed": len(found["steps"]),
+        "steps_probed": len(seen["steps"]),
     }
 
 

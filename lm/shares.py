@@ -1,4 +1,4 @@
-"""A picture of where the FLOPs go: the parts' shares of the forward pass as a model becomes wider, or its context longer.
+"""A picture of where the FLOPs go: the shares of the parts as a model becomes wider, or its context longer.
 
     projections 8 d^2,  scores 4 T d,  feed-forward 6 d d_ff  a token and layer,  head 2 d vocab_size a token
 
