@@ -1,12 +1,16 @@
-"""What is refused before any work is done: settings that contradict each other, a run's folder, or its checkpoint."""
+"""What is refused before any work is done: settings that contradict each other, a run's folder, or its checkpoint;
+and the memory that a run expects to take, of which is warned."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from lm.activations import expected_peak
 from lm.checkpoint import LAST, MODEL_SETTINGS
+from lm.machine import available_memory, held_memory
 from tokenization import InputError
 
 
@@ -99,3 +103,17 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
             )
         changes.append(f"{name}: {old} -> {new}")
     return changes
+
+
+def announce_memory(config: Namespace) -> None:
+    """Said before it is taken: a process that takes too much is killed without a word. On one CPU process."""
+    expected, available = expected_peak(config), available_memory()
+    print(f"expects to take {expected / 1e9:.2f} GB of memory at its peak (`lm account` says for what)")
+    # What this process holds already is a part of what is expected, and not of what is available.
+    if available is not None and expected - held_memory() > available:
+        print(
+            f"lm fit: {expected / 1e9:.2f} GB are expected, and {available / 1e9:.2f} GB are available: it may be"
+            " killed; lower data.batch_size (and raise trainer.accumulate_grad_batches), or set"
+            " model.recompute_activations",
+            file=sys.stderr,
+        )

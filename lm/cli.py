@@ -20,10 +20,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.utils.tensorboard.summary import hparams
 
-from lm.activations import expected_peak
 from lm.callbacks import Norms, TextSamples, Throughput, TrainingBar
 from lm.checkpoint import CONFIG, load_checkpoint, read_manifest, save_checkpoint
 from lm.checks import (
+    announce_memory,
     check_continuation,
     check_folder,
     check_length,
@@ -32,7 +32,6 @@ from lm.checks import (
     validation_due,
 )
 from lm.data import TokenDataModule
-from lm.machine import available_memory, held_memory
 from lm.module import LanguageModel
 from lm.nonfinite import StopWhenDiverged
 from lm.recovery import Checkpoints
@@ -270,20 +269,7 @@ class RunCLI(LightningCLI):
             f" {trainer.max_steps:,} steps of {tokens:,} tokens, {trainer.precision} on {trainer.strategy.root_device}"
         )
         if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
-            self._expect_memory(settings)
-
-    def _expect_memory(self, config: Namespace) -> None:
-        """Said before it is taken: a process that takes too much is killed without a word."""
-        expected, available = expected_peak(config), available_memory()
-        print(f"expects to take {expected / 1e9:.2f} GB of memory at its peak (`lm account` says for what)")
-        # What this process holds already is part of what is expected, and no more of what is available.
-        if available is not None and expected - held_memory() > available:
-            print(
-                f"lm fit: {expected / 1e9:.2f} GB are expected, and {available / 1e9:.2f} GB are available: it may be"
-                " killed; lower data.batch_size (and raise trainer.accumulate_grad_batches), or set"
-                " model.recompute_activations",
-                file=sys.stderr,
-            )
+            announce_memory(settings)
 
     def _take_folder(self, config: Namespace) -> None:
         """What was found in it is looked at again: another run may have written to it until now."""
