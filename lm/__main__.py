@@ -17,8 +17,6 @@ from tokenization.errors import ArgumentParser
 
 HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,export,verify} ...
 
-  lm account -c configs/demo.yaml                 what it will cost: parameters, memory, FLOPs; with --probe also the
-                                                  time of the whole run, from some steps of it
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
                                                   the same with other values; a name that does not exist is an error
@@ -33,6 +31,8 @@ HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,export,v
   lm export checkpoints/demo --format hf --output exported
                                                   for transformers, llama.cpp and others
   lm verify checkpoints/demo                      is every checkpoint still what was saved?
+  lm account -c configs/demo.yaml                 what a run will cost: parameters, memory, FLOPs; with --probe
+                                                  also the time of all of it, from some of its steps
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 4e-3 1.6e-2 --trainer.max_steps 200
                                                   a short training with each value, a table and a plot
   lm find-lr -c configs/demo.yaml                 a quick look for the learning rate
@@ -203,7 +203,7 @@ COMMANDS = {
     "export": defined_in("lm.export", "run_export"),
     "verify": lambda argv: run_verify(argv[1:]),
 }
-TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # with settings that Lightning reads, and memory to be kept
+TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # that read the settings of a run
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_made(lm, fit_arguments, work, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, "),
+        (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, account, "),
         (["fit"], "lm fit: "),
         (["fit", "-c", "train.bin"], "lm fit: "),
         (["validate"], "lm validate: "),
@@ -154,8 +154,7 @@ def test_help(lm, work):
     for arguments in ([], ["--help"], ["-h"]):
         result = lm(*arguments)
         assert (result.code, result.err) == (0 if arguments else 2, "")
-        assert result.out.startswith("usage: lm {" + ",".join(COMMANDS) + "}")
-    for command in COMMANDS:
+HELP = """usage: lm {fit,validate,account,generate,verify} ...
         result = lm(command, "--help")
         assert (result.code, result.err) == (0, "")
         assert f"lm {command}" in result.out or "lm [options] " in result.out
