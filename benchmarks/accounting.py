@@ -56,7 +56,6 @@ RUNS = {
     "10k, 512, fp32": shape(10_000, 512, 4, 64, 32, FULL),
     "10k, 512, batch 1": shape(10_000, 512, 2, 128, 1),
     "10k, compiled": shape(10_000, 512, 4, 256, 16, compile=True),
-    "fp32, silu, compiled": shape(2048, 256, 4, 256, 8, FULL, feed_forward="silu", compile=True),
 }
 
 

@@ -27,7 +27,7 @@ from lm.cli import RunCheckpointIO, RunCLI
 from lm.machine import peak_memory
 from tokenization import InputError
 
-SECONDS, STEPS = 8.0, 3  # of steps that nothing else interrupts, at least
+SECONDS, STEPS = 8.0, 8  # of steps that nothing else interrupts, at least
 UNCOUNTED = 2  # steps at the beginning, in which the model is compiled and memory fetched
 VALIDATION_BATCHES = 6
 
