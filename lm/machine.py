@@ -108,18 +108,6 @@ def measured_peak(device_type: str, dtype, size: int, seconds: float = 0.5) -> f
     return 2 * size**3 / best
 
 
-def peak_memory(device_type: str) -> int:
-    """Bytes that this process has had at most: of the GPU's memory, or on a CPU of the machine's."""
-    import resource
-
-    import torch
-
-    if device_type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def can_compile(device_type: str) -> bool:
     """Whether torch.compile works here; on a CPU it needs a C++ compiler. Found out by compiling one addition."""
     import logging
@@ -151,8 +139,12 @@ def held_memory() -> int:
     return _status("VmRSS")
 
 
-def peak_memory() -> int:
-    """Bytes of memory that this process has held at most."""
+def peak_memory(device_type: str = "cpu") -> int:
+    """Bytes that this process has held at most: of the GPU's memory, or on a CPU of the machine's."""
+    import torch
+
+    if device_type == "cuda":
+        return torch.cuda.max_memory_allocated()
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )

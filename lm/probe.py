@@ -110,11 +110,11 @@ class ProbeCLI(RunCLI):
 
 def work() -> None:
     """In a process of its own: `lm fit` with these arguments; what the clock saw goes to this file, as JSON."""
-    from lm.__main__ import settings_refused
+    from lm.__main__ import training
 
     path, *argv = sys.argv[1:]
     try:
-        with settings_refused("fit"):
+        with training():
             cli = ProbeCLI(argv)
         data = cli.datamodule
         windows = (len(data.files["validate"]) - 1) // data.context_length

@@ -154,7 +154,8 @@ def test_help(lm, work):
     for arguments in ([], ["--help"], ["-h"]):
         result = lm(*arguments)
         assert (result.code, result.err) == (0 if arguments else 2, "")
-HELP = """usage: lm {fit,validate,account,generate,verify} ...
+        assert result.out.startswith("usage: lm {" + ",".join(COMMANDS) + "}")
+    for command in COMMANDS:
         result = lm(command, "--help")
         assert (result.code, result.err) == (0, "")
         assert f"lm {command}" in result.out or "lm [options] " in result.out
