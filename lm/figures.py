@@ -165,6 +165,10 @@ def run_colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
+def run_style(place: int) -> str:
+    return ("-", "--", ":")[place // len(COLOURS) % 3]
+
+
 def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterator[tuple[str, str]]:
     """Title and address of each figure: losses by steps, tokens and minutes; the others by steps."""
     for title, tag in LOSSES:
@@ -176,31 +180,46 @@ def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterato
             yield f"{title} by steps", _draw_curve(title, tag, "steps", runs)
 
 
+def draw_losses(names: list[str], runs: list[dict[str, Curve]], path: Path) -> None:
+    """Training and validation losses, by steps and by minutes, as a PNG with a legend."""
+    with new_figure(10, 7) as figure:
+        axes = figure.subplots(2, 2, sharey="row")
+        for row, (title, tag) in zip(axes, LOSSES, strict=True):
+            for one, unit in zip(row, ("steps", "minutes"), strict=True):
+                _draw_on(one, f"{title} by {unit}", tag, unit, runs)
+        handles = [axes[0][0].plot([], [], run_style(place), color=run_colour(place))[0] for place in range(len(runs))]
+        figure.legend(handles, list(map(plain, names)), loc="outside lower center", ncols=6)
+        save(figure, path)
+
+
 def _draw_curve(title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> str:
+    with new_figure(4.6, 3.1) as figure:
+        _draw_on(figure.subplots(), title, tag, unit, runs)
+        return svg_address(figure)
+
+
+def _draw_on(axes: "Axes", title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> None:
     from matplotlib.ticker import EngFormatter
 
-    with new_figure(4.6, 3.1) as figure:
-        axes = figure.subplots()
-        bounds: list[tuple[float, float]] = []
-        for place, curves in enumerate(runs):
-            if tag not in curves:
-                continue
-            curve, style = curves[tag], ("-", "--", ":")[place // len(COLOURS) % 3]
-            places, colour = _places(curve, unit, curves), run_colour(place)
-            if tag == "train/loss":
-                axes.plot(places, curve.values, color=colour, alpha=0.25, linewidth=0.8)
-                axes.plot(places, smooth(curve.values, max(1, len(places) // 50)), style, color=colour)
-            else:
-                axes.plot(places, curve.values, style, color=colour, marker="." if len(places) < 40 else "")
-            finite = [value for value in curve.values if math.isfinite(value)]
-            bounds += [(min(finite), finite[0])] if finite else []
-        if bounds and "loss" in tag:  # what has diverged leaves the picture
-            low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
-            axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
-        axes.set(title=plain(title), xlabel=unit)
-        if unit == "tokens":
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        return svg_address(figure)
+    bounds: list[tuple[float, float]] = []
+    for place, curves in enumerate(runs):
+        if tag not in curves:
+            continue
+        curve, style = curves[tag], run_style(place)
+        places, colour = _places(curve, unit, curves), run_colour(place)
+        if tag == "train/loss":
+            axes.plot(places, curve.values, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(places, smooth(curve.values, max(1, len(places) // 50)), style, color=colour)
+        else:
+            axes.plot(places, curve.values, style, color=colour, marker="." if len(places) < 40 else "")
+        finite = [value for value in curve.values if math.isfinite(value)]
+        bounds += [(min(finite), finite[0])] if finite else []
+    if bounds and "loss" in tag:  # what has diverged leaves the picture
+        low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
+        axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
+    axes.set(title=plain(title), xlabel=unit)
+    if unit == "tokens":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:

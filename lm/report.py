@@ -23,7 +23,7 @@ import yaml
 from lm.checkpoint import CONFIG, writing
 from lm.divergence import MARK
 from lm.events import EVENT_FILES, Curve, read_curves
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, run_colour
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, draw_losses, run_colour
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 
@@ -228,6 +228,7 @@ def run_report(argv: list[str]) -> None:
     parser = ArgumentParser(prog="lm report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also the losses of all runs as one picture")
     args = parser.parse_args(argv)
     if args.output.is_dir() or not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: is a folder or lies in none that exists; name a file to write")
@@ -236,4 +237,6 @@ def run_report(argv: list[str]) -> None:
         file.write(page(runs).encode(errors="replace"))
     if not can_draw():
         print(HOW_TO_GET_PLOTS)
+    elif args.plot:
+        draw_losses([run.name for run in runs], [run.curves for run in runs], args.plot)
     print(f"{args.output}: {', '.join(run.name for run in runs)}")

@@ -61,8 +61,9 @@ class Reader(HTMLParser):
 
 
 def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
-    result = lm("report", runs, "--output", tmp_path / "page.html")
+    result = lm("report", runs, "--output", tmp_path / "page.html", "--plot", tmp_path / "losses.png")
     assert (result.code, result.err) == (0, "")
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
     reader = Reader()
     reader.feed((tmp_path / "page.html").read_text())
     assert not {"script", "link", "b", "iframe"} & set(reader.tags)
