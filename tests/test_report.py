@@ -74,7 +74,7 @@ def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
     assert "model.learning_rate" in reader.text
     scalars, _ = read_events(runs / "one")
     assert f"{scalars['val/loss'][-1][1]:.4f}" in reader.text
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["losses.png", "page.html"]
 
 
 def test_the_settings_that_differ(runs):
