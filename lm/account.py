@@ -15,8 +15,7 @@ from jsonargparse import Namespace
 from lm import accounting, activations
 from lm.accounting import PARTS, PRESETS
 from lm.activations import Arrangement, arrange, make_model, run_tokens
-from lm.checks import check_trainer
-from lm.cli import RunCLI, native_precision
+from lm.cli import SettingsCLI, native_precision
 from lm.machine import GPU_PEAKS, peak_flops
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
@@ -63,25 +62,6 @@ def account_parser() -> ArgumentParser:
     return parser
 
 
-class Settings(RunCLI):
-    """The configuration as `lm fit` would see it; no class is made, and no folder is looked at."""
-
-    def before_instantiate_classes(self) -> None:
-        trainer = self.config.fit.trainer
-        if trainer.precision is None:
-            trainer.precision = native_precision(trainer.accelerator)
-        check_trainer(trainer)
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-    def _set_seed(self) -> None:
-        pass
-
-
 def run_account(argv: list[str]) -> None:
     name = argv[0] if argv and not argv[0].startswith("-") else None
     args, rest = account_parser().parse_known_args(argv[name is not None :])
@@ -97,7 +77,7 @@ def run_account(argv: list[str]) -> None:
         raise InputError(f"--tokens {args.tokens}: it must be above 0")
     memory, peak = parse_bytes(args.memory), device_peak(args.device) if args.device else None
     arguments = ["fit", *(["-c", args.config] if args.config else preset_arguments(name, args.edition)), *rest]
-    config = Settings(arguments).config.fit
+    config = SettingsCLI(arguments).config.fit
     try:
         result = account(config, args.edition, memory) | {"name": name or args.config}
     except ValueError as error:  # the model's word that its settings do not fit together

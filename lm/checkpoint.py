@@ -42,7 +42,7 @@ MODEL_SETTINGS = (
     "tie_embeddings",
     "qk_norm",
 )
-NEWER_SETTINGS = {"tie_embeddings", "qk_norm"}  # which older checkpoints do not have, nor what they would add
+OLDER = {"tie_embeddings": False, "qk_norm": False, "optimizer": "adamw"}  # what checkpoints without these were
 MANIFEST_BYTES = 1 << 16  # at most
 DIGEST_LINE = len("sha256 \n") + 64
 PICKLED_NAMES = {"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "collections OrderedDict"}
@@ -244,17 +244,16 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
             raise InputError(f"{path}: cannot be read as a checkpoint; it is not one of ours") from None
     ours = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys()
     settings = checkpoint["hyper_parameters"] if ours else None
-    ours = isinstance(settings, dict) and set(MODEL_SETTINGS) - NEWER_SETTINGS <= set(settings)
-    ours = ours and all(map(_plain, settings.values()))  # type: ignore[union-attr]
-    if not ours:
+    settings = OLDER | settings if isinstance(settings, dict) else {}
+    if not (set(MODEL_SETTINGS) <= set(settings) and all(map(_plain, settings.values()))):
         raise InputError(f"{path}: is not a checkpoint of `lm fit`")
-    return checkpoint
+    return checkpoint | {"hyper_parameters": settings}
 
 
 def load_model(path: str | os.PathLike) -> TransformerLM:
     """The trained model alone, on the CPU, ready to generate."""
     checkpoint, prefix = load_checkpoint(path), "model."
-    settings = {name: value for name, value in checkpoint["hyper_parameters"].items() if name in MODEL_SETTINGS}
+    settings = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
     weights = {
         name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
     }

@@ -281,3 +281,22 @@ class RunCLI(LightningCLI):
             make_last(config.ckpt_path)
         for path in sweep(config.trainer.default_root_dir):
             self.news.append(f"{path}: left half-written by a run that was killed; deleted")
+
+
+class SettingsCLI(RunCLI):
+    """The settings as `lm fit` would see them, read and checked; no class is made, and no folder is looked at."""
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config.fit.trainer
+        if trainer.precision is None:
+            trainer.precision = native_precision(trainer.accelerator)
+        check_trainer(trainer)
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    def _set_seed(self) -> None:
+        pass

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
@@ -115,8 +116,6 @@ def huggingface_weights(model: TransformerLM) -> dict[str, Tensor]:
 
 
 def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
-    from safetensors.torch import save_file
-
     end = tokenizer.end_of_text_id
     config = llama_settings(model) | {"bos_token_id": end, "eos_token_id": end, "dtype": str(DTYPES[dtype])[6:]}
     special = {} if end is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
@@ -140,8 +139,6 @@ def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder
 
 
 def export_safetensors(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
-    from safetensors.torch import save_file
-
     weights = {key: weight.detach().to(DTYPES[dtype]).clone() for key, weight in model.state_dict().items()}
     save_file(weights, path)
 

@@ -8,7 +8,6 @@ model took half as long.
 import contextlib
 import ctypes
 import os
-import resource
 import sys
 import time
 from functools import lru_cache
@@ -141,6 +140,8 @@ def held_memory() -> int:
 
 def peak_memory(device_type: str = "cpu") -> int:
     """Bytes that this process has held at most: of the GPU's memory, or on a CPU of the machine's."""
+    import resource
+
     import torch
 
     if device_type == "cuda":

@@ -23,8 +23,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lm.checks import check_length, check_trainer
-from lm.cli import RunCLI
+from lm.checks import check_length
+from lm.cli import SettingsCLI
 from lm.divergence import MARK
 from lm.run_folder import run_lock
 from lm.sweep_results import Results
@@ -41,21 +41,14 @@ Everything else that `lm fit` takes can be given, too. Started again, it goes on
 RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
 
 
-class Settings(RunCLI):
-    """What `lm fit` would run with, read and checked, and no more than that."""
+class Settings(SettingsCLI):
+    """Those of a short run by a long one's configuration: its last step is validated, whatever comes before it."""
 
     def before_instantiate_classes(self) -> None:
-        config = self.config.fit
-        check_trainer(config.trainer)
-        # A short run of a long one's configuration: its last step is validated, whatever comes before it.
-        batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
-        config.trainer.val_check_interval = min(config.trainer.val_check_interval, batches)
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
+        super().before_instantiate_classes()
+        trainer = self.config.fit.trainer
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        trainer.val_check_interval = min(trainer.val_check_interval, batches)
 
 
 def read_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

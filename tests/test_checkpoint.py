@@ -14,7 +14,7 @@ import zipfile
 import pytest
 import torch
 
-from lm.checkpoint import MODEL_SETTINGS, load_checkpoint, load_model, load_tokenizer, save_checkpoint, verify
+from lm.checkpoint import MODEL_SETTINGS, OLDER, load_checkpoint, load_model, load_tokenizer, save_checkpoint, verify
 from lm.checks import compare_settings
 from lm.transformer import TransformerLM
 from tokenization import InputError
@@ -263,3 +263,17 @@ def test_changed_settings():
     for name in MODEL_SETTINGS:
         with pytest.raises(InputError, match=f"x: was trained with model.{name} "):
             compare_settings(checkpoint, old | {name: "another"}, "x")
+
+
+def test_a_checkpoint_from_before_a_setting_was_one_without_it(tmp_path):
+    settings = {name: value for name, value in SETTINGS.items() if name not in OLDER}
+    model = TransformerLM(**settings)
+    weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    save_checkpoint({"state_dict": weights, "hyper_parameters": settings, "global_step": 3}, path)
+    assert torch.equal(load_model(path).lm_head.weight, model.lm_head.weight)
+    checkpoint = load_checkpoint(path)
+    assert compare_settings(checkpoint, settings | OLDER, path) == []
+    for name, value in {"tie_embeddings": True, "qk_norm": True, "optimizer": "muon"}.items():
+        with pytest.raises(InputError, match=f"was trained with model.{name} "):
+            compare_settings(checkpoint, settings | OLDER | {name: value}, path)
