@@ -3,7 +3,8 @@
   python benchmarks/accounting.py                 the table of docs/accounting.md; needs `make data`
   python benchmarks/accounting.py --seconds 60    with longer runs
 
-One configuration after another, over width, depth, context, batch, vocabulary, precision, and the ways of computing.
+One configuration after another, over width, depth, context, batch, vocabulary, precision (the processor's native one
+unless the name says fp32), and the ways of computing.
 Both are processes as a user would start them; the runs are to take about as many seconds as are asked for, with two
 validations and saves. Whatever is compiled is compiled from nothing. "formula" is the peak that `lm fit` expects
 before its first step, from shapes alone.
@@ -19,12 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from lm.cli import native_precision
+
 ROOT = Path(__file__).parent.parent
 LIMITS = {"memory": 0.1, "formula memory": 0.1, "time": 0.15, "processor": 0.15, "checkpoint": 0.01}
-BATCH, HALF, FULL = "data.batch_size", "bf16-mixed", "32-true"
+BATCH, NATIVE, FULL = "data.batch_size", native_precision("cpu"), "32-true"
 
 
-def shape(vocab: int, d_model: int, layers: int, context: int, batch: int, precision: str = HALF, **more) -> dict:
+def shape(vocab: int, d_model: int, layers: int, context: int, batch: int, precision: str = NATIVE, **more) -> dict:
     model = {"vocab_size": vocab, "d_model": d_model, "num_layers": layers, "num_heads": max(2, d_model // 64)}
     model |= {"context_length": context, "compile": False} | more
     settings = {f"model.{name}": value for name, value in model.items()}

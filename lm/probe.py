@@ -132,9 +132,7 @@ def probe(arguments: list[str], config: Namespace) -> dict[str, float]:
     trainer = config.trainer
     if isinstance(trainer.devices, int) and trainer.devices > 1:
         raise InputError(f"--probe: trainer.devices is {trainer.devices}; it looks at one process, so set it to 1")
-    limit = trainer.limit_val_batches
-    if not (isinstance(limit, int) and limit < VALIDATION_BATCHES):
-        limit = VALIDATION_BATCHES
+    limit = limited(VALIDATION_BATCHES, trainer.limit_val_batches)
     with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
         run, answer = Path(folder, "run"), Path(folder, "answer.json")
         own = [f"--trainer.default_root_dir={run}", "--trainer.enable_progress_bar=false", "--ckpt_path=null"]
@@ -173,9 +171,7 @@ def predict(
     steps = seen["steps"] or [seen["first_step"] - seen["begun"]]
     tokens = trainer.accumulate_grad_batches * config.data.batch_size * config.model.context_length
     validations, saves = validations_and_saves(config)
-    batches, limit = validation_batches, trainer.limit_val_batches
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = limited(validation_batches, trainer.limit_val_batches)
     parts = {
         "start_seconds": seen["first_step"] - started,
         "training_seconds": (trainer.max_steps - 1) * mean(steps),
@@ -187,6 +183,13 @@ def predict(
         "tokens_per_second": tokens / mean(steps),
         "steps_probed": len(seen["steps"]),
     }
+
+
+def limited(batches: int, limit: float | None) -> int:
+    """What Lightning takes of so many: all, as many as the limit, or such a part; 1 is one batch, 1.0 all of them."""
+    if limit is None:
+        return batches
+    return min(batches, int(limit)) if limit > 1 or isinstance(limit, int) else int(batches * limit)
 
 
 def validations_and_saves(config: Namespace) -> tuple[int, int]:

@@ -359,7 +359,7 @@ def test_a_prediction_by_hand():
     assert found["saving_seconds"] == validations * 7 + saves * 0.5 + 1
     assert found["seconds"] == sum(found[key] for key in found if key.endswith("_seconds") and "tokens" not in key)
     assert found["tokens_per_second"] == 4 * 8 * 2 / 2
-    for limit, batches in ((None, 10), (0.25, 2), (99, 10)):
+    for limit, batches in ((None, 10), (0.25, 2), (99, 10), (1, 1), (1.0, 10), (3.0, 3), (0, 0)):
         settings = run_settings(14, 4, 3, limit=limit)
         assert predict(seen, 10, settings, 10.0, 101.0)["validation_seconds"] == 4 * batches * 0.5
 

@@ -240,3 +240,12 @@ def test_missing_data_is_one_line_that_says_what_makes_it(refused):
     for path in CONFIGS:
         line = refused("fit", "-c", path, "--trainer.accelerator=cpu", "--trainer.default_root_dir=runs/new")
         assert "no such tokenizer folder; make it with `tokenization train TEXT --vocab-size N --output" in line
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", 1), ("1.0", 1.0), ("7", 7), ("0.5", 0.5), ("null", None)])
+def test_one_batch_is_not_all_batches(text, value):
+    from lm.cli import SettingsCLI
+
+    arguments = ["fit", "-c", str(ROOT / "configs/demo.yaml"), f"--trainer.limit_val_batches={text}"]
+    found = SettingsCLI(arguments).config.fit.trainer.limit_val_batches
+    assert (found, type(found)) == (value, type(value))
