@@ -26,7 +26,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lm.generation import PRECISIONS, Sampling, generate_batch
+from lm.generation import PRECISIONS, generate_batch
+from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 
 VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, HEADS, D_FF = 10_000, 256, 512, 4, 16, 1344

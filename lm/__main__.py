@@ -49,7 +49,8 @@ GENERATE_HELP = """Write a text, token by token, with a trained model. The check
 
 
 def generate_parser() -> ArgumentParser:
-    from lm.generation import PRECISIONS, Sampling
+    from lm.generation import PRECISIONS
+    from lm.sampling import Sampling
 
     parser = ArgumentParser(
         prog="lm generate", description=GENERATE_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -95,7 +96,8 @@ def run_generate(argv: list[str]) -> None:
     args = generate_parser().parse_args(argv)
     use_granted_cores()
     from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
-    from lm.generation import PRECISIONS, Sampling, generate_batch
+    from lm.generation import PRECISIONS, generate_batch
+    from lm.sampling import Sampling
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     if args.max_new_tokens < 1:

@@ -13,9 +13,10 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from lm.accounting import training_flops_per_token
-from lm.generation import Sampling, generate
+from lm.generation import generate
 from lm.machine import peak_flops, peak_memory
 from lm.optimizer import joint_norm
+from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError
 

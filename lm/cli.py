@@ -47,8 +47,8 @@ HARMLESS_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",
 )
 
-# One batch is not all batches: `typing` makes one type of Union[int, float] and Union[float, int], whichever comes first
-# in the program, and by the second `--trainer.limit_val_batches 1` would be read as 1.0, the whole file.
+# One batch is not all batches: `typing` makes one type of Union[int, float] and Union[float, int], whichever comes
+# first in the program, and by the second `--trainer.limit_val_batches 1` would be read as 1.0, the whole file.
 for _name in ("limit_train_batches", "limit_val_batches"):
     inspect.unwrap(Trainer.__init__).__annotations__[_name] = int | float | None
 

@@ -77,6 +77,12 @@ class PlainReader(Reader):
         return torch.stack([self.read_window(row) for row in range(len(self.windows))])
 
 
+def can_reorder(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this dtype on this processor, and torch hands it through."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """The weights of several Linear with one input, as one product: (..., in_features) -> (..., all out_features).
 
@@ -84,7 +90,7 @@ def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor],
     of rows as they are, it reads half as much. torch.compile uses the same two functions.
     """
     weight = torch.cat([weight.detach() for weight in weights]).to(dtype)
-    if weight.is_cpu and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if weight.is_cpu and can_reorder(dtype):
         usual_rows = 32  # a hint; any number of rows can be multiplied
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, usual_rows)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")

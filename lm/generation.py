@@ -1,131 +1,156 @@
-"""From a model and a beginning to a text: one token after another, each drawn from the model's distribution.
+"""Texts that are written at once, one token each at a time; one may come, and one may leave, between any two.
 
-    logits -> repetition penalty -> divided by the temperature -> top-k, top-p, min-p keep the likely tokens
-           -> softmax -> draw
+    Text        a prompt, how its tokens are drawn, and what has been drawn so far
+    Writer      reads what is new of every text, draws a token for each, and drops those that are over
+    TextStream  the tokens of one text as characters, up to a stop string
 
-How the model reads the texts is in decoding.py.
+How a text goes on depends on itself alone: not on the others, nor on when they came.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lm.attention import softmax
 from lm.decoding import CachedReader, PlainReader, Reader
+from lm.sampling import Sampling, draw
 from lm.transformer import TransformerLM
-from tokenization import InputError
+from tokenization import InputError, Tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn.
+@dataclass(eq=False)
+class Text:
+    """max_new_tokens: it is over after so many. seed: decides it. top: of how many of the likeliest tokens the
+    log-probabilities are wanted, at each place; None wants none, not even that of the token drawn."""
 
-    temperature: 0 takes the likeliest token. top_k: keep so many tokens; None keeps all. top_p: keep the fewest tokens
-    whose probabilities reach this sum; 1 keeps all. min_p: keep the tokens at least this share as likely as the
-    likeliest; 0 keeps all. repetition_penalty: above 1 makes the tokens of the text so far less likely.
-    """
-
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float = 0.95
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int = 0
+    top: int | None = None
+    number: int = 0  # whatever its owner knows it by
+    ids: list[int] = field(init=False)  # the prompt and what was drawn
+    finish: str = field(init=False, default="")  # "stop" where the model has ended it, "length" after max_new_tokens
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature {self.temperature}: it must be 0 (always the likeliest token) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k {self.top_k}: at least one token must be kept; leave it out to keep all")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p}: it must be above 0 and at most 1")
-        if not 0 <= self.min_p <= 1:
-            raise InputError(f"min_p {self.min_p}: it must be from 0 (keep all) to 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise InputError(f"repetition_penalty {self.repetition_penalty}: it must be above 0; 1 is none")
+        self.ids = list(self.prompt)
+        self.generator = torch.Generator().manual_seed(self.seed)
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """(..., vocab_size): all but the k largest become -inf; equals of the k-th stay."""
-    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
-    return logits.masked_fill(logits < kth, -torch.inf)
+@dataclass(frozen=True)
+class Drawn:
+    """token_id: None where the model has ended the text. The log-probabilities are the model's own, before
+    temperature and all that, of the token and of the likeliest ones, as (id, log-probability)."""
+
+    text: Text
+    token_id: int | None
+    log_probability: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """(..., vocab_size): all but the smallest set of likeliest tokens with probability >= p become -inf."""
-    probabilities = softmax(logits, dim=-1)
-    for k in (256, logits.shape[-1]):  # few tokens reach p nearly always, and to find them is faster than to sort all
-        likeliest, order = probabilities.topk(min(k, logits.shape[-1]), dim=-1)  # in descending order
-        reached = likeliest.cumsum(dim=-1)
-        if (reached[..., -1] >= p).all():
-            break
-    kept = logits.gather(-1, order).masked_fill(reached - likeliest >= p, -torch.inf)  # reached p without this token
-    return torch.full_like(logits, -torch.inf).scatter(-1, order, kept)
+class Writer:
+    """stop_id: ends a text. vocab_size: ids from here on are never drawn, for a model with more rows than its
+    tokenizer has tokens."""
+
+    def __init__(self, reader: Reader, stop_id: int | None = None, vocab_size: int | None = None):
+        self.reader, self.stop_id, self.vocab_size = reader, stop_id, vocab_size or reader.model.vocab_size
+        self.texts: list[Text] = []  # in the reader's rows
+        self.unread: list[int] = []  # the token that each got last, until the reader has read it;
+        self.logits: list[Tensor] = []  # then what comes next
+
+    @torch.inference_mode()
+    def add(self, text: Text) -> None:
+        check_prompt(text.number, text.ids, self.vocab_size)
+        self.read()
+        self.logits.append(self.reader.read(len(self.texts), text.ids))
+        self.texts.append(text)
+
+    def drop(self, text: Text) -> None:
+        """It is over, or not wanted any more; the last one takes its row."""
+        row = self.texts.index(text)
+        self.reader.drop(row)
+        each: list[Any]
+        for each in (self.texts, self.unread, self.logits):
+            if each:
+                each[row] = each[-1]
+                each.pop()
+
+    def read(self) -> None:
+        if self.unread:
+            self.logits, self.unread = list(self.reader.step(self.unread)), []
+
+    @torch.inference_mode()
+    def step(self) -> list[Drawn]:
+        """A token for each text, or its end."""
+        self.read()
+        logits = torch.stack(self.logits)[:, : self.vocab_size].float()
+        if not logits.amax().isfinite():
+            raise InputError("the model's scores are not numbers; its training has diverged")
+        texts, self.logits, self.unread = list(self.texts), [], [0] * len(self.texts)
+        for sampling in dict.fromkeys(text.sampling for text in texts):
+            rows = [row for row, text in enumerate(texts) if text.sampling == sampling]
+            alike = [texts[row] for row in rows]
+            chosen = logits if len(rows) == len(texts) else logits[rows]
+            drawn = draw(chosen, sampling, [text.ids for text in alike], [text.generator for text in alike])
+            for row, token_id in zip(rows, drawn, strict=True):
+                self.unread[row] = token_id
+        found = [self.take(*each) for each in zip(texts, self.unread, logits, strict=True)]
+        for text in texts:
+            if text.finish:
+                self.drop(text)
+        return found
+
+    def take(self, text: Text, token_id: int, logits: Tensor) -> Drawn:
+        ended = token_id == self.stop_id
+        if ended:
+            text.finish = "stop"
+        else:
+            text.ids.append(token_id)
+            if len(text.ids) - len(text.prompt) == text.max_new_tokens:
+                text.finish = "length"
+        drawn = None if ended else token_id
+        if text.top is None:
+            return Drawn(text, drawn)
+        log_probabilities = logits - logits.logsumexp(dim=-1)
+        best, ids = log_probabilities.topk(min(text.top, self.vocab_size))
+        likeliest = tuple(zip(ids.tolist(), best.tolist(), strict=True))
+        return Drawn(text, drawn, log_probabilities[token_id].item(), likeliest)
 
 
-def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """(..., vocab_size): tokens less than p times as likely as the likeliest become -inf (Nguyen et al. 2024)."""
-    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -torch.inf)
+def check_prompt(number: int, prompt: Sequence[int], vocab_size: int) -> None:
+    if not prompt:
+        raise InputError(f"prompt {number} has no tokens; begin a new text by the end-of-text token")
+    if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+        wrong = next(token_id for token_id in prompt if not 0 <= token_id < vocab_size)
+        raise InputError(f"prompt {number} has the id {wrong}; there are ids from 0 to {vocab_size - 1}")
 
 
-def penalize_repetition(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
-    """logits: (vocab_size,); those of seen_ids are divided by the penalty, or multiplied where they are negative
-    (Keskar et al. 2019)."""
-    seen = logits[seen_ids]
-    return logits.scatter(0, seen_ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+def make_reader(model: TransformerLM, rows: int, dtype: torch.dtype | None = None, use_cache: bool = True) -> Reader:
+    """dtype: of the weights while reading, None for the model's own; without a cache there is no other."""
+    if use_cache:
+        return CachedReader(model, rows, dtype or model.lm_head.weight.dtype)
+    if dtype is not None:
+        raise ValueError(f"dtype {dtype}: without a cache the model is read as it is")
+    return PlainReader(model)
 
 
-def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """logits: (..., vocab_size) -> the distribution that the next token is drawn from, of the same shape."""
-    logits = logits.float()
-    if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    logits = logits / sampling.temperature
-    if sampling.top_k is not None:
-        logits = keep_top_k(logits, sampling.top_k)
-    if sampling.top_p < 1:
-        logits = keep_top_p(logits, sampling.top_p)
-    if sampling.min_p > 0:
-        logits = keep_min_p(logits, sampling.min_p)
-    return softmax(logits, dim=-1)
+def write_texts(writer: Writer, texts: Iterable[Text], rows: int) -> Iterator[Drawn]:
+    """All of them, so many at once at most: where one is over, the next begins."""
+    waiting = iter(texts)
+    while True:
+        for text in islice(waiting, rows - len(writer.texts)):
+            writer.add(text)
+        if not writer.texts:
+            return
+        yield from writer.step()
 
 
-def draw(logits: Tensor, sampling: Sampling, texts: Sequence[Sequence[int]], generators: Sequence[torch.Generator]):
-    """logits: (rows, vocab_size) -> list[int], the next token of each row's text.
-
-    A row takes one random number from its generator, and the token where the running sum of the probabilities passes
-    it. In float64, whose rounding is too fine to end that sum below the number.
-    """
-    logits = logits.float()
-    if not logits.amax().isfinite():
-        raise InputError("the model's scores are not numbers; its training has diverged")
-    if sampling.repetition_penalty != 1:
-        seen = [torch.tensor(text, device=logits.device) for text in texts]
-        rows = zip(logits, seen, strict=True)
-        logits = torch.stack([penalize_repetition(row, ids, sampling.repetition_penalty) for row, ids in rows])
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1).tolist()
-    sums = next_token_probabilities(logits, sampling).cpu().double().cumsum(dim=-1)
-    numbers = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
-    return torch.searchsorted(sums, numbers * sums[:, -1:], right=True)[:, 0].tolist()
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
-    if not prompts:
-        raise InputError("no prompt; at least one text must be begun")
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            raise InputError(f"prompt {number} has no tokens; begin a new text by the end-of-text token")
-        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            wrong = next(token_id for token_id in prompt if not 0 <= token_id < vocab_size)
-            raise InputError(f"prompt {number} has the id {wrong}; there are ids from 0 to {vocab_size - 1}")
-
-
-@torch.inference_mode()
 def generate_batch(
     model: TransformerLM,
     prompts: Sequence[Sequence[int]],
@@ -137,38 +162,22 @@ def generate_batch(
     dtype: torch.dtype | None = None,
     use_cache: bool = True,
 ) -> Iterator[tuple[int, int]]:
-    """Continues several texts at once; yields (number of the prompt, id) as they are drawn.
+    """Continues several prompts at once; yields (number of the prompt, id) as they are drawn.
 
     Each text is the one that generate would write after its prompt alone, with seed + its number; it ends before
-    stop_id, or after max_new_tokens. vocab_size: ids from here on are never drawn, for a model with more rows than its
-    tokenizer has tokens. dtype: of the weights while reading, None for the model's own; without a cache there is no
-    other.
+    stop_id, or after max_new_tokens.
     """
-    check_prompts(prompts, vocab_size or model.vocab_size)
-    if use_cache:
-        reader: Reader = CachedReader(model, len(prompts), dtype or model.lm_head.weight.dtype)
-    elif dtype is None:
-        reader = PlainReader(model)
-    else:
-        raise ValueError(f"dtype {dtype}: without a cache the model is read as it is")
-    texts = [list(prompt) for prompt in prompts]
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(len(texts))]
-    running = list(range(len(texts)))  # the number of the text in each row
-    drawn: list[int] = []
-    for step in range(max_new_tokens):
-        logits = reader.step(drawn) if step else torch.stack([reader.read(row, texts[row]) for row in running])
-        drawn = draw(logits[:, :vocab_size], sampling, [texts[n] for n in running], [generators[n] for n in running])
-        for row in reversed(range(len(running))):  # from the end: the row that takes its place has had its turn
-            if drawn[row] == stop_id:
-                reader.drop(row)
-                for rows in (running, drawn):
-                    rows[row] = rows[-1]
-                    rows.pop()
-        if not running:
-            return
-        for number, token_id in zip(running, drawn, strict=True):
-            texts[number].append(token_id)
-            yield number, token_id
+    if not prompts:
+        raise InputError("no prompt; at least one text must be begun")
+    for number, prompt in enumerate(prompts):
+        check_prompt(number, prompt, vocab_size or model.vocab_size)
+    texts = [
+        Text(prompt, max_new_tokens, sampling, seed + number, number=number) for number, prompt in enumerate(prompts)
+    ]
+    writer = Writer(make_reader(model, len(texts), dtype, use_cache), stop_id, vocab_size)
+    for drawn in write_texts(writer, texts, len(texts)):
+        if drawn.token_id is not None:
+            yield drawn.text.number, drawn.token_id
 
 
 def generate(model: TransformerLM, prompt: Sequence[int], *arguments, **settings) -> Iterator[int]:
@@ -178,3 +187,36 @@ def generate(model: TransformerLM, prompt: Sequence[int], *arguments, **settings
     decoding.py.
     """
     return (token_id for _, token_id in generate_batch(model, [prompt], *arguments, **settings))
+
+
+class TextStream:
+    """The characters of a text as its tokens come: only whole ones, and none that may yet turn out to be of a stop
+    string. The text ends before the first of these; stopped says that it has."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
+        if "" in stops:
+            raise InputError("an empty stop string would end every text before it begins; leave it out")
+        self.tokenizer, self.stops, self.stopped = tokenizer, stops, False
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.held = ""
+
+    def feed(self, token_id: int) -> str:
+        """What can be shown now."""
+        self.held += self.decoder.decode(self.tokenizer.decode_bytes([token_id]))
+        return self._release(
+            max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
+        )
+
+    def close(self) -> str:
+        """What is left, when no token comes any more."""
+        self.held += self.decoder.decode(b"", final=True)
+        return self._release(0)
+
+    def _release(self, kept: int) -> str:
+        if self.stopped:
+            return ""
+        ends = [end for stop in self.stops if (end := self.held.find(stop)) >= 0]
+        self.stopped = bool(ends)
+        cut = min(ends) if ends else len(self.held) - kept
+        text, self.held = self.held[:cut], "" if ends else self.held[cut:]
+        return text

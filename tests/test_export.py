@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lm.checkpoint import BEST, TOKENIZER, load_model, save_checkpoint
 from lm.export import half_split
-from lm.generation import Sampling, generate
+from lm.generation import generate
+from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 from tokenization import Tokenizer
 

@@ -12,10 +12,9 @@ from torch import nn
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from lm.decoding import CachedReader, lay_out
-from lm.generation import (
+from lm.generation import generate, generate_batch
+from lm.sampling import (
     Sampling,
-    generate,
-    generate_batch,
     keep_min_p,
     keep_top_k,
     keep_top_p,
