@@ -75,11 +75,10 @@ class Writer:
         """It is over, or not wanted any more; the last one takes its row."""
         row = self.texts.index(text)
         self.reader.drop(row)
-        each: list[Any]
-        for each in (self.texts, self.unread, self.logits):
-            if each:
-                each[row] = each[-1]
-                each.pop()
+        by_row: list[list[Any]] = [self.texts, self.unread, self.logits]
+        for rows in filter(None, by_row):
+            rows[row] = rows[-1]
+            rows.pop()
 
     def read(self) -> None:
         if self.unread:
