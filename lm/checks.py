@@ -3,6 +3,7 @@ and the memory that a run expects to take, of which is warned."""
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from jsonargparse import Namespace
 from lm.activations import expected_peak
 from lm.checkpoint import LAST, MODEL_SETTINGS
 from lm.machine import available_memory, held_memory
+from lm.transformer import FEED_FORWARDS
 from tokenization import InputError
 
 
@@ -87,9 +89,11 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
 
     Raises InputError where the change is one of the model's shape, which the weights do not fit.
     """
-    changes = []
-    for name, old in checkpoint["hyper_parameters"].items():
+    changes, before = [], checkpoint["hyper_parameters"]
+    for name, old in before.items():
         new = settings.get(name)
+        if name == "d_ff":  # null stands for a number
+            old, new = (width or default_d_ff(each) for width, each in ((old, before), (new, settings)))
         if new == old or (isinstance(old, (tuple, list)) and list(new or ()) == list(old)):
             continue
         if name in MODEL_SETTINGS:
@@ -103,6 +107,10 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
             )
         changes.append(f"{name}: {old} -> {new}")
     return changes
+
+
+def default_d_ff(settings: Mapping[str, Any]) -> int:
+    return FEED_FORWARDS[settings["feed_forward"]].default_d_ff(settings["d_model"])
 
 
 def announce_memory(config: Namespace) -> None:

@@ -22,7 +22,15 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.utils.tensorboard.summary import hparams
 
 from lm.callbacks import Norms, TextSamples, Throughput, TrainingBar
-from lm.checkpoint import CONFIG, load_checkpoint, read_manifest, save_checkpoint
+from lm.checkpoint import (
+    CONFIG,
+    MODEL_SETTINGS,
+    TOKENIZER,
+    find_checkpoint,
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+)
 from lm.checks import (
     announce_memory,
     check_continuation,
@@ -37,7 +45,7 @@ from lm.module import LanguageModel
 from lm.nonfinite import StopWhenDiverged
 from lm.recovery import Checkpoints
 from lm.run_folder import find_newest, make_last, run_lock, sweep
-from tokenization import InputError
+from tokenization import InputError, Tokenizer
 
 HARMLESS_WARNINGS = (
     "LightningCLI's args parameter",  # said whenever the arguments do not come from sys.argv
@@ -169,6 +177,13 @@ class RunCLI(LightningCLI):
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Norms, "norms")
         parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="begin a new run with the weights of this checkpoint or run, imported ones among them: everything else"
+            " begins anew; where --ckpt_path goes on with a run, it has no effect",
+        )
+        parser.add_argument(
             "--allow_changed_data",
             type=bool,
             default=False,
@@ -214,6 +229,24 @@ class RunCLI(LightningCLI):
             self.data_state, self.start_step = checkpoint[TokenDataModule.__name__], checkpoint["global_step"]
             self.news += [] if done and automatic else [f"going on from {config.ckpt_path}, step {self.start_step}"]
             self.news += [f"  from here on  {change}" for change in changes]
+        self.initial = None
+        if config.init_from is not None and checkpoint is None:
+            self.initial = self._read_initial(config)
+
+    def _read_initial(self, config: Namespace) -> dict[str, Any]:
+        """The state dict that a new run begins with."""
+        path = find_checkpoint(config.init_from)
+        checkpoint = load_checkpoint(path)
+        shape = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
+        compare_settings({"hyper_parameters": shape}, vars(config.model), path)
+        digests = [Tokenizer.load(folder).digest for folder in (path.parent / TOKENIZER, config.data.tokenizer)]
+        if digests[0] != digests[1]:
+            raise InputError(
+                f"{path}: knows the tokens of {path.parent / TOKENIZER}, and not those of {config.data.tokenizer};"
+                " encode the text with that tokenizer, and set data.tokenizer"
+            )
+        self.news.append(f"beginning with the weights of {path}")
+        return checkpoint["state_dict"]
 
     def _find_checkpoint(self, config: Namespace) -> list[str]:
         """--ckpt_path auto. A run that has nothing left to do ends well, for whoever starts it again and again."""
@@ -226,6 +259,8 @@ class RunCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # a module's word that settings do not fit together
             raise InputError(str(error)) from None
+        if self.config.subcommand == "fit" and self.initial is not None:
+            self.model.load_state_dict(self.initial)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.config.subcommand].trainer

@@ -62,12 +62,11 @@ def llama_settings(model: TransformerLM) -> dict[str, Any]:
         if holds:
             raise InputError(f"this model cannot be exported: {objection}; `--format safetensors` takes any")
     assert attn.rope is not None
-    rows, d_model = model.token_embeddings.weight.shape
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": rows,
-        "hidden_size": d_model,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.token_embeddings.weight.shape[1],
         "intermediate_size": ffn.w1.weight.shape[0],
         "num_hidden_layers": len(model.layers),
         "num_attention_heads": model.num_heads,
@@ -106,10 +105,19 @@ def half_split(weight: Tensor, num_heads: int) -> Tensor:
     return weight.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
 
 
+def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
+    """By our names; the tables without the rows that vocab_multiple added, to which others would give probability."""
+    tables = ("token_embeddings.weight", "lm_head.weight")
+    return {
+        key: weight.detach()[: model.vocab_size] if key in tables else weight.detach()
+        for key, weight in model.state_dict().items()
+    }
+
+
 def huggingface_weights(model: TransformerLM) -> dict[str, Tensor]:
-    weights = {}
+    weights, ours = {}, weights_without_padding(model)
     for key, name in other_names(model, 0).items():
-        weight = model.state_dict()[key].detach()
+        weight = ours[key]
         turned = key.endswith(("q_proj.weight", "k_proj.weight"))
         weights[name] = half_split(weight, model.num_heads) if turned else weight
     return weights
@@ -166,8 +174,9 @@ def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: s
     writer.add_rope_freq_base(settings["rope_theta"])
     writer.add_rope_dimension_count(settings["head_dim"])
     describe_tokenizer(writer, tokenizer, settings["vocab_size"])
+    ours = weights_without_padding(model)
     for key, name in other_names(model, 1).items():
-        weight = model.state_dict()[key].detach().float().numpy()
+        weight = ours[key].float().numpy()
         chosen = kind if weight.ndim == 2 and weight.shape[1] % width == 0 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quants.quantize(weight, chosen), raw_dtype=chosen)
     writer.write_header_to_file()
@@ -177,7 +186,7 @@ def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: s
 
 
 def describe_tokenizer(writer: Any, tokenizer: Tokenizer, num_rows: int) -> None:
-    """Every row of the tables has a token: the rows that were added to round their number up are [PADn]."""
+    """Every row of the tables has a token: those that the tokenizer has none for are [PADn]."""
     from gguf import TokenType
 
     if tokenizer.pattern != GPT2_PATTERN:

@@ -249,4 +249,5 @@ class LanguageModel(LightningModule):
         checkpoint["skipped_steps"] = self.skipped_steps.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
+        if "skipped_steps" in checkpoint:  # not where weights alone were imported
+            self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])

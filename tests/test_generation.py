@@ -12,7 +12,7 @@ from torch import nn
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from lm.decoding import CachedReader, lay_out
-from lm.generation import generate, generate_batch
+from lm.generation import Text, TextStream, Writer, generate, generate_batch, make_reader, write_texts
 from lm.sampling import (
     Sampling,
     keep_min_p,
@@ -309,3 +309,92 @@ def test_a_model_that_has_diverged_is_said_to_have():
         model.logits.data[0] = value
         with pytest.raises(InputError, match="not numbers; its training has diverged"):
             list(draw(model, [0], 5, Sampling()))
+
+
+def test_texts_that_come_and_go_change_no_other():
+    """Some join when others are half done, some are dropped in the middle; each with a sampling of its own."""
+    torch.manual_seed(2)
+    model, rng = TransformerLM(50, 8, 16, 2, 2), random.Random(0)
+    texts = []
+    for number in range(12):
+        prompt = [rng.randrange(50) for _ in range(rng.randint(1, 12))]
+        texts.append(Text(prompt, rng.randint(1, 20), SAMPLINGS[number % 3], seed=number, number=number))
+    alone = [list(generate(model, text.prompt, text.max_new_tokens, text.sampling, text.seed)) for text in texts]
+    writer, waiting, dropped = Writer(make_reader(model, 12)), list(texts), set()
+    while waiting or writer.texts:
+        while waiting and (not writer.texts or rng.random() < 0.4):
+            writer.add(waiting.pop(0))
+        writer.step()
+        if len(writer.texts) > 2 and rng.random() < 0.1:
+            text = rng.choice(writer.texts)
+            writer.drop(text)
+            dropped.add(text.number)
+    assert 0 < len(dropped) < 6
+    for text, expected in zip(texts, alone, strict=True):
+        new = text.ids[len(text.prompt) :]
+        assert new == expected[: len(new)]
+        assert (len(new) == text.max_new_tokens) == (text.number not in dropped) == (text.finish == "length")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20])
+def test_more_texts_than_rows(rows):
+    torch.manual_seed(2)
+    model = TransformerLM(50, 8, 16, 1, 2)
+    texts = [Text([number], 3 + number, Sampling(1.0), seed=number, number=number) for number in range(7)]
+    writer, most = Writer(make_reader(model, rows)), 0
+    for drawn in write_texts(writer, texts, rows):
+        most = max(most, len(writer.texts))
+        assert drawn.text.ids[-1] == drawn.token_id
+    assert most <= rows
+    for text in texts:
+        assert text.ids[1:] == list(generate(model, text.prompt, text.max_new_tokens, Sampling(1.0), seed=text.seed))
+
+
+@torch.inference_mode()
+def test_log_probabilities_are_the_models_own():
+    torch.manual_seed(2)
+    model = TransformerLM(50, 8, 16, 2, 2)
+    text = Text([1, 2, 3], 5, Sampling(0.3, 4), seed=1, top=3)
+    for position, drawn in enumerate(write_texts(Writer(make_reader(model, 1), vocab_size=40), [text], 1), start=3):
+        expected = model(torch.tensor([text.ids[:position]]))[0, -1, :40].log_softmax(-1)
+        assert drawn.log_probability == pytest.approx(expected[drawn.token_id].item(), abs=1e-5)
+        best, ids = expected.topk(3)
+        assert [token_id for token_id, _ in drawn.likeliest] == ids.tolist()
+        assert [value for _, value in drawn.likeliest] == pytest.approx(best.tolist(), abs=1e-5)
+    assert position == 7
+
+
+class Alphabet:
+    """A tokenizer of bytes."""
+
+    def decode_bytes(self, token_ids):
+        return bytes(token_ids)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_streams_stop_where_the_whole_text_would(seed):
+    """Against a search in the whole text; what is shown is never taken back, and held no longer than it must be."""
+    rng = random.Random(seed)
+    data = "".join(rng.choice("aabbc日é") for _ in range(40)).encode()
+    stops = ["".join(rng.choice("aabbc日") for _ in range(rng.randint(2, 4))) for _ in range(rng.randint(0, 2))]
+    stream, shown, text = TextStream(Alphabet(), stops), "", data.decode()
+    for end, byte in enumerate(data, start=1):
+        shown += stream.feed(byte)
+        so_far = data[:end].decode(errors="ignore")
+        if stream.stopped:
+            break
+        held = so_far.removeprefix(shown)
+        assert so_far == shown + held
+        assert held == "" or any(stop.startswith(held) for stop in stops)
+    shown += stream.close()
+    ends = [text.find(stop) for stop in stops if stop in text]
+    assert stream.stopped == bool(ends)
+    assert shown == text[: min(ends)] if ends else shown == text
+
+
+def test_a_text_that_ends_within_a_character():
+    stream = TextStream(Alphabet())
+    assert [stream.feed(byte) for byte in "é日".encode()[:4]] == ["", "é", "", ""]
+    assert stream.close() == "\ufffd"
+    with pytest.raises(InputError, match="empty stop string"):
+        TextStream(Alphabet(), ["a", ""])
