@@ -10,11 +10,11 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data test test-slow torture lint format clean-demo
+.PHONY: help install demo data test test-slow test-elsewhere torture lint format clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
-	@echo "also: install, data (the demo's token files), lint, format, test-slow, torture, clean-demo"
+	@echo "also: install, data (the demo's token files), lint, format, test-slow, test-elsewhere, torture, clean-demo"
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -83,6 +83,11 @@ test: lint
 
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
+
+# Exported models in lm-eval and llama.cpp, which is compiled here: cmake, a C++ compiler, a quarter of an hour.
+test-elsewhere: .venv/.installed-test
+	$(PIP) -e '.[test,elsewhere]'
+	$(BIN)/pytest -m slow tests/test_elsewhere.py
 
 # The long run of tests/reliability: more than half an hour.
 torture: .venv/.installed-test
