@@ -14,7 +14,7 @@ from lm.machine import keep_large_blocks, use_granted_cores
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 
-HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,test,export,import,verify} ...
+HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
 
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
@@ -27,6 +27,7 @@ HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,test,exp
                                                   loss, perplexity and bits per byte on the validation file
   lm generate checkpoints/demo --prompt "Once upon a time"
                                                   write a text, or many from a file; --interactive to talk
+  lm serve checkpoints/demo                       a page to write with, and OpenAI's API, on this machine
   lm test checkpoints/demo data/demo/valid.bin    how well a model predicts a text, or each document of it
   lm export checkpoints/demo --format hf --output exported
                                                   for transformers, llama.cpp and others
@@ -97,6 +98,7 @@ COMMANDS = {
     "find-lr": defined_in("lm.find_lr", "run_find_lr"),
     "report": defined_in("lm.report", "run_report"),
     "generate": defined_in("lm.generate", "run_generate"),
+    "serve": defined_in("lm.serve", "run_serve"),
     "test": defined_in("lm.evaluation", "run_test"),
     "export": defined_in("lm.export", "run_export"),
     "import": defined_in("lm.importing", "run_import"),

@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
+from lm.fast import choose_attention
 from lm.loss import bits_per_byte, perplexity
-from lm.machine import use_granted_cores
+from lm.machine import keep_large_blocks, use_granted_cores
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
@@ -157,8 +158,10 @@ def run_test(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="an object; of documents one a line, and then all together")
     args = parser.parse_args(argv)
     use_granted_cores()
+    keep_large_blocks()
     checkpoint = find_checkpoint(args.run)
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    model.speed_up(choose_attention("cpu", model.context_length))
     file = TokenFile.open(args.file)
     if file.description.tokenizer_sha256 != tokenizer.digest:
         raise InputError(

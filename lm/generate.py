@@ -1,22 +1,21 @@
 """`lm generate`: texts from a trained model, on the terminal as they are written, or as JSON lines.
 
-How a text is written is in generation.py, and the conversation of --interactive in interactive.py.
+How texts are written is in generation.py and pieces.py, and the conversation of --interactive in interactive.py.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
-from lm.generation import PRECISIONS, Drawn, Text, TextStream, Writer, make_reader, write_texts
+from lm.generation import PRECISIONS, Text, Writer, make_reader
 from lm.interactive import converse
 from lm.machine import use_granted_cores
+from lm.pieces import Piece, TextStream, write_pieces
 from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
@@ -35,67 +34,6 @@ A JSON line has prompt, text (what was written after it), finish_reason ("stop":
 it; "length": --max-new-tokens has), tokens, seed, and with --logprobs the tokens with their natural log-probabilities,
 as the model gives them before temperature and the rest.
 """
-
-
-@dataclass
-class Piece:
-    """A prompt, and what comes of it."""
-
-    prompt: str
-    text: Text
-    stream: TextStream
-    written: str = ""
-    over: bool = False  # nothing more of it comes
-    drawn: list[Drawn] = field(default_factory=list)
-
-    def take(self, drawn: Drawn, writer: Writer) -> str:
-        """A token more; what of it can be shown."""
-        shown = ""
-        if drawn.token_id is not None:
-            self.drawn.append(drawn)
-            shown = self.stream.feed(drawn.token_id)
-        if self.stream.stopped and not self.text.finish:
-            writer.drop(self.text)
-        if self.text.finish or self.stream.stopped:
-            self.over, shown = True, shown + self.stream.close()
-        if self.stream.stopped:
-            self.text.finish = "stop"
-        self.written += shown
-        return shown
-
-    def record(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        found = {
-            "prompt": self.prompt,
-            "text": self.written,
-            "finish_reason": self.text.finish,
-            "tokens": len(self.drawn),
-            "seed": self.text.seed,
-        }
-        if self.text.top is not None:
-            found["logprobs"] = [
-                {"token": name_token(tokenizer, drawn.token_id), "logprob": drawn.log_probability}
-                | ({"top": {name_token(tokenizer, i): p for i, p in drawn.likeliest}} if self.text.top else {})
-                for drawn in self.drawn
-                if drawn.token_id is not None
-            ]
-        return found
-
-
-def name_token(tokenizer: Tokenizer, token_id: int) -> str:
-    """Its text; a token that is not UTF-8 by itself is shown by its bytes, as OpenAI's API does."""
-    data = tokenizer.decode_bytes([token_id])
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def write_pieces(writer: Writer, pieces: Sequence[Piece], rows: int) -> Iterator[tuple[Piece, str]]:
-    """Each with what can be shown of it, as it grows; so many at once."""
-    by_number = {piece.text.number: piece for piece in pieces}
-    for drawn in write_texts(writer, (piece.text for piece in pieces), rows):
-        piece = by_number[drawn.text.number]
-        yield piece, piece.take(drawn, writer)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

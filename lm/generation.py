@@ -1,13 +1,12 @@
 """Texts that are written at once, one token each at a time; one may come, and one may leave, between any two.
 
-    Text        a prompt, how its tokens are drawn, and what has been drawn so far
-    Writer      reads what is new of every text, draws a token for each, and drops those that are over
-    TextStream  the tokens of one text as characters, up to a stop string
+    Text      a prompt, how its tokens are drawn, and what has been drawn so far
+    Writer    reads what is new of every text, draws a token for each, and drops those that are over
 
-How a text goes on depends on itself alone: not on the others, nor on when they came.
+How a text goes on depends on itself alone: not on the others, nor on when they came. What of it can be shown is in
+pieces.py.
 """
 
-import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,7 +18,7 @@ from torch import Tensor
 from lm.decoding import CachedReader, PlainReader, Reader
 from lm.sampling import Sampling, draw
 from lm.transformer import TransformerLM
-from tokenization import InputError, Tokenizer
+from tokenization import InputError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -45,11 +44,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Drawn:
-    """token_id: None where the model has ended the text. The log-probabilities are the model's own, before
-    temperature and all that, of the token and of the likeliest ones, as (id, log-probability)."""
+    """token_id: None where the model has ended the text. last: nothing follows. The log-probabilities are the model's
+    own, before temperature and all that, of the token and of the likeliest ones, as (id, log-probability)."""
 
     text: Text
     token_id: int | None
+    last: bool
     log_probability: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
 
@@ -113,13 +113,13 @@ class Writer:
             text.ids.append(token_id)
             if len(text.ids) - len(text.prompt) == text.max_new_tokens:
                 text.finish = "length"
-        drawn = None if ended else token_id
+        drawn, last = None if ended else token_id, bool(text.finish)
         if text.top is None:
-            return Drawn(text, drawn)
+            return Drawn(text, drawn, last)
         log_probabilities = logits - logits.logsumexp(dim=-1)
         best, ids = log_probabilities.topk(min(text.top, self.vocab_size))
         likeliest = tuple(zip(ids.tolist(), best.tolist(), strict=True))
-        return Drawn(text, drawn, log_probabilities[token_id].item(), likeliest)
+        return Drawn(text, drawn, last, log_probabilities[token_id].item(), likeliest)
 
 
 def check_prompt(number: int, prompt: Sequence[int], vocab_size: int) -> None:
@@ -186,36 +186,3 @@ def generate(model: TransformerLM, prompt: Sequence[int], *arguments, **settings
     decoding.py.
     """
     return (token_id for _, token_id in generate_batch(model, [prompt], *arguments, **settings))
-
-
-class TextStream:
-    """The characters of a text as its tokens come: only whole ones, and none that may yet turn out to be of a stop
-    string. The text ends before the first of these; stopped says that it has."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
-        if "" in stops:
-            raise InputError("an empty stop string would end every text before it begins; leave it out")
-        self.tokenizer, self.stops, self.stopped = tokenizer, stops, False
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.held = ""
-
-    def feed(self, token_id: int) -> str:
-        """What can be shown now."""
-        self.held += self.decoder.decode(self.tokenizer.decode_bytes([token_id]))
-        return self._release(
-            max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
-        )
-
-    def close(self) -> str:
-        """What is left, when no token comes any more."""
-        self.held += self.decoder.decode(b"", final=True)
-        return self._release(0)
-
-    def _release(self, kept: int) -> str:
-        if self.stopped:
-            return ""
-        ends = [end for stop in self.stops if (end := self.held.find(stop)) >= 0]
-        self.stopped = bool(ends)
-        cut = min(ends) if ends else len(self.held) - kept
-        text, self.held = self.held[:cut], "" if ends else self.held[cut:]
-        return text

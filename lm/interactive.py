@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from lm.generation import Text, TextStream, Writer
+from lm.generation import Text, Writer
+from lm.pieces import TextStream
 from lm.sampling import Sampling
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 

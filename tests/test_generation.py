@@ -12,7 +12,8 @@ from torch import nn
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from lm.decoding import CachedReader, lay_out
-from lm.generation import Text, TextStream, Writer, generate, generate_batch, make_reader, write_texts
+from lm.generation import Text, Writer, generate, generate_batch, make_reader, write_texts
+from lm.pieces import TextStream
 from lm.sampling import (
     Sampling,
     keep_min_p,
