@@ -137,7 +137,7 @@ def account(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
     handout = {part: 4 * count for part, count in accounting.handout_activations(model, edition).items()}
     one, two = (activations.kept_bytes(settings, size, how) for size in (1, 2))
     ours = activations.kept_bytes(settings, batch_size, how)
-    state = accounting.state_bytes(model)
+    state = accounting.state_bytes(model, settings["optimizer"])
     per_text = sum(two.values()) - sum(one.values())
     fixed = sum(state.values())
     return {

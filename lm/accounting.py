@@ -19,8 +19,6 @@ from lm.transformer import TransformerLM
 PARTS = ("embeddings", "norms", "projections", "scores", "feed-forward", "head")
 OWNERS = {"token_embeddings": "embeddings", "attn": "projections", "ffn": "feed-forward", "lm_head": "head"}
 
-BYTES = {"parameters": 4, "gradients": 4, "optimizer state": 8}  # for each parameter; training is in float32
-
 GPT2 = {"vocab_size": 50257, "context_length": 1024}
 PRESETS: dict[str, dict[str, int]] = {
     "gpt2-small": GPT2 | {"d_model": 768, "num_layers": 12, "num_heads": 12},
@@ -116,9 +114,16 @@ def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, 
     return kept
 
 
-def state_bytes(model: TransformerLM) -> dict[str, int]:
-    """Bytes of parameters, gradients and optimizer state, which no batch changes."""
-    return {name: size * model.num_parameters() for name, size in BYTES.items()}
+def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
+    """Numbers that the optimizer keeps: AdamW two for each parameter, Muon one for those of the layers' matrices."""
+    matrices = sum(weight.numel() for weight in model.layers.parameters() if weight.ndim == 2)
+    return 2 * model.num_parameters() - (matrices if optimizer == "muon" else 0)
+
+
+def state_bytes(model: TransformerLM, optimizer: str = "adamw") -> dict[str, int]:
+    """Bytes of parameters, gradients and optimizer state, which no batch changes; training is in float32."""
+    weights = 4 * model.num_parameters()
+    return {"parameters": weights, "gradients": weights, "optimizer state": 4 * num_moments(model, optimizer)}
 
 
 def largest_batch(memory: float, fixed: float, per_text: float) -> int:

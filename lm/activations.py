@@ -22,7 +22,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lm.accounting import PARTS, worth_compiling
+from lm.accounting import PARTS, state_bytes, worth_compiling
 from lm.attention import MultiHeadSelfAttention
 from lm.checkpoint import MODEL_SETTINGS
 from lm.fast import ROWS, _spans, choose_attention
@@ -166,13 +166,14 @@ def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     Weights and moments are always there. As the backward pass gives back what was kept, gradients take its place, and
     the larger of both counts; beside what was kept there is a chunk of logits, or all of them, and their gradients.
     """
-    num_parameters = make_model(settings).num_parameters()
+    model = make_model(settings)
+    state = state_bytes(model, settings.get("optimizer", "adamw"))
     tokens = batch_size * settings["context_length"]
     rows = min(tokens, ROWS) if how.fast else tokens
     logits = rows * settings["vocab_size"] * ((8 if how.half else 12) if how.fast else 8)
     kept = sum(kept_bytes(settings, batch_size, how).values()) * (HOLES_COMPILED if how.compiled else HOLES)
     rest = INTERPRETER + (COMPILER if how.compiled else 0)
-    return rest + 12 * num_parameters + max(4 * num_parameters, kept + logits)
+    return rest + state["parameters"] + state["optimizer state"] + max(state["gradients"], kept + logits)
 
 
 def expected_peak(config: Namespace) -> float:

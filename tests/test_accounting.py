@@ -13,9 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from lm import accounting, machine
 from lm.accounting import PARTS, adamw_flops, forward_flops, handout_activations, largest_batch, preset, state_bytes
 from lm.activations import Arrangement, arrange, kept_bytes, make_model
-from lm.optimizer import adamw_update
+from lm.muon import Muon
+from lm.optimizer import AdamW, adamw_update
 from lm.probe import predict, validations_and_saves
 from lm.shares import shares
+from lm.transformer import TransformerLM
 
 # Presets and editions: parameters, forward FLOPs, and the shares of feed-forward, projections, scores and head in
 # percent; those of the handout's analysis (transformer_accounting).
@@ -64,6 +66,18 @@ def test_tinystories_without_embeddings():
     assert accounting.training_flops_per_token(make_model(preset("tinystories"))) == pytest.approx(1.117e8, rel=1e-3)
     silu = make_model({**preset("tinystories"), "feed_forward": "silu", "d_ff": 2048})
     assert silu.num_parameters() == 22_827_520
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_the_optimizers_keep(optimizer):
+    """Counted in their state after a step."""
+    model = TransformerLM(50, 8, 16, 2, 2)
+    chosen = AdamW(model.parameters(), lr=0.1) if optimizer == "adamw" else Muon(model, lr=0.1)
+    model(torch.arange(8)).sum().backward()
+    chosen.step()
+    kept = [value for state in chosen.state.values() for value in state.values() if torch.is_tensor(value)]
+    numbers = sum(value.numel() for value in kept if value.ndim)
+    assert state_bytes(model, optimizer)["optimizer state"] == 4 * numbers
 
 
 def test_memory_as_the_handout_counts():
