@@ -3,10 +3,12 @@
 #
 # Both install what they need into .venv first; what is done already is not done again.
 # A Python of your choice: make demo PYTHON=python3.12. More for pip: make demo PIP_FLAGS='--index-url ...'
+# Tests in more processes: make test WORKERS=8
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_FLAGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
@@ -79,7 +81,7 @@ format: .venv/.installed-test
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow

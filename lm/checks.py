@@ -3,7 +3,6 @@ and the memory that a run expects to take, of which is warned."""
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,9 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
     changes, before = [], checkpoint["hyper_parameters"]
     for name, old in before.items():
         new = settings.get(name)
-        if name == "d_ff":  # null stands for a number
-            old, new = (width or default_d_ff(each) for width, each in ((old, before), (new, settings)))
+        if name == "d_ff":  # null stands for a number, which follows from others that are compared, too
+            default = FEED_FORWARDS[before["feed_forward"]].default_d_ff(before["d_model"])
+            old, new = old or default, new or default
         if new == old or (isinstance(old, (tuple, list)) and list(new or ()) == list(old)):
             continue
         if name in MODEL_SETTINGS:
@@ -107,10 +107,6 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
             )
         changes.append(f"{name}: {old} -> {new}")
     return changes
-
-
-def default_d_ff(settings: Mapping[str, Any]) -> int:
-    return FEED_FORWARDS[settings["feed_forward"]].default_d_ff(settings["d_model"])
 
 
 def announce_memory(config: Namespace) -> None:

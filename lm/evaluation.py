@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.fast import choose_attention
-from lm.loss import bits_per_byte, perplexity
+from lm.loss import bits_per_byte, log_softmax, perplexity
 from lm.machine import keep_large_blocks, use_granted_cores
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
@@ -70,8 +70,7 @@ def token_losses(model: TransformerLM, windows: Sequence[Window]) -> list[Tensor
     batch = torch.zeros(len(windows), longest, dtype=torch.long)  # what is behind a window's end changes nothing in it
     for row, window in zip(batch, windows, strict=True):
         row[: len(window.token_ids)] = torch.from_numpy(window.token_ids.astype(np.int64))
-    logits = model(batch[:, :-1]).float()
-    losses = logits.logsumexp(dim=-1) - logits.gather(-1, batch[:, 1:, None])[..., 0]
+    losses = -log_softmax(model(batch[:, :-1])).gather(-1, batch[:, 1:, None])[..., 0]
     ends = [len(window.token_ids) - 1 for window in windows]
     return [row[end - window.num_targets : end] for row, end, window in zip(losses, ends, windows, strict=True)]
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lm.decoding import CachedReader, PlainReader, Reader
+from lm.loss import log_softmax
 from lm.sampling import Sampling, draw
 from lm.transformer import TransformerLM
 from tokenization import InputError
@@ -116,7 +117,7 @@ class Writer:
         drawn, last = None if ended else token_id, bool(text.finish)
         if text.top is None:
             return Drawn(text, drawn, last)
-        log_probabilities = logits - logits.logsumexp(dim=-1)
+        log_probabilities = log_softmax(logits)
         best, ids = log_probabilities.topk(min(text.top, self.vocab_size))
         likeliest = tuple(zip(ids.tolist(), best.tolist(), strict=True))
         return Drawn(text, drawn, last, log_probabilities[token_id].item(), likeliest)

@@ -31,6 +31,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tenso
     return losses.mean()
 
 
+def log_softmax(logits: Tensor) -> Tensor:
+    """(..., vocab_size) -> the log-probability of each token, of the same shape, in float32 or wider."""
+    logits = logits.float()
+    shifted = logits - logits.amax(dim=-1, keepdim=True)
+    return shifted - torch.log(torch.exp(shifted).sum(dim=-1, keepdim=True))
+
+
 def perplexity(loss: float) -> float:
     """The number of equally likely tokens among which the model hesitates; infinite where exp overflows."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -88,17 +88,20 @@ def peak_flops(device_type: str, precision: str) -> tuple[float, str]:
             if f" {key} " in f" {name.replace('-', ' ')} ":
                 return peak, f"data sheet of {name}"
     size = 2048 if device_type == "cpu" else 8192
+    guess = measured_peak(device_type, dtype, 256, seconds=0.0)
+    if 2 * size**3 / guess > 5:  # a processor that emulates the dtype would take minutes
+        size = 256
     return measured_peak(device_type, dtype, size), f"measured, {size} x {size} in {str(dtype).removeprefix('torch.')}"
 
 
 def measured_peak(device_type: str, dtype, size: int, seconds: float = 0.5) -> float:
-    """FLOP/s of the fastest product of two (size, size) matrices within some tenths of a second."""
+    """FLOP/s of the fastest product of two (size, size) matrices within so many seconds; of one at least."""
     import torch
 
     a, b = (torch.randn(size, size, device=device_type).to(dtype) for _ in range(2))
     wait = torch.cuda.synchronize if device_type == "cuda" else lambda: None
     best, begin = float("inf"), time.perf_counter()
-    while time.perf_counter() < begin + seconds:
+    while best == float("inf") or time.perf_counter() < begin + seconds:
         wait()
         start = time.perf_counter()
         a @ b
