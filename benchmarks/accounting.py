@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lm.cli import native_precision
+from lm.machine import native_precision
 
 ROOT = Path(__file__).parent.parent
 LIMITS = {"memory": 0.1, "formula memory": 0.1, "time": 0.15, "processor": 0.15, "checkpoint": 0.01}

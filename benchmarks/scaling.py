@@ -64,9 +64,8 @@ def measure(settings: dict, steps: int) -> dict:
     import torch
 
     from lm.accounting import training_flops_per_token
-    from lm.cli import native_precision
     from lm.fast import choose_attention
-    from lm.machine import peak_flops
+    from lm.machine import native_precision, peak_flops
     from lm.optimizer import AdamW, clip_gradients
     from lm.transformer import TransformerLM
 

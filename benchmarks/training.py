@@ -81,8 +81,7 @@ def main() -> None:
 
 def report(results: dict[str, list[dict]], args: argparse.Namespace) -> None:
     """Medians over the rounds; the ratio to the first, or of the first to the others, is the median of each round's."""
-    from lm.cli import native_precision
-    from lm.machine import peak_flops
+    from lm.machine import native_precision, peak_flops
 
     precision = native_precision("cpu")
     peak, source = peak_flops("cpu", precision)
@@ -191,8 +190,8 @@ def timed(step, batches, args: argparse.Namespace) -> dict:
 def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     import torch
 
-    from lm.cli import native_precision
     from lm.data import RandomWindows
+    from lm.machine import native_precision
     from lm.optimizer import AdamW, clip_gradients
     from lm.transformer import TransformerLM
     from tokenization import TokenFile
@@ -277,7 +276,7 @@ def their_model(name: str):
 def their_loop(name: str, args: argparse.Namespace) -> dict:
     import torch
 
-    from lm.cli import native_precision
+    from lm.machine import native_precision
 
     torch.manual_seed(0)
     model = their_model(name)

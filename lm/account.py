@@ -15,8 +15,8 @@ from jsonargparse import Namespace
 from lm import accounting, activations
 from lm.accounting import PARTS, PRESETS
 from lm.activations import Arrangement, arrange, make_model, run_tokens
-from lm.cli import SettingsCLI, native_precision
-from lm.machine import GPU_PEAKS, peak_flops
+from lm.cli import SettingsCLI
+from lm.machine import GPU_PEAKS, native_precision, peak_flops
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 

@@ -8,28 +8,20 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
-from lightning import LightningModule, Trainer
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from torch.utils.tensorboard.summary import hparams
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import FSDPStrategy
 
 from lm.callbacks import Norms, TextSamples, Throughput, TrainingBar
 from lm.checkpoint import (
-    CONFIG,
     MODEL_SETTINGS,
     TOKENIZER,
     find_checkpoint,
     load_checkpoint,
     read_manifest,
-    save_checkpoint,
 )
 from lm.checks import (
     announce_memory,
@@ -41,8 +33,10 @@ from lm.checks import (
     validation_due,
 )
 from lm.data import TokenDataModule
+from lm.machine import native_precision
 from lm.module import LanguageModel
 from lm.nonfinite import StopWhenDiverged
+from lm.plugins import FullySharded, RunCheckpointIO, RunLogger, SaveConfig
 from lm.recovery import Checkpoints
 from lm.run_folder import find_newest, make_last, run_lock, sweep
 from tokenization import InputError, Tokenizer
@@ -59,80 +53,6 @@ HARMLESS_WARNINGS = (
 # first in the program, and by the second `--trainer.limit_val_batches 1` would be read as 1.0, the whole file.
 for _name in ("limit_train_batches", "limit_val_batches"):
     inspect.unwrap(Trainer.__init__).__annotations__[_name] = int | float | None
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml when training starts, and not before: a refused run changes no file."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pass
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / CONFIG
-            path.parent.mkdir(parents=True, exist_ok=True)  # a logger would have made it
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
-            settings = {
-                f"{group}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
-                for group in ("model", "data")
-                for name, value in vars(self.config[group]).items()
-            }
-            for logger in trainer.loggers:
-                logger.log_hyperparams(settings | {"precision": str(trainer.precision)})
-
-
-class RunCheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints: our way."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        save_checkpoint(checkpoint, path)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return load_checkpoint(path)
-
-
-class FullySharded(ModelParallelStrategy):
-    """--trainer.strategy fsdp: weights, gradients and optimizer state are spread over all devices, by FSDP's second
-    version, under which clip_gradients sees whole gradients; a checkpoint is still one file, and holds all of them."""
-
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-    def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_processes * self.num_nodes
-        super().setup_environment()
-
-
-class RunLogger(TensorBoardLogger):
-    """TensorBoard's event files and nothing else, straight into the run's folder."""
-
-    def __init__(self, folder: str, step: int):
-        """step: that the run begins after, 0 where an earlier attempt was killed before its first checkpoint; what it
-        has drawn beyond disappears."""
-        super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=step + 1)
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Without the epoch, which Lightning adds: our runs count steps."""
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
-
-    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
-        """For TensorBoard's HParams tab, which shows beside them the last values of these curves."""
-        for summary in hparams(dict(params), dict.fromkeys(("val/loss", "val/bits_per_byte", "train/loss"), 0)):
-            self.experiment._get_file_writer().add_summary(summary)
-
-    def save(self) -> None:
-        """Without the hparams.yaml, which a resumed run would leave as it was: config.yaml is the record."""
-        self.experiment.flush()
-
-
-def native_precision(accelerator: str) -> str:
-    """bf16-mixed where the device multiplies bfloat16 natively, else float32."""
-    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        processor = torch.cpu.get_capabilities()
-        native = bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
-    return "bf16-mixed" if native else "32-true"
 
 
 class RunCLI(LightningCLI):

@@ -75,6 +75,18 @@ GPU_PEAKS = {
 }
 
 
+def native_precision(accelerator: str) -> str:
+    """bf16-mixed where the device multiplies bfloat16 natively, else float32."""
+    import torch
+
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        processor = torch.cpu.get_capabilities()
+        native = bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
+    return "bf16-mixed" if native else "32-true"
+
+
 @lru_cache
 def peak_flops(device_type: str, precision: str) -> tuple[float, str]:
     """FLOP/s of one device at its best in Lightning's precision, and where the figure comes from."""

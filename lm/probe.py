@@ -23,8 +23,9 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.checkpoint import LAST
-from lm.cli import RunCheckpointIO, RunCLI
+from lm.cli import RunCLI
 from lm.machine import peak_memory
+from lm.plugins import RunCheckpointIO
 from tokenization import InputError
 
 SECONDS, STEPS = 8.0, 8  # of steps that nothing else interrupts, at least

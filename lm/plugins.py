@@ -1,0 +1,79 @@
+"""What Lightning's Trainer is given instead of its own: how a run's configuration, checkpoints and curves are written,
+and how its weights are spread over devices."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.utils.tensorboard.summary import hparams
+
+from lm.checkpoint import CONFIG, load_checkpoint, save_checkpoint
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml when training starts, and not before: a refused run changes no file."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / CONFIG
+            path.parent.mkdir(parents=True, exist_ok=True)  # a logger would have made it
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            settings = {
+                f"{group}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
+                for group in ("model", "data")
+                for name, value in vars(self.config[group]).items()
+            }
+            for logger in trainer.loggers:
+                logger.log_hyperparams(settings | {"precision": str(trainer.precision)})
+
+
+class RunCheckpointIO(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints: our way."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save_checkpoint(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(path)
+
+
+class FullySharded(ModelParallelStrategy):
+    """--trainer.strategy fsdp: weights, gradients and optimizer state are spread over all devices, by FSDP's second
+    version, under which clip_gradients sees whole gradients; a checkpoint is still one file, and holds all of them."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_processes * self.num_nodes
+        super().setup_environment()
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard's event files and nothing else, straight into the run's folder."""
+
+    def __init__(self, folder: str, step: int):
+        """step: that the run begins after, 0 where an earlier attempt was killed before its first checkpoint; what it
+        has drawn beyond disappears."""
+        super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=step + 1)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Without the epoch, which Lightning adds: our runs count steps."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """For TensorBoard's HParams tab, which shows beside them the last values of these curves."""
+        for summary in hparams(dict(params), dict.fromkeys(("val/loss", "val/bits_per_byte", "train/loss"), 0)):
+            self.experiment._get_file_writer().add_summary(summary)
+
+    def save(self) -> None:
+        """Without the hparams.yaml, which a resumed run would leave as it was: config.yaml is the record."""
+        self.experiment.flush()
