@@ -218,11 +218,11 @@ def read_request(body: Any, model: str, tokenizer: Tokenizer, limits: Limits) ->
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     pieces: list[Piece] = []
     for prompt, ids in prompts:
-        for copy in range(copies):
-            text = Text(ids, max_tokens, sampling, seed + copy, top, number=len(pieces))
+        for _ in range(copies):
+            text = Text(ids, max_tokens, sampling, seed + len(pieces), top, number=len(pieces))
             pieces.append(Piece(prompt, text, TextStream(tokenizer, stops)))
     options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise Refused('stream_options must be an object, as {"include_usage": true}', "stream_options")
+    if options is not None and not (isinstance(options, dict) and set(options) <= {"include_usage"}):
+        raise Refused('stream_options can be {"include_usage": true}', "stream_options")
     stream, echo, usage = boolean(body, "stream"), boolean(body, "echo"), boolean(options or {}, "include_usage")
     return Completions(model, tokenizer, pieces, copies, stream, echo, usage)

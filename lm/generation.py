@@ -3,8 +3,8 @@
     Text      a prompt, how its tokens are drawn, and what has been drawn so far
     Writer    reads what is new of every text, draws a token for each, and drops those that are over
 
-How a text goes on depends on itself alone: not on the others, nor on when they came. What of it can be shown is in
-pieces.py.
+How a text goes on depends on itself alone: not on the others, nor on when they came, but for the rounding of sums that
+a longer text beside it puts in another order. What of it can be shown is in pieces.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -33,8 +33,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature {self.temperature}: it must be 0 (always the likeliest token) or more")
+        if self.temperature != 0 and not 0.001 <= self.temperature < float("inf"):  # scores divided by less overflow
+            raise InputError(
+                f"temperature {self.temperature}: it must be 0 (always the likeliest token), or 0.001 and more"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k {self.top_k}: at least one token must be kept; leave it out to keep all")
         if not 0 < self.top_p <= 1:

@@ -86,7 +86,10 @@ class Server:
         if request.content_type != "application/json":
             raise Refused("the body must be JSON; say so by Content-Type: application/json", None, 415)
         try:
-            body = await request.json()
+            async with asyncio.timeout(self.limits.seconds):
+                body = await request.json()
+        except TimeoutError:
+            raise Refused("the body has not come in time", None, 408) from None
         except (ValueError, RecursionError):
             raise Refused("the body is not JSON") from None
         wanted = read_request(body, self.model, self.tokenizer, self.limits)
@@ -116,8 +119,8 @@ class Server:
                 raise Refused(f"not done within {seconds:g} seconds; ask for fewer tokens", None, 504) from None
             except Stopped:
                 raise Refused("the server ends", None, 503) from None
-            except InputError as error:
-                raise Refused(str(error), None, 500) from None
+            except Exception as error:  # whatever has befallen the engine
+                raise Refused(str(error) or type(error).__name__, None, 500) from None
 
         try:
             self.engine.submit(wanted.texts, deliver)
@@ -153,7 +156,8 @@ class Server:
 
         async def send(content: Any) -> None:
             text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-            await response.write(f"data: {text}\n\n".encode())
+            async with asyncio.timeout(self.limits.seconds):  # a client that reads nothing
+                await response.write(f"data: {text}\n\n".encode())
 
         try:
             for piece in wanted.pieces if wanted.echo else ():
@@ -163,9 +167,13 @@ class Server:
                     await send(chunk)
             if wanted.include_usage:
                 await send(wanted.head() | {"choices": [], "usage": wanted.usage()})
+            await send("[DONE]")
         except Refused as error:
             await send(error.body())
-        await send("[DONE]")
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            return response
         await response.write_eof()
         return response
 

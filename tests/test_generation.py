@@ -76,6 +76,7 @@ def test_greedy():
     [
         ({"temperature": -0.1}, "temperature -0.1"),
         ({"temperature": math.nan}, "temperature nan"),
+        ({"temperature": 1e-300}, "temperature 1e-300"),
         ({"temperature": math.inf}, "temperature inf"),
         ({"top_k": 0}, "top_k 0"),
         ({"top_p": 0.0}, "top_p 0.0"),

@@ -193,14 +193,15 @@ def test_several_prompts_and_copies_stops_and_echo(server):
     for prompt in (prompts, ["Tom", "The cat"]):
         if prompt is prompts:
             status, answer, _ = server.post({"prompt": [prompts[1], prompts[1]], "max_tokens": 9, "seed": 4})
-            assert [choice["text"] for choice in answer["choices"]] == [
-                server.tokenizer.decode(server.alone("The cat", 9, 4))
-            ] * 2
+            texts = [server.tokenizer.decode(server.alone("The cat", 9, seed)) for seed in (4, 5)]
+            assert [choice["text"] for choice in answer["choices"]] == texts
             continue
         status, answer, _ = server.post({"prompt": prompt, "n": 2, "max_tokens": 9, "seed": 4, "echo": True})
         assert status == 200
         expected = [
-            each + server.tokenizer.decode(server.alone(each, 9, 4 + copy)) for each in prompt for copy in range(2)
+            each + server.tokenizer.decode(server.alone(each, 9, 4 + 2 * number + copy))
+            for number, each in enumerate(prompt)
+            for copy in range(2)
         ]
         assert [choice["text"] for choice in answer["choices"]] == expected
         assert answer["usage"]["prompt_tokens"] == sum(len(server.tokenizer.encode(each)) for each in prompt)
@@ -251,6 +252,7 @@ BAD = [
     ({"prompt": "a", "max_tokens": 2.5}, 400, "max_tokens is '2.5'"),
     ({"prompt": "a", "max_tokens": True}, 400, "max_tokens is 'True'"),
     ({"prompt": "a", "temperature": -1}, 400, "temperature is '-1'"),
+    ({"prompt": "a", "temperature": 1e-44}, 400, "temperature 1e-44"),
     ({"prompt": "a", "temperature": math.nan}, 400, "temperature is 'nan'"),
     ({"prompt": "a", "temperature": 10**400}, 400, "temperature is '1000"),
     ({"prompt": "a", "temperature": "hot"}, 400, "temperature is 'hot'; it must be a number"),
@@ -265,7 +267,8 @@ BAD = [
     ({"prompt": "a", "stop": list("abcde")}, 400, "or 4 at most"),
     ({"prompt": "a", "stop": [3]}, 400, "stop must be"),
     ({"prompt": "a", "stream": "yes"}, 400, "stream is 'yes'"),
-    ({"prompt": "a", "stream_options": 3}, 400, "stream_options must be"),
+    ({"prompt": "a", "stream_options": 3}, 400, "stream_options can be"),
+    ({"prompt": "a", "stream_options": {"what": 1}}, 400, "stream_options can be"),
     ({"prompt": "a", "suffix": "b"}, 400, "suffix cannot be honoured"),
     ({"prompt": "a", "best_of": 3}, 400, "best_of cannot"),
     ({"prompt": "a", "presence_penalty": 0.5}, 400, "presence_penalty cannot"),
@@ -358,9 +361,18 @@ def test_a_request_takes_no_longer_than_it_may(slow):
     assert "not done within 3 seconds" in answer["error"]["message"]
     slow.until(running=0)
     events = list(start_stream(slow)[1])
-    assert json.loads(events[-4].removeprefix(b"data: "))["error"]["code"] == 504
-    assert events[-2] == b"data: [DONE]\n"
+    assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == 504  # and no [DONE]
     slow.until(running=0)
+
+
+def test_a_body_that_never_comes(slow):
+    connection = http.client.HTTPConnection(slow.host, timeout=60)
+    connection.putrequest("POST", "/v1/completions")
+    for name, value in (("Content-Type", "application/json"), ("Content-Length", "100")):
+        connection.putheader(name, value)
+    connection.endheaders(b'{"prompt')
+    response = connection.getresponse()
+    assert (response.status, json.loads(response.read())["error"]["code"]) == (408, 408)
 
 
 def test_the_end_of_the_server_is_told(make):
