@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.generation import PRECISIONS, Text, Writer, make_reader
-from lm.interactive import converse
+from lm.interactive import Conversation, converse
 from lm.machine import use_granted_cores
 from lm.pieces import Piece, TextStream, write_pieces
 from lm.sampling import Sampling
@@ -156,7 +156,7 @@ def run_generate(argv: list[str]) -> None:
     reader = make_reader(model, rows, PRECISIONS[args.precision])
     writer = Writer(reader, tokenizer.end_of_text_id, tokenizer.vocab_size)
     if args.interactive:
-        converse(writer, tokenizer, sampling, args.seed, args.max_new_tokens, args.stop)
+        converse(Conversation(writer, tokenizer, sampling, args.seed, args.max_new_tokens, args.stop))
         return
     pieces = []
     for number, prompt in enumerate(prompts):

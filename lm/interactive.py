@@ -98,18 +98,11 @@ class Conversation:
         print(shown, end="", flush=True)
 
 
-def converse(
-    writer: Writer,
-    tokenizer: Tokenizer,
-    sampling: Sampling,
-    seed: int,
-    max_new_tokens: int,
-    stops: Sequence[str],
-) -> None:
+def converse(conversation: Conversation) -> None:
     """Until the end of the input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # arrows and history, where Python has them
-    conversation, terminal = Conversation(writer, tokenizer, sampling, seed, max_new_tokens, stops), sys.stdin.isatty()
+    terminal = sys.stdin.isatty()
     if terminal:
         print("Type how a text begins, or /help.")
     while True:
