@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from lm.accounting import training_flops_per_token
+from lm.accounting import duration, training_flops_per_token, training_seconds
 from lm.generation import generate
 from lm.machine import peak_flops, peak_memory
 from lm.optimizer import joint_norm
 from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError
+
+TYPICAL_MFU = 0.5  # which a guess is made with before the first step
 
 
 class Throughput(Callback):
@@ -35,7 +37,17 @@ class Throughput(Callback):
         peak, source = peak_flops(device, str(trainer.precision))
         self.peak = peak * trainer.world_size
         trainer.print(f"{pl_module.arrangement}; MFU is of {peak / 1e9:,.0f} GFLOP/s a device ({source})")
+        self._announce(trainer, model)  # type: ignore[arg-type]
         self._restart()
+
+    def _announce(self, trainer: Trainer, model: TransformerLM) -> None:
+        steps = trainer.max_steps - trainer.global_step
+        batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size  # type: ignore[attr-defined]
+        seconds = training_seconds(model, steps * batch * model.context_length, self.peak, TYPICAL_MFU)
+        trainer.print(
+            f"{steps:,} steps to go, about {duration(seconds)} at an MFU of {TYPICAL_MFU:.0%}"
+            " (`lm account --probe` measures it)"
+        )
 
     def on_validation_end(self, *_: Any) -> None:
         self._restart()

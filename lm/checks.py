@@ -1,5 +1,5 @@
 """What is refused before any work is done: settings that contradict each other, a run's folder, or its checkpoint;
-and the memory that a run expects to take, of which is warned."""
+and the memory and disk that a run expects to take, of which is warned."""
 
 import os
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lm.activations import expected_peak
+from lm.accounting import state_bytes
+from lm.activations import expected_peak, make_model
 from lm.checkpoint import LAST, MODEL_SETTINGS
 from lm.machine import available_memory, held_memory
 from lm.transformer import FEED_FORWARDS
@@ -109,10 +110,15 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
     return changes
 
 
-def announce_memory(config: Namespace) -> None:
+def announce_needs(config: Namespace) -> None:
     """Said before it is taken: a process that takes too much is killed without a word. On one CPU process."""
     expected, available = expected_peak(config), available_memory()
-    print(f"expects to take {expected / 1e9:.2f} GB of memory at its peak (`lm account` says for what)")
+    state = state_bytes(make_model(vars(config.model)), config.model.optimizer)
+    saved = state["parameters"] + state["optimizer state"]
+    print(
+        f"expects to take {expected / 1e9:.2f} GB of memory at its peak (`lm account` says for what),"
+        f" and {saved / 1e6:,.1f} MB of disk for a checkpoint"
+    )
     # What this process holds already is a part of what is expected, and not of what is available.
     if available is not None and expected - held_memory() > available:
         print(

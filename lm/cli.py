@@ -24,7 +24,7 @@ from lm.checkpoint import (
     read_manifest,
 )
 from lm.checks import (
-    announce_memory,
+    announce_needs,
     check_continuation,
     check_folder,
     check_length,
@@ -230,7 +230,7 @@ class RunCLI(LightningCLI):
             f" {trainer.max_steps:,} steps of {tokens:,} tokens, {trainer.precision} on {trainer.strategy.root_device}"
         )
         if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
-            announce_memory(settings)
+            announce_needs(settings)
 
     def _take_folder(self, config: Namespace) -> None:
         """What was found in it is looked at again: another run may have written to it until now."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from lm.accounting import duration
 from lm.checkpoint import CONFIG, writing
 from lm.divergence import MARK
 from lm.events import EVENT_FILES, Curve, read_curves
@@ -127,13 +128,6 @@ def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
-
-
-def duration(seconds: float) -> str:
-    """4000 -> "1 h 07 min"; 75 -> "1 min 15 s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def best(run: Run) -> str:

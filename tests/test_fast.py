@@ -2,6 +2,7 @@
 of training, in float32 to 1e-5 and in bfloat16 as near to float32 as the plain way is; compiled, recomputed, padded."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -288,6 +289,10 @@ def test_fit_says_what_it_chose(lm, fit_arguments, tmp_path):
         assert done.code == 0, done.err
         assert words in done.out
         assert "measured, 2048 x 2048 in float32" in done.out
+        assert "2 steps to go, about 0 s at an MFU of 50%" in done.out
+        checkpoint = (tmp_path / str(number) / "last.ckpt").stat().st_size
+        announced = float(re.search(r"and ([\d.]+) MB of disk for a checkpoint", done.out)[1])
+        assert announced == pytest.approx(checkpoint / 1e6, abs=0.15)  # beside tensors there are 0.1 MB of names
 
 
 def test_contradictory_settings(lm, fit_arguments, tmp_path):

@@ -16,7 +16,7 @@ from lm.checkpoint import MODEL_SETTINGS
 from lm.transformer import TransformerLM
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +210,7 @@ def test_a_committed_configuration(lm, path):
         model(torch.zeros(1, config["model"]["context_length"], dtype=torch.long, device="meta")).shape[-1]
         == (config["model"]["vocab_size"])
     )
-    assert config["trainer"]["default_root_dir"] == f"checkpoints/{path.stem}"
+    assert config["trainer"]["default_root_dir"] == f"checkpoints/{path.relative_to(ROOT / 'configs').with_suffix('')}"
     assert config["trainer"]["max_steps"] % config["trainer"]["val_check_interval"] == 0
     if path.stem not in ("debug", "demo"):
         assert "tokenization encode" in path.read_text()
