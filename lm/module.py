@@ -57,6 +57,7 @@ class LanguageModel(LightningModule):
         qk_norm: RMSNorm on each head's queries and keys.
         z_loss: weight of the penalty on the softmax's normalizer; validation counts the cross-entropy alone.
         optimizer: AdamW for everything, or Muon for the layers' matrices and AdamW for the rest.
+        muon_rate: Muon's learning rate, as a share of learning_rate.
         schedule: of the learning rate after the warmup: a cosine, or constant and then down in a line (trapezoid).
         max_skipped_steps: as many steps in a row whose loss or gradient is not finite end the run; each is skipped.
     """
@@ -90,6 +91,7 @@ class LanguageModel(LightningModule):
         qk_norm: bool = False,
         z_loss: float = 0.0,
         optimizer: Literal["adamw", "muon"] = "adamw",
+        muon_rate: float = 1.0,
         schedule: Literal["cosine", "trapezoid"] = "cosine",
         max_skipped_steps: int = 10,
     ):
@@ -119,6 +121,8 @@ class LanguageModel(LightningModule):
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
             if not self.hparams[name] >= 0:
                 raise ValueError(f"{name} is {self.hparams[name]}; it must not be negative")
+        if optimizer == "adamw" and muon_rate != 1:
+            raise ValueError(f"muon_rate is {muon_rate}, which has no effect on optimizer adamw; leave it out")
         if not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm is {max_gradient_norm}; it must be above 0; .inf never scales")
         if max_skipped_steps < 1:
@@ -200,7 +204,8 @@ class LanguageModel(LightningModule):
         if self.hparams["optimizer"] == "adamw":
             return AdamW(self.parameters(), lr=0.0, **settings)
         half = self._trainer is not None and str(self.trainer.precision).startswith("bf16")
-        return Muon(self.model, lr=0.0, dtype=torch.bfloat16 if half else torch.float32, **settings)
+        dtype = torch.bfloat16 if half else torch.float32
+        return Muon(self.model, rate=self.hparams["muon_rate"], dtype=dtype, lr=0.0, **settings)
 
     def learning_rate(self, step: int) -> float:
         """Of optimizer step number `step`, counted from 1: the first step moves the weights, too."""

@@ -4,8 +4,8 @@
     u = U S V^T  ->  o = U V^T                  w <- w - lr weight_decay w - lr 0.2 sqrt(max(rows, columns)) o
 
 A gradient matrix is all but of low rank: a few directions drown the rest, and AdamW, which looks at single numbers,
-does not see it. The factor of Liu et al. 2025 gives a step the size that AdamW's has, so that both take one learning
-rate. It is for the matrices between the tables; these, and the gains, are AdamW's.
+does not see it. The factor of Liu et al. 2025 gives a step the size that AdamW's has, so that a rate means the same
+to both. It is for the matrices between the tables; these, and the gains, are AdamW's.
 """
 
 import math
@@ -64,16 +64,25 @@ def muon_update(
 
 
 class Muon(AdamW):
-    """Muon for the matrices of the layers, AdamW for everything else, with one learning rate and one weight decay.
+    """Muon for the matrices of the layers, AdamW for everything else, with one weight decay.
 
-    dtype: of the orthogonalization.
+    rate: of the matrices, as a share of the learning rate. dtype: of the orthogonalization.
     """
 
-    def __init__(self, model: TransformerLM, momentum: float = 0.95, dtype: torch.dtype = torch.float32, **adamw: Any):
+    def __init__(
+        self,
+        model: TransformerLM,
+        momentum: float = 0.95,
+        rate: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+        **adamw: Any,
+    ):
+        if not rate > 0:
+            raise ValueError(f"muon_rate is {rate}; it must be above 0")
         matrices = [weight for weight in model.layers.parameters() if weight.ndim == 2]
         rest = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
         super().__init__([{"params": rest}, {"params": matrices, "momentum": momentum}], **adamw)
-        self.dtype = dtype
+        self.rate, self.dtype = rate, dtype
 
     def update(self, group: dict[str, Any]) -> None:
         if "momentum" not in group:
@@ -86,7 +95,7 @@ class Muon(AdamW):
                 if not state:
                     state.update(m=torch.zeros_like(weight))
                 by_shape.setdefault(weight.shape, []).append((weight, weight.grad, state["m"]))
-        settings = group["lr"], group["momentum"], group["weight_decay"]
+        settings = self.rate * group["lr"], group["momentum"], group["weight_decay"]
         for tensors in by_shape.values():
             weights, gradients, ms = map(list, zip(*tensors, strict=True))
             muon_update(weights, gradients, ms, *settings, self.dtype, self.take)

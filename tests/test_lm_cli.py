@@ -97,6 +97,7 @@ WRONG_SETTINGS = [
     ("--model.warmup_steps=61", "model.warmup_steps 61 is more than trainer.max_steps 60"),
     ("--model.min_learning_rate=0.02", "model.min_learning_rate 0.02 is above model.learning_rate 0.01"),
     ("--model.max_skipped_steps=0", "max_skipped_steps is 0"),
+    ("--model.muon_rate=0.5", "muon_rate is 0.5, which has no effect on optimizer adamw"),
     ("--data.batch_size=100000", "fewer than data.batch_size 100000; take more text or smaller batches"),
     ("--checkpoints.keep_every_n_steps=0", "checkpoints.keep_every_n_steps is 0"),
     ("--trainer.precision=7", '"trainer.precision"'),

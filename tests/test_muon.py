@@ -41,7 +41,7 @@ def set_gradients(model: TransformerLM, step: int) -> None:
 def test_the_step_is_the_equations():
     model, other = make(), make()
     settings = {"lr": 0.01, "weight_decay": 0.3, "betas": (0.9, 0.95)}
-    muon = Muon(model, momentum=0.9, dtype=torch.float64, **settings)
+    muon = Muon(model, momentum=0.9, rate=0.5, dtype=torch.float64, **settings)
     rest = [weight for name, weight in other.named_parameters() if "layers" not in name or weight.ndim == 1]
     assert len(rest) == 3 + 2 * 4  # the tables, and all gains
     adamw, momenta = AdamW(rest, **settings), {}
@@ -53,9 +53,14 @@ def test_the_step_is_the_equations():
                 m = momenta.get(name, torch.zeros_like(weight))
                 momenta[name] = m = 0.9 * m + 0.1 * weight.grad
                 update = orthogonalize(0.1 * weight.grad + 0.9 * m) * 0.2 * math.sqrt(max(weight.shape))
-                weight.data = weight.data - 0.01 * 0.3 * weight.data - 0.01 * update
+                weight.data = weight.data - 0.005 * 0.3 * weight.data - 0.005 * update
     for (name, weight), expected in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, msg=name)
+
+
+def test_a_rate_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="muon_rate is 0"):
+        Muon(make(), rate=0)
 
 
 def test_a_state_dict_goes_on_bit_for_bit():
@@ -90,8 +95,9 @@ def test_a_step_that_is_not_taken_changes_nothing():
 
 
 def test_lm_fit_with_every_option_learns_and_goes_on(lm, fit_arguments, tmp_path):
-    options = ("--model.optimizer=muon", "--model.tie_embeddings=true", "--model.qk_norm=true", "--model.z_loss=1e-4")
-    options += ("--model.schedule=trapezoid", "--model.min_learning_rate=0", "--trainer.max_steps=12")
+    options = ("--model.optimizer=muon", "--model.muon_rate=0.5", "--model.tie_embeddings=true", "--model.qk_norm=true")
+    options += ("--model.z_loss=1e-4", "--model.schedule=trapezoid", "--model.min_learning_rate=0")
+    options += ("--trainer.max_steps=12",)
     run = tmp_path / "run"
     assert lm(*fit_arguments(run, *options)).code == 0
     arguments = ("-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt")
