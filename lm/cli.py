@@ -8,7 +8,7 @@ import inspect
 import logging
 import sys
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning import Trainer
@@ -33,6 +33,7 @@ from lm.checks import (
     validation_due,
 )
 from lm.data import TokenDataModule
+from lm.devices import HELP, find_device
 from lm.machine import native_precision
 from lm.module import LanguageModel
 from lm.nonfinite import StopWhenDiverged
@@ -109,6 +110,12 @@ class RunCLI(LightningCLI):
             default=False,
             help="go on from a checkpoint with another text than it was trained on; counts once, and is not recorded",
         )
+        parser.add_argument(
+            "--device",
+            type=Literal["auto", "cpu", "cuda", "mps"] | None,
+            default=None,
+            help=f"{HELP}; takes the place of trainer.accelerator, under which it is recorded",
+        )
         parser.link_arguments("model.context_length", "data.context_length")
         parser.link_arguments("model.vocab_size", "data.vocab_size")
         parser.link_arguments("trainer.max_steps", "model.max_steps")
@@ -124,9 +131,7 @@ class RunCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
-        if config.trainer.precision is None:
-            config.trainer.precision = native_precision(config.trainer.accelerator)
-        check_trainer(config.trainer)
+        settle_trainer(config)
         automatic = config.ckpt_path == "auto"
         self.news = self._find_checkpoint(config) if automatic else []
         checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path is not None else None
@@ -244,14 +249,21 @@ class RunCLI(LightningCLI):
             self.news.append(f"{path}: left half-written by a run that was killed; deleted")
 
 
+def settle_trainer(config: Namespace) -> None:
+    """Checks the trainer's settings, and puts in what was left to the machine."""
+    trainer = config.trainer
+    if config.device is not None:
+        trainer.accelerator, config.device = find_device(config.device).type, None
+    if trainer.precision is None:
+        trainer.precision = native_precision(trainer.accelerator)
+    check_trainer(trainer)
+
+
 class SettingsCLI(RunCLI):
     """The settings as `lm fit` would see them, read and checked; no class is made, and no folder is looked at."""
 
     def before_instantiate_classes(self) -> None:
-        trainer = self.config.fit.trainer
-        if trainer.precision is None:
-            trainer.precision = native_precision(trainer.accelerator)
-        check_trainer(trainer)
+        settle_trainer(self.config.fit)
 
     def instantiate_classes(self) -> None:
         pass

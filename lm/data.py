@@ -25,7 +25,8 @@ def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) 
     """inputs and targets, each (len(starts), context_length), int64; targets are the inputs' next tokens."""
     windows = tokens[starts[:, None] + np.arange(context_length + 1)]
     windows_tensor = torch.from_numpy(windows.astype(np.int64))
-    return windows_tensor[:, :-1], windows_tensor[:, 1:]
+    # Each in memory of its own: what is strided goes to a GPU through memory that is not pinned, and waits.
+    return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()
 
 
 def random_starts(seed: int, batch_index: int, batch_size: int, num_starts: int) -> np.ndarray:

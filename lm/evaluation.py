@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
+from lm.devices import add_device, find_device
 from lm.fast import choose_attention
 from lm.loss import bits_per_byte, log_softmax, perplexity
 from lm.machine import keep_large_blocks, use_granted_cores
@@ -65,12 +66,13 @@ def split_documents(tokens: np.ndarray, end_id: int) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def token_losses(model: TransformerLM, windows: Sequence[Window]) -> list[Tensor]:
-    """-log p of the targets of each window, (num_targets,) each."""
+    """-log p of the targets of each window, (num_targets,) each, on the CPU."""
     longest = max(len(window.token_ids) for window in windows)
     batch = torch.zeros(len(windows), longest, dtype=torch.long)  # what is behind a window's end changes nothing in it
     for row, window in zip(batch, windows, strict=True):
         row[: len(window.token_ids)] = torch.from_numpy(window.token_ids.astype(np.int64))
-    losses = -log_softmax(model(batch[:, :-1])).gather(-1, batch[:, 1:, None])[..., 0]
+    batch = batch.to(model.lm_head.weight.device)
+    losses = -log_softmax(model(batch[:, :-1])).gather(-1, batch[:, 1:, None])[..., 0].cpu()
     ends = [len(window.token_ids) - 1 for window in windows]
     return [row[end - window.num_targets : end] for row, end, window in zip(losses, ends, windows, strict=True)]
 
@@ -155,12 +157,14 @@ def run_test(argv: list[str]) -> None:
     parser.add_argument("file", help="a token file")
     parser.add_argument("--per-document", action="store_true", help="each document by itself, and all together")
     parser.add_argument("--json", action="store_true", help="an object; of documents one a line, and then all together")
+    add_device(parser)
     args = parser.parse_args(argv)
+    device = find_device(args.device)
     use_granted_cores()
     keep_large_blocks()
     checkpoint = find_checkpoint(args.run)
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    model.speed_up(choose_attention("cpu", model.context_length))
+    model, tokenizer = load_model(checkpoint).to(device), load_tokenizer(checkpoint)
+    model.speed_up(choose_attention(device.type, model.context_length))
     file = TokenFile.open(args.file)
     if file.description.tokenizer_sha256 != tokenizer.digest:
         raise InputError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 BLOCK = 128  # queries; measured best, or near it, from 128 to 4096 positions
 ROWS = 512  # of logits at a time: 10 MB of bfloat16 with a vocabulary of 10,000
+GPU_LOGITS = 1 << 26  # at a time on a GPU, which wants few and large operations: 256 MB of float32
 LONGEST_FOR_BLOCKS = 1024  # from here on PyTorch's kernels were faster
 
 
@@ -130,10 +131,10 @@ def _linear_cross_entropy(
     """-> the mean loss, and the gradients of the SUM of all losses for x and weight."""
     d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)  # pages that nothing writes to cost nothing
     loss = torch.zeros((), dtype=torch.float32, device=x.device)
-    rows = weight.to(x.dtype)
+    rows, at_once = weight.to(x.dtype), ROWS if x.is_cpu else max(ROWS, GPU_LOGITS // len(weight))
     with torch.autocast(x.device.type, enabled=False):
         for x_chunk, chunk_targets, d_x_chunk in zip(
-            x.split(ROWS), targets[:, None].split(ROWS), d_x.split(ROWS), strict=True
+            x.split(at_once), targets[:, None].split(at_once), d_x.split(at_once), strict=True
         ):
             logits = x_chunk @ rows.T
             logits[:, vocab_size:] = -math.inf

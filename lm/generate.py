@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
+from lm.devices import add_device, find_device
 from lm.generation import PRECISIONS, Text, Writer, make_reader
 from lm.interactive import Conversation, converse
 from lm.machine import use_granted_cores
@@ -94,6 +95,7 @@ def make_parser() -> ArgumentParser:
         help="of the weights: bf16 is up to twice as fast where the processor has bfloat16, and rounds to 3 digits;"
         " fp32 writes what the checkpoint would (default: fp32)",
     )
+    add_device(parser)
     return parser
 
 
@@ -146,11 +148,12 @@ def read_prompts(name: str) -> list[str]:
 def run_generate(argv: list[str]) -> None:
     args = make_parser().parse_args(argv)
     check(args)
+    device = find_device(args.device)
     use_granted_cores()
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     prompts = read_prompts(args.prompts) if args.prompts else args.prompt or ["Once upon a time"]
     checkpoint = find_checkpoint(args.checkpoint)
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    model, tokenizer = load_model(checkpoint).to(device), load_tokenizer(checkpoint)
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     rows = 1 if args.interactive else min(args.batch_size, len(prompts))
     reader = make_reader(model, rows, PRECISIONS[args.precision])

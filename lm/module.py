@@ -171,6 +171,13 @@ class LanguageModel(LightningModule):
             return False
         return wanted
 
+    def log(self, name: str, value: Any, *args: Any, **settings: Any) -> None:
+        """Keeps numbers on the CPU, where devices need not agree on them: Lightning would copy each to the GPU and wait
+        until that has caught up."""
+        if not isinstance(value, Tensor) and not settings.get("sync_dist"):
+            value = torch.tensor(float(value))
+        super().log(name, value, *args, **settings)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
         loss = self.model(inputs, targets=targets)

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.completions import Completions, Limits, Refused, read_request
+from lm.devices import add_device, find_device
 from lm.generation import PRECISIONS, Drawn, Writer, make_reader
 from lm.machine import use_granted_cores
 from lm.serving import Busy, Engine, Stopped
@@ -214,6 +215,7 @@ def make_parser() -> ArgumentParser:
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of the weights (default: fp32)")
+    add_device(parser)
     return parser
 
 
@@ -224,9 +226,10 @@ def run_serve(argv: list[str]) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least {least} is needed")
     if not 0 <= args.port < 1 << 16:
         raise InputError(f"--port {args.port}: ports are from 0 to 65535")
+    device = find_device(args.device)
     use_granted_cores()
     checkpoint = find_checkpoint(args.run)
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    model, tokenizer = load_model(checkpoint).to(device), load_tokenizer(checkpoint)
     reader = make_reader(model, args.slots, PRECISIONS[args.precision])
     engine = Engine(Writer(reader, tokenizer.end_of_text_id, tokenizer.vocab_size), args.slots, args.queue)
     limits = replace(Limits(), max_tokens=args.max_tokens, seconds=float(args.timeout))
