@@ -223,20 +223,28 @@ def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     return result | {"pipeline": (time.perf_counter() - start) / 200}
 
 
-def their_model(name: str):
+def their_model(
+    name: str,
+    vocab_size: int = VOCAB_SIZE,
+    context_length: int = CONTEXT,
+    d_model: int = D_MODEL,
+    num_layers: int = LAYERS,
+    num_heads: int = HEADS,
+    d_ff: int = D_FF,
+):
     """A model that gives logits for token ids, of the same shape as ours; and how to call it."""
     if name == "litgpt":
         from litgpt import GPT, Config
 
         return GPT(
             Config(
-                block_size=CONTEXT,
-                vocab_size=VOCAB_SIZE,
-                padded_vocab_size=VOCAB_SIZE,
-                n_layer=LAYERS,
-                n_head=HEADS,
-                n_embd=D_MODEL,
-                intermediate_size=D_FF,
+                block_size=context_length,
+                vocab_size=vocab_size,
+                padded_vocab_size=vocab_size,
+                n_layer=num_layers,
+                n_head=num_heads,
+                n_embd=d_model,
+                intermediate_size=d_ff,
                 mlp_class_name="LLaMAMLP",
                 norm_class_name="RMSNorm",
                 rotary_percentage=1.0,
@@ -249,22 +257,22 @@ def their_model(name: str):
     if name == "llama":
         return transformers.LlamaForCausalLM(
             transformers.LlamaConfig(
-                vocab_size=VOCAB_SIZE,
-                hidden_size=D_MODEL,
-                intermediate_size=D_FF,
-                num_hidden_layers=LAYERS,
-                num_attention_heads=HEADS,
-                max_position_embeddings=CONTEXT,
+                vocab_size=vocab_size,
+                hidden_size=d_model,
+                intermediate_size=d_ff,
+                num_hidden_layers=num_layers,
+                num_attention_heads=num_heads,
+                max_position_embeddings=context_length,
                 use_cache=False,
             )
         )
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=VOCAB_SIZE,
-            n_positions=CONTEXT,
-            n_embd=D_MODEL,
-            n_layer=LAYERS,
-            n_head=HEADS,
+            vocab_size=vocab_size,
+            n_positions=context_length,
+            n_embd=d_model,
+            n_layer=num_layers,
+            n_head=num_heads,
             resid_pdrop=0,
             embd_pdrop=0,
             attn_pdrop=0,

@@ -1,0 +1,97 @@
+"""From the stories that come with the repository to a story: tokenizer, token files, training, all timed.
+
+They are 1.8M tokens, of which a GPU sees a pass in two seconds: a model soon knows them by heart. So what is tried is
+how many passes, how wide a model and how much weight decay give the lowest validation loss; the best checkpoint counts.
+"""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpu_stages.bench import ROOT, Bench, Part, call, curve, fit
+from lm.checkpoint import BEST
+from tokenization.__main__ import main as tokenization
+from tokenization.token_file import TokenFile
+
+VOCAB_SIZE = 2048
+MUON = {"model.optimizer": "muon", "model.muon_rate": 0.5, "model.learning_rate": 8e-3, "model.min_learning_rate": 0.0}
+WIDE = {"model.d_model": 768, "model.num_layers": 8, "model.num_heads": 12}
+# name: (passes, windows in a batch, settings)
+VARIANTS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "base, 4 passes": (4, 64, {}),
+    "Muon, 4 passes": (4, 32, MUON),
+    "Muon, 6 passes, decay 0.5": (6, 32, MUON | {"model.weight_decay": 0.5}),
+    "wide, Muon, 4 passes": (4, 32, MUON | WIDE | {"model.learning_rate": 4e-3, "model.weight_decay": 0.3}),
+}
+
+
+def parts(bench: Bench) -> dict[str, Part]:
+    variants = dict(list(VARIANTS.items())[:1]) if bench.small else VARIANTS
+    training = {name: partial(train, bench, name, *variant) for name, variant in variants.items()}
+    return {"tokenizer, token files": partial(encode, bench), **training, "a story": partial(story, bench)}
+
+
+def tokenize(*arguments: object) -> None:
+    code = tokenization([str(argument) for argument in arguments])
+    assert code == 0, f"tokenization {arguments[0]} ended with {code}"
+
+
+def encode(bench: Bench) -> dict[str, Any]:
+    """What `make data` does."""
+    folder, names, found = bench.folder / "data", ("train", "valid"), {}
+    texts = {name: ROOT / f"data/tinystories-{name}.txt.gz" for name in names}
+    if bench.small:
+        texts = dict.fromkeys(names, ROOT / "data/README.md")
+    begun = time.perf_counter()
+    size = 300 if bench.small else VOCAB_SIZE
+    tokenizer = folder / "tokenizer"
+    tokenize("train", texts["train"], "--vocab-size", size, "--output", tokenizer, "--overwrite")
+    found["train s"] = time.perf_counter() - begun
+    for name in names:
+        tokenize("encode", texts[name], "--tokenizer", tokenizer, "--output", folder / f"{name}.bin")
+    return found | {"all s": time.perf_counter() - begun, "tokens": len(TokenFile.open(folder / "train.bin"))}
+
+
+def train(bench: Bench, name: str, passes: int, batch: int, changes: dict[str, Any]) -> dict[str, Any]:
+    data = bench.folder / "data"
+    batch = 2 if bench.small else batch
+    context = 16 if bench.small else 256
+    per_pass = len(TokenFile.open(data / "train.bin")) // (batch * context)
+    steps = 6 if bench.small else passes * per_pass
+    settings = {
+        "trainer.max_steps": steps,
+        "trainer.val_check_interval": 3 if bench.small else max(1, per_pass // 2),
+        "trainer.limit_val_batches": 1.0,
+        "model.warmup_steps": min(100, steps // 2),
+        "model.compile": not bench.small,
+        "model.vocab_size": 300 if bench.small else VOCAB_SIZE,
+        "model.context_length": context,
+        "data.train_path": data / "train.bin",
+        "data.val_path": data / "valid.bin",
+        "data.tokenizer": data / "tokenizer",
+        "data.batch_size": batch,
+        "checkpoints.every_n_steps": steps,
+        "norms.every_n_steps": 0,
+        **({"model.d_model": 32, "model.num_layers": 1, "model.num_heads": 2} if bench.small else changes),
+    }
+    run = bench.folder / name.replace(" ", "-").replace(",", "")
+    begun = time.perf_counter()
+    fit(bench, run, "tinystories.yaml", settings)
+    losses, bits = curve(run, "val/loss"), curve(run, "val/bits_per_byte")
+    found = {"lowest": min(losses), "bits/byte": min(bits), "at pass": (losses.index(min(losses)) + 1) / 2}
+    found |= {"last": losses[-1], "train/loss": curve(run, "train/loss")[-1], "all s": time.perf_counter() - begun}
+    speeds = curve(run, "train/tokens_per_second") if steps >= 20 else [0.0]
+    (run / "lowest.json").write_text(json.dumps(min(losses)))
+    return found | {"tokens/s": max(speeds), "steps": steps}
+
+
+def story(bench: Bench) -> dict[str, Any]:
+    """By the best of the runs."""
+    losses = {path.parent: json.loads(path.read_text()) for path in bench.folder.glob("*/lowest.json")}
+    run: Path = min(losses, key=lambda folder: losses[folder])
+    text = call(
+        "generate", run / BEST, "--device", bench.device, "--temperature", 0.6, "--max-new-tokens", 250, "--seed", 1
+    )
+    return {"run": run.name, "long": text}

@@ -1,0 +1,115 @@
+"""How fast the GPU trains the handout's base: `lm fit`, and transformers' models compiled, in bfloat16."""
+
+import statistics
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from training import their_model
+
+from gpu_stages.bench import Bench, Part, curve, fit, make_batch, random_data, why_not_compiled
+from lm.accounting import training_flops_per_token
+from lm.machine import native_precision, peak_flops
+from lm.transformer import TransformerLM
+
+TOKENS = 4_000_000  # that are timed, about
+BATCHES = (128, 512, 32, 256, 64)  # windows, in the order of their importance
+
+
+def parts(bench: Bench) -> dict[str, Part]:
+    found: dict[str, Part] = {"copy, product": partial(ceilings, bench)}
+    for batch in BATCHES[:1] if bench.small else BATCHES:
+        found[f"lm fit {batch}"] = partial(our_speed, bench, batch)
+        if batch in (128, 512, 32):
+            found |= {f"{name} {batch}": partial(their_speed, bench, name, batch) for name in ("llama", "gpt2")}
+    return found
+
+
+def ceilings(bench: Bench) -> dict[str, Any]:
+    """What the card gives at best: random numbers, as zeros are multiplied faster."""
+    size = 256 if bench.small else 8192
+    a, b = (torch.randn(size, size, device=bench.device).bfloat16() for _ in range(2))
+    source = torch.randn(size * size * 8, device=bench.device)
+    target = torch.empty_like(source)
+    found = {}
+    for name, function, amount in (
+        ("TFLOP/s", lambda: a @ b, 2 * size**3 / 1e12),
+        ("copied TB/s", lambda: target.copy_(source), 2 * source.nbytes / 1e12),
+    ):
+        bench.seconds(function)
+        found[name] = amount / statistics.median(bench.seconds(function) for _ in range(20))
+    return found
+
+
+def num_steps(bench: Bench, batch: int) -> int:
+    tokens = batch * bench.shape["context_length"]
+    return 8 if bench.small else max(40, min(400, TOKENS // tokens // 4 * 4))
+
+
+def figures(bench: Bench, speed: float, start: float) -> dict[str, Any]:
+    """start: seconds until the first step that is timed."""
+    flops = training_flops_per_token(TransformerLM(**bench.shape, device="meta"))
+    peak, _ = peak_flops(bench.device, native_precision(bench.device))
+    return {
+        "tokens/s": round(speed),
+        "mfu": round(speed * flops / peak, 4),
+        "peak GB": round(bench.peak_gigabytes(), 2),
+        "start s": round(start, 1),
+    }
+
+
+def our_settings(bench: Bench, batch: int, steps: int) -> dict[str, Any]:
+    return {
+        "trainer.max_steps": steps,
+        "trainer.val_check_interval": steps,
+        "trainer.limit_val_batches": 1,
+        "trainer.log_every_n_steps": steps // 4,
+        "model.warmup_steps": 1,
+        "model.compile": not bench.small and not why_not_compiled(bench.device),
+        "data.batch_size": batch,
+        "norms.every_n_steps": 0,
+        "checkpoints.every_n_steps": 2 * steps,
+        **{f"model.{name}": size for name, size in bench.shape.items()},
+        **random_data(bench, bench.shape["vocab_size"]),
+    }
+
+
+def our_speed(bench: Bench, batch: int) -> dict[str, Any]:
+    """From the curves that the run itself has written; its first quarter is the start."""
+    steps, begun = num_steps(bench, batch), time.perf_counter()
+    run = bench.folder / f"fit-{batch}"
+    fit(bench, run, "tinystories.yaml", our_settings(bench, batch, steps))
+    seconds = time.perf_counter() - begun
+    speed = statistics.median(curve(run, "train/tokens_per_second")[1:])
+    timed = 0.75 * steps * batch * bench.shape["context_length"] / speed
+    return figures(bench, speed, seconds - timed) | {"steps": steps, "loss": curve(run, "train/loss")[-1]}
+
+
+def their_speed(bench: Bench, name: str, batch: int) -> dict[str, Any]:
+    """nanoGPT's loop: clipping, torch's fused AdamW, its cross_entropy; the batches are on the device already."""
+    begun, steps, shape = time.perf_counter(), num_steps(bench, batch), bench.shape
+    model = their_model(name, **shape).to(bench.device)
+    compiled = model if bench.small else torch.compile(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    inputs, targets = make_batch(bench, shape, batch)
+
+    def step() -> None:
+        with bench.half:
+            logits = compiled(inputs).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def several(count: int) -> None:
+        for _ in range(count):
+            step()
+
+    several(5)
+    bench.wait()
+    start = time.perf_counter() - begun
+    # Three times, as `lm fit` tells its speed after each quarter but the first.
+    seconds = statistics.median(bench.seconds(partial(several, steps // 4)) for _ in range(3))
+    return figures(bench, steps // 4 * inputs.numel() / seconds, start) | {"steps": steps}
