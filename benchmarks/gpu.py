@@ -10,6 +10,7 @@
   stories     the stories that come with the repository: tokenizer, training, a story
   generation  tokens/s, batch 1 and 64, float32 and bfloat16
   profile     ten training steps: where the time goes, how often the GPU is waited for
+  ladder      the training step, with one thing at a time done in another way
 
 Every stage has a time limit and consists of parts, which a worker process takes one after another. A part that hangs,
 crashes or breaks the GPU's state costs itself alone: another worker goes on with the next. results.json in the output
@@ -33,7 +34,7 @@ PART_SECONDS = 90  # at most, for any part
 
 
 # Seconds at most. Each is a module of gpu_stages, whose parts(bench) are its parts by name, the most important first.
-STAGES = {"checks": 150, "throughput": 150, "stories": 150, "generation": 45, "profile": 60}
+STAGES = {"checks": 150, "throughput": 150, "stories": 150, "generation": 45, "profile": 75, "ladder": 150}
 
 
 def main() -> int:

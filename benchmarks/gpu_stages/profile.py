@@ -54,6 +54,7 @@ def profiled(bench: Bench, batch: int, compiled: bool) -> dict[str, Any]:
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     # An operator and its kernels are both listed; only kernels run on the device.
     kernels = [event for event in averages if not on_gpu or str(event.device_type).endswith("CUDA")]
+    kernels = [event for event in kernels if not event.is_user_annotation]
     kernels = sorted(kernels, key=lambda event: -getattr(event, own))
     total = sum(getattr(event, own) for event in kernels) / steps / 1e3
     rows = [
