@@ -1,6 +1,7 @@
 """Proves that benchmarks/gpu.py survives what a GPU does to it, and, slowly, that all of it runs on a CPU."""
 
 import argparse
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -60,6 +61,15 @@ def test_a_worker_that_does_not_start(gpu, tmp_path, monkeypatch):
     results = {"stages": {}}
     gpu.StageRun("profile", argparse.Namespace(output=tmp_path), gpu.time.monotonic() + 60, results).run()
     assert results["stages"]["profile"]["parts"]["(start)"]["reason"].startswith("ended the worker with 7")
+
+
+def test_every_stage_has_parts(gpu, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    bench = importlib.import_module("gpu_stages.bench").Bench("cuda", False, tmp_path)
+    for stage in gpu.STAGES:
+        parts = importlib.import_module(f"gpu_stages.{stage}").parts(bench)
+        assert len(parts) >= 3
+        assert all(map(callable, parts.values()))
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def num_steps(bench: Bench, batch: int) -> int:
 def figures(bench: Bench, speed: float, start: float) -> dict[str, Any]:
     """start: seconds until the first step that is timed."""
     flops = training_flops_per_token(TransformerLM(**bench.shape, device="meta"))
-    peak, _ = peak_flops(bench.device, native_precision(bench.device))
+    peak = peak_flops(bench.device, native_precision(bench.device))[0]
     return {
         "tokens/s": round(speed),
         "mfu": round(speed * flops / peak, 4),
