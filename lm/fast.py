@@ -1,6 +1,7 @@
-"""The same numbers as the plain modules give, arranged for the machine: attention and cross-entropy without their
-two large intermediate tensors, as operators with a backward pass of their own, which torch.compile leaves alone.
+"""The same numbers as the plain modules give, arranged for the machine: operators with a backward pass of their own,
+which torch.compile leaves alone. Attention and cross-entropy do without their two large intermediate tensors.
 
+    embed                 rows of a table, whose gradient adds up in one order, so that a run can be repeated.
     block_attention       causal attention, a block of queries at a time: what lies after a block is never computed,
                           and the (seq, seq) scores stay as small as the cache. Short contexts on a CPU.
     torch_attention       PyTorch's fused kernels, which keep no scores at all. GPUs, and long contexts.
@@ -19,6 +20,45 @@ BLOCK = 128  # queries; measured best, or near it, from 128 to 4096 positions
 ROWS = 512  # of logits at a time: 10 MB of bfloat16 with a vocabulary of 10,000
 GPU_LOGITS = 1 << 26  # at a time on a GPU, which wants few and large operations: 256 MB of float32
 LONGEST_FOR_BLOCKS = 1024  # from here on PyTorch's kernels were faster
+
+
+@torch.library.custom_op("lm::embed", mutates_args=())
+def embed(weight: Tensor, token_ids: Tensor) -> Tensor:
+    """weight[token_ids]: (rows, width), (...) -> (..., width), with a gradient that is the same bits every time.
+
+    The gradient of indexing adds to the rows in parallel, in whatever order the threads come, and so does what
+    torch.compile makes of it: the rounding, and with it the whole run, would differ from one time to the next.
+    """
+    return weight[token_ids]
+
+
+@embed.register_fake
+def _(weight: Tensor, token_ids: Tensor) -> Tensor:
+    return weight.new_empty((*token_ids.shape, weight.shape[-1]))
+
+
+@torch.library.custom_op("lm::embed_backward", mutates_args=())
+def _embed_backward(d_vectors: Tensor, token_ids: Tensor, rows: int) -> Tensor:
+    """dW_r = sum of dY_i over all i with token_ids_i = r, in the order of i: on a CPU a row belongs to one thread."""
+    return torch.ops.aten.embedding_dense_backward(d_vectors, token_ids, rows, -1, False)
+
+
+@_embed_backward.register_fake
+def _(d_vectors: Tensor, token_ids: Tensor, rows: int) -> Tensor:
+    return d_vectors.new_empty((rows, d_vectors.shape[-1]))
+
+
+def _keep_for_embed(ctx, inputs, output) -> None:
+    weight, token_ids = inputs
+    ctx.rows = len(weight)
+    ctx.save_for_backward(token_ids)
+
+
+def _backward_of_embed(ctx, d_vectors: Tensor) -> tuple[Tensor, None]:
+    return _embed_backward(d_vectors.contiguous(), *ctx.saved_tensors, ctx.rows), None
+
+
+embed.register_autograd(_backward_of_embed, setup_context=_keep_for_embed)
 
 
 def choose_attention(device_type: str, context_length: int) -> str:

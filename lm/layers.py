@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lm.fast import joint_product
+from lm.fast import embed, joint_product
 
 
 def truncated_normal(shape: tuple[int, ...], std: float, device=None, dtype=None) -> nn.Parameter:
@@ -42,7 +42,7 @@ class Embedding(nn.Module):
         self.weight = truncated_normal((num_embeddings, embedding_dim), 1.0, device, dtype)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        return self.weight[token_ids]
+        return embed(self.weight, token_ids)  # self.weight[token_ids], repeatably
 
 
 class RMSNorm(nn.Module):
