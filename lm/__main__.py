@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
-from lm.machine import keep_large_blocks, use_granted_cores
+from lm.machine import keep_large_blocks, use_granted_cores, wait_briefly
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 
@@ -109,6 +109,7 @@ TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # that read the s
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    wait_briefly()
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if argv else 2

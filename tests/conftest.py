@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from lm.machine import wait_briefly
 from tokenization import END_OF_TEXT, Tokenizer, formats
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
+wait_briefly()  # where a test starts processes with more threads
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
