@@ -53,9 +53,9 @@ def account_parser() -> ArgumentParser:
         help="of the handout: d_ff of the GPT-2 presets, and which activations count (default: 2026)",
     )
     parser.add_argument("--memory", default="80GB", help="for the largest batch: 80GB, 80GiB (default: 80GB)")
-    parser.add_argument("--tokens", type=float, help="to train on (default: the run's)")
+    parser.add_argument("--tokens", type=float, help="to train on, with --device (default: the run's)")
     parser.add_argument("--device", help=f"cpu (measured), FLOP/s as a number, or: {', '.join(DEVICES)}")
-    parser.add_argument("--mfu", type=float, default=0.5, help="share of the device's FLOP/s (default: 0.5)")
+    parser.add_argument("--mfu", type=float, help="share of the device's FLOP/s, with --device (default: 0.5)")
     parser.add_argument("--probe", action="store_true", help="run some steps, and predict the run's memory and time")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the shares of the FLOPs")
@@ -71,10 +71,15 @@ def run_account(argv: list[str]) -> None:
         raise InputError(f"{name}: no such preset; there are {', '.join(PRESETS)}; -c names a configuration")
     if args.probe and name is not None:
         raise InputError(f"--probe: {name} has no text to train on; a configuration has (-c CONFIG)")
-    if not 0 < args.mfu <= 1:
+    if args.mfu is not None and not 0 < args.mfu <= 1:
         raise InputError(f"--mfu {args.mfu}: it is a share, above 0 and at most 1")
     if args.tokens is not None and not 0 < args.tokens < float("inf"):
         raise InputError(f"--tokens {args.tokens}: it must be above 0")
+    for option, value in (("--tokens", args.tokens), ("--mfu", args.mfu)):
+        if value is not None and args.device is None:
+            raise InputError(
+                f"{option} {value:g}: is for the time on a device; name it with --device, or leave this out"
+            )
     memory, peak = parse_bytes(args.memory), device_peak(args.device) if args.device else None
     arguments = ["fit", *(["-c", args.config] if args.config else preset_arguments(name, args.edition)), *rest]
     config = SettingsCLI(arguments).config.fit
@@ -83,7 +88,7 @@ def run_account(argv: list[str]) -> None:
     except ValueError as error:  # the model's word that its settings do not fit together
         raise InputError(str(error)) from None
     if peak:
-        result["training"] = duration(config, args.tokens, args.device, peak, args.mfu)
+        result["training"] = duration(config, args.tokens, args.device, peak, args.mfu or 0.5)
     if args.plot:
         from lm.shares import plot
 
@@ -158,7 +163,22 @@ def account(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
             "ours": accounting.largest_batch(memory, fixed + sum(one.values()) - per_text, per_text),
         },
         "peak_bytes": activations.expected_peak(config),
+        "not_counted": not_counted(config.trainer),
     }
+
+
+COUNTED: dict[str, tuple[object, ...]] = {  # of the Trainer's settings, the values that these figures are for
+    "accelerator": ("auto", "cpu"),
+    "devices": ("auto", 1, "1"),
+    "num_nodes": (1,),
+    "strategy": ("auto",),
+    "precision": (32, "32", "32-true", "bf16", "bf16-mixed"),
+}
+
+
+def not_counted(trainer: Namespace) -> list[str]:
+    """What the run would do on other devices or in other precisions than the figures are for."""
+    return [f"trainer.{name} {trainer[name]}" for name, values in COUNTED.items() if trainer[name] not in values]
 
 
 def describe(how: Arrangement) -> str:
@@ -197,6 +217,8 @@ def table(result: dict[str, Any]) -> list[str]:
         + "".join(f"{result['largest_batch'][key]:>12,}" for key in kept),
         f"{'peak of the process, CPU':<28}{'':>12}{result['peak_bytes'] / 1e9:>12.3f}",
     ]
+    if result["not_counted"]:
+        lines += ["", f"not counted: {', '.join(result['not_counted'])}; this is one process on a CPU"]
     if "training" in result:
         words = result["training"]
         tokens, rate, days = words["tokens"], words["flops_per_second"] / 1e12, words["seconds"] / 86400

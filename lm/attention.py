@@ -88,7 +88,10 @@ class MultiHeadSelfAttention(nn.Module):
         self.k_norm = RMSNorm(d_k, device=device, dtype=dtype) if qk_norm else None
 
     def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
-        """x: (..., seq, d_model), token_positions: (seq,) -> (..., seq, d_model)."""
+        """x: (..., seq, d_model), token_positions: (seq,) or (..., seq) -> (..., seq, d_model).
+
+        Positions turn queries and keys; what a token may attend to is still what stands before it in x.
+        """
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if self.joint:
             projected = joint_product(x, *(projection.weight for projection in projections))
@@ -98,7 +101,8 @@ class MultiHeadSelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
-            q, k = self.rope(q, token_positions), self.rope(k, token_positions)
+            positions = token_positions.unsqueeze(-2)  # the same in every head
+            q, k = self.rope(q, positions), self.rope(k, positions)
         heads = CAUSAL_ATTENTIONS[self.attention](q, k, v)
         return self.output_proj(heads.transpose(-3, -2).flatten(-2))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -114,6 +115,21 @@ def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
     }
 
 
+def converted(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The weights in another dtype; raises InputError for one that it cannot hold."""
+    result = {}
+    for name, weight in weights.items():
+        result[name] = weight.detach().to(DTYPES[dtype], memory_format=torch.contiguous_format, copy=True)
+        refuse_overflow(name, weight, bool(result[name].isfinite().all()), dtype)
+    return result
+
+
+def refuse_overflow(name: str, weight: Tensor, holds: bool, dtype: str) -> None:
+    if not holds:
+        largest = weight.detach().abs().max().item()
+        raise InputError(f"--dtype {dtype}: cannot hold {name}, whose numbers reach {largest:.4g}; fp32 can")
+
+
 def huggingface_weights(model: TransformerLM) -> dict[str, Tensor]:
     weights, ours = {}, weights_without_padding(model)
     for key, name in other_names(model, 0).items():
@@ -126,10 +142,10 @@ def huggingface_weights(model: TransformerLM) -> dict[str, Tensor]:
 def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
     end = tokenizer.end_of_text_id
     config = llama_settings(model) | {"bos_token_id": end, "eos_token_id": end, "dtype": str(DTYPES[dtype])[6:]}
-    special = {} if end is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    special = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
     files = {
         "config.json": config,
-        "generation_config.json": {"bos_token_id": end, "eos_token_id": end},
+        "generation_config.json": {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
         "special_tokens_map.json": special,
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -139,16 +155,14 @@ def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder
         },
     }
     folder.mkdir(parents=True)
-    weights = {name: weight.to(DTYPES[dtype]).contiguous() for name, weight in huggingface_weights(model).items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(converted(huggingface_weights(model), dtype), folder / "model.safetensors", metadata={"format": "pt"})
     export_huggingface(tokenizer, folder / "tokenizer.json")
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def export_safetensors(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
-    weights = {key: weight.detach().to(DTYPES[dtype]).clone() for key, weight in model.state_dict().items()}
-    save_file(weights, path)
+    save_file(converted(model.state_dict(), dtype), path)
 
 
 def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
@@ -178,7 +192,11 @@ def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: s
     for key, name in other_names(model, 1).items():
         weight = ours[key].float().numpy()
         chosen = kind if weight.ndim == 2 and weight.shape[1] % width == 0 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(name, gguf.quants.quantize(weight, chosen), raw_dtype=chosen)
+        with np.errstate(all="ignore"):
+            quantized = gguf.quants.quantize(weight, chosen)
+            holds = np.isfinite(gguf.quants.dequantize(quantized, chosen)).all()
+        refuse_overflow(key, ours[key], bool(holds), dtype)
+        writer.add_tensor(name, quantized, raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -130,8 +130,11 @@ def describe(path: str | os.PathLike) -> Iterator[str]:
     for file in (sorted(path.glob("*.ckpt")) if path.is_dir() else []) or [path]:
         manifest = verify(file)
         config = file.parent / CONFIG
-        same = config.is_file() and file_sha256(config) == manifest["config_sha256"]
+        same = config.is_file() and file_sha256(config) == manifest.get("config_sha256")
         yield f"{file}: whole, step {manifest['step']}, {file.stat().st_size:,} bytes"
         for name in ("tokenizer_sha256", "train_sha256", "val_sha256", "config_sha256"):
-            yield f"  {name:18}{manifest.get(name)}"
+            if manifest.get(name) is not None:
+                yield f"  {name:18}{manifest[name]}"
+        if manifest.get("train_sha256") is None:
+            yield "  weights and a tokenizer alone, as `lm import` writes them: no training text is recorded"
         yield f"  {CONFIG} is {'the one it was saved under' if same else 'another than it was saved under'}"

@@ -19,6 +19,7 @@ from lm.fast import linear_cross_entropy
 from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU
 from lm.loss import cross_entropy
 
+LARGEST, MOST_LAYERS = 1 << 28, 1 << 12  # of anybody's settings: no product overflows, and no list is endless
 NORM_POSITIONS = ("pre", "post", "none")
 POSITION_ENCODINGS = ("rope", "none")
 FEED_FORWARDS: dict[str, type[SwiGLU] | type[SiLUFeedForward]] = {"swiglu": SwiGLU, "silu": SiLUFeedForward}
@@ -107,6 +108,8 @@ class TransformerLM(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}; it must be at least 1")
+            if size > (most := MOST_LAYERS if name == "num_layers" else LARGEST):
+                raise ValueError(f"{name} is {size}; it can be at most {most:,}")
         self.context_length, self.num_heads, self.d_k = context_length, num_heads, head_width(d_model, num_heads)
         self.vocab_size, self.z_loss = vocab_size, z_loss
         num_rows = math.ceil(vocab_size / vocab_multiple) * vocab_multiple

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm import accounting, machine
+from lm.account import not_counted
 from lm.accounting import PARTS, adamw_flops, forward_flops, handout_activations, largest_batch, preset, state_bytes
 from lm.activations import Arrangement, arrange, kept_bytes, make_model
 from lm.muon import Muon
@@ -288,6 +290,17 @@ def test_the_command_on_a_configuration(lm, fit_arguments, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_the_figures_leave_out_is_said(lm):
+    result = lm("account", "gpt2-small", "--trainer.devices=2", "--trainer.precision=64-true")
+    assert (result.code, result.err) == (0, "")
+    assert "not counted: trainer.devices 2, trainer.precision 64-true; this is one process on a CPU" in result.out
+    counted = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "bf16-mixed"}
+    assert not_counted(Namespace(**counted)) == []
+    others = {"accelerator": "gpu", "num_nodes": 2, "strategy": "fsdp", "precision": "bf16-true"}
+    for name, value in others.items():
+        assert not_counted(Namespace(**counted | {name: value})) == [f"trainer.{name} {value}"]
+
+
 def test_a_plot(lm, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = lm("account", "gpt2-small", "--plot", tmp_path / "shares.png")
@@ -308,6 +321,8 @@ WRONG = [
     (["-c", "configs/none.yaml"], "none.yaml"),
     (["gpt2-xl", "--model.num_heads=7"], "d_model 1600 cannot be divided evenly among num_heads 7"),
     (["gpt2-xl", "--model.num_layers=0"], "num_layers is 0"),
+    (["gpt2-xl", "--model.num_layers=1000000000"], "num_layers is 1000000000; it can be at most 4,096"),
+    (["gpt2-xl", f"--model.d_model={1 << 60}"], "it can be at most 268,435,456"),
     (["gpt2-xl", "--model.depth=3"], "--model.depth"),
     (["gpt2-xl", "--memory=much"], "--memory much"),
     (["gpt2-xl", "--memory=0GB"], "--memory 0GB"),
@@ -318,6 +333,8 @@ WRONG = [
     (["gpt2-xl", "--mfu=1.1"], "--mfu 1.1"),
     (["gpt2-xl", "--tokens=-3"], "--tokens -3.0"),
     (["gpt2-xl", "--tokens=nan"], "--tokens nan"),
+    (["gpt2-xl", "--tokens=1e9"], "--tokens 1e+09: is for the time on a device"),
+    (["gpt2-xl", "--mfu=0.4"], "--mfu 0.4: is for the time on a device"),
     (["gpt2-xl", "--edition=2024"], "argument --edition"),
     (["gpt2-xl", "--probe"], "--probe: gpt2-xl has no text"),
 ]

@@ -1,12 +1,15 @@
 """Proves that softmax and attention compute what torch's own do, with gradients, masks, any leading dimensions and
 scores that would overflow, and that no position sees a later one."""
 
+import cmath
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lm.attention import MultiHeadSelfAttention, scaled_dot_product_attention, softmax
+from lm.attention import CAUSAL_ATTENTIONS, MultiHeadSelfAttention, scaled_dot_product_attention, softmax
 from lm.layers import RotaryPositionalEmbedding
 
 
@@ -83,6 +86,40 @@ def test_multi_head_attention_with_rope(leading):
     y = ours(x, positions)
     assert y.shape == x.shape
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("attention", CAUSAL_ATTENTIONS)
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_positions_of_each_row(attention, joint, qk_norm):
+    """Row by row it is the same, also where there are as many rows as heads; and every way of writing them counts."""
+    rope = RotaryPositionalEmbedding(50.0, 4, 40)
+    ours = MultiHeadSelfAttention(12, 3, rope, qk_norm)
+    ours.attention, ours.joint = attention, joint
+    for leading in ((2,), (3,), (2, 3), (3, 3)):
+        x, positions = torch.randn(*leading, 9, 12), torch.randint(0, 40, (*leading, 9))
+        y = ours(x, positions)
+        assert y.shape == x.shape
+        for index in itertools.product(*map(range, leading)):
+            torch.testing.assert_close(y[index], ours(x[index], positions[index]))
+        same = ours(x, positions[(0,) * len(leading)])
+        one = positions[(slice(0, 1),) * len(leading)]
+        torch.testing.assert_close(ours(x, one), same)
+        torch.testing.assert_close(ours(x, one.expand(*leading, 9)), same)
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (3, 3)])
+def test_rope_turns_each_pair_by_its_own_position(leading):
+    rope, x = RotaryPositionalEmbedding(50.0, 4, 40), torch.randn(*leading, 5, 4)
+    for shape in [(5,), (*leading, 5)]:
+        positions = torch.randint(0, 40, shape)
+        y = rope(x, positions)
+        for index in itertools.product(*map(range, (*leading, 5))):
+            position = positions[index] if shape != (5,) else positions[index[-1]]
+            for pair in range(2):
+                turn = cmath.exp(1j * position.item() / 50.0 ** (pair / 2))
+                turned = complex(*x[index][2 * pair : 2 * pair + 2].tolist()) * turn
+                assert complex(*y[index][2 * pair : 2 * pair + 2].tolist()) == pytest.approx(turned, abs=1e-5)
 
 
 def test_attention_with_rope_depends_on_distance_alone():

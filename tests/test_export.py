@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from test_checkpoint import SETTINGS
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lm.checkpoint import BEST, TOKENIZER, load_model, save_checkpoint
+from lm.checkpoint import BEST, TOKENIZER, load_checkpoint, load_model, save_checkpoint
 from lm.export import half_split
 from lm.generation import generate
 from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 from tokenization import Tokenizer
+from tokenization.pretokenization import PATTERNS
 
 SHAPE = {"vocab_size": 320, "context_length": 32, "d_model": 64, "num_layers": 2, "num_heads": 4, "rope_theta": 500.0}
 VARIANTS = {"plain": {}, "tied": {"tie_embeddings": True}, "padded": {"vocab_multiple": 192}}
@@ -140,6 +141,65 @@ def test_our_own_names_and_half_precision(exported, lm, tmp_path):
         assert torch.equal(weights[name], weight.bfloat16())
     assert lm("export", folder / "run", "--dtype=bf16", "--output", tmp_path / "hf").code == 0
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@torch.inference_mode()
+def test_texts_of_different_lengths_are_padded(exported):
+    """In one batch, padded on the left, each has the logits that it has alone."""
+    model, folder = exported
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf", local_files_only=True, padding_side="left")
+    theirs = LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
+    texts = ["Tom", "Tom saw a red ball.", "the"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    assert batch["attention_mask"].min() == 0
+    positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    logits = theirs(**batch, position_ids=positions).logits
+    ours = Tokenizer.load(folder / "run" / TOKENIZER)
+    for text, row in zip(texts, logits, strict=True):
+        token_ids = torch.tensor([ours.encode(text)])
+        torch.testing.assert_close(row[-1], model(token_ids)[0, -1], rtol=1e-4, atol=1e-4)
+
+
+PATTERNS_TO_EXPORT = {**PATTERNS, "own": r"\p{L}+|\d|\s+|[^\p{L}\d\s]+"}
+
+
+@pytest.mark.parametrize("name", PATTERNS_TO_EXPORT)
+def test_another_pattern_gives_the_same_ids_in_transformers(name, lm, token_data, random_text, tmp_path):
+    save_run(tmp_path / "run", token_data)
+    trained = Tokenizer.load(token_data / "tok")
+    ours = Tokenizer(trained.vocab, trained.merges, trained.special_tokens, PATTERNS_TO_EXPORT[name])
+    ours.save(tmp_path / "run" / TOKENIZER)
+    checkpoint = load_checkpoint(tmp_path / "run" / BEST)
+    save_checkpoint(checkpoint, tmp_path / "run" / BEST)  # whose manifest knows the tokenizer beside it
+    assert lm("export", tmp_path / "run", "--output", tmp_path / "hf").code == 0
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    for seed in range(300):
+        text = random_text(seed) + "In 1999 there was<|endoftext|> a red ball"
+        assert theirs.encode(text) == ours.encode(text)
+        assert ours.decode(theirs.encode(text)) == text
+    padded = theirs(["Tom", "Tom saw a red ball."], padding=True)["input_ids"]
+    assert padded[0][-1] == ours.end_of_text_id
+    assert len(padded[0]) == len(padded[1])
+
+
+@pytest.mark.parametrize("command", [("hf", "bf16"), ("hf", "fp16"), ("safetensors", "fp16"), ("gguf", "fp16")])
+@pytest.mark.parametrize("size", [1e5, 3.4e38])
+def test_a_weight_beyond_the_dtype_is_refused(command, size, lm, token_data, tmp_path):
+    kind, dtype = command
+    model = save_run(tmp_path / "run", token_data)
+    model.layers[1].ffn.w3.weight.data[5, 7] = size
+    checkpoint = load_checkpoint(tmp_path / "run" / BEST)
+    checkpoint["state_dict"] = {f"model.{name}": weight for name, weight in model.state_dict().items()}
+    save_checkpoint(checkpoint, tmp_path / "run" / BEST)
+    done = lm("export", tmp_path / "run", "--format", kind, "--dtype", dtype, "--output", tmp_path / "new/out")
+    if (dtype, size) == ("bf16", 1e5):
+        assert (done.code, done.err) == (0, "")
+        return
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert f"--dtype {dtype}: cannot hold" in done.err
+    assert f"whose numbers reach {size:.4g}" in done.err
+    assert not (tmp_path / "new/out").exists()
+    assert lm("export", tmp_path / "run", "--format", kind, "--output", tmp_path / "new/out").code == 0
 
 
 @pytest.mark.parametrize(

@@ -13,26 +13,25 @@ from test_export import SHAPE, VARIANTS, save_run
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lm.checkpoint import BEST, TOKENIZER, load_checkpoint, load_model
-from tokenization import Tokenizer
+from lm.llama import model_settings
+from tokenization import InputError, Tokenizer
 from tokenization.interchange import export_huggingface
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}
 
 
 def save_llama(folder, token_data, shards="5GB", **settings) -> LlamaForCausalLM:
     """What transformers itself writes."""
     torch.manual_seed(1)
-    config = LlamaConfig(
-        **{
-            "vocab_size": 320,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 32,
-            "rms_norm_eps": 1e-5,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 777.0},
-        }
-        | settings
-    )
+    rope = {"rope_type": "default", "rope_theta": 777.0}
+    config = LlamaConfig(**{**SIZES, "rms_norm_eps": 1e-5, "rope_parameters": rope} | settings)
     model = LlamaForCausalLM(config)
     for weight in model.parameters():
         weight.data = torch.randn_like(weight) * 0.2 + (weight.ndim == 1)
@@ -43,10 +42,19 @@ def save_llama(folder, token_data, shards="5GB", **settings) -> LlamaForCausalLM
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "settings", [{}, {"tie_word_embeddings": True}, {"shards": "50KB"}, {"dtype": "bfloat16"}], ids=str
+    "settings",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"shards": "50KB"},
+        {"dtype": "bfloat16"},
+        {"hidden_act": "swish", "head_dim": 16, "num_key_value_heads": 4, "rope_parameters": None},
+        {"num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 7, "attention_dropout": 0.1},
+    ],
+    ids=str,
 )
 def test_a_llama_of_transformers(settings, lm, token_data, tmp_path):
-    theirs = save_llama(tmp_path / "hf", token_data, **settings)
+    theirs = save_llama(tmp_path / "hf", token_data, **settings).eval()
     if "dtype" in settings:
         theirs.to(torch.bfloat16).save_pretrained(tmp_path / "hf")
         theirs = LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
@@ -63,6 +71,12 @@ def test_a_llama_of_transformers(settings, lm, token_data, tmp_path):
     assert Tokenizer.load(tmp_path / "run" / TOKENIZER).encode(text) == tokenizer.encode(text)
     written = lm("generate", tmp_path / "run", "--prompt=Tom", "--max-new-tokens=5")
     assert (written.code, written.err) == (0, "")
+    assert "and not with its eos_token_id, 2" in done.out  # LlamaConfig's default, which is no token of ours
+    assert "run no stranger's YAML unread" in done.out
+    verified = lm("verify", tmp_path / "run")
+    assert (verified.code, verified.err) == (0, "")
+    assert "as `lm import` writes them" in verified.out
+    assert "None" not in verified.out
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -142,19 +156,50 @@ WRONG = {
     "head_dim": (32, "head_dim is 32, and can only be 16"),
     "hidden_act": ("gelu", "hidden_act is gelu"),
     "rms_norm_eps": (1e-6, "rms_norm_eps is 1e-06"),
+    "rms_norm_eps ": (None, "rms_norm_eps is 1e-06"),  # which is what transformers takes where there is none
     "attention_bias": (True, "attention_bias is True"),
     "mlp_bias": (True, "mlp_bias is True"),
     "model_type": ("gpt2", "model_type is gpt2"),
-    "rope_parameters": ({"rope_type": "llama3", "factor": 8.0}, "rope_type is llama3"),
-    "rope_scaling": ({"type": "linear", "factor": 2.0}, "rope_type is linear"),
-    "quantization_config": ({"bits": 4}, "quantization_config"),
+    "model_type ": (None, "model_type is absent"),
+    "architectures": (["LlamaForSequenceClassification"], "architectures is ['LlamaForSequenceClassification']"),
+    "is_encoder_decoder": (True, "is_encoder_decoder is True"),
+    "pruned_heads": ({"0": [1]}, "pruned_heads is {'0': [1]}"),
+    "sliding_window": (16, "sliding_window is 16, and can only be absent"),
+    "partial_rotary_factor": (0.5, "partial_rotary_factor is 0.5"),
+    "rope_theta": (10000.0, "rope_theta is 10000.0 in one place and 777.0 in another"),
+    "quantization_config": ({"bits": 4}, "quantization_config is {'bits': 4}"),
+    "auto_map": ({"AutoModelForCausalLM": "modeling.Mine"}, "auto_map ({'AutoModelForCausalLM': 'modeling.Mine'})"),
+    "per_layer_config": ({"1": {"num_attention_heads": 2}}, "per_layer_config ({'1': {'num_attention_heads': 2}})"),
+    "use_qk_norm": (True, "use_qk_norm (True), one of 1 keys that are not known here"),
     "num_hidden_layers": (3, "model.layers.2.input_layernorm.weight is missing"),
-    "intermediate_size": (95, "by config.json [95, 64]"),
+    "intermediate_size": (95, "mlp.down_proj.weight is [64, 96], and by config.json [64, 95]"),
     "vocab_size": (100, "has 320 tokens, and the model rows for 100"),
-    "hidden_size": ("wide", "no whole number for hidden_size"),
-    "num_attention_heads": (0, "no whole number for num_attention_heads"),
+    "hidden_size": ("wide", "hidden_size is wide; it must be a whole number from 1"),
+    "num_attention_heads": (0, "num_attention_heads is 0; it must be a whole number from 1"),
+    "num_attention_heads ": (3, "num_key_value_heads is 4, and can only be 3"),
     "tie_word_embeddings": (True, "lm_head is not model.embed_tokens"),
+    "tie_word_embeddings ": ("false", "tie_word_embeddings is false, and can only be False or True"),
 }
+RESCALED: dict[str, dict] = {  # as transformers describes each kind
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 8},
+    "longrope": {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 8},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8},
+    "proportional": {"partial_rotary_factor": 0.5},
+}
+THETA = {"rope_theta": 777.0}
+WRONG_ROPES = {
+    **{f"5 {kind}": ("rope_parameters", {"rope_type": kind} | THETA | more, f"rope_type is {kind}")
+       for kind, more in RESCALED.items()},
+    **{f"4 {kind}": ("rope_scaling", {"type": kind} | more, f"type is {kind}") for kind, more in RESCALED.items()},
+    "a factor": ("rope_parameters", {"rope_type": "default", "factor": 2.0} | THETA, "factor (2.0) is not known here"),
+    "a part": ("rope_parameters", {"partial_rotary_factor": 0.25} | THETA, "partial_rotary_factor is 0.25"),
+    "by layers": ("rope_parameters", {"full_attention": THETA}, "full_attention ({'rope_theta': 777.0})"),
+    "a list": ("rope_parameters", [777.0], "rope_parameters is [777.0]; it must be an object"),
+    **{f"theta {theta}": ("rope_parameters", {"rope_theta": theta}, "it must be a number above 0")
+       for theta in (0, -1, "777", True, float("nan"), float("inf"), None, [1], 10**400)},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -164,18 +209,40 @@ def llama(tmp_path_factory, token_data):
     return folder
 
 
+def refusal(lm, llama, tmp_path, changes: dict) -> str:
+    """What `lm import` says of the folder with other settings; null takes one away."""
+    shutil.copytree(llama, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text()) | changes
+    config = {name: value for name, value in config.items() if value is not None}
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    done = lm("import", tmp_path / "hf", "--output", tmp_path / "new/run")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"hf"}
+    return done.err
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_does_not_fit_is_refused_by_name(name, llama, lm, tmp_path):
     value, words = WRONG[name]
-    shutil.copytree(llama, tmp_path / "hf")
-    config = json.loads((tmp_path / "hf/config.json").read_text())
-    if name == "rope_scaling":
-        del config["rope_parameters"]
-    (tmp_path / "hf/config.json").write_text(json.dumps(config | {name: value}))
-    done = lm("import", tmp_path / "hf", "--output", tmp_path / "run")
-    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert words in done.err
-    assert {path.name for path in tmp_path.iterdir()} == {"hf"}
+    assert words in refusal(lm, llama, tmp_path, {name.strip(): value})
+
+
+@pytest.mark.parametrize("which", WRONG_ROPES)
+def test_every_other_rope_is_refused_by_name(which, llama, lm, tmp_path):
+    name, value, words = WRONG_ROPES[which]
+    assert words in refusal(lm, llama, tmp_path, {"rope_parameters": None, name: value})
+
+
+def test_every_key_that_transformers_writes_is_known(llama):
+    """Its defaults are taken, and the values that make another model are refused: no key of its own is unknown."""
+    written = json.loads((llama / "config.json").read_text())
+    everything = LlamaConfig(**{**SIZES, "rms_norm_eps": 1e-5}).to_dict() | written
+    assert model_settings(everything, llama) == model_settings(written, llama)
+    older = {name: value for name, value in written.items() if name != "rope_parameters"}
+    older |= {"rope_theta": 777.0, "rope_scaling": None, "torch_dtype": "float16", "pretraining_tp": 1}
+    assert model_settings(older, llama) == model_settings(written, llama)
+    with pytest.raises(InputError, match="attention_of_tomorrow"):
+        model_settings({**everything, "attention_of_tomorrow": 1}, llama)
 
 
 def test_damaged_folders(llama, lm, tmp_path):

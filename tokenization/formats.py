@@ -51,11 +51,12 @@ def read_vocabulary(path: str | os.PathLike, special_tokens: Sequence[str]) -> V
 def parse_vocabulary(path: str | os.PathLike, table: dict[str, Any], special_tokens: Sequence[str]) -> Vocabulary:
     """{token in the alphabet: id} -> {id: bytes}; checked to be one-to-one and to hold every single byte."""
     vocab: Vocabulary = {}
+    special = set(special_tokens)
     for text, token_id in table.items():
         if not isinstance(token_id, int) or token_id < 0 or token_id in vocab:
             raise InputError(f"{path}: token {text!r} has id {token_id!r}; ids must be different whole numbers from 0")
         try:
-            vocab[token_id] = text.encode() if text in special_tokens else text_to_bytes(text)
+            vocab[token_id] = text.encode() if text in special else text_to_bytes(text)
         except KeyError as error:
             raise InputError(
                 f"{path}: token {text!r} has the character {error.args[0]!r}, which is not in GPT-2's byte alphabet;"
