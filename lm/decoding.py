@@ -1,6 +1,6 @@
 """Reading texts with the model as they grow, to say what comes next.
 
-    read(row, token_ids)   a text begins in a row of the batch   -> logits (vocab_size,)
+    read(row, token_ids)   a text begins in a row of the batch   -> logits (vocab_size,), or those after every token
     step(token_ids)        each row's text grows by one token    -> logits (rows, vocab_size)
     drop(row)              a text has ended; the last row takes its place
 
@@ -32,11 +32,12 @@ class Reader:
         self.windows: list[list[int]] = []
 
     @torch.inference_mode()
-    def read(self, row: int, token_ids: Sequence[int]) -> Tensor:
-        """row: a new one, the next, or one whose text is over."""
+    def read(self, row: int, token_ids: Sequence[int], every: bool = False) -> Tensor:
+        """row: a new one, the next, or one whose text is over. every: gives (len(token_ids), vocab_size), what comes
+        after each token, of a text that fits into the context."""
         self.windows[row : row + 1] = [list(token_ids)]
         self.shorten(row, len(token_ids))
-        return self.read_window(row)
+        return self.read_window(row, every)
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int]) -> Tensor:
@@ -57,8 +58,8 @@ class Reader:
             del self.windows[row][: length - max(1, self.model.context_length // 2)]
         return excess > 0
 
-    def read_window(self, row: int) -> Tensor:
-        """A row's whole window -> (vocab_size,)."""
+    def read_window(self, row: int, every: bool = False) -> Tensor:
+        """A row's whole window -> (vocab_size,), what comes after it, or (tokens, vocab_size), after each token."""
         raise NotImplementedError
 
     def read_newest(self) -> Tensor:
@@ -70,8 +71,9 @@ class Reader:
 
 
 class PlainReader(Reader):
-    def read_window(self, row: int) -> Tensor:
-        return self.model(torch.tensor([self.windows[row]], device=self.device))[0, -1]
+    def read_window(self, row: int, every: bool = False) -> Tensor:
+        logits = self.model(torch.tensor([self.windows[row]], device=self.device))[0]
+        return logits if every else logits[-1]
 
     def read_newest(self) -> Tensor:
         return torch.stack([self.read_window(row) for row in range(len(self.windows))])
@@ -181,10 +183,11 @@ class CachedReader(Reader):
         last = len(self.windows) - 1
         for cache in (self.keys, self.values):
             cache[:, row] = cache[:, last]
+            cache[:, last] = 0  # a text that failed may leave NaN, which a weight of 0 would hand on to the next one
         super().drop(row)
 
-    def read_window(self, row: int) -> Tensor:
-        return self.forward(slice(row, row + 1), len(self.windows[row]))[0]
+    def read_window(self, row: int, every: bool = False) -> Tensor:
+        return self.forward(slice(row, row + 1), len(self.windows[row]), every)[0]
 
     def read_newest(self) -> Tensor:
         return self.forward(slice(0, len(self.windows)), 1)
@@ -193,14 +196,15 @@ class CachedReader(Reader):
         if self.windows[row]:
             self.read_window(row)
 
-    def forward(self, rows: slice, seq: int) -> Tensor:
-        """Reads the last seq tokens of each of these rows -> (rows, vocab_size), what comes after them."""
+    def forward(self, rows: slice, seq: int, every: bool = False) -> Tensor:
+        """Reads the last seq tokens of each of these rows -> (rows, vocab_size), what comes after them; or that after
+        each of them, (rows, seq, vocab_size)."""
         token_ids = torch.tensor([window[-seq:] for window in self.windows[rows]], device=self.device)
         places = self.places(rows, seq)
         x = self.embeddings[token_ids].to(self.dtype)
         for layer in self.layers:
             x = layer(x, places)
-        x = x[:, -1]
+        x = x if every else x[:, -1]
         if self.model.ln_final is not None:
             x = self.model.ln_final(x)
         return self.lm_head(x)

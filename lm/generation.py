@@ -8,7 +8,7 @@ a longer text beside it puts in another order. What of it can be shown is in pie
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -27,7 +27,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 @dataclass(eq=False)
 class Text:
     """max_new_tokens: it is over after so many. seed: decides it. top: of how many of the likeliest tokens the
-    log-probabilities are wanted, at each place; None wants none, not even that of the token drawn."""
+    log-probabilities are wanted, at each place; None wants none, not even that of the token drawn. score_prompt:
+    those of the prompt's tokens are wanted, too; then the prompt must fit into the context."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -35,8 +36,11 @@ class Text:
     seed: int = 0
     top: int | None = None
     number: int = 0  # whatever its owner knows it by
+    score_prompt: bool = False
     ids: list[int] = field(init=False)  # the prompt and what was drawn
-    finish: str = field(init=False, default="")  # "stop" where the model has ended it, "length" after max_new_tokens
+    scored: list["Drawn"] = field(init=False, default_factory=list)  # the prompt's tokens, the first without a score
+    finish: str = field(init=False, default="")  # "stop" where the model has ended it, "length" after max_new_tokens,
+    error: Exception | None = field(init=False, default=None)  # and "error" where this has
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt)
@@ -45,8 +49,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Drawn:
-    """token_id: None where the model has ended the text. last: nothing follows. The log-probabilities are the model's
-    own, before temperature and all that, of the token and of the likeliest ones, as (id, log-probability)."""
+    """token_id: None where the model has ended the text, and then the log-probability is that of the end. last: nothing
+    follows. The log-probabilities are the model's own, before temperature and all that, of the token and of the
+    likeliest ones, as (id, log-probability)."""
 
     text: Text
     token_id: int | None
@@ -57,7 +62,7 @@ class Drawn:
 
 class Writer:
     """stop_id: ends a text. vocab_size: ids from here on are never drawn, for a model with more rows than its
-    tokenizer has tokens."""
+    tokenizer has tokens. A text that fails ends by itself, with its error; the others go on."""
 
     def __init__(self, reader: Reader, stop_id: int | None = None, vocab_size: int | None = None):
         self.reader, self.stop_id, self.vocab_size = reader, stop_id, vocab_size or reader.model.vocab_size
@@ -68,9 +73,29 @@ class Writer:
     @torch.inference_mode()
     def add(self, text: Text) -> None:
         check_prompt(text.number, text.ids, self.vocab_size)
+        if text.score_prompt and len(text.ids) > self.reader.model.context_length:
+            raise InputError(
+                f"prompt {text.number} has {len(text.ids)} tokens; the model sees {self.reader.model.context_length} at"
+                " once, and only so many can be scored"
+            )
         self.read()
-        self.logits.append(self.reader.read(len(self.texts), text.ids))
+        row = len(self.texts)
+        try:
+            self.logits.append(self.begin(row, text))
+        except Exception:
+            self.reader.drop(row)
+            raise
         self.texts.append(text)
+
+    def begin(self, row: int, text: Text) -> Tensor:
+        """Reads the prompt; returns what comes after it."""
+        if not text.score_prompt:
+            return self.reader.read(row, text.ids)
+        logits = self.reader.read(row, text.ids, every=True)
+        text.scored = [Drawn(text, text.ids[0], last=False)]
+        for token_id, scores in zip(text.ids[1:], logits[:, : self.vocab_size], strict=False):
+            text.scored.append(self.score(text, token_id, scores))
+        return logits[-1]
 
     def drop(self, text: Text) -> None:
         """It is over, or not wanted any more; the last one takes its row."""
@@ -89,12 +114,14 @@ class Writer:
     def step(self) -> list[Drawn]:
         """A token for each text, or its end."""
         self.read()
-        logits = torch.stack(self.logits)[:, : self.vocab_size].float()
-        if not logits.amax().isfinite():
-            raise InputError("the model's scores are not numbers; its training has diverged")
-        texts, self.logits, self.unread = list(self.texts), [], [0] * len(self.texts)
-        for sampling in dict.fromkeys(text.sampling for text in texts):
-            rows = [row for row, text in enumerate(texts) if text.sampling == sampling]
+        texts, logits = list(self.texts), torch.stack(self.logits)[:, : self.vocab_size].float()
+        self.logits, self.unread = [], [0] * len(texts)
+        finite = logits.amax(dim=-1).isfinite().tolist()  # NaN, or no token that could be drawn
+        for text, is_finite in zip(texts, finite, strict=True):
+            if not is_finite:
+                text.finish, text.error = "error", NonFiniteScores()
+        for sampling in dict.fromkeys(text.sampling for text in texts if not text.error):
+            rows = [row for row, text in enumerate(texts) if text.sampling == sampling and not text.error]
             alike = [texts[row] for row in rows]
             chosen = logits if len(rows) == len(texts) else logits[rows]
             drawn = draw(chosen, sampling, [text.ids for text in alike], [text.generator for text in alike])
@@ -107,6 +134,9 @@ class Writer:
         return found
 
     def take(self, text: Text, token_id: int, logits: Tensor) -> Drawn:
+        if text.error or not text.max_new_tokens:
+            text.finish = text.finish or "length"
+            return Drawn(text, None, last=True)
         ended = token_id == self.stop_id
         if ended:
             text.finish = "stop"
@@ -117,10 +147,21 @@ class Writer:
         drawn, last = None if ended else token_id, bool(text.finish)
         if text.top is None:
             return Drawn(text, drawn, last)
+        return replace(self.score(text, token_id, logits), token_id=drawn, last=last)
+
+    def score(self, text: Text, token_id: int, logits: Tensor) -> Drawn:
+        """How likely the token and the likeliest ones are where the model gives these logits, (vocab_size,)."""
         log_probabilities = log_softmax(logits)
-        best, ids = log_probabilities.topk(min(text.top, self.vocab_size))
+        if not log_probabilities.amax().isfinite():
+            raise NonFiniteScores
+        best, ids = log_probabilities.topk(min(text.top or 0, self.vocab_size))
         likeliest = tuple(zip(ids.tolist(), best.tolist(), strict=True))
-        return Drawn(text, drawn, last, log_probabilities[token_id].item(), likeliest)
+        return Drawn(text, token_id, False, log_probabilities[token_id].item(), likeliest)
+
+
+class NonFiniteScores(InputError):
+    def __init__(self) -> None:
+        super().__init__("the model's scores are not numbers; its training has diverged")
 
 
 def check_prompt(number: int, prompt: Sequence[int], vocab_size: int) -> None:
@@ -141,14 +182,21 @@ def make_reader(model: TransformerLM, rows: int, dtype: torch.dtype | None = Non
 
 
 def write_texts(writer: Writer, texts: Iterable[Text], rows: int) -> Iterator[Drawn]:
-    """All of them, so many at once at most: where one is over, the next begins."""
-    waiting = iter(texts)
+    """Writes every text, at most `rows` at a time: where one is over, the next begins.
+
+    Where some fail, the others are written first, and then the first error is raised.
+    """
+    waiting, error = iter(texts), None
     while True:
         for text in islice(waiting, rows - len(writer.texts)):
             writer.add(text)
         if not writer.texts:
-            return
-        yield from writer.step()
+            break
+        for drawn in writer.step():
+            error = error or drawn.text.error
+            yield drawn
+    if error:
+        raise error
 
 
 def generate_batch(

@@ -6,7 +6,7 @@ that the whole conversation can be had again.
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ class Conversation:
         text = Text(ids, self.max_new_tokens, self.sampling, self.seed)
         stream = TextStream(self.tokenizer, self.stops)
         self.seed += 1
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), keys_ignored():
             self.writer.add(text)
             while not (text.finish or stream.stopped):
                 (drawn,) = self.writer.step()
@@ -92,10 +92,34 @@ class Conversation:
         if text in self.writer.texts:
             self.writer.drop(text)
         print()
+        if text.error:
+            raise text.error
 
     def show(self, shown: str) -> None:
         self.text += shown
         print(shown, end="", flush=True)
+
+
+@contextlib.contextmanager
+def keys_ignored() -> Iterator[None]:
+    """In a terminal, what is typed meanwhile is neither shown nor read later; Ctrl-C works as ever."""
+    try:
+        import termios
+    except ImportError:  # not everywhere
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    usual = termios.tcgetattr(terminal)
+    silent = [*usual]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, usual)  # what has been typed is thrown away
 
 
 def converse(conversation: Conversation) -> None:

@@ -2,6 +2,7 @@
 token was."""
 
 import codecs
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +21,16 @@ class TextStream:
         self.tokenizer, self.stops, self.stopped = tokenizer, stops, False
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
+        self.shown = 0  # characters
+        self.offsets: list[int] = []  # of each token: the character that its first byte belongs to
 
     def feed(self, token_id: int) -> str:
         """What can be shown now."""
-        self.held += self.decoder.decode(self.tokenizer.decode_bytes([token_id]))
+        data = self.tokenizer.decode_bytes([token_id])
+        self.held += self.decoder.decode(data[:1])
+        begins_whole = bool(data) and not self.decoder.getstate()[0]  # its first byte has completed a character
+        self.offsets.append(self.shown + len(self.held) - begins_whole)
+        self.held += self.decoder.decode(data[1:])
         return self._release(
             max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
         )
@@ -33,6 +40,11 @@ class TextStream:
         self.held += self.decoder.decode(b"", final=True)
         return self._release(0)
 
+    @property
+    def tokens_shown(self) -> int:
+        """How many tokens begin within what has been shown."""
+        return bisect_left(self.offsets, self.shown)
+
     def _release(self, kept: int) -> str:
         if self.stopped:
             return ""
@@ -40,31 +52,56 @@ class TextStream:
         self.stopped = bool(ends)
         cut = min(ends) if ends else len(self.held) - kept
         text, self.held = self.held[:cut], "" if ends else self.held[cut:]
+        self.shown += len(text)
         return text
 
 
 @dataclass
 class Piece:
-    """A prompt, and what comes of it."""
+    """A prompt, and what comes of it. echo: the prompt is written before that."""
 
     prompt: str
     text: Text
     stream: TextStream
+    echo: bool = False
     written: str = ""
     drawn: list[Drawn] = field(default_factory=list)
+    listed: list[tuple[Drawn, int]] = field(default_factory=list)  # the tokens of what is written, and where they begin
     over: bool = False  # nothing more of it comes
 
     def take(self, drawn: Drawn) -> str:
         """A token more, or the end; what can be shown now."""
-        shown = ""
+        begins = not self.drawn and not self.listed
+        shown = self.prompt if begins and self.echo else ""
+        if begins and self.echo:
+            self.list_prompt()
         if drawn.token_id is not None:
             self.drawn.append(drawn)
-            shown = self.stream.feed(drawn.token_id)
+            shown += self.stream.feed(drawn.token_id)
         self.over = self.stream.stopped or drawn.last
         if self.over:
             shown += self.stream.close()
         self.written += shown
+        self.list_tokens(drawn)
         return shown
+
+    def list_prompt(self) -> None:
+        stream = TextStream(self.stream.tokenizer)
+        for each in self.text.scored:
+            assert each.token_id is not None
+            stream.feed(each.token_id)
+        self.listed += zip(self.text.scored, stream.offsets, strict=True)
+
+    def list_tokens(self, newest: Drawn) -> None:
+        """None that a stop string has cut off; the end of the text is the last, where the model has drawn it."""
+        before, start = (len(self.text.scored), len(self.prompt)) if self.echo else (0, 0)
+        whole = self.over and not self.stream.stopped
+        until = len(self.drawn) if whole else self.stream.tokens_shown
+        already = len(self.listed) - before
+        offsets = self.stream.offsets[already:until]
+        self.listed += ((each, start + offset) for each, offset in zip(self.drawn[already:until], offsets, strict=True))
+        if whole and newest.token_id is None and newest.log_probability is not None:
+            self.listed.append((newest, len(self.written)))
 
     @property
     def finish_reason(self) -> str:
@@ -80,16 +117,24 @@ class Piece:
             "seed": self.text.seed,
         }
         if self.text.top is not None:
-            found["logprobs"] = [describe(tokenizer, drawn) for drawn in self.drawn]
+            found["logprobs"] = [describe(tokenizer, drawn) for drawn, _ in self.listed if drawn.token_id is not None]
         return found
+
+
+LEAST = -9999.0  # of log-probabilities, as in OpenAI's API: JSON has no infinity
 
 
 def describe(tokenizer: Tokenizer, drawn: Drawn) -> dict[str, Any]:
     """A token that was drawn, with its log-probability, and those of the likeliest where they were asked for."""
-    assert drawn.token_id is not None
-    found: dict[str, Any] = {"token": name_token(tokenizer, drawn.token_id), "logprob": drawn.log_probability}
+    token_id = tokenizer.end_of_text_id if drawn.token_id is None else drawn.token_id
+    assert token_id is not None
+    score = drawn.log_probability
+    found: dict[str, Any] = {
+        "token": name_token(tokenizer, token_id),
+        "logprob": None if score is None else max(score, LEAST),
+    }
     if drawn.likeliest:
-        found["top"] = {name_token(tokenizer, token_id): value for token_id, value in drawn.likeliest}
+        found["top"] = {name_token(tokenizer, token_id): max(value, LEAST) for token_id, value in drawn.likeliest}
     return found
 
 

@@ -23,7 +23,8 @@ class Sampling:
 
     temperature: 0 takes the likeliest token. top_k: keep so many tokens; None keeps all. top_p: keep the fewest tokens
     whose probabilities reach this sum; 1 keeps all. min_p: keep the tokens at least this share as likely as the
-    likeliest; 0 keeps all. repetition_penalty: above 1 makes the tokens of the text so far less likely.
+    likeliest; 0 keeps all. repetition_penalty: above 1 makes the tokens of the text so far less likely. Whatever the
+    values, the likeliest token stays.
     """
 
     temperature: float = 0.8
@@ -33,18 +34,18 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature != 0 and not 0.001 <= self.temperature < float("inf"):  # scores divided by less overflow
+        if self.temperature != 0 and not 0.001 <= self.temperature <= 1e6:  # float32 holds the quotients of these
             raise InputError(
-                f"temperature {self.temperature}: it must be 0 (always the likeliest token), or 0.001 and more"
+                f"temperature {self.temperature}: it must be 0 (always the likeliest token), or from 0.001 to 1e6"
             )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k {self.top_k}: at least one token must be kept; leave it out to keep all")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p}: it must be above 0 and at most 1")
+        if not 0 <= self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p}: it must be from 0 (only the likeliest token) to 1 (keep all)")
         if not 0 <= self.min_p <= 1:
             raise InputError(f"min_p {self.min_p}: it must be from 0 (keep all) to 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise InputError(f"repetition_penalty {self.repetition_penalty}: it must be above 0; 1 is none")
+        if not 1e-6 <= self.repetition_penalty <= 1e6:
+            raise InputError(f"repetition_penalty {self.repetition_penalty}: it must be from 1e-6 to 1e6; 1 is none")
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -54,15 +55,20 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """(..., vocab_size): all but the smallest set of likeliest tokens with probability >= p become -inf."""
+    """(..., vocab_size): all but the smallest set of likeliest tokens with probability >= p become -inf.
+
+    That set is never empty, even where p is 0, or so small that float32 has no other name for it.
+    """
     probabilities = softmax(logits, dim=-1)
     for k in (256, logits.shape[-1]):  # few tokens reach p nearly always, and to find them is faster than to sort all
-        likeliest, order = probabilities.topk(min(k, logits.shape[-1]), dim=-1)  # in descending order
+        largest, order = logits.topk(min(k, logits.shape[-1]), dim=-1)  # in descending order
+        likeliest = probabilities.gather(-1, order)
         reached = likeliest.cumsum(dim=-1)
         if (reached[..., -1] >= p).all():
             break
-    kept = logits.gather(-1, order).masked_fill(reached - likeliest >= p, -torch.inf)  # reached p without this token
-    return torch.full_like(logits, -torch.inf).scatter(-1, order, kept)
+    superfluous = reached - likeliest >= p  # p is reached without this token
+    superfluous[..., 0] = False
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, largest.masked_fill(superfluous, -torch.inf))
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -73,16 +79,21 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 def penalize_repetition(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
     """logits: (vocab_size,); those of seen_ids are divided by the penalty, or multiplied where they are negative
     (Keskar et al. 2019)."""
-    seen = logits[seen_ids]
-    return logits.scatter(0, seen_ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+    seen, limit = logits[seen_ids], torch.finfo(logits.dtype).max
+    penalized = torch.where(seen < 0, seen * penalty, seen / penalty)
+    return logits.scatter(0, seen_ids, torch.where(seen.isfinite(), penalized.clamp(-limit, limit), seen))
 
 
 def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """logits: (..., vocab_size) -> the distribution that the next token is drawn from, of the same shape."""
+    """logits: (..., vocab_size) -> the distribution that the next token is drawn from, of the same shape.
+
+    The largest logit must be finite; others may be -inf.
+    """
     logits = logits.float()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    logits = logits / sampling.temperature
+    # Relative to the largest, which then stays 0 whatever it is divided by: nothing overflows upwards.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
@@ -101,7 +112,8 @@ def draw(
     """logits: (rows, vocab_size) -> the next token of each row's text.
 
     A row takes one random number from its generator, and the token where the running sum of the probabilities passes
-    it. In float64, whose rounding is too fine to end that sum below the number.
+    it. In float64, whose rounding is too fine to end that sum below the number. The largest logit of each row must be
+    finite.
     """
     if sampling.repetition_penalty != 1:
         seen = [torch.tensor(text, device=logits.device) for text in texts]

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from lm.generation import Drawn, Text, Writer
+from tokenization import InputError
 
 Deliver = Callable[[Drawn | Exception], None]  # called in the engine's thread
 
 
 class Busy(Exception):
-    """So many texts wait already."""
+    """There is no place for so many texts now."""
 
 
 class Stopped(Exception):
@@ -37,12 +38,18 @@ class Engine:
         self.thread.start()
 
     def submit(self, texts: Sequence[Text], deliver: Deliver) -> None:
+        if len(texts) > self.rows + self.queue:
+            raise InputError(
+                f"{len(texts)} texts at once are more than slots + queue ({self.rows} + {self.queue}); ask for fewer"
+            )
         with self.changed:
             if self.closed:
                 raise Stopped
             free = self.rows - (len(self.deliver) - len(self.waiting))
             if len(self.waiting) + len(texts) > free + self.queue:
-                raise Busy
+                raise Busy(
+                    f"{len(self.waiting)} texts wait, and there is no place for {len(texts)} more; try again later"
+                )
             self.waiting.extend(texts)
             self.deliver |= dict.fromkeys(texts, deliver)
             self.changed.notify()
@@ -72,7 +79,7 @@ class Engine:
         while self._wait():
             try:
                 self._step()
-            except Exception as error:  # a model whose scores are no numbers; whoever waits must hear of it
+            except Exception as error:  # of the model as a whole; whoever waits must hear of it
                 self._fail(error)
         self._fail(Stopped())
 
@@ -91,13 +98,20 @@ class Engine:
             ]
         for text in gone:
             self.writer.drop(text)
+        self.writer.read()
         for text in new:
-            self.writer.add(text)
+            try:
+                self.writer.add(text)
+            except Exception as error:  # of this text alone
+                self._hand_out(text, error, last=True)
         for drawn in self.writer.step() if self.writer.texts else ():
-            with self.changed:
-                deliver = self.deliver.pop(drawn.text, None) if drawn.last else self.deliver.get(drawn.text)
-            if deliver:
-                deliver(drawn)
+            self._hand_out(drawn.text, drawn.text.error or drawn, drawn.last)
+
+    def _hand_out(self, text: Text, news: Drawn | Exception, last: bool) -> None:
+        with self.changed:
+            deliver = self.deliver.pop(text, None) if last else self.deliver.get(text)
+        if deliver:
+            deliver(news)
 
     def _fail(self, error: Exception) -> None:
         with self.changed:

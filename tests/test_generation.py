@@ -22,6 +22,7 @@ from lm.sampling import (
     next_token_probabilities,
     penalize_repetition,
 )
+from lm.sampling import draw as draw_tokens
 from lm.transformer import TransformerLM
 from tokenization import InputError
 
@@ -65,6 +66,44 @@ def test_top_k_keeps_equals_and_top_p_the_fewest():
         assert set(keep_top_p(logits, p).isfinite().nonzero().flatten().tolist()) == kept
 
 
+SHARES = (0.0, 5e-324, 1e-46, 1e-30, 1e-8, 0.5, 1 - 1e-9, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_no_setting_draws_what_it_should_not(seed):
+    """Extreme settings and logits: a draw is a token that the definition keeps, and the likeliest is one of these."""
+    rng = random.Random(seed)
+    scale = rng.choice([1e-6, 1.0, 30.0, 1e4, 1e30, 3e38])
+    values = [rng.uniform(-1, 1) * scale for _ in range(rng.choice([1, 2, 5, 300]))]
+    values = [-math.inf if rng.random() < 0.2 else value for value in values]
+    values[rng.randrange(len(values))] = rng.choice([0.0, scale])  # one at least can be drawn
+    logits = torch.tensor(values).to(rng.choice([torch.float32, torch.bfloat16])).float()
+    sampling = Sampling(
+        temperature=rng.choice([0, 0.001, 0.7, 1.0, 1e6]),
+        top_k=rng.choice([None, 1, 2, 10**9]),
+        top_p=rng.choice(SHARES),
+        min_p=rng.choice(SHARES),
+        repetition_penalty=rng.choice([1e-6, 0.5, 1.0, 1.3, 1e6]),
+    )
+    text = [rng.randrange(len(values)) for _ in range(3)]
+    scored = penalize_repetition(logits, torch.tensor(text), sampling.repetition_penalty).tolist()
+    assert all(math.isfinite(after) == math.isfinite(before) for before, after in zip(values, scored, strict=True))
+    best, temperature = max(scored), sampling.temperature or 1.0
+    likeliest = {i for i, value in enumerate(scored) if torch.tensor((value - best) / temperature).float() == 0}
+    allowed = {index for index, value in enumerate(scored) if value > -math.inf}
+    if sampling.temperature == 0 or sampling.top_p <= 1e-30 or sampling.min_p == 1 or sampling.top_k == 1:
+        allowed = likeliest
+    probabilities = next_token_probabilities(torch.tensor(scored), sampling)
+    kept = set(probabilities.nonzero().flatten().tolist())
+    assert kept <= allowed
+    assert kept & likeliest
+    assert probabilities.sum() == pytest.approx(1)
+    drawn = draw_tokens(
+        logits.expand(20, -1), sampling, [text] * 20, [torch.Generator().manual_seed(i) for i in range(20)]
+    )
+    assert set(drawn) <= kept
+
+
 def test_greedy():
     logits = torch.tensor([[1.0, 5.0, 4.9], [7.0, -1.0, 0.0]])
     assert next_token_probabilities(logits, Sampling(0)).tolist() == [[0, 1, 0], [1, 0, 0]]
@@ -79,12 +118,14 @@ def test_greedy():
         ({"temperature": 1e-300}, "temperature 1e-300"),
         ({"temperature": math.inf}, "temperature inf"),
         ({"top_k": 0}, "top_k 0"),
-        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"temperature": 1e300}, "temperature 1e"),
+        ({"top_p": -0.1}, "top_p -0.1"),
         ({"top_p": 1.1}, "top_p 1.1"),
         ({"top_p": math.nan}, "top_p nan"),
         ({"min_p": -0.1}, "min_p -0.1"),
         ({"min_p": 1.1}, "min_p 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
+        ({"repetition_penalty": 1e300}, "repetition_penalty 1e"),
     ],
 )
 def test_values_that_make_no_sense(wrong, message):
@@ -313,6 +354,56 @@ def test_a_model_that_has_diverged_is_said_to_have():
             list(draw(model, [0], 5, Sampling()))
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_text_that_fails_does_so_alone(use_cache):
+    """Token 49 is NaN: who reads it fails, and neither those beside it nor those that take its row do."""
+    torch.manual_seed(2)
+    model = TransformerLM(50, 8, 16, 2, 2)
+    prompts = [[1, 2, 3], [4, 49, 5], [6], [49], [7, 8]]
+    healthy = [number for number, prompt in enumerate(prompts) if 49 not in prompt]
+    sampling = Sampling(1.0, None, 1.0)
+    alone = {i: list(generate(model, prompts[i], 12, sampling, seed=i)) for i in healthy}
+    assert not any(49 in text for text in alone.values())
+    model.token_embeddings.weight.data[49] = math.nan
+    for rows in (1, 2, 5):
+        texts = [Text(prompt, 12, sampling, seed=i, number=i) for i, prompt in enumerate(prompts)]
+        writer = Writer(make_reader(model, rows, use_cache=use_cache))
+        with pytest.raises(InputError, match="not numbers; its training has diverged"):  # at the end
+            list(write_texts(writer, texts, rows))
+        assert [text.finish for text in texts] == ["length", "error", "length", "error", "length"]
+        assert {i: texts[i].ids[len(prompts[i]) :] for i in healthy} == alone
+    scored = Text([1, 49], 3, sampling, top=2, score_prompt=True)
+    writer = Writer(make_reader(model, 2, use_cache=use_cache))
+    writer.add(text := Text(prompts[0], 12, sampling, seed=0))
+    for wrong in (scored, Text([1] * 9, 3, sampling, top=2, score_prompt=True)):
+        with pytest.raises(InputError):
+            writer.add(wrong)
+    while not text.finish:
+        writer.step()
+    assert text.ids[3:] == alone[0]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_prompts_scores_are_the_models_own(use_cache):
+    torch.manual_seed(2)
+    model = TransformerLM(50, 8, 16, 2, 2)
+    writer = Writer(make_reader(model, 2, use_cache=use_cache), vocab_size=40)
+    writer.add(Text([3], 9, Sampling()))
+    for ids in ([1, 2, 3, 30, 5, 6, 7, 8], [9]):
+        text = Text(ids, 0, Sampling(), top=3, score_prompt=True)
+        writer.add(text)
+        assert [drawn.token_id for drawn in writer.step()][1:] == [None]  # nothing was wanted
+        assert (text.finish, text.ids) == ("length", ids)
+        expected = model(torch.tensor([ids]))[0, :, :40].log_softmax(-1)
+        first, *scored = text.scored
+        assert (first.token_id, first.log_probability) == (ids[0], None)
+        for each, token_id, row in zip(scored, ids[1:], expected, strict=False):
+            assert (each.token_id, each.log_probability) == (token_id, pytest.approx(row[token_id].item(), abs=1e-5))
+            assert [value for _, value in each.likeliest] == pytest.approx(row.topk(3).values.tolist(), abs=1e-5)
+        assert len(scored) == len(ids) - 1
+
+
 def test_texts_that_come_and_go_change_no_other():
     """Some join when others are half done, some are dropped in the middle; each with a sampling of its own."""
     torch.manual_seed(2)
@@ -392,6 +483,36 @@ def test_streams_stop_where_the_whole_text_would(seed):
     ends = [text.find(stop) for stop in stops if stop in text]
     assert stream.stopped == bool(ends)
     assert shown == text[: min(ends)] if ends else shown == text
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_tokens_begin(seed):
+    """Tokens of any bytes, some of no character, some of parts of one or of several: against each byte's character."""
+    rng = random.Random(seed)
+    text = "".join(rng.choice("aé日😀\ufffd") for _ in range(30))
+    owners = [index for index, character in enumerate(text) for _ in character.encode()]
+    data, tokens = text.encode(), {}
+    stream, starts = TextStream(Dictionary(tokens)), []
+    while data:
+        length = rng.randint(1, 5)
+        tokens[len(tokens)], data = data[:length], data[length:]
+        starts.append(sum(map(len, tokens.values())) - len(tokens[len(tokens) - 1]))
+    shown = "".join(stream.feed(token_id) for token_id in tokens)
+    assert shown + stream.close() == text
+    assert stream.offsets == [owners[start] for start in starts]
+    broken = TextStream(Dictionary({0: b"\xe6", 1: b"\x97", 2: b"a\xff", 3: b"\xff\xe6", 4: b"b"}))
+    assert "".join(map(broken.feed, range(5))) == "\ufffda\ufffd\ufffd\ufffdb"
+    assert broken.offsets == [0, 0, 1, 3, 5]
+
+
+class Dictionary:
+    """A tokenizer of these tokens."""
+
+    def __init__(self, tokens: dict[int, bytes]):
+        self.tokens = tokens
+
+    def decode_bytes(self, token_ids):
+        return b"".join(self.tokens[token_id] for token_id in token_ids)
 
 
 def test_a_text_that_ends_within_a_character():

@@ -1,0 +1,42 @@
+"""Servers with a tiny model, which all tests of a file share."""
+
+import pytest
+from served import Running
+from test_export import save_run
+
+from lm.checkpoint import BEST, load_model, load_tokenizer
+from lm.completions import Limits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, token_data):
+    folder = tmp_path_factory.mktemp("serve") / "run"
+    save_run(folder, token_data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(folder):
+    """make(**settings) -> a running server; all end with the module."""
+    model, tokenizer, made = load_model(folder / BEST), load_tokenizer(folder / BEST), []
+
+    def start(**settings):
+        made.append(Running(model, tokenizer, **settings))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.end()
+
+
+@pytest.fixture(scope="module")
+def server(make):
+    return make()
+
+
+@pytest.fixture
+def slow(make):
+    """One text at a time, one more may wait, 30 ms a token, 3 seconds a request."""
+    server = make(slots=1, queue=1, limits=Limits(seconds=3.0))
+    server.reader.seconds = 0.03
+    return server

@@ -1,0 +1,125 @@
+"""Proves that no connection is held open without an end, and that what is no request is answered in OpenAI's form."""
+
+import gzip
+import json
+import socket
+import threading
+import time
+
+import pytest
+
+import lm.connections
+from lm.completions import Limits
+
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+STOPPED = [
+    b"",
+    b"GET /hea",
+    GET,
+    GET + b"\r\n" + GET,  # one is answered, and the next stops
+    POST + b"Content-Length: 100\r\n\r\n",
+    POST + b"Content-Length: 100\r\n\r\n{",
+    POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+    b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+]
+
+
+def test_who_stops_half_way_is_closed_in_time(make):
+    """In the headers or in the body, without a word or a byte at a time; a text that is being written goes on."""
+    server = make(limits=Limits(seconds=20.0, arrival=1.0))
+    server.reader.seconds = 0.02
+    host, port = server.host.split(":")
+    _, response = server.start_stream()
+    clients = [socket.create_connection((host, int(port)), timeout=15) for _ in (*STOPPED, "slow")]
+    start = time.monotonic()
+    for client, data in zip(clients, STOPPED, strict=False):
+        client.sendall(data)
+
+    def trickle():
+        for byte in GET * 20:
+            time.sleep(0.1)
+            try:
+                clients[-1].send(bytes([byte]))
+            except OSError:
+                return
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    for client in clients:
+        try:
+            while client.recv(1 << 16):
+                pass
+        except ConnectionResetError:
+            pass
+        client.close()
+    assert time.monotonic() - start < 8
+    thread.join()
+    assert response.read().decode().endswith("data: [DONE]\n\n")
+
+
+MALFORMED = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+    b"hello\r\n\r\n",
+    b"GET /health\r\n\r\n",
+    b"GET /health HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    b"GET /health HTTP/1.1\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost localhost\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n",
+    b"GET //[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 300 + b"\r\n",
+    b"\x00" * 50 + b"\r\n\r\n",
+    POST + b"Content-Length: -1\r\n\r\n{}",
+    POST + b"Content-Length: 1x\r\n\r\n{}",
+    POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+    POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    POST + b"Transfer-Encoding: magic\r\n\r\n{}",
+    POST + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+    POST + b"Content-Encoding: deflate\r\nContent-Length: 2\r\n\r\n{}",
+    POST + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}",
+    POST + b"Content-Encoding: magic\r\nContent-Length: 2\r\n\r\n{}",
+    POST + b"Expect: a miracle\r\nContent-Length: 2\r\n\r\n{}",
+    POST + b"Content-Length: 0\r\n\r\n",
+    POST + b"Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}",
+    b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"BREW /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    GET.replace(b"/health", b"/v1/completions") + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("data", MALFORMED, ids=range(len(MALFORMED)))
+def test_what_is_no_request(server, data, capfd):
+    data = data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1) if b"Host" in data else data
+    head, _, body = server.send(data).partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    assert 400 <= status < 500
+    assert b"Content-Type: application/json" in head
+    assert json.loads(body)["error"]["code"] == status
+    assert capfd.readouterr().err == ""
+
+
+def test_packed_bodies(server):
+    """One that is small, and one that unpacks to more than a request may have."""
+    packed = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    for content, status in ((b'{"prompt": "Tom", "max_tokens": 1}', 200), (b" " * 50_000_000, 413)):
+        assert server.request("POST", "/v1/completions", gzip.compress(content), **packed)[0] == status
+
+
+def test_one_connection_too_many(make, monkeypatch):
+    monkeypatch.setattr(lm.connections, "CONNECTIONS", 3)
+    server = make()
+    host, port = server.host.split(":")
+    clients = [socket.create_connection((host, int(port)), timeout=10) for _ in range(3)]
+    head, _, body = server.send(b"").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    assert json.loads(body)["error"]["message"] == "too many connections; try again later"
+    clients.pop().close()
+    server.until(running=0)
+    for client in clients:
+        client.close()
