@@ -29,7 +29,7 @@ def embed(weight: Tensor, token_ids: Tensor) -> Tensor:
     The gradient of indexing adds to the rows in parallel, in whatever order the threads come, and so does what
     torch.compile makes of it: the rounding, and with it the whole run, would differ from one time to the next.
     """
-    return weight[token_ids]
+    return weight.index_select(0, token_ids.flatten()).view(*token_ids.shape, weight.shape[-1])
 
 
 @embed.register_fake

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm.accounting import forward_flops_per_token, training_flops_per_token
 from lm.attention import CAUSAL_ATTENTIONS, causal_attention
-from lm.fast import BLOCK, ROWS, _attend, _linear_cross_entropy, choose_attention, linear_cross_entropy
+from lm.fast import BLOCK, ROWS, _attend, _linear_cross_entropy, choose_attention, embed, linear_cross_entropy
 from lm.loss import cross_entropy
 from lm.machine import GPU_PEAKS, granted_cores, peak_flops
 from lm.optimizer import AdamW, clip_gradients
@@ -44,6 +44,19 @@ def test_attention(name, length, leading, scale):
     weights = torch.randn_like(plain)
     for a, b in zip(*(torch.autograd.grad(y, inputs, weights) for y in (fast, plain)), strict=True):
         torch.testing.assert_close(a, b, **close)
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (0,), (3, 5)])
+def test_embed_indexes(leading):
+    weight = torch.randn(7, 4, requires_grad=True)
+    token_ids = torch.randint(3, leading)  # many are the same
+    plain, fast = weight[token_ids], embed(weight, token_ids)
+    assert torch.equal(fast, plain)
+    d_vectors = torch.randn_like(plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(fast, weight, d_vectors)[0], torch.autograd.grad(plain, weight, d_vectors)[0]
+    )
+    torch.library.opcheck(embed, (weight, token_ids))
 
 
 def test_blocks_see_no_later_position():
