@@ -165,7 +165,9 @@ def _read_end(file: BinaryIO, path: str | os.PathLike) -> tuple[dict[str, Any], 
     try:
         parsed = json.loads(manifest[manifest.rindex(b"\n") :])
         digest = line.decode("ascii")
-        if len(digest) != DIGEST_LINE - 1 or not isinstance(parsed["step"], int):
+        if not (isinstance(parsed["step"], int) and isinstance(parsed.get("files", {}), dict)):
+            raise ValueError
+        if len(digest) != DIGEST_LINE - 1:
             raise ValueError
         return parsed, digest
     except (ValueError, KeyError, TypeError, RecursionError):

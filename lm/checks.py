@@ -30,6 +30,18 @@ def check_trainer(trainer: Namespace) -> None:
         )
 
 
+def check_memory(model: Namespace) -> None:
+    """The model alone fits: a slip in a size is noticed before it takes all the memory."""
+    made, available = make_model(vars(model)), available_memory()
+    tables = 3 * sum(buffer.nbytes for buffer in made.buffers())  # of positions, while they are computed
+    needed = 4 * made.num_parameters() + tables
+    if available is not None and needed > available:
+        raise InputError(
+            f"the model alone, {made.num_parameters():,} parameters and {model.context_length:,} positions, takes"
+            f" {needed / 1e9:,.2f} GB, and {available / 1e9:,.2f} GB are available; make it smaller"
+        )
+
+
 def check_length(trainer: Namespace, model: Namespace) -> None:
     """The run is long enough for its warmup and a validation."""
     batches = trainer.max_steps * trainer.accumulate_grad_batches

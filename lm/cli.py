@@ -28,6 +28,7 @@ from lm.checks import (
     check_continuation,
     check_folder,
     check_length,
+    check_memory,
     check_trainer,
     compare_settings,
     validation_due,
@@ -181,6 +182,7 @@ class RunCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
+            check_memory(self.config[self.config.subcommand].model)
             super().instantiate_classes()
         except ValueError as error:  # a module's word that settings do not fit together
             raise InputError(str(error)) from None

@@ -121,8 +121,8 @@ class RotaryPositionalEmbedding(nn.Module):
         super().__init__()
         if d_k % 2:
             raise ValueError(f"d_k is {d_k}: rotary embeddings turn pairs of features, so it must be even")
-        if not theta > 0:
-            raise ValueError(f"theta is {theta}; the base of the wavelengths must be above 0")
+        if not 0 < theta < math.inf:
+            raise ValueError(f"theta is {theta}; the base of the wavelengths must be a number above 0")
         self.theta = theta
         # float64, because at position 100,000 a float32 angle is off by 0.004
         frequencies = theta ** (-torch.arange(0, d_k, 2, dtype=torch.float64, device=device) / d_k)

@@ -224,6 +224,14 @@ def test_parts_of_a_checkpoint_and_random_bytes(tmp_path, recwarn):
     assert not recwarn.list
 
 
+NO_MANIFESTS = ["[3]", "3", '{"step": "3"}', '{"files": {}}', '{"step": 3, "files": null}', '{"step": 3, "files": [1]}']
+
+
+@pytest.mark.parametrize("manifest", [*NO_MANIFESTS, "[" * 60_000, f'{{"step": {"1" * 5000}}}'], ids=lambda m: m[:30])
+def test_a_manifest_of_another_kind(manifest, tmp_path):
+    refused(tmp_path / "x.ckpt", sign(archive(make_checkpoint()), manifest))
+
+
 @pytest.mark.parametrize(
     "content",
     [

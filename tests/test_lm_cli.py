@@ -64,6 +64,9 @@ WRONG_SETTINGS = [
     ("--model.context_length=0", "context_length is 0"),
     ("--model.d_ff=-1", "d_ff is -1"),
     ("--model.rope_theta=-1", "theta is -1.0"),
+    ("--model.rope_theta=.inf", "theta is inf"),
+    ("--model.num_layers=1000000000", "num_layers is 1000000000; it can be at most 4,096"),
+    ("--model.d_model=1000000", "GB are available; make it smaller"),
     ("--model.learning_rate=-1", "above model.learning_rate -1.0"),
     ("--model.learning_rate=.nan", "learning_rate is nan"),
     ("--model.min_learning_rate=-1", "min_learning_rate is -1.0"),
@@ -115,6 +118,13 @@ def test_a_wrong_setting(refused, fit_arguments, setting, message):
     line = refused(*fit_arguments("runs/new"), *setting.split("=", 1) if setting[1] == "c" else [setting])
     assert line.startswith("lm fit: ")
     assert message in line
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_made(refused, fit_arguments, monkeypatch):
+    """Its positions count, too: 16 MB of tables, three times as much while they are computed."""
+    monkeypatch.setattr("lm.checks.available_memory", lambda: 40_000_000)
+    wide = ("--model.context_length=500000", "--model.vocab_size=320")
+    assert "500,000 positions, takes 0.05 GB, and 0.04 GB are available" in refused(*fit_arguments("runs/new", *wide))
 
 
 @pytest.mark.parametrize("folder", ["train.txt", "train.txt/run"])
