@@ -3,6 +3,7 @@ pattern; what comes back from their files is what went out; what they ask for be
 
 import base64
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import tokenizers
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, pretokenization
 from tokenization.__main__ import main
+from tokenization.formats import bytes_to_text, vocabulary_table
 from tokenization.interchange import export_huggingface, export_tiktoken, import_huggingface, import_tiktoken
 from tokenization.pretokenization import PATTERNS, cut_into_pieces, find_cut, pretokenize
 
@@ -122,7 +124,120 @@ REFUSED = {
     "single bytes have no token": lambda content: content["model"]["vocab"].pop("!"),
     "not the tokenizer.json": lambda content: content.pop("model"),
     "is not in the vocabulary": lambda content: content["model"]["merges"].append(["zz", "zz"]),
+    'end_of_word_suffix is "</w>"': lambda content: content["model"].update(end_of_word_suffix="</w>"),
+    "model.continuing_subword_prefix": lambda content: content["model"].update(continuing_subword_prefix="##"),
+    "model.max_token_length is 5, which is not known": lambda content: content["model"].update(max_token_length=5),
+    "truncation is .* long texts": lambda content: content.update(truncation={"max_length": 5}),
+    "padding is ": lambda content: content.update(padding={"strategy": {"Fixed": 5}}),
+    "new_key is .*, which is not known": lambda content: content.update(new_key=["anything"]),
+    "added_tokens.0.later is true": lambda content: content["added_tokens"][0].update(later=True),
+    "has the ids 7 and 256": lambda content: content["added_tokens"][0].update(id=7),
+    "post_processor is RobertaProcessing": lambda content: content.update(
+        post_processor={"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]}
+    ),
+    "post_processor is TemplateProcessing, which adds": lambda content: content.update(
+        post_processor={"type": "Sequence", "processors": [BYTE_LEVEL, template(END_OF_TEXT)]}
+    ),
+    "decoder is Metaspace": lambda content: content.update(decoder={"type": "Metaspace"}),
+    "add_prefix_space is true": lambda content: content["pre_tokenizer"]["pretokenizers"][1].update(
+        add_prefix_space=True
+    ),
+    "invert is true": lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(invert=True),
+    "its pre-tokenizer is not a split": lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(
+        pattern={"String": " "}
+    ),
+    "not a split by a pattern, then": lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(
+        behavior="Removed"
+    ),
 }
+
+
+def template(*special_tokens: str) -> dict[str, object]:
+    """A post-processor that puts special tokens before a text."""
+    pieces = [{"SpecialToken": {"id": token, "type_id": 0}} for token in special_tokens]
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    known = {token: {"id": token, "ids": [256], "tokens": [token]} for token in special_tokens}
+    return {"type": "TemplateProcessing", "single": [*pieces, text], "pair": [text], "special_tokens": known}
+
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+
+
+def layout(small, pattern: str | None, **changes) -> dict[str, object]:
+    """A tokenizer.json with the keys that published ones have, around the small vocabulary."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": pattern is None}
+    token = {"content": END_OF_TEXT, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    merges = [f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in small.merges]
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "fuse_unk": False}
+    model |= {"end_of_word_suffix": "", "byte_fallback": False, "ignore_merges": False}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": 256, "special": True, **token}],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, last]} if pattern else last,
+        "post_processor": BYTE_LEVEL,
+        "decoder": BYTE_LEVEL,
+        "model": model | {"vocab": vocabulary_table(small.vocab, small.special_tokens), "merges": merges},
+    }
+    for key, value in changes.items():
+        content[key] = content[key] | value if isinstance(content[key], dict) and value else value
+    return content
+
+
+def gpt2_layout(small) -> dict[str, object]:
+    """The oldest one: no type, no byte_fallback, and a token that is normalized, by nothing."""
+    content = layout(small, None)
+    for key in ("type", "byte_fallback", "ignore_merges"):
+        del content["model"][key]
+    del content["pre_tokenizer"]["use_regex"]
+    content["added_tokens"][0]["normalized"] = True
+    return content
+
+
+IMPORTED = {
+    "gpt2": gpt2_layout,
+    "qwen2 without its normalizer": lambda small: layout(small, LLAMA3_PATTERN.replace("{1,3}", "")),
+    "olmo2": lambda small: layout(small, LLAMA3_PATTERN, model={"end_of_word_suffix": None}),
+    "a template that adds nothing": lambda small: layout(small, LLAMA3_PATTERN) | {"post_processor": template()},
+    "no post-processor, no decoder": lambda small: layout(small, LLAMA3_PATTERN, post_processor=None, decoder=None),
+    "an unknown token that never comes": lambda small: layout(small, None, model={"unk_token": END_OF_TEXT}),
+}
+REFUSED_LAYOUTS = {
+    "model.ignore_merges is true": lambda small: layout(
+        small, LLAMA3_PATTERN, model={"ignore_merges": True}
+    ),  # Llama 3
+    "post_processor is TemplateProcessing": lambda small: (
+        layout(small, LLAMA3_PATTERN)
+        | {"post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL, template(END_OF_TEXT)]}}
+    ),
+    'normalizer is {"type": "NFC"}': lambda small: layout(small, LLAMA3_PATTERN, normalizer={"type": "NFC"}),  # Qwen2
+}
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_published_layouts_are_imported(name, small, tmp_path, random_text) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(IMPORTED[name](small)))
+    ours = import_huggingface(tmp_path / "tokenizer.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in texts(random_text):
+        assert ours.encode(text) == theirs.encode(text).ids, ascii(text)
+
+
+@pytest.mark.parametrize("reason", REFUSED_LAYOUTS)
+def test_published_layouts_with_other_ids_are_refused_by_name(reason, small, tmp_path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(REFUSED_LAYOUTS[reason](small)))
+    tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))  # it is one
+    with pytest.raises(InputError, match=re.escape(reason)):
+        import_huggingface(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize("reason", REFUSED)

@@ -1,17 +1,19 @@
 """The command `tokenization`, or `python -m tokenization`: train, encode, decode, inspect, compare, import, export."""
 
 import argparse
+import io
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenization import formats
 from tokenization.bpe import TIES, TrainingReport, train_bpe
 from tokenization.corpus import Corpus
 from tokenization.errors import ArgumentParser, InputError
+from tokenization.folder import VOCAB_FILE, is_verified
 from tokenization.interchange import (
     KNOWN_SPECIAL_TOKENS,
     export_huggingface,
@@ -19,9 +21,9 @@ from tokenization.interchange import (
     import_huggingface,
     import_tiktoken,
 )
-from tokenization.pretokenization import END_OF_TEXT, PATTERNS
+from tokenization.pretokenization import END_OF_TEXT, KERNELS_FROM_BYTES, PATTERNS
 from tokenization.token_file import TokenFile, description_path
-from tokenization.tokenizer import Tokenizer
+from tokenization.tokenizer import EncodingReport, Tokenizer
 
 PILE_BYTES = 825e9  # the handout's yardstick for throughput
 
@@ -44,13 +46,14 @@ INSPECT_HELP = """Show what a tokenizer has learnt: its longest tokens, its firs
   tokenization inspect data/tokenizer
 """
 COMPARE_HELP = """Encode the beginning of each text with each tokenizer: bytes per token (more is better compression),
-tokens per byte, throughput of one core with warm caches (texts of less than 4 MB are encoded in plain Python), and
-the hours that the 825 GB of the Pile would take.
+tokens per byte, the throughput of one core with warm caches, and the hours that the 825 GB of the Pile would take.
+Throughput is that of large texts: a short one is repeated until it is one.
 
   tokenization compare data/tokenizer other/tokenizer --text stories.txt books.txt.gz
 """
-IMPORT_HELP = """Make a tokenizer's folder of a Hugging Face tokenizer.json or of tiktoken's ranks. A .tiktoken file has
-neither its pattern nor its special tokens in it: --pattern gpt2, cl100k or o200k brings both.
+IMPORT_HELP = """Make a tokenizer's folder of a Hugging Face tokenizer.json, of tiktoken's ranks, or of an older or a
+foreign folder with vocab.json and merges.txt. A .tiktoken file has neither its pattern nor its special tokens in it:
+--pattern gpt2, cl100k or o200k brings both. What would give other ids here is refused by name.
 
   tokenization import tokenizer.json --output data/theirs
   tokenization import cl100k_base.tiktoken --pattern cl100k --output data/cl100k
@@ -88,7 +91,8 @@ def build_parser() -> ArgumentParser:
     train.add_argument(
         "--pattern",
         default="gpt2",
-        help="how text is split before merging: gpt2, cl100k, o200k, or a regular expression (default: gpt2)",
+        help="how text is split before merging: gpt2, cl100k, o200k, or a regular expression, whose matches are kept"
+        " apart from what lies between them; a plain word as one is put in brackets, (word) (default: gpt2)",
     )
     train.add_argument(
         "--ties",
@@ -129,7 +133,7 @@ def build_parser() -> ArgumentParser:
     inspect.add_argument("--count", type=int, default=10, help="how many of each to show (default: 10)")
 
     imported = add("import", run_import, IMPORT_HELP)
-    imported.add_argument("source", help="a tokenizer.json or a *.tiktoken file")
+    imported.add_argument("source", help="a tokenizer.json, a *.tiktoken file, or a tokenizer's folder")
     imported.add_argument("--pattern", help="of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
     imported.add_argument("--output", required=True, help="the folder to write")
     imported.add_argument("--overwrite", action="store_true", help="replace a tokenizer that the folder already holds")
@@ -147,17 +151,29 @@ def build_parser() -> ArgumentParser:
 
 def check_new_folder(folder: Path, overwrite: bool) -> None:
     """Said before the work is done, not after it."""
-    if (folder / formats.VOCAB_FILE).exists() and not overwrite:
+    if (folder / VOCAB_FILE).exists() and not overwrite:
         raise InputError(f"{folder}: already holds a tokenizer; name another folder, or replace it with --overwrite")
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise InputError(f"{folder}: cannot be written, for {existing} is not a writable folder; choose another")
 
 
+def read_pattern(argument: str) -> str:
+    """A pattern by its name, or a regular expression; a plain word is taken for a name that does not exist."""
+    if argument in PATTERNS:
+        return PATTERNS[argument]
+    if re.fullmatch(r"\w[\w.-]*|", argument):
+        raise InputError(
+            f"--pattern {argument!r}: no such pattern; there are {', '.join(PATTERNS)}, and regular expressions"
+            f" (one that is a plain word is put in brackets: '({argument})')"
+        )
+    return argument
+
+
 def run_train(args: argparse.Namespace) -> None:
     folder = Path(args.output)
     check_new_folder(folder, args.overwrite)
-    pattern = PATTERNS.get(args.pattern, args.pattern)
+    pattern = read_pattern(args.pattern)
     check_processes(args.processes)
     special_tokens = args.special_tokens or [END_OF_TEXT]
     report = TrainingReport()
@@ -181,13 +197,15 @@ def run_train(args: argparse.Namespace) -> None:
 def run_encode(args: argparse.Namespace) -> None:
     check_processes(args.processes)
     tokenizer = Tokenizer.load(args.tokenizer)
-    start = time.perf_counter()
-    file = tokenizer.encode_files(args.text, args.output, args.processes, args.errors, progress=True)
-    seconds, about = time.perf_counter() - start, file.description
+    start, report = time.perf_counter(), EncodingReport()
+    file = tokenizer.encode_files(args.text, args.output, args.processes, args.errors, progress=True, report=report)
+    seconds, about = time.perf_counter() - start - report.compile_seconds, file.description
     print(
         f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"
         f" ({about.bytes / about.tokens:.2f} bytes each) in {seconds:.1f} s ({about.bytes / 1e6 / seconds:.1f} MB/s)"
     )
+    compiling = f"; to load or to compile them took {report.compile_seconds:.1f} s more"
+    print(f"computed by {report.path}{compiling if report.compile_seconds else ''}")
     print(f"written: {file.path} and {description_path(file.path).name}")
 
 
@@ -197,6 +215,8 @@ def run_decode(args: argparse.Namespace) -> None:
         raise InputError(f"{args.tokens}: was made by another tokenizer than {args.tokenizer}; name that one")
     if args.start < 0 or (args.limit or 0) < 0:
         raise InputError(f"--start {args.start} and --limit {args.limit} must not be negative")
+    if args.start >= len(file):
+        print(f"{args.tokens}: has {len(file):,} tokens, none from --start {args.start:,} on", file=sys.stderr)
     end = len(file) if args.limit is None else min(len(file), args.start + args.limit)
 
     def token_ids(chunk: int = 1 << 16) -> Iterator[int]:
@@ -217,6 +237,7 @@ def run_inspect(args: argparse.Namespace) -> None:
     print(f"{args.tokenizer}: {len(tokenizer.vocab):,} tokens, {len(tokenizer.merges):,} merges")
     print(f"special tokens: {' '.join(tokenizer.special_tokens) or 'none'}")
     print(f"pattern: {tokenizer.pattern}")
+    print("digest:", "its files are as they were written" if is_verified(args.tokenizer) else "none, so unverified")
     print(
         "longest tokens:",
         *(f"  {len(token):3}  {show(token)}" for token in sorted(learnt, key=len, reverse=True)[: args.count]),
@@ -234,12 +255,13 @@ def run_compare(args: argparse.Namespace) -> None:
     width, text_width = max(map(len, ["tokenizer", *tokenizers])), max(map(len, ["text", *texts]))
     print(f"{'tokenizer':{width}}  {'text':{text_width}}  bytes/token  tokens/byte    MB/s  hours for 825 GB")
     for name, text in texts.items():
-        num_bytes = len(text.encode())
+        num_bytes, repeats = len(text.encode()), math.ceil(KERNELS_FROM_BYTES / len(text))
         for folder, tokenizer in tokenizers.items():
-            tokenizer.encode(text)  # loads or compiles what it needs, and is not timed
-            start = time.perf_counter()
             num_tokens = len(tokenizer.encode(text))
-            speed = num_bytes / (time.perf_counter() - start)
+            tokenizer.encode(text * repeats)  # loads or compiles what it needs, and is not timed
+            start = time.perf_counter()
+            tokenizer.encode(text * repeats)
+            speed = num_bytes * repeats / (time.perf_counter() - start)
             print(
                 f"{folder:{width}}  {name:{text_width}}  {num_bytes / num_tokens:11.3f}  {num_tokens / num_bytes:11.4f}"
                 f"  {speed / 1e6:6.2f}  {PILE_BYTES / speed / 3600:16.1f}"
@@ -252,13 +274,15 @@ def run_import(args: argparse.Namespace) -> None:
         if args.pattern is None:
             raise InputError(f"{args.source}: a .tiktoken file does not hold its pattern; give --pattern, e.g. cl100k")
         special_tokens = KNOWN_SPECIAL_TOKENS.get(args.pattern, {})
-        tokenizer = import_tiktoken(args.source, PATTERNS.get(args.pattern, args.pattern), special_tokens)
+        tokenizer = import_tiktoken(args.source, read_pattern(args.pattern), special_tokens)
     else:
         if args.pattern is not None:
             raise InputError(f"{args.source}: a tokenizer.json holds its own pattern; leave --pattern out")
-        tokenizer = import_huggingface(args.source)
+        tokenizer = (Tokenizer.load if Path(args.source).is_dir() else import_huggingface)(args.source)
     tokenizer.save(args.output)
     print(f"{len(tokenizer.vocab):,} tokens, {len(tokenizer.merges):,} merges -> {args.output}")
+    if not is_verified(args.source):
+        print(f"{args.source} has no digest: nothing tells whether it is as it was published")
 
 
 def run_export(args: argparse.Namespace) -> None:
@@ -305,6 +329,8 @@ def drop_stdout() -> None:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command = " ".join(["tokenization", *argv[:1]])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal's encoding lacks
     try:
         args = build_parser().parse_args(argv)
         args.run(args)
@@ -316,6 +342,9 @@ def main(argv: list[str] | None = None) -> int:
         drop_stdout()
         return 141
     except OSError as error:
+        if error.errno is None:  # raised by a library, such as one that finds no memory to be loaded into
+            print(f"{command}: {error}", file=sys.stderr)
+            return 2
         if error.filename is None:
             drop_stdout()
         print(f"{command}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)

@@ -106,11 +106,13 @@ def train_bpe(
     report = report if report is not None else TrainingReport()
     inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
     corpus = Corpus(inputs, errors, "counting" if progress else "")
-    native, report.path = kernels_for(pattern, corpus.file_bytes)
+    choice = kernels_for(pattern, corpus.file_bytes, "training")
+    report.path = choice.reason
     processes = num_processes or available_cores()
-    if native:
+    if choice.native:
+        report.seconds["compiling"] = choice.seconds
         vocab, merges = train_with_kernels(
-            native, corpus, vocab_size, special_tokens, ties, processes, progress, report
+            choice.native, corpus, vocab_size, special_tokens, ties, processes, progress, report
         )
     else:
         counts = count_corpus(corpus, special_tokens, pattern, processes, report)

@@ -1,10 +1,9 @@
-"""A tokenizer as files: a folder with vocab.json and merges.txt, as GPT-2 published its own, and a small config.
+"""A tokenizer's tables as text, in the format that GPT-2's were published in.
 
-    vocab.json             {token: id}, a token written in GPT-2's alphabet: one printable character per byte
-    merges.txt             "#version: 0.2", then a merge a line, in order of creation
-    tokenizer_config.json  {"pattern": ..., "special_tokens": [...]}
+    vocab.json   {token: id}, a token written in GPT-2's alphabet: one printable character per byte
+    merges.txt   "#version: 0.2", then a merge a line, in order of creation
 
-A special token stands in vocab.json as its plain text.
+A special token stands in vocab.json as its plain text. Folders with these files are folder.py's.
 """
 
 import functools
@@ -17,7 +16,8 @@ from typing import Any
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
 
-VOCAB_FILE, MERGES_FILE, CONFIG_FILE = "vocab.json", "merges.txt", "tokenizer_config.json"
+MERGES_VERSION = "#version: 0.2"
+MAX_ID = (1 << 32) - 1  # what a token file can hold
 
 
 @functools.cache
@@ -53,8 +53,10 @@ def parse_vocabulary(path: str | os.PathLike, table: dict[str, Any], special_tok
     vocab: Vocabulary = {}
     special = set(special_tokens)
     for text, token_id in table.items():
-        if not isinstance(token_id, int) or token_id < 0 or token_id in vocab:
-            raise InputError(f"{path}: token {text!r} has id {token_id!r}; ids must be different whole numbers from 0")
+        if type(token_id) is not int or not 0 <= token_id <= MAX_ID or token_id in vocab:
+            raise InputError(
+                f"{path}: token {text!r} has id {token_id!r}; ids must be different whole numbers from 0 to {MAX_ID}"
+            )
         try:
             vocab[token_id] = text.encode() if text in special else text_to_bytes(text)
         except KeyError as error:
@@ -88,20 +90,6 @@ def read_merges(path: str | os.PathLike) -> Merges:
     return merges
 
 
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """Pattern and special tokens; an empty dict where the folder has no config, as GPT-2's own has none."""
-    path = Path(folder) / CONFIG_FILE
-    if not path.exists():
-        return {}
-    config = read_json(path)
-    special_tokens = config.get("special_tokens", [])
-    if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
-        raise InputError(f"{path}: special_tokens is {special_tokens!r}; it must be a list of strings")
-    if not isinstance(config.get("pattern", ""), str):
-        raise InputError(f"{path}: pattern is {config['pattern']!r}; it must be a string")
-    return config
-
-
 def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[str, int]:
     """{id: bytes} -> {token in the alphabet: id}."""
     special = {token.encode(): token for token in special_tokens}
@@ -109,27 +97,8 @@ def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[s
     if len(table) != len(vocab):
         ordinary = {bytes_to_text(token) for token in vocab.values() if token not in special}
         clash = next((token for token in special_tokens if token in ordinary), None)
-        raise InputError(f"special token {clash!r} reads like an ordinary token in {VOCAB_FILE}; give it another text")
+        raise InputError(f"special token {clash!r} reads like an ordinary token in vocab.json; give it another text")
     return table
-
-
-def write_folder(
-    folder: str | os.PathLike, vocab: Vocabulary, merges: Merges, special_tokens: Sequence[str], pattern: str
-) -> None:
-    """All the files or none, so that no folder holds half a tokenizer, or halves of two."""
-    table = vocabulary_table(vocab, special_tokens)
-    lines = ["#version: 0.2", *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in merges)]
-    config = {"pattern": pattern, "special_tokens": list(special_tokens)}
-    texts = {
-        VOCAB_FILE: json.dumps(table, ensure_ascii=False, indent=0) + "\n",
-        MERGES_FILE: "\n".join(lines) + "\n",
-        CONFIG_FILE: json.dumps(config, ensure_ascii=False, indent=2) + "\n",
-    }
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_texts({Path(folder) / name: text for name, text in texts.items()})
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); make room or choose another place") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -166,6 +135,8 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         value = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON ({error.msg} in line {error.lineno}); it is damaged") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise InputError(f"{path}: cannot be read ({error}); it is not a tokenizer's file") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds {type(value).__name__}, not a JSON object; it is not a tokenizer's file")
     return value

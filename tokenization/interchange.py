@@ -3,30 +3,21 @@
     tokenizer.json   Hugging Face `tokenizers` and transformers: vocabulary, merges, pattern and special tokens
     NAME.tiktoken    tiktoken: "base64(token) rank" a line; merges, pattern and special tokens are not in it
 
-What a file asks for beyond byte-level BPE is refused by name: it would load, and give other ids.
+What a file asks for beyond byte-level BPE is refused by name (tokenizer_json.py): it would give other ids.
 """
 
 import base64
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenization.bpe import Merges
 from tokenization.errors import InputError
-from tokenization.formats import (
-    bytes_to_text,
-    check_single_bytes,
-    parse_vocabulary,
-    read_json,
-    read_text,
-    text_to_bytes,
-    vocabulary_table,
-    write_text,
-)
-from tokenization.pretokenization import CL100K_PATTERN, GPT2_PATTERN
+from tokenization.formats import bytes_to_text, check_single_bytes, read_text, vocabulary_table, write_text
+from tokenization.oniguruma import to_oniguruma
 from tokenization.tokenizer import Tokenizer, merge_by_rank
+from tokenization.tokenizer_json import read_tokenizer_json
 
 # The special tokens of OpenAI's own vocabularies, which their .tiktoken files leave out.
 KNOWN_SPECIAL_TOKENS = {
@@ -40,12 +31,6 @@ KNOWN_SPECIAL_TOKENS = {
     },
     "o200k": {"<|endoftext|>": 199999, "<|endofprompt|>": 200018},
 }
-
-# Hugging Face's regular expressions are Oniguruma's, where $ is the end of any line and \z that of the text, and
-# {1,3}+ repeats what {1,3} repeats.
-_TO_ONIGURUMA = {CL100K_PATTERN: CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")}
-_FROM_ONIGURUMA = {theirs: ours for ours, theirs in _TO_ONIGURUMA.items()}
-
 
 # --- tiktoken ---------------------------------------------------------------------------------------------------------
 
@@ -104,7 +89,7 @@ def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
     """tokenizer.json: text is split by the pattern, then written in the byte alphabet, then merged."""
     vocab = vocabulary_table(tokenizer.vocab, tokenizer.special_tokens)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    pattern = _TO_ONIGURUMA.get(tokenizer.pattern, tokenizer.pattern)
+    pattern = to_oniguruma(tokenizer.pattern, path)
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     content = {
@@ -133,50 +118,4 @@ def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
 
 
 def import_huggingface(path: str | os.PathLike) -> Tokenizer:
-    content = read_json(path)
-    try:
-        model, added = content["model"], content.get("added_tokens") or []
-        refuse_what_is_not_ours(path, content)
-        special_tokens = {token["content"]: token["id"] for token in added}
-        vocab = parse_vocabulary(path, model["vocab"] | special_tokens, list(special_tokens))
-        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-        merges = [(text_to_bytes(left), text_to_bytes(right)) for left, right in pairs]
-        pattern = split_pattern(path, content["pre_tokenizer"])
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: is not the tokenizer.json of a byte-level BPE ({error!r})") from None
-    return Tokenizer(vocab, merges, list(special_tokens), pattern)
-
-
-def refuse_what_is_not_ours(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    model = content["model"]
-    stripping = ("lstrip", "rstrip", "single_word")
-    objections = {
-        f"its model is {model.get('type')}, not BPE": model.get("type") != "BPE",
-        "it normalizes the text": content.get("normalizer") is not None,
-        "it merges with dropout": bool(model.get("dropout")),
-        "it takes whole words past the merges (ignore_merges)": bool(model.get("ignore_merges")),
-        "it falls back to bytes (byte_fallback)": bool(model.get("byte_fallback")),
-        "its added tokens take white space with them": any(
-            token.get(flag) for token in content.get("added_tokens") or [] for flag in stripping
-        ),
-    }
-    for objection, holds in objections.items():
-        if holds:
-            raise InputError(f"{path}: cannot be imported, because {objection}")
-
-
-def split_pattern(path: str | os.PathLike, pre_tokenizer: dict[str, Any]) -> str:
-    """The regular expression of a ByteLevel pre-tokenizer, or of a Split before it."""
-    steps: Sequence[dict[str, Any]] = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    last = steps[-1]
-    if last["type"] == "ByteLevel" and not last.get("add_prefix_space"):
-        if len(steps) == 1 and last.get("use_regex", True):
-            return GPT2_PATTERN
-        if len(steps) == 2 and not last.get("use_regex", True):
-            split = steps[0]
-            if split["type"] == "Split" and split["behavior"] == "Isolated" and not split.get("invert"):
-                pattern = split["pattern"]["Regex"]
-                return _FROM_ONIGURUMA.get(pattern, pattern)
-    raise InputError(f"{path}: cannot be imported: its pre-tokenizer is not a split by a pattern, then ByteLevel")
+    return Tokenizer(*read_tokenizer_json(path))

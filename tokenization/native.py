@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numba
 import numpy as np
 import regex
 from tqdm import tqdm
@@ -34,6 +35,22 @@ WORK_TOKENS = 1 << 10  # tokens that the encoder's working memory holds at first
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+_TRAINING = (
+    *(kernels.first_invalid, kernels.last_cut, kernels.count_window, kernels.rehash, kernels.add_table),
+    *(kernels.summarize, kernels.fill_cells, kernels.add_token, kernels.list_byte_pairs, kernels.learn_merges),
+)
+_ENCODING = (kernels.first_invalid, kernels.last_cut, kernels.fill_merges, kernels.encode_window, kernels.rehash)
+_KERNELS = {"training": _TRAINING, "encoding": _ENCODING}
+
+
+def compile_kernels(work: str) -> None:
+    """Compiles the kernels for this work, or loads them from Numba's cache, before anything is timed."""
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise RuntimeError("NUMBA_DISABLE_JIT is set")
+    for kernel in _KERNELS[work]:
+        kernel.compile((numba.int64,) * kernel.py_func.__code__.co_argcount)
 
 
 def address(array: np.ndarray) -> int:

@@ -5,10 +5,14 @@
 and where a text may be cut so that the parts, tokenized one by one, give the same as the whole: `cut_into_pieces`.
 """
 
+import functools
 import importlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from types import ModuleType
+from typing import NamedTuple
 
 import regex
 
@@ -41,19 +45,42 @@ _SAFE_CUTS = {
 }
 
 PIECE_CHARACTERS = 1 << 20
+MAX_PATTERN = 10_000  # characters; more take minutes to compile
+PATTERN_SECONDS = 5.0  # of the processor; reasonable patterns split PIECE_CHARACTERS in 0.5
+_MATCHES_AT_ONCE = 1000
 KERNELS_FROM_BYTES = 4_000_000  # of text: with less, loading or compiling the kernels would take longer than they save
 
 
-def kernels_for(pattern: str, num_bytes: int) -> tuple[ModuleType | None, str]:
-    """The module with the compiled kernels where they help and can be had, else None; and why, in a few words."""
+class Choice(NamedTuple):
+    """Which code does the work, and why."""
+
+    native: ModuleType | None  # the module with the kernels; None is plain Python
+    reason: str
+    seconds: float = 0.0  # for loading the kernels, or compiling them
+
+
+def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
+    """The compiled kernels where they help and can be had. work: "training" or "encoding"."""
     if pattern != GPT2_PATTERN:
-        return None, "plain Python (the kernels know GPT-2's pattern only)"
+        return Choice(None, "plain Python (the kernels know GPT-2's pattern only)")
     if num_bytes < KERNELS_FROM_BYTES:
-        return None, f"plain Python (less than {KERNELS_FROM_BYTES / 1e6:g} MB)"
+        return Choice(None, f"plain Python (less than {KERNELS_FROM_BYTES / 1e6:g} MB)")
+    start = time.perf_counter()
+    native, reason = load_kernels(work)
+    return Choice(native, reason, time.perf_counter() - start if native else 0.0)
+
+
+@functools.cache
+def load_kernels(work: str) -> tuple[ModuleType | None, str]:
+    """The module with the kernels, those for this work compiled; None where anything stands in the way."""
     try:
-        return importlib.import_module("tokenization.native"), "compiled kernels"
-    except ImportError:
-        return None, "plain Python (numba is not installed)"
+        native = importlib.import_module("tokenization.native")
+        native.compile_kernels(work)
+    except ModuleNotFoundError as error:
+        return None, f"plain Python ({error.name} is not installed)"
+    except Exception as error:  # whatever Numba, LLVM or their settings raise: the work can be done without them
+        return None, f"plain Python (the kernels cannot be compiled: {' '.join(str(error).split()) or repr(error)})"
+    return native, "compiled kernels"
 
 
 def special_token_pattern(special_tokens: Sequence[str]) -> str:
@@ -69,8 +96,52 @@ def split_on_special_tokens(text: str, special_tokens: Sequence[str]) -> list[st
 
 
 def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> Iterator[str]:
-    """ "the cat's hat" -> "the", " cat", "'s", " hat"."""
-    return (match.group() for match in regex.finditer(pattern, text))
+    """ "the cat's hat" -> "the", " cat", "'s", " hat": the matches, and whatever lies between two of them.
+
+    So the pre-tokens together are the text, whatever the pattern; Hugging Face calls that an isolated split.
+    """
+    if pattern in _SAFE_CUTS:  # the named ones leave nothing out, and take no more than linear time
+        return (match.group() for match in regex.finditer(pattern, text))
+    return _isolate(text, pattern)
+
+
+def _isolate(text: str, pattern: str) -> Iterator[str]:
+    last = 0
+    for start, end in _matches(text, pattern):
+        if start > last:
+            yield text[last:start]
+            last = start
+        if end > last:
+            yield text[last:end]
+            last = end
+    if last < len(text):
+        yield text[last:]
+
+
+def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
+    """Where a pattern of anybody's matches. After an empty match the search goes on one character further, as
+    Oniguruma's does. Raises InputError where it takes more time than any reasonable pattern would."""
+    compiled, position = regex.compile(pattern), 0
+    seconds = PATTERN_SECONDS * (1 + len(text) / PIECE_CHARACTERS)
+    while position <= len(text):
+        spans: list[tuple[int, int]] = []
+        start = time.process_time()
+        try:
+            for match in islice(compiled.finditer(text, pos=position, timeout=seconds), _MATCHES_AT_ONCE):
+                span = match.span()
+                if spans and span[0] == spans[-1][0]:  # after an empty match, `regex` tries the place once more
+                    break
+                spans.append(span)
+        except TimeoutError:
+            raise InputError(
+                f"the split pattern {pattern[:200]!r} goes back and forth in the text for more than {seconds:.0f} s;"
+                " choose one without nested repetitions"
+            ) from None
+        seconds = max(0.001, seconds - (time.process_time() - start))
+        if not spans:
+            return
+        yield from spans
+        position = spans[-1][1] + (spans[-1][0] == spans[-1][1])
 
 
 def count_pretokens(text: str, special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN) -> Counter[bytes]:
@@ -82,10 +153,16 @@ def count_pretokens(text: str, special_tokens: Sequence[str] = (), pattern: str 
 
 
 def check_pattern(pattern: str) -> None:
+    if len(pattern) > MAX_PATTERN:
+        raise InputError(f"a split pattern of {len(pattern):,} characters: no more than {MAX_PATTERN:,} are taken")
+    if any("\ud800" <= character <= "\udfff" for character in pattern):
+        raise InputError(f"the split pattern {pattern!r} is not UTF-8; no text could hold it")
     try:
-        regex.compile(pattern)
-    except regex.error as error:
+        compiled = regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError, ValueError) as error:
         raise InputError(f"the split pattern {pattern!r} is not a regular expression: {error}") from None
+    if compiled.flags & regex.REVERSE:
+        raise InputError(f"the split pattern {pattern!r} searches from the end of a text, (?r); leave that out")
 
 
 def check_special_tokens(special_tokens: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ from tokenization import formats
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.corpus import Corpus, available_cores, map_in_order
 from tokenization.errors import InputError
+from tokenization.folder import read_folder, write_folder
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
     KERNELS_FROM_BYTES,
+    Choice,
     check_pattern,
     check_special_tokens,
     cut_into_pieces,
@@ -33,9 +35,18 @@ from tokenization.pretokenization import (
     split_on_special_tokens,
 )
 from tokenization.token_file import TokenFile, TokenFileWriter, token_dtype
+from tokenization.tokenizer_json import TokenizerParts
 
 MAX_CACHED_PRETOKENS = 1 << 18
 Ranks = dict[tuple[int, int], tuple[int, int]]  # (left id, right id) -> (rank, merged id)
+
+
+@dataclass
+class EncodingReport:
+    """Which code turned files into ids."""
+
+    path: str = ""  # and why
+    compile_seconds: float = 0.0
 
 
 class Tokenizer:
@@ -90,22 +101,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Tokenizer":
-        """A folder that `save` wrote, or one with GPT-2's two files, where <|endoftext|> is taken as special."""
-        if not Path(folder).is_dir():
-            raise InputError(
-                f"{folder}: no such tokenizer folder; make it with `tokenization train TEXT --vocab-size N"
-                f" --output {folder}`"
-            )
-        config = formats.read_config(folder)
-        special_tokens = config.get("special_tokens")
-        vocab = formats.read_vocabulary(Path(folder) / formats.VOCAB_FILE, special_tokens or ())
-        if special_tokens is None:
-            special_tokens = [END_OF_TEXT] if END_OF_TEXT.encode() in vocab.values() else []
-        merges = formats.read_merges(Path(folder) / formats.MERGES_FILE)
-        return cls(vocab, merges, special_tokens, config.get("pattern", GPT2_PATTERN))
+        """A folder that `save` wrote, one with Hugging Face's tokenizer.json, or one with GPT-2's two files."""
+        return cls(*read_folder(folder))
 
     def save(self, folder: str | os.PathLike) -> None:
-        formats.write_folder(folder, self.vocab, self.merges, self.special_tokens, self.pattern)
+        write_folder(folder, TokenizerParts(self.vocab, self.merges, self.special_tokens, self.pattern))
 
     @property
     def digest(self) -> str:
@@ -142,15 +142,17 @@ class Tokenizer:
 
     def _encode_large(self, text: str) -> list[int] | None:
         """`encode` through the kernels; None where they cannot be had, or to have a missing byte named."""
-        native = self._native(len(text))
+        native = self._choose(len(text)).native
         if native is None:
             return None
         token_ids = self._kernel_encoder(native).encode(native.Window.of_bytes(to_utf8(text)))
         return None if token_ids is None else token_ids.tolist()
 
-    def _native(self, num_bytes: int) -> ModuleType | None:
-        native, _ = kernels_for(self.pattern, num_bytes)
-        return native if native and native.can_encode(self.vocab_size, len(self.merges)) else None
+    def _choose(self, num_bytes: int) -> Choice:
+        choice = kernels_for(self.pattern, num_bytes, "encoding")
+        if choice.native and not choice.native.can_encode(self.vocab_size, len(self.merges)):
+            return Choice(None, "plain Python (too many tokens for the kernels)", choice.seconds)
+        return choice
 
     def _kernel_encoder(self, native: ModuleType) -> Any:
         if self._encoder is None:
@@ -201,16 +203,20 @@ class Tokenizer:
         num_processes: int | None = None,
         errors: str = "strict",
         progress: bool = False,
+        report: EncodingReport | None = None,
     ) -> TokenFile:
         """Text files to one token file, in parallel; the same bytes for any number of processes.
 
         Each file is a document or several of them: where one does not end with <|endoftext|> and another follows,
-        that token is put between them, if the vocabulary has it.
+        that token is put between them, if the vocabulary has it. report: filled in.
         """
         corpus = Corpus(inputs, errors, "encoding" if progress else "")
+        choice = self._choose(corpus.file_bytes)
+        if report is not None:
+            report.path, report.compile_seconds = choice.reason, choice.seconds
         current_file, in_document, separator_id = 0, False, self.end_of_text_id
         with closing(corpus), TokenFileWriter(output, self.vocab_size, self.digest, separator_id) as writer:
-            for piece in self._encode_corpus(corpus, num_processes or available_cores(), writer.dtype):
+            for piece in self._encode_corpus(corpus, num_processes or available_cores(), choice.native):
                 if piece.file != current_file and in_document:
                     if separator_id is None:
                         writer.num_documents += 1  # and nothing marks its end
@@ -219,21 +225,22 @@ class Tokenizer:
                     in_document = False
                 current_file = piece.file
                 writer.write(piece.token_ids)
+                writer.num_bytes += piece.num_bytes
                 in_document = piece.in_document or (in_document and not piece.ends_document)
             if not writer.num_tokens:
                 raise InputError(f"{', '.join(map(str, inputs))}: no text to encode; the input is empty")
             writer.num_documents += in_document  # one that no separator closes
-            writer.num_bytes = corpus.num_bytes
         return TokenFile.open(output)
 
-    def _encode_corpus(self, corpus: Corpus, num_processes: int, dtype: np.dtype) -> Iterator["EncodedPiece"]:
+    def _encode_corpus(self, corpus: Corpus, num_processes: int, native: ModuleType | None) -> Iterator["EncodedPiece"]:
         separator = END_OF_TEXT if self.end_of_text_id is not None else None
-        if native := self._native(corpus.file_bytes):
+        dtype = token_dtype(self.vocab_size)
+        if native:
             for window, token_ids in self._kernel_encoder(native).encode_corpus(corpus, num_processes):
                 text = window.text_behind(separator)
                 if token_ids is None:  # a byte has no token: the reference says which
                     token_ids = np.array(self.encode(window.text), dtype)
-                yield EncodedPiece(window.number, token_ids, *text)
+                yield EncodedPiece(window.number, token_ids, window.length, *text)
             return
         pieces = (
             (number, piece)
@@ -243,7 +250,7 @@ class Tokenizer:
         encoded = map_in_order(_encode_piece, pieces, num_processes, _start_encoding, (self, dtype))
         for (number, piece), token_ids in encoded:
             _, found, rest = piece.rpartition(separator) if separator else ("", "", piece)
-            yield EncodedPiece(number, token_ids, bool(found), bool(rest.strip()))
+            yield EncodedPiece(number, token_ids, len(piece.encode()), bool(found), bool(rest.strip()))
 
 
 class EncodedPiece(NamedTuple):
@@ -251,6 +258,7 @@ class EncodedPiece(NamedTuple):
 
     file: int  # its number
     token_ids: np.ndarray
+    num_bytes: int  # of its text
     ends_document: bool  # whether a separator is in it
     in_document: bool  # whether there is text behind the last one
 

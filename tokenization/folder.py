@@ -1,0 +1,159 @@
+"""A tokenizer as a folder: what `Tokenizer.save` writes, and the foreign layouts that `Tokenizer.load` reads too.
+
+    vocab.json, merges.txt   in GPT-2's format, see formats.py
+    tokenizer_config.json    {"pattern": ..., "special_tokens": [...], "files_sha256": {...}, "config_sha256": ...}
+
+The configuration holds the SHA-256 of the other two files and of itself, so that no flipped bit, no cut file and no
+mixture of two tokenizers loads. It is renamed first: a folder whose writing was interrupted has digests that its files
+do not fit. Folders without digests are older ones, or somebody else's:
+
+    tokenizer.json           Hugging Face's; it counts, whatever lies beside it
+    vocab.json, merges.txt   GPT-2's own two files: its pattern, and <|endoftext|>
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenization.bpe import Merges, Vocabulary
+from tokenization.errors import InputError
+from tokenization.formats import (
+    MERGES_VERSION,
+    bytes_to_text,
+    read_json,
+    read_merges,
+    read_text,
+    read_vocabulary,
+    vocabulary_table,
+    write_texts,
+)
+from tokenization.pretokenization import END_OF_TEXT, GPT2_PATTERN, check_special_tokens
+from tokenization.tokenizer_json import TokenizerParts, read_tokenizer_json
+
+VOCAB_FILE, MERGES_FILE, CONFIG_FILE = "vocab.json", "merges.txt", "tokenizer_config.json"
+TOKENIZER_JSON, ADDED_TOKENS_FILE = "tokenizer.json", "added_tokens.json"
+SETTINGS, DIGESTS = {"pattern", "special_tokens"}, {"files_sha256", "config_sha256"}
+# merges.txt says that it is not complete without the configuration: alone, it would be taken for GPT-2's.
+NEEDS_CONFIG = f"{MERGES_VERSION} with {CONFIG_FILE}"
+
+
+def write_folder(folder: str | os.PathLike, parts: TokenizerParts) -> None:
+    """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two."""
+    table = vocabulary_table(parts.vocab, parts.special_tokens)
+    lines = [NEEDS_CONFIG, *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in parts.merges)]
+    texts = {
+        VOCAB_FILE: json.dumps(table, ensure_ascii=False, indent=0) + "\n",
+        MERGES_FILE: "\n".join(lines) + "\n",
+    }
+    files = {name: sha256(text) for name, text in texts.items()}
+    config = {"pattern": parts.pattern, "special_tokens": list(parts.special_tokens), "files_sha256": files}
+    texts = {CONFIG_FILE: config_text(config), **texts}
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_texts({Path(folder) / name: text for name, text in texts.items()})
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); make room or choose another place") from None
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """The configuration as JSON, with a digest of its own at the end."""
+    digest = sha256(json.dumps(config))
+    return json.dumps(config | {"config_sha256": digest}, ensure_ascii=False, indent=2) + "\n"
+
+
+def read_folder(folder: str | os.PathLike) -> TokenizerParts:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such tokenizer folder; make it with `tokenization train TEXT --vocab-size N"
+            f" --output {folder}`"
+        )
+    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
+    ours = bool(config.keys() & (SETTINGS | DIGESTS))
+    if not ours and (folder / TOKENIZER_JSON).exists():
+        return read_tokenizer_json(folder / TOKENIZER_JSON)
+    if ours:
+        check_config(folder, config)
+    else:
+        check_gpt2_layout(folder, config)
+    special_tokens = config.get("special_tokens")
+    vocab = read_vocabulary(folder / VOCAB_FILE, special_tokens or ())
+    merges = read_merges(folder / MERGES_FILE)
+    if special_tokens is None:
+        special_tokens = [END_OF_TEXT] if END_OF_TEXT.encode() in vocab.values() else []
+    if not has_digests(config):
+        check_merges(folder, vocab, merges, special_tokens)
+    return TokenizerParts(vocab, merges, special_tokens, config.get("pattern", GPT2_PATTERN))
+
+
+def has_digests(config: Mapping[str, Any]) -> bool:
+    return config.keys() >= DIGESTS
+
+
+def is_verified(folder: str | os.PathLike) -> bool:
+    """Whether the digests in a folder that loads say that it is as it was written; older and foreign ones have none."""
+    path = Path(folder) / CONFIG_FILE
+    return path.exists() and has_digests(read_json(path))
+
+
+def check_config(folder: Path, config: dict[str, Any]) -> None:
+    """Checks the types of the settings, and the digests where there are any."""
+    path = folder / CONFIG_FILE
+    special_tokens = config.get("special_tokens", [])
+    if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
+        raise InputError(f"{path}: special_tokens is {special_tokens!r}; it must be a list of strings")
+    check_special_tokens(special_tokens)
+    if not isinstance(config.get("pattern", ""), str):
+        raise InputError(f"{path}: pattern is {config['pattern']!r}; it must be a string")
+    if config.keys() <= SETTINGS:  # an older one
+        return
+    digest = config.pop("config_sha256", None)
+    if config.keys() != SETTINGS | DIGESTS - {"config_sha256"} or read_text(path) != config_text(config):
+        raise InputError(f"{path}: has changed since it was written; put it back, or make the tokenizer again")
+    config["config_sha256"] = digest
+    for name in (VOCAB_FILE, MERGES_FILE):
+        if sha256(read_text(folder / name)) != config["files_sha256"][name]:
+            raise InputError(
+                f"{folder / name}: is not the one that {CONFIG_FILE} was written with (its SHA-256 differs);"
+                " put it back, or make the tokenizer again"
+            )
+
+
+def check_gpt2_layout(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses two files in GPT-2's format that are not to be read as GPT-2's."""
+    if read_text(folder / MERGES_FILE).startswith(NEEDS_CONFIG):
+        raise InputError(f"{folder / CONFIG_FILE}: is missing; it holds the pattern and the special tokens")
+    added = [token.get("content") for token in (config.get("added_tokens_decoder") or {}).values()]
+    reasons = {
+        f"{CONFIG_FILE} says {config.get('tokenizer_class')}": config.get("tokenizer_class", "GPT2Tokenizer")
+        not in ("GPT2Tokenizer", "GPT2TokenizerFast"),
+        f"{CONFIG_FILE} puts a space before every text": config.get("add_prefix_space"),
+        f"{CONFIG_FILE} puts a token before every text": config.get("add_bos_token"),
+        f"{CONFIG_FILE} adds tokens": set(added) - {END_OF_TEXT},
+        f"{ADDED_TOKENS_FILE} adds tokens": (folder / ADDED_TOKENS_FILE).exists(),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise InputError(
+                f"{folder}: is not read as GPT-2's, for {reason}; let transformers write its tokenizer.json"
+                " (AutoTokenizer.from_pretrained, save_pretrained), and import that"
+            )
+
+
+def check_merges(folder: Path, vocab: Vocabulary, merges: Merges, special_tokens: Sequence[str]) -> None:
+    """Finds a merges.txt that ends too early, where no digest would."""
+    made = {left + right for left, right in merges} | {token.encode() for token in special_tokens}
+    unmade = [token for token in vocab.values() if len(token) > 1 and token not in made]
+    if unmade:
+        count = f"{len(unmade)} tokens of {VOCAB_FILE} are" if len(unmade) > 1 else f"1 token of {VOCAB_FILE} is"
+        raise InputError(
+            f"{folder / MERGES_FILE}: {count} made by no merge (first {bytes_to_text(unmade[0])!r}): {MERGES_FILE} is"
+            f" cut, or a special token is not named in {CONFIG_FILE}"
+        )

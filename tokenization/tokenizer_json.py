@@ -1,0 +1,125 @@
+"""Hugging Face's tokenizer.json, read strictly: what would give other ids than byte-level BPE is refused by name.
+
+    added_tokens     the special tokens                    model            BPE: vocab and merges
+    pre_tokenizer    ByteLevel, or a Split before it       post_processor   one that adds no token
+    decoder          ByteLevel
+
+Every other key, whoever added it to the format and when, must ask for nothing: null, false, 0 or empty.
+"""
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from tokenization.bpe import Merges, Vocabulary
+from tokenization.errors import InputError
+from tokenization.formats import parse_vocabulary, read_json, text_to_bytes
+from tokenization.oniguruma import from_oniguruma
+from tokenization.pretokenization import GPT2_PATTERN
+
+# What the best known of the keys that are refused would do.
+MEANINGS = {
+    "truncation": "it cuts long texts",
+    "padding": "it fills texts up",
+    "normalizer": "it normalizes the text",
+    "dropout": "it leaves merges out by chance: dropout",
+    "continuing_subword_prefix": "its tokens say whether they continue a word",
+    "end_of_word_suffix": "its tokens say whether they end a word",
+    "ignore_merges": "it takes whole words past the merges",
+    "byte_fallback": "it has a second set of bytes",
+    "add_prefix_space": "it puts a space before every text",
+    "invert": "it splits by what does not match",
+    "lstrip": "its added tokens take white space with them",
+    "rstrip": "its added tokens take white space with them",
+    "single_word": "its added tokens are whole words only",
+}
+
+
+class TokenizerParts(NamedTuple):
+    """What makes a tokenizer: the arguments of `Tokenizer`."""
+
+    vocab: Vocabulary
+    merges: Merges
+    special_tokens: list[str]
+    pattern: str
+
+
+def read_tokenizer_json(path: str | os.PathLike) -> TokenizerParts:
+    content = read_json(path)
+    try:
+        return read_parts(path, content)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{path}: is not the tokenizer.json of a byte-level BPE ({error!r})") from None
+
+
+def read_parts(path: str | os.PathLike, content: dict[str, Any]) -> TokenizerParts:
+    model, added = content["model"], content.get("added_tokens") or []
+    known = ("version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model")
+    refuse_other_keys(path, "", content, known)
+    if model.get("type", "BPE") != "BPE":  # GPT-2's own file has no type
+        raise InputError(f"{path}: cannot be imported: its model is {model['type']!r}, not BPE")
+    # With a token for every byte none is unknown, so that unk_token and fuse_unk say nothing.
+    refuse_other_keys(path, "model.", model, ("type", "vocab", "merges", "unk_token", "fuse_unk"))
+    for number, token in enumerate(added):
+        refuse_other_keys(path, f"added_tokens.{number}.", token, ("id", "content", "special", "normalized"))
+    check_steps(path, content)
+    special_tokens = {token["content"]: token["id"] for token in added}
+    for text, token_id in special_tokens.items():
+        if model["vocab"].get(text, token_id) != token_id:
+            raise InputError(f"{path}: {text!r} has the ids {token_id} and {model['vocab'][text]}; it is damaged")
+    vocab = parse_vocabulary(path, model["vocab"] | special_tokens, list(special_tokens))
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    merges = [(text_to_bytes(left), text_to_bytes(right)) for left, right in pairs]
+    return TokenizerParts(vocab, merges, list(special_tokens), split_pattern(path, content["pre_tokenizer"]))
+
+
+def refuse_other_keys(path: str | os.PathLike, where: str, content: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuses a key that is not known and asks for something."""
+    for key, value in content.items():
+        if key not in known and value:
+            meaning = f" ({MEANINGS[key]})" if key in MEANINGS else ", which is not known here"
+            shown = json.dumps(value, ensure_ascii=False)
+            raise InputError(f"{path}: cannot be imported: {where}{key} is {shown[:60]}{meaning}")
+
+
+def steps(component: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
+    """The steps of a Sequence; anything else is a single step."""
+    if component is None:
+        return []
+    return component[parts] if component["type"] == "Sequence" else [component]
+
+
+BYTE_LEVEL_KEYS = ("type", "trim_offsets", "use_regex")
+
+
+def check_steps(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Post-processors that add no token, and decoders that give the bytes back."""
+    for step in steps(content.get("post_processor"), "processors"):
+        if step["type"] == "TemplateProcessing" and [list(piece) for piece in step["single"]] == [["Sequence"]]:
+            continue
+        if step["type"] != "ByteLevel":
+            raise InputError(
+                f"{path}: cannot be imported: post_processor is {step['type']}, which adds tokens to every text"
+            )
+        refuse_other_keys(path, "post_processor.", step, (*BYTE_LEVEL_KEYS, "add_prefix_space"))
+    for step in steps(content.get("decoder"), "decoders"):
+        if step["type"] != "ByteLevel":
+            raise InputError(f"{path}: cannot be imported: decoder is {step['type']}, which is not known here")
+        refuse_other_keys(path, "decoder.", step, (*BYTE_LEVEL_KEYS, "add_prefix_space"))
+
+
+def split_pattern(path: str | os.PathLike, pre_tokenizer: dict[str, Any]) -> str:
+    """The regular expression of a ByteLevel pre-tokenizer, or of a Split before it."""
+    *splits, last = steps(pre_tokenizer, "pretokenizers")
+    if last["type"] == "ByteLevel" and len(splits) == (not last.get("use_regex", True)):
+        refuse_other_keys(path, "pre_tokenizer.", last, BYTE_LEVEL_KEYS)
+        if not splits:
+            return GPT2_PATTERN
+        (split,) = splits
+        if split["type"] == "Split" and split["behavior"] == "Isolated" and list(split["pattern"]) == ["Regex"]:
+            refuse_other_keys(path, "pre_tokenizer.", split, ("type", "pattern", "behavior"))
+            return from_oniguruma(split["pattern"]["Regex"], path)
+    raise InputError(f"{path}: cannot be imported: its pre-tokenizer is not a split by a pattern, then ByteLevel")
