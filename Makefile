@@ -1,5 +1,5 @@
 # make demo    raw text -> tokenizer -> token files -> model -> a story, from nothing, in minutes
-# make test    ruff, mypy and the tests
+# make test    ruff, mypy and the tests; then a run twice, bit for bit
 #
 # Both install what they need into .venv first; what is done already is not done again.
 # A Python of your choice: make demo PYTHON=python3.12. More for pip: make demo PIP_FLAGS='--index-url ...'
@@ -12,11 +12,12 @@ WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data test test-slow test-elsewhere torture lint format clean-demo
+.PHONY: help install demo data test test-repeat test-slow test-elsewhere drills torture gpu lint format clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
-	@echo "also: install, data (the demo's token files), lint, format, test-slow, test-elsewhere, torture, clean-demo"
+	@echo "also: install, data (the demo's token files), lint, format, test-repeat, test-slow, test-elsewhere, drills,"
+	@echo "      torture, gpu, clean-demo"
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -82,6 +83,11 @@ format: .venv/.installed-test
 
 test: lint
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/pytest -m repeat tests/reliability/test_repeat.py
+
+# A run twice, and once killed and resumed: the same bits. A minute, with nothing beside it; test-slow has the rest.
+test-repeat: .venv/.installed-test
+	$(BIN)/pytest -m repeat tests/reliability/test_repeat.py
 
 test-slow: .venv/.installed-test
 	$(BIN)/pytest -m slow
@@ -91,6 +97,16 @@ test-elsewhere: .venv/.installed-test
 	$(PIP) -e '.[test,elsewhere]'
 	$(BIN)/pytest -m slow tests/test_elsewhere.py
 
+# Wrong values, files, settings and requests by the thousand: the long forms of tests/drills.
+drills: .venv/.installed-test
+	$(BIN)/pytest -m slow tests/drills
+
 # The long run of tests/reliability: more than half an hour.
 torture: .venv/.installed-test
 	$(BIN)/pytest -m torture tests/reliability
+
+# --- a GPU -----------------------------------------------------------------------------------------------------------
+
+# What only a GPU can show, within ten minutes. On a machine without a network: python3 benchmarks/gpu.py --help
+gpu: .venv/.installed-test
+	$(BIN)/python benchmarks/gpu.py --output gpu-results
