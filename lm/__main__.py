@@ -3,7 +3,6 @@
 Verify is written out here; the others are in the files that do their work.
 """
 
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from importlib import import_module
 
 from lm.machine import keep_large_blocks, use_granted_cores, wait_briefly
 from tokenization import InputError
-from tokenization.errors import ArgumentParser
+from tokenization.errors import ArgumentParser, describe_os_error, drop_stdout
 
 HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
 
@@ -118,16 +117,17 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`")
         with training() if argv[0] in TRAINING else nullcontext():
             COMMANDS[argv[0]](argv)
+        sys.stdout.flush()
     except InputError as error:
         print(f"lm {argv[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()
         return 141
     except OSError as error:
-        print(f"lm {argv[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lm {argv[0]}: {describe_os_error(error)}", file=sys.stderr)
         return 2
     except SystemExit as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):  # which Lightning answers with a 1

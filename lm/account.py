@@ -7,7 +7,6 @@ answer is laid out. Nothing is trained, but for --probe, which is in probe.py.
 import argparse
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -16,9 +15,11 @@ from lm import accounting, activations
 from lm.accounting import PARTS, PRESETS
 from lm.activations import Arrangement, arrange, make_model, run_tokens
 from lm.cli import SettingsCLI
+from lm.figures import is_plot
 from lm.machine import GPU_PEAKS, native_precision, peak_flops
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
+from tokenization.outputs import check_file, output_path
 
 DESCRIPTION = f"""What a run costs, before it runs: parameters, memory and FLOPs by part, as the handout counts and as
 our fast path does. Besides the options below it takes every setting that `lm fit` takes.
@@ -58,7 +59,7 @@ def account_parser() -> ArgumentParser:
     parser.add_argument("--mfu", type=float, help="share of the device's FLOP/s, with --device (default: 0.5)")
     parser.add_argument("--probe", action="store_true", help="run some steps, and predict the run's memory and time")
     parser.add_argument("--json", action="store_true", help="everything as JSON")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the shares of the FLOPs")
+    parser.add_argument("--plot", type=output_path, metavar="FILE.png", help="draw the shares of the FLOPs")
     return parser
 
 
@@ -80,6 +81,8 @@ def run_account(argv: list[str]) -> None:
             raise InputError(
                 f"{option} {value:g}: is for the time on a device; name it with --device, or leave this out"
             )
+    if args.plot:
+        check_file(args.plot, filter(None, [args.config]), "a plot of `lm`", is_plot)
     memory, peak = parse_bytes(args.memory), device_peak(args.device) if args.device else None
     arguments = ["fit", *(["-c", args.config] if args.config else preset_arguments(name, args.edition)), *rest]
     config = SettingsCLI(arguments).config.fit

@@ -9,14 +9,12 @@ its target and flushed to the disk before, and the folder after, so that the nam
 verified before use, and loaded with weights only, from an archive that holds what ours hold: no code in it can run.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +22,7 @@ import torch
 
 from lm.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
+from tokenization.files import writing
 
 LAST, BEST, TOKENIZER, CONFIG = "last.ckpt", "best.ckpt", "tokenizer", "config.yaml"
 
@@ -73,7 +72,7 @@ def file_sha256(path: Path) -> str:
 
 def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The step; the digests of data, tokenizer and configuration; the SHA-256 of the files that belong to it."""
-    config, tokenizer = folder / CONFIG, sorted((folder / TOKENIZER).glob("*"))
+    config, tokenizer = folder / CONFIG, sorted(path for path in (folder / TOKENIZER).glob("[!.]*") if path.is_file())
     return {
         "format": 1,
         "step": checkpoint["global_step"],
@@ -83,37 +82,9 @@ def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def flush_folder(folder: Path) -> None:
-    """Until then a new name may be lost with the power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that stands under its name when the block ends well; until then, and otherwise, what stood there stays."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a write does not say of what
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike) -> None:
     """Whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     manifest = json.dumps(make_manifest(checkpoint, path.parent))
     with writing(path) as file:
         digesting = DigestingFile(file)
@@ -164,13 +135,13 @@ def _read_end(file: BinaryIO, path: str | os.PathLike) -> tuple[dict[str, Any], 
     manifest, _, line = file.read().removesuffix(b"\n").rpartition(b"\n")
     try:
         parsed = json.loads(manifest[manifest.rindex(b"\n") :])
-        digest = line.decode("ascii")
-        if not (isinstance(parsed["step"], int) and isinstance(parsed.get("files", {}), dict)):
+        digest, files = line.decode("ascii"), parsed.get("files", {})
+        if len(digest) != DIGEST_LINE - 1 or not isinstance(parsed["step"], int):
             raise ValueError
-        if len(digest) != DIGEST_LINE - 1:
-            raise ValueError
+        if not isinstance(files, dict) or not all(isinstance(sha256, str) for sha256 in files.values()):
+            raise TypeError
         return parsed, digest
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f"{path}: is not a checkpoint of `lm fit`, or not a whole one: the manifest at its end is missing"
         ) from None

@@ -13,7 +13,7 @@ from lm.activations import expected_peak, make_model
 from lm.checkpoint import LAST, MODEL_SETTINGS
 from lm.machine import available_memory, held_memory
 from lm.transformer import FEED_FORWARDS
-from tokenization import InputError
+from tokenization import InputError, outputs
 
 
 def check_trainer(trainer: Namespace) -> None:
@@ -65,6 +65,7 @@ def check_length(trainer: Namespace, model: Namespace) -> None:
 def check_folder(config: Namespace) -> None:
     """A folder is one run's: only its own checkpoints go on in it."""
     last = Path(config.trainer.default_root_dir) / LAST
+    outputs.check_folder(last.parent)
     goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
     if last.exists() and not goes_on and not config.trainer.fast_dev_run:
         raise InputError(

@@ -16,6 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.nonfinite import Diverged
+from tokenization.files import writing
 
 WINDOW = 5  # losses; one bad batch does not count
 RISE = 1.5
@@ -68,7 +69,8 @@ class StopWhenRisen(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Diverged) and trainer.is_global_zero:
             mark = {"steps": trainer.global_step, "reason": str(exception)}
-            (Path(trainer.default_root_dir) / MARK).write_text(json.dumps(mark) + "\n")
+            with writing(Path(trainer.default_root_dir) / MARK) as file:
+                file.write(json.dumps(mark).encode() + b"\n")
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.watch.first, "recent": list(self.watch.recent)}

@@ -11,23 +11,26 @@ loads, runs, and is wrong. What no Llama has is refused.
 
 import argparse
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.layers import SwiGLU
+from lm.run_folder import refuse_names_of_runs
 from lm.transformer import TransformerBlock, TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
+from tokenization.files import making
 from tokenization.formats import bytes_to_text, vocabulary_table
 from tokenization.interchange import export_huggingface
+from tokenization.outputs import check_new, output_path
 from tokenization.pretokenization import GPT2_PATTERN
 
 LAYER_NAMES = {  # ours: transformers', llama.cpp's
@@ -246,7 +249,7 @@ def run_export(argv: list[str]) -> None:
     parser = ArgumentParser(prog="lm export", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run's folder, of which best.ckpt is taken, or a checkpoint")
     parser.add_argument("--format", choices=list(FORMATS), default="hf", help="(default: hf)")
-    parser.add_argument("--output", required=True, type=Path, help="a new folder for hf, else a new file")
+    parser.add_argument("--output", required=True, type=output_path, help="a new folder for hf, else a new file")
     parser.add_argument(
         "--dtype", default="fp32", help="fp32, bf16 or fp16; for gguf fp32, fp16 or q8_0 (default: fp32)"
     )
@@ -254,13 +257,13 @@ def run_export(argv: list[str]) -> None:
     write, dtypes = FORMATS[args.format]
     if args.dtype not in dtypes:
         raise InputError(f"--dtype {args.dtype}: --format {args.format} can be {', '.join(dtypes)}")
-    if args.output.exists():
-        raise InputError(f"{args.output}: exists already; name a new one, or delete it")
+    check_new(args.output)
     checkpoint = find_checkpoint(args.run)
+    refuse_names_of_runs([args.output], [checkpoint.parent])
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.output.parent, prefix=f".{args.output.name}.") as folder:
-        written = Path(folder) / args.output.name
-        write(model, tokenizer, written, args.dtype)
-        written.rename(args.output)  # whole or not at all
+    try:
+        with making(args.output) as path:
+            write(model, tokenizer, path, args.dtype)
+    except SafetensorError as error:  # what safetensors makes of a write that failed
+        raise InputError(f"{args.output}: cannot be written ({error}); make room or choose another place") from None
     print(f"{checkpoint} -> {args.output}: {model.num_parameters():,} parameters, {args.dtype}")

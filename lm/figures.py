@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm.checkpoint import writing
 from lm.events import Curve
+from tokenization.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 HOW_TO_GET_PLOTS = "no plot: matplotlib is not installed; `pip install matplotlib`, or `pip install -e '.[plots]'` here"
+SOFTWARE = "lm, with Matplotlib"  # in each PNG, so that it is known for ours
 COLOURS = ("#1f6fb4", "#d1570c", "#2a8a4a", "#8b4fb0", "#b3273a", "#6b5a4e", "#c14a96", "#4d4d4d", "#8a8a10", "#0f8f9c")
 STYLE = {
     "font.size": 9,
@@ -53,7 +54,13 @@ def new_figure(width: float, height: float) -> "Iterator[Figure]":
 
 def save(figure: "Figure", path: Path) -> None:
     with writing(path) as file:
-        figure.savefig(file, dpi=130, format="png")
+        figure.savefig(file, dpi=130, format="png", metadata={"Software": SOFTWARE})
+
+
+def is_plot(path: Path) -> bool:
+    """Whether the file is a PNG that `save` wrote."""
+    with open(path, "rb") as file:
+        return f"Software\0{SOFTWARE}".encode() in file.read(1000)
 
 
 def svg_address(figure: "Figure") -> str:

@@ -17,15 +17,18 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from lm.checkpoint import writing
 from lm.cli import RunCLI
 from lm.divergence import LossWatch, batch_loss
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_range_test, smooth
-from lm.sweep import Settings, read_arguments
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_range_test, is_plot, smooth
+from lm.sweep import Settings, read_arguments, read_files
+from lm.sweep_results import begins_with, check_results
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
+from tokenization.files import writing
 
 SHARE = 1 / 3
+TABLE, PLOT = "find-lr.csv", "find-lr.png"
+COLUMNS = ("learning_rate", "loss", "smoothed")
 HALF_WINDOW = 3  # steps on each side that a smoothed loss is the mean of
 
 HELP = """Learning-rate range test: one short training whose learning rate grows exponentially, step by step.
@@ -100,9 +103,10 @@ def run_find_lr(argv: list[str]) -> None:
         raise InputError(f"--lowest {args.lowest} must be above 0, and below --highest {args.highest}")
     if args.steps < 20:
         raise InputError(f"--steps {args.steps}: at least 20 are needed")
-    settings = Settings(["fit", *arguments]).config.fit.trainer
-    home = Path(settings.default_root_dir)
+    config = Settings(["fit", *arguments]).config.fit
+    settings, home = config.trainer, Path(config.trainer.default_root_dir)
     output = args.output or home.with_name(f"find-lr-{home.name}")
+    check_results(output, read_files(args.config, config), {TABLE: begins_with(COLUMNS), PLOT: is_plot})
     test = RangeTest(args.lowest, args.highest, args.steps)
     trial = {
         "trainer.default_root_dir": output,
@@ -117,11 +121,10 @@ def run_find_lr(argv: list[str]) -> None:
 def report(test: RangeTest, output: Path) -> None:
     smoothed = smooth(test.losses, HALF_WINDOW)
     lowest, suggestion = suggest(test.rates, test.losses)
-    output.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
     rows = zip(test.rates, test.losses, smoothed, strict=True)
-    csv.writer(text).writerows([("learning_rate", "loss", "smoothed"), *rows])
-    with writing(output / "find-lr.csv") as file:
+    csv.writer(text).writerows([COLUMNS, *rows])
+    with writing(output / TABLE) as file:
         file.write(text.getvalue().encode())
     if test.diverged:
         print(f"diverged at step {len(test.rates)}, learning rate {test.rates[-1]:.2g}")
@@ -130,5 +133,5 @@ def report(test: RangeTest, output: Path) -> None:
     print(f"the smoothed loss is lowest, {min(filter(math.isfinite, smoothed)):.3f}, at {lowest:.2g}")
     print(f"suggestion: --model.learning_rate {suggestion:g} (a third of that)")
     if can_draw():
-        draw_range_test(output / "find-lr.png", test.rates, test.losses, smoothed, suggestion)
-    print(f"written: {output}: find-lr.csv, find-lr.png" if can_draw() else HOW_TO_GET_PLOTS)
+        draw_range_test(output / PLOT, test.rates, test.losses, smoothed, suggestion)
+    print(f"written: {output}: {TABLE}, {PLOT}" if can_draw() else HOW_TO_GET_PLOTS)

@@ -8,8 +8,6 @@ another model.
 """
 
 import argparse
-import os
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,9 @@ from lm.machine import available_memory
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
+from tokenization.files import making
 from tokenization.interchange import import_huggingface
+from tokenization.outputs import check_new, output_path
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
@@ -148,19 +148,15 @@ module, so read a stranger's YAML before you use it.
 def run_import(argv: list[str]) -> None:
     parser = ArgumentParser(prog="lm import", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of transformers: what save_pretrained or `lm export` wrote")
-    parser.add_argument("--output", required=True, type=Path, help="the run's folder, a new one")
+    parser.add_argument("--output", required=True, type=output_path, help="the run's folder, a new one")
     args = parser.parse_args(argv)
     source, run = args.folder, args.output
-    if run.exists():
-        raise InputError(f"{run}: exists already; name a new one, or delete it")
+    check_new(run)
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; downloads have names like models/NAME, and are not fetched here")
     settings, tokenizer, weights = read_llama(source)
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=run.parent, prefix=f".{run.name}.") as folder:
-        written = Path(folder) / run.name
+    with making(run) as written:
         write_run(written, run, settings, tokenizer, weights)
-        os.rename(written, run)  # whole or not at all
     print(f"{source} -> {run}: {settings['num_layers']} layers of {settings['d_model']}, {tokenizer.vocab_size} tokens")
     print(how_texts_end(read_json(source / SETTINGS).get("eos_token_id"), tokenizer))
     print(f"to train it further, encode text with {run / TOKENIZER}, then: lm fit -c {run / CONFIG}")

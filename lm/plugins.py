@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.tensorboard.summary import hparams
 
 from lm.checkpoint import CONFIG, load_checkpoint, save_checkpoint
+from tokenization.files import writing
 
 
 class SaveConfig(SaveConfigCallback):
@@ -23,9 +24,8 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / CONFIG
-            path.parent.mkdir(parents=True, exist_ok=True)  # a logger would have made it
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            with writing(Path(trainer.default_root_dir) / CONFIG) as file:
+                file.write(self.parser.dump(self.config, skip_none=False).encode())
             settings = {
                 f"{group}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
                 for group in ("model", "data")

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
 from lm.nonfinite import Diverged
 from tokenization import InputError, Tokenizer
+from tokenization.files import writing_together
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -71,6 +72,7 @@ class Checkpoints(Checkpoint):
         self.boundary = self.saved = Boundary(0)
         self.unsafe = ""  # why one cannot go back to the boundary just now
         self.signals: Signals | None = None
+        self.tokenizer = KeptTokenizer()
 
     # --- steps and validations ---------------------------------------------------------------------------------------
 
@@ -79,7 +81,7 @@ class Checkpoints(Checkpoint):
         if not (run_folder(trainer) / BEST).exists():
             self.best_loss = float("inf")  # a run that goes on in another folder has its own best there
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            keep_tokenizer(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
+            self.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
         if self.boundary.validation_due:
             self._validate(trainer)
         trainer.fit_loop.epoch_loop.max_steps = pl_module.hparams["max_steps"]
@@ -132,6 +134,12 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_last(trainer)
+        self.tokenizer.put_back()
+        if self.tokenizer.was_lost:
+            raise InputError(
+                f"{run_folder(trainer) / TOKENIZER}: was deleted or changed while the run went on; the run is whole"
+                " again, but look for what did it"
+            )
 
     # --- signals and failures ----------------------------------------------------------------------------------------
 
@@ -207,6 +215,7 @@ class Checkpoints(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()  # what belongs to the checkpoint is in the event file before it
+        self.tokenizer.put_back()
         # Not trainer.save_checkpoint, which waits for the other processes: one of them may be why this one saves.
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         trainer.strategy.save_checkpoint(checkpoint, run_folder(trainer) / name)
@@ -226,11 +235,29 @@ class Checkpoints(Checkpoint):
         self.best_loss = state_dict["best_loss"]
 
 
-def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """A copy of the tokenizer; one that is there and the same stays untouched, as the checkpoints know its files."""
-    try:
-        if Tokenizer.load(folder).digest == tokenizer.digest:
+class KeptTokenizer:
+    """The copy of the tokenizer in a run's folder: the checkpoints know its files by their digests."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, bytes] = {}
+        self.was_lost = False
+
+    def keep(self, tokenizer: Tokenizer, folder: Path) -> None:
+        """One that is there and the same stays untouched."""
+        try:
+            same = Tokenizer.load(folder).digest == tokenizer.digest
+        except InputError:
+            same = False
+        if not same:
+            tokenizer.save(folder)
+        self.files = {path: path.read_bytes() for path in folder.glob("[!.]*") if path.is_file()}
+
+    def put_back(self) -> None:
+        """Writes the files anew, byte for byte, if one has been deleted or changed since then."""
+        if all(path.is_file() and path.read_bytes() == content for path, content in self.files.items()):
             return
-    except InputError:
-        pass
-    tokenizer.save(folder)
+        self.was_lost = True
+        with writing_together(*self.files) as files:
+            for file, content in zip(files, self.files.values(), strict=True):
+                file.write(content)
+        print(f"{next(iter(self.files)).parent}: was deleted or changed while the run went on; written anew")

@@ -21,12 +21,15 @@ from typing import Any
 import yaml
 
 from lm.accounting import duration
-from lm.checkpoint import CONFIG, writing
+from lm.checkpoint import CONFIG
 from lm.divergence import MARK
 from lm.events import EVENT_FILES, Curve, read_curves
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, draw_losses, run_colour
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, draw_losses, is_plot, run_colour
+from lm.run_folder import refuse_names_of_runs
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
+from tokenization.files import writing
+from tokenization.outputs import check_file, output_path
 
 HELP = """One page about a run, or several compared: losses, curves, settings, samples. It opens in any browser.
 
@@ -36,6 +39,7 @@ HELP = """One page about a run, or several compared: losses, curves, settings, s
 """
 SAMPLE = "sample/text_summary"
 HIDDEN = {"trainer.default_root_dir", "ckpt_path", "config"}  # of which every run has its own
+GENERATOR = '<meta name="generator" content="lm report">'
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 2em auto;
   padding: 0 1.5em }
@@ -202,8 +206,13 @@ def page(runs: list[Run]) -> str:
     for run in runs:
         parts += [f"<details><summary>{escape(str(run.folder))}</summary>"]
         parts += [f'<pre class="code">{escape(run.config or "no config.yaml")}</pre></details>']
-    head = f'<meta charset="utf-8"><title>{escape(names)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8">{GENERATOR}<title>{escape(names)}</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+def is_report(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return GENERATOR.encode() in file.read(1000)
 
 
 def key(place: int) -> str:
@@ -221,16 +230,24 @@ def sample(run: Run) -> Iterator[str]:
 def run_report(argv: list[str]) -> None:
     parser = ArgumentParser(prog="lm report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="also the losses of all runs as one picture")
+    parser.add_argument(
+        "--output", type=output_path, default=Path("report.html"), help="the page (default: report.html)"
+    )
+    parser.add_argument("--plot", type=output_path, metavar="PNG", help="also the losses of all runs as one picture")
     args = parser.parse_args(argv)
     if args.output.is_dir() or not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: is a folder or lies in none that exists; name a file to write")
+    check_file(args.output, args.runs, "a page of `lm report`", is_report)
+    if args.plot:
+        check_file(args.plot, args.runs, "a plot of `lm`", is_plot)
+        if args.plot.absolute() == args.output.absolute():
+            raise InputError(f"--plot {args.plot}: is --output, too; name two files")
+    refuse_names_of_runs([args.output, *filter(None, [args.plot])], args.runs)
     runs = find_runs(args.runs)
-    with writing(args.output) as file:
-        file.write(page(runs).encode(errors="replace"))
     if not can_draw():
         print(HOW_TO_GET_PLOTS)
     elif args.plot:
         draw_losses([run.name for run in runs], [run.curves for run in runs], args.plot)
+    with writing(args.output) as file:
+        file.write(page(runs).encode(errors="replace"))
     print(f"{args.output}: {', '.join(run.name for run in runs)}")

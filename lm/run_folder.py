@@ -9,19 +9,22 @@ from, says what would be different then, and clears away what a killed run left 
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import CONFIG, LAST, TOKENIZER, file_sha256, read_manifest, verify, writing
+from lm.checkpoint import CONFIG, LAST, TOKENIZER, file_sha256, read_manifest, verify
 from tokenization import InputError
+from tokenization.files import writing
 
 LOCK = ".lock"
+OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, LOCK, "diverged.json")
 
 
 # --- one writer ------------------------------------------------------------------------------------------------------
@@ -57,7 +60,12 @@ def run_lock(folder: str | os.PathLike) -> Iterator[None]:
 def _take(path: Path) -> tuple[int, dict[str, Any]]:
     """A descriptor that holds the lock, and what a former owner left in the file."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise InputError(f"{path}: is a link, which no run makes; delete it") from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers forked later do not share it
         except (BlockingIOError, PermissionError):
@@ -80,6 +88,14 @@ def _owner(descriptor: int) -> dict[str, Any]:
         return owner if isinstance(owner, dict) else {"host": "?", "pid": "?"}
     except ValueError:  # empty: taken just now, and not yet signed
         return {}
+
+
+def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path]) -> None:
+    """A page or an export may lie in a run's folder, but not under a name that the run would take for its own."""
+    folders = [run.resolve() for run in runs]
+    for path in outputs:
+        if path.resolve().parent in folders and any(path.match(pattern) for pattern in OWN_FILES):
+            raise InputError(f"{path}: would be taken for the run's own {path.name}; choose another name")
 
 
 def sweep(folder: str | os.PathLike) -> list[Path]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from lm.accounting import PARTS, forward_flops
 from lm.activations import make_model
+from lm.figures import SOFTWARE
 from tokenization import InputError
+from tokenization.files import writing
 
 WIDTHS = [64 << i for i in range(9)]
 CONTEXTS = [128 << i for i in range(11)]
@@ -49,8 +51,9 @@ def plot(settings: Mapping[str, Any], path: Path) -> None:
         axis.set_xticks(values, [str(value) for value in values], fontsize=7)
     axes[0].set_ylabel("share of the forward FLOPs")
     axes[1].legend(loc="lower right", fontsize=8)
+    form = path.suffix.removeprefix(".") or "png"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:  # ValueError: a format that it does not know
+        with writing(path) as file:
+            figure.savefig(file, dpi=110, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
+    except ValueError as error:  # a format that it does not know
         raise InputError(f"--plot {path}: {' '.join(str(error).split())}") from None

@@ -26,10 +26,12 @@ from jsonargparse import Namespace
 from lm.checks import check_length
 from lm.cli import SettingsCLI
 from lm.divergence import MARK
+from lm.figures import is_plot
 from lm.run_folder import run_lock
-from lm.sweep_results import Results
+from lm.sweep_results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
+from tokenization.outputs import check_folder, output_path
 
 HELP = """Train shortly with each of several values of one setting, and compare.
 
@@ -54,12 +56,20 @@ class Settings(SettingsCLI):
 def read_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """A command's own arguments, and those that are for `lm fit`."""
     parser.add_argument("-c", "--config", action="append", required=True, help="the configuration to begin with")
-    parser.add_argument("--output", type=Path, help="folder of the results (default: beside the configuration's run)")
+    parser.add_argument(
+        "--output", type=output_path, help="folder of the results (default: beside the configuration's run)"
+    )
     args, rest = parser.parse_known_args(argv)
     for name in ("--trainer.default_root_dir", "--ckpt_path", "--print_config"):
         if any(argument.partition("=")[0] == name for argument in rest):
             raise InputError(f"{name}: has no effect here; --output names the folder of the results")
     return args, [*(f"--config={path}" for path in args.config), *rest]
+
+
+def read_files(paths: list[str], config: Namespace) -> list[Path]:
+    """The files and folders that a run reads."""
+    data = config.data
+    return [Path(path) for path in (*paths, data.train_path, data.val_path, data.tokenizer)]
 
 
 # --- the runs --------------------------------------------------------------------------------------------------------
@@ -176,6 +186,9 @@ def run_sweep(argv: list[str]) -> None:
     parser.add_argument("--values", nargs="+", required=True, help="its values")
     args, arguments = read_arguments(parser, argv)
     sweep = Sweep(args.param.removeprefix("--"), args.values, arguments, args.output)
+    inputs = [path for _, config in sweep.runs.values() for path in read_files(args.config, config)]
+    check_results(sweep.output, inputs, {TABLE: begins_with(COLUMNS), PLOT: is_plot})
+    check_folder(sweep.output, inputs, ["sweep.json", *(f"{name}.log" for name in sweep.runs)])
     with run_lock(sweep.output):
         results = Results.read(sweep.output, sweep.parameter, sweep.settings)
         if sweep.parameter == RATE:

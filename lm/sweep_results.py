@@ -9,16 +9,17 @@ import io
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import writing
 from lm.divergence import MARK
 from lm.events import Curve, read_curves
 from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_sweep
 from tokenization import InputError
+from tokenization.files import writing
+from tokenization.outputs import check_file, check_folder
 
 COLUMNS = (
     "value",
@@ -31,7 +32,25 @@ COLUMNS = (
     "tokens_per_second",
     "folder",
 )
+TABLE, PLOT = "sweep.csv", "sweep.png"
 Row = dict[str, Any]
+
+
+def check_results(folder: Path, inputs: list[Path], kinds: Mapping[str, Callable[[Path], bool]]) -> None:
+    """Nothing but earlier results would be replaced in the folder. kinds: by which each of its files is known."""
+    check_folder(folder)
+    for name, is_kind in kinds.items():
+        check_file(folder / name, inputs, f"a {name} of `lm`", is_kind)
+
+
+def begins_with(columns: Sequence[str]) -> Callable[[Path], bool]:
+    """Whether a file is a table with these columns."""
+
+    def is_table(path: Path) -> bool:
+        with open(path, "rb") as file:
+            return file.readline(1000).decode(errors="replace").split() == [",".join(columns)]
+
+    return is_table
 
 
 def summarise(value: Any, folder: Path) -> Row:
@@ -114,7 +133,7 @@ class Results:
         sheet = csv.DictWriter(text, COLUMNS)
         sheet.writeheader()
         sheet.writerows(self.sorted())
-        with writing(self.folder / "sweep.csv") as file:
+        with writing(self.folder / TABLE) as file:
             file.write(text.getvalue().encode())
 
     def sorted(self) -> list[Row]:
@@ -169,5 +188,5 @@ class Results:
             return HOW_TO_GET_PLOTS
         curves = [read_curves(self.folder / row["folder"]).get("train/loss", Curve()) for row in rows]
         edge = edge_of_stability(rows) if self.are_numbers() else (None, None)
-        draw_sweep(self.folder / "sweep.png", self.parameter, rows, curves, edge)
-        return f"plot: {self.folder / 'sweep.png'}"
+        draw_sweep(self.folder / PLOT, self.parameter, rows, curves, edge)
+        return f"plot: {self.folder / PLOT}"

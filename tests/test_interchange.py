@@ -289,7 +289,7 @@ def test_commands(small, tmp_path, monkeypatch, capsys) -> None:
         "import none.json --output d": "none.json: cannot be read",
         "import text.txt --output d": "text.txt: not JSON",
         "train text.txt --vocab-size 300 --pattern ( --output d": "not a regular expression",
-        "export tok --output tok": "tok: cannot be written",
+        "export tok --output tok": "tok: is a folder or a device, not a file to be replaced",
     }.items():
         assert main(command.split()) == 2, command
         error = capsys.readouterr().err

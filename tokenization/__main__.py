@@ -7,22 +7,26 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenization.bpe import TIES, TrainingReport, train_bpe
 from tokenization.corpus import Corpus
-from tokenization.errors import ArgumentParser, InputError
-from tokenization.folder import VOCAB_FILE, is_verified
+from tokenization.errors import ArgumentParser, InputError, describe_os_error, drop_stdout
+from tokenization.folder import CONFIG_FILE, FILES, VOCAB_FILE, is_own_config, is_verified
 from tokenization.interchange import (
     KNOWN_SPECIAL_TOKENS,
     export_huggingface,
     export_tiktoken,
     import_huggingface,
     import_tiktoken,
+    is_huggingface,
+    is_tiktoken,
 )
+from tokenization.outputs import check_file, check_folder, output_path
 from tokenization.pretokenization import END_OF_TEXT, KERNELS_FROM_BYTES, PATTERNS
-from tokenization.token_file import TokenFile, description_path
+from tokenization.texts import Texts, reads
+from tokenization.token_file import TokenFile, description_path, is_token_file
 from tokenization.tokenizer import EncodingReport, Tokenizer
 
 PILE_BYTES = 825e9  # the handout's yardstick for throughput
@@ -101,13 +105,16 @@ def build_parser() -> ArgumentParser:
         help="of equally frequent pairs, take the one whose bytes are greater, or the older one, as Hugging Face's"
         " trainer does (default: lexicographic)",
     )
-    train.add_argument("--output", required=True, help="the folder to write")
+    train.add_argument("--output", required=True, type=output_path, help="the folder to write")
     train.add_argument("--overwrite", action="store_true", help="replace a tokenizer that the folder already holds")
 
     encode = add("encode", run_encode, ENCODE_HELP)
     encode.add_argument("text", nargs="+", help="files, folders (their .txt, .txt.gz and .txt.zst) or globs")
     encode.add_argument("--tokenizer", required=True, help="a tokenizer's folder")
-    encode.add_argument("--output", required=True, help="the token file to write, for example data/train.bin")
+    encode.add_argument(
+        "--output", required=True, type=output_path, help="the token file to write, for example data/train.bin"
+    )
+    encode.add_argument("--overwrite", action="store_true", help="replace a token file of this name")
     for command in (train, encode):
         command.add_argument(
             "--processes",
@@ -135,12 +142,13 @@ def build_parser() -> ArgumentParser:
     imported = add("import", run_import, IMPORT_HELP)
     imported.add_argument("source", help="a tokenizer.json, a *.tiktoken file, or a tokenizer's folder")
     imported.add_argument("--pattern", help="of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
-    imported.add_argument("--output", required=True, help="the folder to write")
+    imported.add_argument("--output", required=True, type=output_path, help="the folder to write")
     imported.add_argument("--overwrite", action="store_true", help="replace a tokenizer that the folder already holds")
 
     exported = add("export", run_export, EXPORT_HELP)
     exported.add_argument("tokenizer", help="a tokenizer's folder")
-    exported.add_argument("--output", required=True, help="the file to write")
+    exported.add_argument("--output", required=True, type=output_path, help="the file to write")
+    exported.add_argument("--overwrite", action="store_true", help="replace a file of the same kind")
 
     compare = add("compare", run_compare, COMPARE_HELP)
     compare.add_argument("tokenizers", nargs="+", metavar="DIR", help="tokenizers' folders")
@@ -149,13 +157,21 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def check_new_folder(folder: Path, overwrite: bool) -> None:
+def check_new_tokenizer(folder: Path, inputs: Iterable[str | os.PathLike], overwrite: bool) -> None:
     """Said before the work is done, not after it."""
-    if (folder / VOCAB_FILE).exists() and not overwrite:
-        raise InputError(f"{folder}: already holds a tokenizer; name another folder, or replace it with --overwrite")
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise InputError(f"{folder}: cannot be written, for {existing} is not a writable folder; choose another")
+    check_folder(folder, inputs, FILES)
+    held = [name for name in FILES if (folder / name).exists()]
+    if held and not overwrite:
+        what = "a tokenizer" if VOCAB_FILE in held else f"a file {held[0]}"
+        raise InputError(f"{folder}: already holds {what}; name another folder, or replace it with --overwrite")
+    if not is_own_config(folder / CONFIG_FILE):
+        raise InputError(f"{folder}: holds the {CONFIG_FILE} of another program; name another folder")
+
+
+def announce(texts: Texts) -> None:
+    """How many files there are, and what is passed over; not where each of them was named."""
+    if texts.passed_over or len(texts.files) != texts.num_inputs:
+        print(texts.describe(), flush=True)
 
 
 def read_pattern(argument: str) -> str:
@@ -171,14 +187,15 @@ def read_pattern(argument: str) -> str:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    folder = Path(args.output)
-    check_new_folder(folder, args.overwrite)
     pattern = read_pattern(args.pattern)
     check_processes(args.processes)
+    texts = Texts(args.text)
+    check_new_tokenizer(args.output, texts.files, args.overwrite)
+    announce(texts)
     special_tokens = args.special_tokens or [END_OF_TEXT]
     report = TrainingReport()
     vocab, merges = train_bpe(
-        args.text,
+        texts.files,
         args.vocab_size,
         special_tokens,
         pattern=pattern,
@@ -188,17 +205,27 @@ def run_train(args: argparse.Namespace) -> None:
         progress=True,
         report=report,
     )
-    Tokenizer(vocab, merges, special_tokens, pattern).save(folder)
+    Tokenizer(vocab, merges, special_tokens, pattern).save(args.output)
     if len(vocab) < args.vocab_size:
         print(f"the text has no more pairs to merge: {len(vocab):,} tokens, not {args.vocab_size:,}")
-    print(*report.lines(), f"written         {folder}", sep="\n")
+    print(*report.lines(), f"written         {args.output}", sep="\n")
+
+
+def check_token_file(path: Path, texts: Texts, args: argparse.Namespace) -> None:
+    for file in (path, description_path(path)):
+        check_file(file, [*texts.files, args.tokenizer], "a token file", lambda _: is_token_file(path), args.overwrite)
+        if (name := reads(args.text, file)) is not None:
+            raise InputError(f"{file}: would be read as text of {name} from then on; choose another place or name")
 
 
 def run_encode(args: argparse.Namespace) -> None:
     check_processes(args.processes)
     tokenizer = Tokenizer.load(args.tokenizer)
+    texts = Texts(args.text)
+    check_token_file(args.output, texts, args)
+    announce(texts)
     start, report = time.perf_counter(), EncodingReport()
-    file = tokenizer.encode_files(args.text, args.output, args.processes, args.errors, progress=True, report=report)
+    file = tokenizer.encode_files(texts.files, args.output, args.processes, args.errors, progress=True, report=report)
     seconds, about = time.perf_counter() - start - report.compile_seconds, file.description
     print(
         f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"
@@ -269,7 +296,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
 
 def run_import(args: argparse.Namespace) -> None:
-    check_new_folder(Path(args.output), args.overwrite)
+    check_new_tokenizer(args.output, [args.source], args.overwrite)
     if args.source.endswith(".tiktoken"):
         if args.pattern is None:
             raise InputError(f"{args.source}: a .tiktoken file does not hold its pattern; give --pattern, e.g. cl100k")
@@ -286,11 +313,11 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
+    tiktoken = args.output.name.endswith(".tiktoken")
+    kind, is_kind = ("a tiktoken file", is_tiktoken) if tiktoken else ("a tokenizer.json", is_huggingface)
+    check_file(args.output, [args.tokenizer], kind, is_kind, args.overwrite)
     tokenizer = Tokenizer.load(args.tokenizer)
-    try:
-        (export_tiktoken if args.output.endswith(".tiktoken") else export_huggingface)(tokenizer, args.output)
-    except OSError as error:
-        raise InputError(f"{args.output}: cannot be written ({error.strerror}); choose another place") from None
+    (export_tiktoken if tiktoken else export_huggingface)(tokenizer, args.output)
     print(f"{len(tokenizer.vocab):,} tokens -> {args.output}")
 
 
@@ -321,11 +348,6 @@ def check_processes(num_processes: int | None) -> None:
         raise InputError(f"--processes {num_processes}: at least one is needed")
 
 
-def drop_stdout() -> None:
-    """What waits to be written cannot be; Python would try it once more on leaving, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command = " ".join(["tokenization", *argv[:1]])
@@ -342,12 +364,10 @@ def main(argv: list[str] | None = None) -> int:
         drop_stdout()
         return 141
     except OSError as error:
-        if error.errno is None:  # raised by a library, such as one that finds no memory to be loaded into
-            print(f"{command}: {error}", file=sys.stderr)
-            return 2
-        if error.filename is None:
-            drop_stdout()
-        print(f"{command}: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        print(f"{command}: {describe_os_error(error)}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(f"{command}: the memory does not suffice; raise its limit, or use fewer --processes", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{command}: interrupted; no unfinished file is left", file=sys.stderr)

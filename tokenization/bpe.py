@@ -118,7 +118,7 @@ def train_bpe(
         counts = count_corpus(corpus, special_tokens, pattern, processes, report)
         vocab, merges = learn_merges(counts, vocab_size, special_tokens, ties, progress, report)
     if not report.pretokens:
-        raise InputError(f"{', '.join(map(str, inputs))}: no text to learn from; the input is empty")
+        raise InputError(f"{corpus.name}: no text to learn from; the input is empty")
     report.vocab_size = len(vocab)
     learnt = set(vocab.values()) - {token.encode() for token in special_tokens}
     report.longest_token = max(learnt, key=lambda token: (len(token), token))

@@ -1,12 +1,11 @@
-"""Where text comes from: files, folders, globs, .gz and .zst, read as a stream of strings that fit in memory.
+"""Where text comes from: files, .gz and .zst among them, read as a stream of strings that fit in memory.
 
-    inputs -> find_files -> Corpus.blocks -> pieces (cut in pretokenization.py) -> map_in_order over processes
+    inputs -> Texts -> Corpus.blocks -> pieces (cut in pretokenization.py) -> map_in_order over processes
 
 A block ends wherever reading stopped; only a piece may be tokenized by itself.
 """
 
 import codecs
-import glob
 import gzip
 import os
 import signal
@@ -29,40 +28,14 @@ else:
     from backports import zstd
 
 from tokenization.errors import InputError
+from tokenization.texts import MARK, Texts, check_is_text
 
 BLOCK_BYTES = 1 << 20
-TEXT_SUFFIXES = (
-    ".txt",
-    ".txt.gz",
-    ".txt.zst",
-)  # what is taken from a folder; a file that is named is read whatever it is called
 PACKED: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".zst": zstd.ZstdFile}
-NO_TEXT = "merges.txt"  # but for this: a tokenizer is often kept beside its text
+HEAD_BYTES = 4096  # which show what a file is
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def find_files(inputs: Sequence[str | os.PathLike]) -> list[Path]:
-    """Files as they are, globs expanded, folders searched for TEXT_SUFFIXES, in a fixed order, each file once."""
-    files: dict[Path, None] = {}
-    for name in map(str, inputs):
-        path = Path(name)
-        if path.is_dir():
-            texts = (file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES) and file.name != NO_TEXT)
-            found = sorted(file for file in texts if file.is_file())
-            if not found:
-                raise InputError(f"{name}: no {', '.join(TEXT_SUFFIXES)} file in this folder; name the files")
-        elif path.exists():
-            found = [path]
-        else:
-            found = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
-            if not found:
-                raise InputError(f"{name}: no such file, folder or pattern")
-        files.update(dict.fromkeys(found))
-    if not files:
-        raise InputError("no text was named; give a file, a folder or a glob")
-    return list(files)
 
 
 class Corpus:
@@ -72,7 +45,8 @@ class Corpus:
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike], errors: str = "strict", progress: str = ""):
-        self.files = find_files(inputs)
+        self.files = Texts(inputs).files
+        self.name = f"{self.files[0]}" + (f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else "")
         self.errors = errors
         self.read_seconds = 0.0
         self.num_bytes = 0  # of text, after unpacking
@@ -82,22 +56,34 @@ class Corpus:
         )
 
     @contextmanager
-    def opened(self, file: Path) -> Iterator[Callable[[memoryview], int]]:
-        """A function that fills a buffer with the file's next bytes, unpacked, and says how many; 0 at its end."""
+    def opened(self, file: Path) -> Iterator[tuple[Callable[[memoryview], int], int]]:
+        """A function that fills a buffer with the file's next bytes, unpacked, and says how many, 0 at its end; and
+        the bytes before them: a byte order mark, which is no part of the text."""
         try:
             with open(file, "rb") as raw:
-                stream: Any = PACKED.get(file.suffix, lambda raw: raw)(raw)
                 seekable = raw.seekable()  # a pipe is not: it counts what comes out of it
+                stream: Any = PACKED.get(file.suffix.lower(), lambda raw: raw)(raw)
+                head = stream.read(HEAD_BYTES)
+                check_is_text(file, head)
+                skipped = len(MARK) if head.startswith(MARK) else 0
+                waiting, seen = memoryview(head)[skipped:], 0
 
                 def fill(buffer: memoryview) -> int:
-                    start, position = time.perf_counter(), raw.tell() if seekable else 0
-                    count = stream.readinto(buffer)
+                    nonlocal waiting, seen
+                    start = time.perf_counter()
+                    if waiting:
+                        count = min(len(waiting), len(buffer))
+                        buffer[:count], waiting = waiting[:count], waiting[count:]
+                    else:
+                        count = stream.readinto(buffer)
                     self.num_bytes += count
                     self.read_seconds += time.perf_counter() - start
-                    self.bar.update(raw.tell() - position if seekable else count)
+                    position = raw.tell() if seekable else seen + count
+                    self.bar.update(position - seen)
+                    seen = position
                     return count
 
-                yield fill
+                yield fill, skipped
         except (gzip.BadGzipFile, EOFError, zlib.error, zstd.ZstdError) as error:
             raise InputError(f"{file}: damaged {file.suffix} file ({error}); copy or download it again") from None
         except OSError as error:
@@ -107,8 +93,8 @@ class Corpus:
         """The text of one file, some BLOCK_BYTES at a time, every character whole."""
         decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
         buffer = memoryview(bytearray(BLOCK_BYTES))
-        offset, count = 0, 1
-        with self.opened(file) as fill:
+        with self.opened(file) as (fill, offset):
+            count = 1
             while count:
                 count = fill(buffer)
                 text = decode_block(decoder, bytes(buffer[:count]), offset, file)

@@ -1,6 +1,8 @@
 """What a user can put right: the message names the value, the file and the remedy in one line; commands exit with 2."""
 
 import argparse
+import os
+import sys
 from typing import NoReturn
 
 
@@ -13,3 +15,21 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; `{self.prog} --help` lists what there is")
+
+
+def describe_os_error(error: OSError) -> str:
+    """One line. A failed write of no named file was that of the standard output if this cannot be flushed."""
+    name = error.filename
+    if name is None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            drop_stdout()
+            name = "standard output"
+    reason = error.strerror or " ".join(str(error).split())
+    return f"{name}: {reason}" if name is not None else reason
+
+
+def drop_stdout() -> None:
+    """What waits to be written cannot be; Python would try it once more on leaving, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -33,7 +33,7 @@ from tokenization.formats import (
 from tokenization.pretokenization import END_OF_TEXT, GPT2_PATTERN, check_special_tokens
 from tokenization.tokenizer_json import TokenizerParts, read_tokenizer_json
 
-VOCAB_FILE, MERGES_FILE, CONFIG_FILE = "vocab.json", "merges.txt", "tokenizer_config.json"
+FILES = VOCAB_FILE, MERGES_FILE, CONFIG_FILE = "vocab.json", "merges.txt", "tokenizer_config.json"
 TOKENIZER_JSON, ADDED_TOKENS_FILE = "tokenizer.json", "added_tokens.json"
 SETTINGS, DIGESTS = {"pattern", "special_tokens"}, {"files_sha256", "config_sha256"}
 # merges.txt says that it is not complete without the configuration: alone, it would be taken for GPT-2's.
@@ -52,7 +52,6 @@ def write_folder(folder: str | os.PathLike, parts: TokenizerParts) -> None:
     config = {"pattern": parts.pattern, "special_tokens": list(parts.special_tokens), "files_sha256": files}
     texts = {CONFIG_FILE: config_text(config), **texts}
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         write_texts({Path(folder) / name: text for name, text in texts.items()})
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); make room or choose another place") from None
@@ -101,6 +100,14 @@ def is_verified(folder: str | os.PathLike) -> bool:
     """Whether the digests in a folder that loads say that it is as it was written; older and foreign ones have none."""
     path = Path(folder) / CONFIG_FILE
     return path.exists() and has_digests(read_json(path))
+
+
+def is_own_config(path: Path) -> bool:
+    """Whether write_folder may replace the file: it is missing, damaged or ours, and not one of transformers'."""
+    try:
+        return not path.exists() or bool(read_json(path).keys() & (SETTINGS | DIGESTS))
+    except InputError:
+        return True
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
+from tokenization.files import writing_together
 
 MERGES_VERSION = "#version: 0.2"
 MAX_ID = (1 << 32) - 1  # what a token file can hold
@@ -106,19 +107,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """All whole or none at all: written beside their targets, flushed to the disk, and only then renamed."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in texts}
-    try:
-        for path, temporary in temporaries.items():
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                file.write(texts[path])
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+    """All whole or none at all."""
+    with writing_together(*texts) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write(text.encode())
 
 
 def read_text(path: str | os.PathLike) -> str:

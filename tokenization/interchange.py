@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenization.bpe import Merges
 from tokenization.errors import InputError
-from tokenization.formats import bytes_to_text, check_single_bytes, read_text, vocabulary_table, write_text
+from tokenization.formats import bytes_to_text, check_single_bytes, read_json, read_text, vocabulary_table, write_text
 from tokenization.oniguruma import to_oniguruma
 from tokenization.tokenizer import Tokenizer, merge_by_rank
 from tokenization.tokenizer_json import read_tokenizer_json
@@ -52,6 +52,16 @@ def import_tiktoken(path: str | os.PathLike, pattern: str, special_tokens: Mappi
         if vocab.setdefault(token_id, text.encode()) != text.encode():
             raise InputError(f"{path}: id {token_id} of special token {text!r} is taken by {vocab[token_id]!r}")
     return Tokenizer(vocab, recover_merges(ranks), list(special_tokens), pattern)
+
+
+def is_tiktoken(path: Path) -> bool:
+    """Whether a file looks like tiktoken's, by its first line."""
+    with open(path, "rb") as file:
+        token, _, rank = file.readline(1000).partition(b" ")
+    try:
+        return bool(base64.b64decode(token, validate=True)) and int(rank) >= 0
+    except ValueError:
+        return False
 
 
 def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
@@ -115,6 +125,14 @@ def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
         },
     }
     write_text(Path(path), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether a file looks like a tokenizer.json."""
+    try:
+        return {"model", "pre_tokenizer", "added_tokens"} <= read_json(path).keys()
+    except InputError:
+        return False
 
 
 def import_huggingface(path: str | os.PathLike) -> Tokenizer:

@@ -131,9 +131,9 @@ def padded(text: bytes) -> np.ndarray:
 def windows(corpus: Corpus, special_tokens: SpecialTokens) -> Iterator[Window]:
     """All files in windows of about WINDOW_BYTES; one grows where a text offers no place to cut."""
     for number, file in enumerate(corpus.files):
-        with corpus.opened(file) as fill:
+        with corpus.opened(file) as (fill, offset):
             buffer = np.empty(WINDOW_BYTES + kernels.PADDING, np.uint8)
-            offset = length = searched = 0
+            length = searched = 0
             while True:
                 room = len(buffer) - kernels.PADDING
                 count = 1

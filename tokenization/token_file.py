@@ -4,8 +4,8 @@
                     than 65,536 ids; nothing else, so that any tool can map it into memory
     train.bin.json  dtype, tokens, documents, bytes of text, vocabulary size, the digests of tokenizer and data
 
-Both are written under temporary names and renamed when they are whole; the JSON comes last and says what the other
-must be.
+Both are written under temporary names and renamed when they are whole, the JSON first: where there is a token file,
+what describes it is there, too, and says what it must be.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from types import TracebackType
 import numpy as np
 
 from tokenization.errors import InputError
-from tokenization.formats import write_text
+from tokenization.files import writing_together
 
 DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _SCAN_TOKENS = 1 << 20
@@ -67,17 +67,17 @@ class TokenFileWriter:
         self.separator_id = separator_id
         self.num_tokens = self.num_documents = self.num_bytes = 0
         self._sha256 = hashlib.sha256()
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "TokenFileWriter":
         for path in (self.path, description_path(self.path)):
             if path.exists() and not path.is_file():
                 raise InputError(f"{path}: is a folder or a device, not a file to be replaced; choose another name")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._temporary, "wb")
+            files = self._open.enter_context(writing_together(description_path(self.path), self.path))
         except OSError as error:
             raise self._cannot_write(error) from None
+        self._beside, self._file = files
         return self
 
     def _cannot_write(self, error: OSError) -> InputError:
@@ -96,22 +96,17 @@ class TokenFileWriter:
         self.num_documents += int(np.count_nonzero(token_ids == self.separator_id))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if error is not None:
+            self._open.__exit__(kind, error, trace)
+            return
         try:
-            if kind is None:
-                self._finish()
+            with self._open:
+                self._beside.write(self._describe().text.encode())
         except OSError as failure:
             raise self._cannot_write(failure) from None
-        finally:
-            with contextlib.suppress(OSError):  # a full disk says so again
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)
-            description_path(self._temporary).unlink(missing_ok=True)
 
-    def _finish(self) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        description = Description(
+    def _describe(self) -> Description:
+        return Description(
             self.dtype.name,
             self.num_tokens,
             self.num_documents,
@@ -120,9 +115,6 @@ class TokenFileWriter:
             self.tokenizer_sha256,
             self._sha256.hexdigest(),
         )
-        write_text(description_path(self._temporary), description.text)
-        os.replace(self._temporary, self.path)
-        os.replace(description_path(self._temporary), description_path(self.path))
 
 
 @dataclass(frozen=True)
@@ -185,6 +177,15 @@ def scan(path: Path, dtype: np.dtype) -> tuple[int, str]:
     return largest, sha256.hexdigest()
 
 
+def is_token_file(path: Path) -> bool:
+    """Whether the JSON beside it, or alone where a writer was killed, is a token file's."""
+    try:
+        read_description(path)
+    except InputError:
+        return False
+    return True
+
+
 def read_description(path: Path) -> Description:
     beside = description_path(path)
     remedy = "make the token file with `tokenization encode`"
@@ -197,7 +198,7 @@ def read_description(path: Path) -> Description:
             raise TypeError
     except OSError as error:
         raise InputError(f"{beside}: cannot be read ({error.strerror}); {remedy}") from None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{beside}: is not the description of a token file; {remedy}") from None
     if has_digest and text != description.text:
         raise InputError(f"{beside}: has changed since it was written, says its own digest; {remedy}")

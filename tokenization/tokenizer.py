@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from tokenization.bpe import Merges, Vocabulary
 from tokenization.corpus import Corpus, available_cores, map_in_order
 from tokenization.errors import InputError
 from tokenization.folder import read_folder, write_folder
+from tokenization.outputs import refuse_input
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -34,7 +36,7 @@ from tokenization.pretokenization import (
     pretokenize,
     split_on_special_tokens,
 )
-from tokenization.token_file import TokenFile, TokenFileWriter, token_dtype
+from tokenization.token_file import TokenFile, TokenFileWriter, description_path, token_dtype
 from tokenization.tokenizer_json import TokenizerParts
 
 MAX_CACHED_PRETOKENS = 1 << 18
@@ -211,6 +213,8 @@ class Tokenizer:
         that token is put between them, if the vocabulary has it. report: filled in.
         """
         corpus = Corpus(inputs, errors, "encoding" if progress else "")
+        for path in (Path(output), description_path(output)):
+            refuse_input(path, corpus.files)
         choice = self._choose(corpus.file_bytes)
         if report is not None:
             report.path, report.compile_seconds = choice.reason, choice.seconds
@@ -228,7 +232,7 @@ class Tokenizer:
                 writer.num_bytes += piece.num_bytes
                 in_document = piece.in_document or (in_document and not piece.ends_document)
             if not writer.num_tokens:
-                raise InputError(f"{', '.join(map(str, inputs))}: no text to encode; the input is empty")
+                raise InputError(f"{corpus.name}: no text to encode; the input is empty")
             writer.num_documents += in_document  # one that no separator closes
         return TokenFile.open(output)
 

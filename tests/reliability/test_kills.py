@@ -15,10 +15,9 @@ from conftest import ROOT, SETTINGS, has_ended, wait_until
 from events import read_events
 from test_fit import TIMED, same
 
-from lm import checkpoint as checkpoint_module
 from lm.checkpoint import load_checkpoint, save_checkpoint, verify
 from lm.run_folder import find_newest, sweep
-from tokenization import InputError
+from tokenization import InputError, files
 
 
 def assert_same_run(run: Path, unbroken: Path) -> None:
@@ -117,14 +116,11 @@ class Faulty:
 
     def open(self, path, mode):
         file, counter = open(path, mode), self  # noqa: SIM115
-        if "w" not in mode:
+        if "x" not in mode:
             return file
 
         class File:
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
+            def close(self):
                 file.close()
 
             def write(self, data):
@@ -169,7 +165,7 @@ def save_with_fault(path: Path, chosen: int, fault) -> int:
     code = 1
     try:
         faulty, fsync, replace = Faulty(chosen, fault), os.fsync, os.replace
-        checkpoint_module.open = faulty.open  # type: ignore[attr-defined]
+        files.open = faulty.open  # type: ignore[attr-defined]
         os.fsync = lambda descriptor: faulty.call(fsync, descriptor)  # type: ignore[assignment]
         os.replace = lambda *names: faulty.call(replace, *names)  # type: ignore[assignment]
         save_checkpoint(small_checkpoint(2), path)

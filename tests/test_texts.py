@@ -1,0 +1,243 @@
+"""Proves that folders are read wholly, or what is passed over is said; that no file is read twice; that what is packed,
+binary or in another encoding is refused by name whatever it is called; and that a byte order mark is no text."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import pickle
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenization import END_OF_TEXT, InputError, TokenFile, native
+from tokenization.corpus import Corpus, zstd
+from tokenization.texts import Texts, reads
+
+TEXT = "The cat's tale, told in 漢字 and with a 😀.\n" * 200
+
+
+# which files
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """texts/ with a.txt, b.TXT, sub/c.Txt.GZ, linked -> elsewhere/ (with d.txt), and much that is not read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("texts/sub", "elsewhere"):
+        Path(name).mkdir(parents=True)
+    Path("texts/a.txt").write_text("one")
+    Path("texts/b.TXT").write_text("two")
+    Path("texts/sub/c.Txt.GZ").write_bytes(gzip.compress(b"three"))
+    Path("elsewhere/d.txt").write_text("four")
+    Path("texts/linked").symlink_to("../elsewhere")
+    return tmp_path / "texts"
+
+
+def found(*inputs: str) -> tuple[list[str], dict[str, list[str]]]:
+    texts = Texts(inputs)
+    return list(map(str, texts.files)), {why: list(map(str, paths)) for why, paths in texts.passed_over.items()}
+
+
+def test_linked_folders_and_capital_suffixes_are_read(folder, small):
+    expected = ["texts/a.txt", "texts/b.TXT", "texts/linked/d.txt", "texts/sub/c.Txt.GZ"]
+    assert found("texts") == (expected, {})
+    file = small.encode_files(["texts"], "t.bin", num_processes=1)
+    assert small.decode(file.tokens) == END_OF_TEXT.join(["one", "two", "four", "three"])
+
+
+def test_links_that_lead_back_end_and_are_said(folder):
+    Path("texts/sub/up").symlink_to("..")
+    Path("texts/self").symlink_to(".")
+    Path("elsewhere/round").symlink_to("../texts")
+    files, passed_over = found("texts")
+    assert [Path(file).name for file in files] == ["a.txt", "b.TXT", "d.txt", "c.Txt.GZ"]
+    assert list(passed_over) == ["another name of one that is read"]
+    assert sorted(Path(name).name for name in passed_over["another name of one that is read"]) == [
+        "round",
+        "self",
+        "up",
+    ]
+
+
+def test_a_file_with_two_names_is_read_once_and_that_is_said(folder):
+    os.link("texts/a.txt", "texts/hard.txt")
+    Path("texts/soft.txt").symlink_to("a.txt")
+    files, passed_over = found("texts", "texts/a.txt", "texts/sub/../a.txt")
+    assert [Path(file).name for file in files] == ["a.txt", "b.TXT", "d.txt", "c.Txt.GZ"]
+    again = ["texts/hard.txt", "texts/soft.txt", "texts/sub/../a.txt"]
+    assert passed_over == {"another name of one that is read": again}
+
+
+def test_what_is_passed_over_is_said_with_the_reason(folder):
+    for name in ("c.md", "d.jsonl", "e.txt.bz2", "f.md", "g.MD", "noname"):
+        Path(f"texts/{name}").write_text("x")
+    Path("texts/gone.txt").symlink_to("nowhere")
+    os.mkfifo("texts/pipe.txt")
+    for name in ("tok", "own"):
+        Path(f"texts/{name}").mkdir()
+        Path(f"texts/{name}/merges.txt").write_text("merges")
+    Path("texts/tok/vocab.json").touch()
+    texts = Texts(["texts"])
+    assert [file.name for file in texts.files] == ["a.txt", "b.TXT", "d.txt", "merges.txt", "c.Txt.GZ"]
+    assert texts.files[3].parent.name == "own"  # which is no tokenizer's
+    assert texts.describe() == (
+        "reading 5 files, passing over 7 (no .txt, .txt.gz, .txt.zst; name a file to have it read): c.md, d.jsonl,"
+        " e.txt.bz2, f.md, g.MD, noname, vocab.json, and 2 (no file): gone.txt, pipe.txt, and 1 (a tokenizer's):"
+        " merges.txt"
+    )
+    for number in range(500):
+        Path(f"texts/{number:04}.md").touch()
+    assert ": 0000.md and 502 more .md, d.jsonl, e.txt.bz2, noname, vocab.json, and" in Texts(["texts"]).describe()
+    assert Texts(["texts/a.txt"]).describe() == "reading 1 file"
+
+
+def test_a_glob_takes_no_tokenizer_either(folder, small):
+    small.save("texts")
+    assert found("texts/*.txt") == (["texts/a.txt"], {"a tokenizer's": ["texts/merges.txt"]})
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "D.JSONL", "d.ndjson", "d.jsonl.gz", "d.jsonl.zst"])
+def test_json_lines_are_refused_with_a_way(folder, name):
+    Path(name).write_text('{"text": "a"}\n')
+    with pytest.raises(InputError, match=rf"{name}: JSON lines are not read; .*jq -j") as error:
+        Texts([name])
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="JSON lines are not read"):
+        Texts([f"{name[:2]}*"])
+
+
+@pytest.mark.parametrize(
+    ("output", "inputs", "reader"),
+    [
+        ("texts/new.txt", ["texts"], "texts"),
+        ("texts/deep/new.TXT", ["texts"], "texts"),
+        ("linked/new.txt", ["texts"], "texts"),
+        ("texts/new.bin", ["texts"], None),
+        ("new.txt", ["texts"], None),
+        ("texts/new.txt", ["texts/a.txt"], None),
+        ("texts/new.txt", ["texts/*.txt"], "texts/*.txt"),
+        ("texts/new.bin", ["texts/*.txt", "texts/[mn]*"], "texts/[mn]*"),
+    ],
+)
+def test_an_output_that_would_be_text_the_next_time(folder, output, inputs, reader):
+    Path("linked").symlink_to("texts")
+    assert reads(inputs, Path(output)) == reader
+
+
+# what is in them
+
+
+def zipped(text: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.txt", text)
+    return buffer.getvalue()
+
+
+def tarred(text: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = len(text)
+        archive.addfile(entry, io.BytesIO(text))
+    return buffer.getvalue()
+
+
+DATA = TEXT.encode()
+NO_TEXTS = {
+    "bzip2": (bz2.compress(DATA), "is packed by bzip2, which is not read; unpack it with bunzip2"),
+    "empty bzip2": (bz2.compress(b""), "is packed by bzip2"),
+    "xz": (lzma.compress(DATA), "is packed by xz, which is not read; unpack it with unxz"),
+    "gzip": (gzip.compress(DATA), "is packed by gzip, and not named so; give it a name that ends with .gz"),
+    "zstd": (zstd.compress(DATA), "is packed by zstd, and not named so; give it a name that ends with .zst"),
+    "zip": (zipped(DATA), "is a zip archive"),
+    "tar": (tarred(DATA), "is a tar archive"),
+    "parquet": (b"PAR1\x15\x04\x15\x10\x15\x14L\x15\x02\x15\x00\x12\x00\x00" + DATA, "is a Parquet file"),
+    "pdf": (b"%PDF-1.7\n1 0 obj\n", "is a PDF"),
+    "pickle": (pickle.dumps([1.5, 2**40, None, "text"]), "is a binary file"),
+    "tokens": (np.arange(200, 2000, dtype="<u2").tobytes(), "is a binary file"),
+    "UTF-16": (TEXT.encode("utf-16"), "is UTF-16, says its byte order mark; convert it to UTF-8"),
+    "UTF-16, big end first": ("\ufeff".encode("utf-16-be") + TEXT.encode("utf-16-be"), "is UTF-16, says its byte"),
+    "UTF-32": (TEXT.encode("utf-32"), "is UTF-32, says its byte order mark"),
+    "UTF-16 without a mark": (("A plain text. " * 9).encode("utf-16-le"), "is UTF-16 without a byte order mark"),
+    "UTF-16 without a mark, big end": (("A plain text. " * 9).encode("utf-16-be"), "is UTF-16 without a byte order"),
+}
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+@pytest.mark.parametrize("kind", NO_TEXTS)
+def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, small, kind, errors):
+    data, message = NO_TEXTS[kind]
+    for name, content in (("t.txt", data), ("t.md", data), ("t.txt.gz", gzip.compress(data))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError) as error:
+            small.encode_files([tmp_path / name], tmp_path / "t.bin", 1, errors)
+        assert str(error.value).startswith(f"{tmp_path / name}: {message}")
+        assert "errors replace" not in str(error.value)
+        assert not (tmp_path / "t.bin").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\0", "a\0", "\0" * 5000, "a" * 1000 + "\0" * 1000, "a\0b\0\0c" * 900, "PAR1 is a name", "PKZIP", "BZh9 was here",
+     "%PDF is a format", "漢" * 1365 + "\0" + "漢字" * 900, "\ufffe", "ÿþ"],
+)  # fmt: skip
+def test_any_utf8_is_text_nul_and_odd_beginnings_among_it(tmp_path, text):
+    path = tmp_path / "t.txt"
+    path.write_bytes(text.encode())
+    assert "".join(Corpus([path]).blocks(path)) == text
+
+
+PACK = {"t.txt": bytes, "t.txt.gz": gzip.compress, "t.TXT.ZST": zstd.compress}
+
+
+def windows(corpus: Corpus) -> str:
+    return "".join(window.text for window in native.windows(corpus, native.SpecialTokens({})))
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
+@pytest.mark.parametrize("name", PACK)
+def test_a_byte_order_mark_is_dropped_at_the_beginning_and_only_there(tmp_path, monkeypatch, name, block):
+    monkeypatch.setattr("tokenization.corpus.BLOCK_BYTES", block)
+    path = tmp_path / name
+    for text in ("", "x", "\ufeffx", "x\ufeff\n\ufeffy " * 50):
+        path.write_bytes(PACK[name](("\ufeff" + text).encode()))
+        corpus = Corpus([path])
+        assert "".join(corpus.blocks(path)) == text
+        assert corpus.num_bytes == len(text.encode())
+        assert windows(Corpus([path])) == text
+
+
+def test_a_byte_order_mark_from_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[("\ufeff" + TEXT).encode()])
+    writer.start()
+    assert "".join(Corpus([tmp_path / "pipe"]).blocks(tmp_path / "pipe")) == TEXT
+    writer.join()
+
+
+def test_no_document_begins_with_a_byte_order_mark(tmp_path, small):
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_bytes(b"\xef\xbb\xbfa document")
+    file = small.encode_files([tmp_path], tmp_path / "t.bin", num_processes=1)
+    assert small.decode(file.tokens) == END_OF_TEXT.join(["a document"] * 3)
+    assert TokenFile.open(tmp_path / "t.bin").description.bytes == 30
+
+
+@pytest.mark.parametrize("read", [lambda corpus: list(corpus.blocks(corpus.files[0])), windows])
+def test_places_count_the_byte_order_mark(tmp_path, read):
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"\xef\xbb\xbfgood \x80")
+    if read is windows:
+        window = next(native.windows(Corpus([path]), native.SpecialTokens({})))
+        with pytest.raises(InputError, match="not UTF-8 at byte 8"):
+            window.valid("strict")
+    else:
+        with pytest.raises(InputError, match="not UTF-8 at byte 8"):
+            read(Corpus([path]))

@@ -1,0 +1,97 @@
+"""Outputs that cost nothing that was there: what each command makes sure of before it begins to work.
+
+An output is refused where it is one of the inputs, under whatever name, or a link; where something of another kind
+stands; and where nothing can be written. What is of its own kind is replaced only if that is asked for.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tokenization.errors import InputError
+
+
+def output_path(text: str) -> Path:
+    """The type of each option that names an output: any name but none, which an unset variable of a shell gives."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name what is to be written")
+    return Path(text)
+
+
+def check_file(
+    path: Path,
+    inputs: Iterable[str | os.PathLike],
+    kind: str,
+    is_kind: Callable[[Path], bool],
+    overwrite: bool | None = None,
+) -> None:
+    """Of a file to be written. inputs: files, and folders for all that is in them.
+
+    kind: "a token file"; is_kind: whether an existing file is one. overwrite: what --overwrite says, None where a
+    command replaces its own kind without it.
+    """
+    refuse_link(path)
+    if path.exists():
+        if not path.is_file():
+            raise InputError(f"{path}: is a folder or a device, not a file to be replaced; choose another name")
+        refuse_input(path, inputs)
+        if not is_kind(path):
+            raise InputError(f"{path}: exists, and is not {kind}; choose another name, or delete it")
+        if overwrite is False:
+            raise InputError(f"{path}: exists already; choose another name, or replace it with --overwrite")
+    check_place(path, path.parent)
+
+
+def check_new(path: Path) -> None:
+    """Of a file or folder that must not exist yet."""
+    refuse_link(path)
+    if path.exists():
+        raise InputError(f"{path}: exists already; name a new one, or delete it")
+    check_place(path, path.parent)
+
+
+def check_folder(path: Path, inputs: Iterable[str | os.PathLike] = (), names: Sequence[str] = ()) -> None:
+    """Of a folder that may exist, into which files of these names are to be written."""
+    if path.is_symlink() and not path.exists():
+        refuse_link(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: cannot be written, for it is a file and no folder; choose another name")
+    for file in (path / name for name in names):
+        refuse_link(file)
+        if file.exists():
+            if not file.is_file():
+                raise InputError(f"{file}: is a folder or a device, not a file to be replaced; choose another folder")
+            refuse_input(file, inputs)
+    check_place(path, path)
+
+
+def check_place(path: Path, folder: Path) -> None:
+    """Files can be made in the folder, or where it and others above it are still to be made."""
+    folder = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if os.path.isfile(folder) else error.strerror
+        raise InputError(
+            f"{path}: cannot be written, for nothing can be made in {folder} ({reason}); choose another place"
+        ) from None
+
+
+def refuse_link(path: Path) -> None:
+    """Whatever it leads to: one who replaces it loses the link, and one who follows it the other file."""
+    if path.is_symlink():
+        raise InputError(f"{path}: is a link to {os.readlink(path)}; name that file itself, or delete the link")
+
+
+def refuse_input(path: Path, inputs: Iterable[str | os.PathLike]) -> None:
+    if not path.exists():
+        return
+    about = path.stat()
+    for entry in map(Path, inputs):
+        for file in entry.rglob("*") if entry.is_dir() else [entry]:
+            if file.exists() and os.path.samestat(about, file.stat()):
+                name = "one of the inputs" if file == path else f"the input {file} under another name"
+                raise InputError(f"{path}: is {name}; choose another output")

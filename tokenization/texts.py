@@ -1,0 +1,187 @@
+"""Which files are text: what inputs name, what a folder holds, and what a file's first bytes show.
+
+Nothing is left out without a word: what is passed over has a reason, and what is no UTF-8 text is refused by name.
+"""
+
+import codecs
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+
+from tokenization.errors import InputError
+
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")  # taken from a folder; a named file is read whatever it is called
+JSON_LINES = (".jsonl", ".ndjson")
+
+MARK = codecs.BOM_UTF8
+OTHER_MARKS = {  # UTF-32's before UTF-16's, which begins like it
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+NO_TEXTS = (  # how it begins, what it is, what to do
+    (rb"BZh[1-9](1AY&SY|\x17rE8P)", "packed by bzip2, which is not read", "unpack it with bunzip2"),
+    (rb"\xfd7zXZ\0", "packed by xz, which is not read", "unpack it with unxz"),
+    (rb"\x04\x22\x4d\x18", "packed by lz4, which is not read", "unpack it with unlz4"),
+    (rb"\x1f\x8b", "packed by gzip, and not named so", "give it a name that ends with .gz"),
+    (rb"\x28\xb5\x2f\xfd", "packed by zstd, and not named so", "give it a name that ends with .zst"),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive, which is not read", "unpack it with unzip"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive, which is not read", "unpack it"),
+    (rb"Rar!\x1a\x07", "a rar archive, which is not read", "unpack it"),
+    (rb"(?s).{257}ustar", "a tar archive, which is not read", "unpack it with tar"),
+    (rb"PAR1\x15", "a Parquet file, which is not read", "write its texts to .txt files"),
+    (rb"%PDF-\d", "a PDF, which is not read", "write its text to a .txt file"),
+)
+
+
+class Texts:
+    """The files that inputs name, in a fixed order, each once, and what is passed over.
+
+    Folders are searched for TEXT_SUFFIXES, linked folders among them; globs are expanded.
+    """
+
+    def __init__(self, inputs: Sequence[str | os.PathLike]):
+        self.files: list[Path] = []
+        self.passed_over: dict[str, dict[Path, None]] = {}  # by the reason, each path once
+        self.num_inputs = len(inputs)
+        self._seen: dict[tuple[int, int], Path] = {}  # by device and inode
+        for name in map(str, inputs):
+            path = Path(name)
+            if path.is_dir():
+                self._add_folder(path)
+            elif path.exists():
+                self._add(path)
+            else:
+                self._add_glob(name)
+        if not self.files:
+            raise InputError("no text was named; give a file, a folder or a glob")
+
+    def _is_new(self, path: Path) -> bool:
+        """Whether it has not been met, under this name or another; the latter is remembered."""
+        about = path.stat()
+        known = self._seen.setdefault((about.st_dev, about.st_ino), path)
+        if known is path:
+            return True
+        if known != path:
+            self._pass_over("another name of one that is read", path)
+        return False
+
+    def _pass_over(self, reason: str, path: Path) -> None:
+        self.passed_over.setdefault(reason, {})[path] = None
+
+    def _add(self, path: Path) -> None:
+        if PurePath(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix in JSON_LINES:
+            raise InputError(
+                f"{path}: JSON lines are not read; write their texts to a file, for example by"
+                f""" `jq -j '.text + "<|endoftext|>"' {path} > {path.with_suffix(".txt")}`"""
+            )
+        if self._is_new(path):
+            self.files.append(path)
+
+    def _add_glob(self, name: str) -> None:
+        found = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
+        if not found:
+            raise InputError(f"{name}: no such file, folder or pattern")
+        for file in found:
+            if belongs_to_tokenizer(file):
+                self._pass_over("a tokenizer's", file)
+            else:
+                self._add(file)
+
+    def _add_folder(self, folder: Path) -> None:
+        texts = 0
+        for file in sorted(self._walk(folder)):
+            if not has_text_name(file):
+                self._pass_over(f"no {', '.join(TEXT_SUFFIXES)}; name a file to have it read", file)
+            elif belongs_to_tokenizer(file):
+                self._pass_over("a tokenizer's", file)
+            elif not file.is_file():
+                self._pass_over("no file", file)
+            else:
+                texts += 1
+                self._add(file)
+        if not texts:
+            raise InputError(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder; name the files")
+
+    def _walk(self, folder: Path) -> Iterator[Path]:
+        """All in a folder and the folders in it, each entered once, so that links that lead back end."""
+
+        def refuse(error: OSError) -> None:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+        entered = {os.stat(folder)[1:3]}
+        for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+            new = []
+            for inner in sorted(folders):
+                if (key := os.stat(Path(root, inner))[1:3]) not in entered:
+                    entered.add(key)
+                    new.append(inner)
+                else:
+                    self._pass_over("another name of one that is read", Path(root, inner))
+            folders[:] = new
+            yield from (Path(root, name) for name in names)
+
+    def describe(self) -> str:
+        """The numbers of files and why some are passed over, in one line."""
+        parts = [
+            f"{len(paths):,} ({reason}): {list_briefly(list(paths))}" for reason, paths in self.passed_over.items()
+        ]
+        read = "1 file" if len(self.files) == 1 else f"{len(self.files):,} files"
+        return f"reading {read}" + (f", passing over {', and '.join(parts)}" if parts else "")
+
+
+def has_text_name(path: Path) -> bool:
+    return path.name.lower().endswith(TEXT_SUFFIXES)
+
+
+def belongs_to_tokenizer(path: Path) -> bool:
+    return path.name == "merges.txt" and path.with_name("vocab.json").exists()
+
+
+def list_briefly(paths: list[Path], at_most: int = 8) -> str:
+    """All names, or where they are many "c.md and 20 more .md, d.jsonl": the first of each suffix for all of them."""
+    if len(paths) <= at_most:
+        return ", ".join(path.name for path in paths)
+    kinds: dict[str, list[Path]] = {}
+    for path in paths:
+        kinds.setdefault(path.suffix.lower(), []).append(path)
+    names = [
+        same[0].name + (f" and {len(same) - 1:,} more {suffix}".rstrip() if len(same) > 1 else "")
+        for suffix, same in kinds.items()
+    ]
+    return ", ".join(names[:at_most]) + (", ..." if len(names) > at_most else "")
+
+
+def reads(inputs: Sequence[str | os.PathLike], path: Path) -> str | None:
+    """The folder or glob among the inputs that would take a new file of this name as text; None where none does."""
+    for name in map(str, inputs):
+        inside = Path(name).resolve() in path.resolve().parents
+        if (Path(name).is_dir() and inside and has_text_name(path)) or (
+            not Path(name).exists() and PurePath(os.path.abspath(path)).match(os.path.abspath(name))
+        ):
+            return name
+    return None
+
+
+def check_is_text(file: Path, head: bytes) -> None:
+    """head: the beginning. Other encodings, packed and binary files are refused, whatever --errors is.
+
+    NUL is a character of UTF-8, and no sign of a binary file by itself.
+    """
+    for mark, encoding in OTHER_MARKS.items():
+        if head.startswith(mark):
+            raise InputError(f"{file}: is {encoding}, says its byte order mark; convert it to UTF-8")
+    for beginning, what, remedy in NO_TEXTS:
+        if re.match(beginning, head):
+            raise InputError(f"{file}: is {what}; {remedy}")
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if len(head) >= 16 and min(even, odd) == 0 and max(even, odd) > len(head) // 4:
+        raise InputError(f"{file}: is UTF-16 without a byte order mark, by its NUL bytes; convert it to UTF-8")
+    if even or odd:
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(head)
+        except UnicodeDecodeError:
+            raise InputError(f"{file}: is a binary file; write its text to a .txt file") from None
