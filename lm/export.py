@@ -1,4 +1,4 @@
-"""A trained model for other programs: the same weights under other names.
+"""Exports a trained model for other programs: the same weights under other names.
 
     hf           model.safetensors, config.json, tokenizer.json: transformers' LlamaForCausalLM and AutoTokenizer
     gguf         one file for llama.cpp and what is built on it
@@ -53,18 +53,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def llama_settings(model: TransformerLM) -> dict[str, Any]:
-    """transformers' config.json; raises InputError where the model is no Llama."""
+    """Returns transformers' config.json; raises InputError where the model is not a Llama."""
     block = cast(TransformerBlock, model.layers[0])
     attn, ffn = block.attn, block.ffn
     objections = {
         f"its norm_position is {block.norm_position}, and a Llama's is pre": block.norm_position != "pre",
-        "it has no position encoding, and a Llama has rope": attn.rope is None,
+        "it has no position encoding, and a Llama has RoPE": attn.rope is None,
         "its feed_forward is silu, and a Llama's is swiglu": not isinstance(ffn, SwiGLU),
-        "it has qk_norm, which a Llama has not": attn.q_norm is not None,
+        "it has qk_norm, which a Llama does not have": attn.q_norm is not None,
     }
     for objection, holds in objections.items():
         if holds:
-            raise InputError(f"this model cannot be exported: {objection}; `--format safetensors` takes any")
+            raise InputError(f"this model cannot be exported: {objection}; `--format safetensors` takes any model")
     assert attn.rope is not None
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -91,7 +91,7 @@ def tied(model: TransformerLM) -> bool:
 
 
 def other_names(model: TransformerLM, which: int) -> dict[str, str]:
-    """Our state dict's keys -> transformers' (0) or llama.cpp's (1), without what is tied to another."""
+    """Maps our state dict's keys to transformers' (0) or llama.cpp's (1), leaving out a head that is tied."""
     names = {}
     for key in model.state_dict():
         part = key.removesuffix(".weight")
@@ -105,12 +105,12 @@ def other_names(model: TransformerLM, which: int) -> dict[str, str]:
 
 
 def half_split(weight: Tensor, num_heads: int) -> Tensor:
-    """Rows of q_proj or k_proj, (d_model, d_model): in each head the features 0, 2, 4, ... come before 1, 3, 5, ..."""
+    """Reorders the rows of q_proj or k_proj so that each head's features 0, 2, 4, ... come before 1, 3, 5, ..."""
     return weight.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
 
 
 def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
-    """By our names; the tables without the rows that vocab_multiple added, to which others would give probability."""
+    """Returns the weights by our names, without the rows that vocab_multiple added: others would score them."""
     tables = ("token_embeddings.weight", "lm_head.weight")
     return {
         key: weight.detach()[: model.vocab_size] if key in tables else weight.detach()
@@ -119,7 +119,7 @@ def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
 
 
 def converted(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """The weights in another dtype; raises InputError for one that it cannot hold."""
+    """Converts the weights; raises InputError for one that the dtype cannot hold."""
     result = {}
     for name, weight in weights.items():
         result[name] = weight.detach().to(DTYPES[dtype], memory_format=torch.contiguous_format, copy=True)
@@ -169,7 +169,7 @@ def export_safetensors(model: TransformerLM, tokenizer: Tokenizer, path: Path, d
 
 
 def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
-    """dtype: fp32, fp16 or q8_0, of the matrices; gains stay float32, as llama.cpp wants them."""
+    """Writes one file for llama.cpp. dtype: of the matrices; gains stay float32, as llama.cpp wants them."""
     try:
         import gguf
     except ImportError:
@@ -207,11 +207,11 @@ def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: s
 
 
 def describe_tokenizer(writer: Any, tokenizer: Tokenizer, num_rows: int) -> None:
-    """Every row of the tables has a token: those that the tokenizer has none for are [PADn]."""
+    """Adds the tokenizer, with a token for every row of the tables: [PADn] where it has none."""
     from gguf import TokenType
 
     if tokenizer.pattern != GPT2_PATTERN:
-        raise InputError("--format gguf: llama.cpp splits text by GPT-2's pattern, and this tokenizer by another")
+        raise InputError("--format gguf: only GPT-2's split pattern can be exported, and this tokenizer has another")
     texts = {token_id: text for text, token_id in vocabulary_table(tokenizer.vocab, tokenizer.special_tokens).items()}
     special = {tokenizer.encode(text)[0] for text in tokenizer.special_tokens}
     kinds = [
@@ -235,7 +235,7 @@ HELP = """Write a trained model for other programs.
 
   lm export checkpoints/demo --format hf --output exported/demo             a folder for transformers
   lm export checkpoints/demo --format gguf --output demo.gguf               a file for llama.cpp
-  lm export checkpoints/demo --format gguf --dtype q8_0 --output demo.gguf  the same with weights of a byte each
+  lm export checkpoints/demo --format gguf --dtype q8_0 --output demo.gguf  the same with 8-bit weights
   lm export checkpoints/demo --format safetensors --output demo.safetensors the weights under our own names
 """
 FORMATS: dict[str, tuple[Callable[[TransformerLM, Tokenizer, Path, str], None], tuple[str, ...]]] = {
@@ -247,7 +247,7 @@ FORMATS: dict[str, tuple[Callable[[TransformerLM, Tokenizer, Path, str], None], 
 
 def run_export(argv: list[str]) -> None:
     parser = ArgumentParser(prog="lm export", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run's folder, of which best.ckpt is taken, or a checkpoint")
+    parser.add_argument("run", help="a run's folder, for its best.ckpt, or a checkpoint")
     parser.add_argument("--format", choices=list(FORMATS), default="hf", help="(default: hf)")
     parser.add_argument("--output", required=True, type=output_path, help="a new folder for hf, else a new file")
     parser.add_argument(

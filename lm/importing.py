@@ -1,10 +1,10 @@
-"""A Llama of transformers' as a run of ours: the way back from export.py, and as exact.
+"""Imports a Hugging Face Llama as a run: the inverse of export.py, and just as exact.
 
-    config.json -> the model's settings    model.safetensors, or its parts -> best.ckpt    tokenizer.json -> tokenizer/
+    config.json -> the model's settings   model.safetensors, or its shards -> best.ckpt   tokenizer.json -> tokenizer/
 
-The run generates, is tested and validated as any other; new runs begin with its weights by `lm fit --init_from`, for
-which a config.yaml is written. What a folder asks for beyond our Transformer is refused by name: it would load, and be
-another model.
+The run can be generated from, tested and validated like any other. `lm fit --init_from` begins a new run with its
+weights, and a config.yaml for that is written. Whatever the folder asks for that our Transformer does not do is refused
+by name: otherwise it would load, and be another model.
 """
 
 import argparse
@@ -32,18 +32,20 @@ from tokenization.outputs import check_new, output_path
 
 
 def check_weights(stored: dict[str, Stored], shapes: dict[str, list[int]], folder: Path) -> None:
-    """shapes: what the model has, by the same names. Said before a weight is read."""
+    """Raises InputError unless the files announce exactly the model's weights. shapes: the model's, by name."""
     wrong = {"is missing": shapes.keys() - stored.keys(), "has no place": stored.keys() - shapes.keys()}
     for what, names in wrong.items():
         if names:
             raise InputError(
-                f"{folder}: {shown(min(names))} {what}, one of {len(names)} such weights; it is another model"
+                f"{folder}: {shown(min(names))} {what}, one of {len(names)} such weights; this is another model"
             )
     for name, (file, dtype, shape) in stored.items():
         if shape != shapes[name]:
-            raise InputError(f"{file}: {name} is {shown(shape)}, and by {SETTINGS} {shapes[name]}")
+            raise InputError(f"{file}: {name} is {shown(shape)}, but {SETTINGS} makes it {shapes[name]}")
         if dtype not in FLOATS:
-            raise InputError(f"{file}: {name} is in {dtype}, which is not read; import the model it was made from")
+            raise InputError(
+                f"{file}: {name} is in {dtype}, and only {', '.join(FLOATS)} are read; import the unquantized model"
+            )
 
 
 def neighbours(weight: Tensor, num_heads: int) -> Tensor:
@@ -52,7 +54,7 @@ def neighbours(weight: Tensor, num_heads: int) -> Tensor:
 
 
 def our_weights(model: TransformerLM, stored: dict[str, Stored], folder: Path) -> dict[str, Tensor]:
-    """model: of the right shape, without content (device meta); transformers' weights under our names."""
+    """Reads transformers' weights under our names. model: of the right shape, on the meta device."""
     names, state = other_names(model, 0), model.state_dict()
     shapes = {name: list(state[key].shape) for key, name in names.items()}
     head, table = "lm_head.weight", "model.embed_tokens.weight"
@@ -61,11 +63,12 @@ def our_weights(model: TransformerLM, stored: dict[str, Stored], folder: Path) -
     needed, available = 4 * model.num_parameters(), available_memory()
     if available is not None and needed > available:
         raise InputError(
-            f"{folder}: its weights take {needed / 1e9:,.1f} GB in float32, and {available / 1e9:,.1f} GB are available"
+            f"{folder}: its weights take {needed / 1e9:,.1f} GB in float32, and {available / 1e9:,.1f} GB are free;"
+            " import it on a larger machine"
         )
     weights = read_weights(stored)
     if tied_twice and not torch.equal(weights[head], weights[table]):
-        raise InputError(f"{folder}: tie_word_embeddings is true, and yet lm_head is not model.embed_tokens")
+        raise InputError(f"{folder}: tie_word_embeddings is true, yet lm_head is not model.embed_tokens")
     ours = {}
     for key, name in names.items():
         turned = key.endswith(("q_proj.weight", "k_proj.weight"))
@@ -87,33 +90,33 @@ def empty_model(settings: dict[str, Any], path: Path) -> TransformerLM:
     tables = sum(buffer.nbytes for buffer in model.buffers())
     if tables > TABLE_BYTES:
         raise InputError(
-            f"{path}: max_position_embeddings is {settings['context_length']}, whose tables of positions would take"
+            f"{path}: max_position_embeddings is {settings['context_length']}, and tables for so many positions take"
             f" {tables / 1e9:.1f} GB; lower it"
         )
     return model
 
 
 def read_llama(source: Path) -> tuple[dict[str, Any], Tokenizer, dict[str, Tensor]]:
-    """A folder of transformers' as the settings of a TransformerLM, its tokenizer, and its state dict."""
+    """Reads a transformers folder: the settings of a TransformerLM, the tokenizer, and the state dict."""
     path = source / SETTINGS
     settings = model_settings(read_json(path), path)
     read_bytes(source / WORDS)
     tokenizer = import_huggingface(source / WORDS)
     if tokenizer.vocab_size > settings["vocab_size"]:
         raise InputError(
-            f"{source / WORDS}: has {shown(tokenizer.vocab_size)} tokens, and the model rows for"
+            f"{source / WORDS}: has {shown(tokenizer.vocab_size)} tokens, but the model has rows for"
             f" {settings['vocab_size']}; they do not belong together"
         )
     stored = stored_weights(source)
     if settings["num_layers"] > len(stored):
-        raise InputError(f"{path}: num_hidden_layers is {settings['num_layers']}, and there are {len(stored)} weights")
+        raise InputError(f"{path}: num_hidden_layers is {settings['num_layers']}, but there are {len(stored)} weights")
     return settings, tokenizer, our_weights(empty_model(settings, path), stored, source)
 
 
 def write_run(
     folder: Path, run: Path, settings: dict[str, Any], tokenizer: Tokenizer, weights: dict[str, Tensor]
 ) -> None:
-    """Into the folder, which is to be named run."""
+    """Writes the run into a folder that will be renamed to run."""
     tokenizer.save(folder / TOKENIZER)
     write_config(settings, run, folder / CONFIG)
     state = {f"model.{key}": weight for key, weight in weights.items()}
@@ -122,7 +125,7 @@ def write_run(
 
 
 def write_config(settings: dict[str, Any], run: Path, path: Path) -> None:
-    """Of a run that trains the imported one on, gently; its token files are to be made."""
+    """Writes a configuration that fine-tunes the imported model; its token files are yet to be made."""
     data = {name: f"data/{run.name}/{name}.bin" for name in ("train", "valid")}
     config: dict[str, Any] = {
         "init_from": str(run / BEST),
@@ -134,39 +137,39 @@ def write_config(settings: dict[str, Any], run: Path, path: Path) -> None:
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
-HELP = """Make a run of a Llama in transformers' form, a folder with config.json, model.safetensors and tokenizer.json.
+HELP = """Import a Hugging Face Llama as a run. Its folder has config.json, model.safetensors and tokenizer.json.
 
   lm import exported/demo --output checkpoints/again
   lm generate checkpoints/again --prompt "Once upon a time"
 
-The tokenizer must be a byte-level BPE, and the model without grouped queries. What does not fit is named. Nothing in
-the folder is run, whoever wrote it. That holds for no configuration of `lm fit`: its class_path imports and runs any
-module, so read a stranger's YAML before you use it.
+The tokenizer must be a byte-level BPE, and the model must not use grouped-query attention. Whatever does not fit is
+refused by name. Nothing in the folder is executed, whoever wrote it. A YAML configuration is different: its class_path
+imports and runs any module, so read a stranger's before you use it.
 """
 
 
 def run_import(argv: list[str]) -> None:
     parser = ArgumentParser(prog="lm import", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of transformers: what save_pretrained or `lm export` wrote")
-    parser.add_argument("--output", required=True, type=output_path, help="the run's folder, a new one")
+    parser.add_argument("folder", type=Path, help="a folder that save_pretrained or `lm export --format hf` wrote")
+    parser.add_argument("--output", required=True, type=output_path, help="the run's folder, which must not exist yet")
     args = parser.parse_args(argv)
     source, run = args.folder, args.output
     check_new(run)
     if not source.is_dir():
-        raise InputError(f"{source}: no such folder; downloads have names like models/NAME, and are not fetched here")
+        raise InputError(f"{source}: no such folder; nothing is downloaded here, so fetch the model first")
     settings, tokenizer, weights = read_llama(source)
     with making(run) as written:
         write_run(written, run, settings, tokenizer, weights)
     print(f"{source} -> {run}: {settings['num_layers']} layers of {settings['d_model']}, {tokenizer.vocab_size} tokens")
     print(how_texts_end(read_json(source / SETTINGS).get("eos_token_id"), tokenizer))
     print(f"to train it further, encode text with {run / TOKENIZER}, then: lm fit -c {run / CONFIG}")
-    print("a configuration is code, as class_path imports and runs any module: run no stranger's YAML unread")
+    print("a configuration is code (class_path imports and runs any module): never use a stranger's YAML unread")
 
 
 def how_texts_end(eos_token_id: Any, tokenizer: Tokenizer) -> str:
     end = tokenizer.end_of_text_id
     if end is None:
-        return f"its tokenizer has no {END_OF_TEXT}: texts end at --max-new-tokens alone"
+        return f"its tokenizer has no {END_OF_TEXT}, so only --max-new-tokens ends a text"
     if eos_token_id in (end, [end], None):
         return f"texts end with {END_OF_TEXT}"
-    return f"texts end with {END_OF_TEXT}, token {end}, and not with its eos_token_id, {shown(eos_token_id)}"
+    return f"texts end with {END_OF_TEXT}, token {end}, not with the config's eos_token_id, {shown(eos_token_id)}"

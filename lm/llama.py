@@ -1,7 +1,10 @@
-"""A Llama's config.json as a model's settings: what each key must say, and which keys say nothing about the model.
+"""Translates a Llama's config.json into a model's settings, and refuses by name what our Transformer cannot be.
 
-A key that is in none of the tables below might change what the model computes, so it is refused by name, as is every
-value that our Transformer cannot have. Where a key is absent, what counts is the value that transformers would take.
+    SIZES         keys that become settings
+    CHOICES       keys for which our Transformer has one value, or few
+    INDIFFERENT   keys that do not change what the model computes
+
+A key in none of these tables might change it, and is refused as well. An absent key stands for transformers' default.
 """
 
 import sys
@@ -22,28 +25,28 @@ SIZES = {  # ours: transformers'
     "num_heads": "num_attention_heads",
     "d_ff": "intermediate_size",
 }
-CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {  # the values that a Llama of ours can have, and why no other
-    "model_type": (("llama",), "no other architecture is ours"),
-    "architectures": ((["LlamaForCausalLM"],), "no other architecture is ours"),
+CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {  # the values that are possible here, and why no others are
+    "model_type": (("llama",), "our Transformer is a Llama"),
+    "architectures": ((["LlamaForCausalLM"],), "our Transformer is a Llama"),
     "hidden_act": (("silu", "swish"), "the gate is SiLU here"),
     "attention_bias": ((False,), "no projection has a bias here"),
     "mlp_bias": ((False,), "no projection has a bias here"),
     "rms_norm_eps": ((RMSNorm(1).eps,), "the norms add this here"),
-    "tie_word_embeddings": ((False, True), "the tables are one or two"),
-    "is_encoder_decoder": ((False,), "this is a decoder alone"),
-    "add_cross_attention": ((False,), "attention is to the text itself here"),
+    "tie_word_embeddings": ((False, True), "there are one or two tables"),
+    "is_encoder_decoder": ((False,), "our Transformer is a decoder"),
+    "add_cross_attention": ((False,), "our Transformer is a decoder"),
     "pruned_heads": (({},), "every layer has all its heads here"),
     "sliding_window": ((), "attention reaches back over the whole context here"),
-    "quantization_config": ((), "weights are floating-point numbers here; import the model that was quantized"),
+    "quantization_config": ((), "weights are floating-point numbers here; import the unquantized model"),
     "partial_rotary_factor": ((1,), "RoPE turns every feature here"),
 }
-ABSENT = {"rms_norm_eps": 1e-6, "model_type": "absent"}  # where what transformers takes is none of our choices
+ABSENT = {"rms_norm_eps": 1e-6, "model_type": "absent"}  # defaults that are not among the choices
 ROPE_CHOICES = {
     "rope_type": (("default",), "wavelengths are not rescaled here"),
     "type": (("default",), "wavelengths are not rescaled here"),
     "partial_rotary_factor": CHOICES["partial_rotary_factor"],
 }
-# Where the file comes from, how training began and went, what is returned, how text is drawn.
+# Provenance, training, what is returned, and how text is sampled.
 INDIFFERENT = """
     _name_or_path name_or_path _commit_hash transformers_version dtype torch_dtype initializer_range attention_dropout
     use_cache pretraining_tp chunk_size_feed_forward attn_implementation _attn_implementation torchscript is_decoder
@@ -58,7 +61,7 @@ INDIFFERENT = """
 
 
 def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """config.json -> what a TransformerLM is made with; InputError names what ours cannot be."""
+    """Returns the arguments of a TransformerLM; raises InputError for whatever it cannot be."""
     config = {name: value for name, value in config.items() if value is not None}
     check_choices(config, CHOICES, str(path))
     sizes: dict[str, Any] = {ours: config.get(theirs) for ours, theirs in SIZES.items()}
@@ -75,8 +78,8 @@ def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
     known = {*SIZES.values(), *CHOICES, *derived, *INDIFFERENT.split(), "rope_theta", "rope_parameters", "rope_scaling"}
     if unknown := sorted(config.keys() - known):
         raise InputError(
-            f"{path}: {shown(unknown[0])} ({shown(config[unknown[0]])}), one of {len(unknown)} keys that are not known"
-            " here, may change what the model computes; delete from the file those that do not"
+            f"{path}: {shown(unknown[0])} ({shown(config[unknown[0]])}), one of {len(unknown)} unknown keys, may change"
+            " what the model computes; delete those that do not from the file"
         )
     settings = sizes | {
         "rope_theta": theta,
@@ -96,11 +99,11 @@ def check_choices(config: dict[str, Any], choices: dict[str, tuple[tuple[Any, ..
         value = config.get(name, ABSENT.get(name))
         if value is not None and value not in values:
             allowed = " or ".join(map(str, values)) or "absent"
-            raise InputError(f"{place}: {name} is {shown(value)}, and can only be {allowed}: {reason}")
+            raise InputError(f"{place}: {name} is {shown(value)}, but can only be {allowed}: {reason}")
 
 
 def rope_theta(config: dict[str, Any], path: Path) -> float:
-    """Versions of transformers keep it in different places: all that are there must agree."""
+    """Reads the base of RoPE's wavelengths from wherever versions of transformers put it; all places must agree."""
     thetas = [config["rope_theta"]] if "rope_theta" in config else []
     for name in ("rope_parameters", "rope_scaling"):
         table = config.get(name, {})
@@ -110,7 +113,7 @@ def rope_theta(config: dict[str, Any], path: Path) -> float:
         thetas += [table["rope_theta"]] if "rope_theta" in table else []
         for key in sorted(table.keys() - ROPE_CHOICES.keys() - {"rope_theta"}):
             if table[key] is not None:
-                raise InputError(f"{path}, {name}: {shown(key)} ({shown(table[key])}) is not known here: RoPE is plain")
+                raise InputError(f"{path}, {name}: {shown(key)} ({shown(table[key])}) is unknown; RoPE is plain here")
     for theta in thetas:
         if type(theta) not in (int, float) or not 0 < theta <= sys.float_info.max:
             raise InputError(f"{path}: rope_theta is {shown(theta)}; it must be a number above 0")

@@ -72,8 +72,8 @@ def test_a_llama_of_transformers(settings, lm, token_data, tmp_path):
     assert Tokenizer.load(tmp_path / "run" / TOKENIZER).encode(text) == tokenizer.encode(text)
     written = lm("generate", tmp_path / "run", "--prompt=Tom", "--max-new-tokens=5")
     assert (written.code, written.err) == (0, "")
-    assert "and not with its eos_token_id, 2" in done.out  # LlamaConfig's default, which is no token of ours
-    assert "run no stranger's YAML unread" in done.out
+    assert "not with the config's eos_token_id, 2" in done.out  # LlamaConfig's default, which is no token of ours
+    assert "never use a stranger's YAML unread" in done.out
     verified = lm("verify", tmp_path / "run")
     assert (verified.code, verified.err) == (0, "")
     assert "as `lm import` writes them" in verified.out
@@ -153,8 +153,8 @@ def test_a_run_begins_with_another_run_or_says_why_not(lm, token_data, fit_argum
 
 
 WRONG = {
-    "num_key_value_heads": (2, "num_key_value_heads is 2, and can only be 4"),
-    "head_dim": (32, "head_dim is 32, and can only be 16"),
+    "num_key_value_heads": (2, "num_key_value_heads is 2, but can only be 4"),
+    "head_dim": (32, "head_dim is 32, but can only be 16"),
     "hidden_act": ("gelu", "hidden_act is gelu"),
     "rms_norm_eps": (1e-6, "rms_norm_eps is 1e-06"),
     "rms_norm_eps ": (None, "rms_norm_eps is 1e-06"),  # which is what transformers takes where there is none
@@ -165,21 +165,21 @@ WRONG = {
     "architectures": (["LlamaForSequenceClassification"], "architectures is ['LlamaForSequenceClassification']"),
     "is_encoder_decoder": (True, "is_encoder_decoder is True"),
     "pruned_heads": ({"0": [1]}, "pruned_heads is {'0': [1]}"),
-    "sliding_window": (16, "sliding_window is 16, and can only be absent"),
+    "sliding_window": (16, "sliding_window is 16, but can only be absent"),
     "partial_rotary_factor": (0.5, "partial_rotary_factor is 0.5"),
     "rope_theta": (10000.0, "rope_theta is 10000.0 in one place and 777.0 in another"),
     "quantization_config": ({"bits": 4}, "quantization_config is {'bits': 4}"),
     "auto_map": ({"AutoModelForCausalLM": "modeling.Mine"}, "auto_map ({'AutoModelForCausalLM': 'modeling.Mine'})"),
     "per_layer_config": ({"1": {"num_attention_heads": 2}}, "per_layer_config ({'1': {'num_attention_heads': 2}})"),
-    "use_qk_norm": (True, "use_qk_norm (True), one of 1 keys that are not known here"),
+    "use_qk_norm": (True, "use_qk_norm (True), one of 1 unknown keys"),
     "num_hidden_layers": (3, "model.layers.2.input_layernorm.weight is missing"),
-    "intermediate_size": (95, "mlp.down_proj.weight is [64, 96], and by config.json [64, 95]"),
-    "vocab_size": (100, "has 320 tokens, and the model rows for 100"),
+    "intermediate_size": (95, "mlp.down_proj.weight is [64, 96], but config.json makes it [64, 95]"),
+    "vocab_size": (100, "has 320 tokens, but the model has rows for 100"),
     "hidden_size": ("wide", "hidden_size is wide; it must be a whole number from 1"),
     "num_attention_heads": (0, "num_attention_heads is 0; it must be a whole number from 1"),
-    "num_attention_heads ": (3, "num_key_value_heads is 4, and can only be 3"),
+    "num_attention_heads ": (3, "num_key_value_heads is 4, but can only be 3"),
     "tie_word_embeddings": (True, "lm_head is not model.embed_tokens"),
-    "tie_word_embeddings ": ("false", "tie_word_embeddings is false, and can only be False or True"),
+    "tie_word_embeddings ": ("false", "tie_word_embeddings is false, but can only be False or True"),
 }
 RESCALED: dict[str, dict] = {  # as transformers describes each kind
     "linear": {"factor": 2.0},
@@ -194,7 +194,7 @@ WRONG_ROPES = {
     **{f"5 {kind}": ("rope_parameters", {"rope_type": kind} | THETA | more, f"rope_type is {kind}")
        for kind, more in RESCALED.items()},
     **{f"4 {kind}": ("rope_scaling", {"type": kind} | more, f"type is {kind}") for kind, more in RESCALED.items()},
-    "a factor": ("rope_parameters", {"rope_type": "default", "factor": 2.0} | THETA, "factor (2.0) is not known here"),
+    "a factor": ("rope_parameters", {"rope_type": "default", "factor": 2.0} | THETA, "factor (2.0) is unknown"),
     "a part": ("rope_parameters", {"partial_rotary_factor": 0.25} | THETA, "partial_rotary_factor is 0.25"),
     "by layers": ("rope_parameters", {"full_attention": THETA}, "full_attention ({'rope_theta': 777.0})"),
     "a list": ("rope_parameters", [777.0], "rope_parameters is [777.0]; it must be an object"),
@@ -257,10 +257,10 @@ def test_damaged_folders(llama, lm, tmp_path):
 
     weights = load_file(llama / "model.safetensors")
     first = next(iter(weights))
-    assert "is missing; other forms than safetensors" in broken("a", lambda f: (f / "model.safetensors").unlink())
+    assert "is missing; formats other than safetensors" in broken("a", lambda f: (f / "model.safetensors").unlink())
     assert "is damaged" in broken("b", lambda f: (f / "model.safetensors").write_bytes(b"123"))
     assert "config.json: No such file" in broken("c", lambda f: (f / "config.json").unlink())
-    assert "is not what transformers writes" in broken("d", lambda f: (f / "config.json").write_text("[1"))
+    assert "is not a JSON object" in broken("d", lambda f: (f / "config.json").write_text("[1"))
     assert "tokenizer.json" in broken("e", lambda f: (f / "tokenizer.json").unlink())
     fewer = {name: weight for name, weight in weights.items() if name != first}
     assert f"{first} is missing" in broken("f", lambda f: save_file(fewer, f / "model.safetensors"))
