@@ -5,9 +5,17 @@ import os
 import sys
 from typing import NoReturn
 
+LONGEST = 1000  # characters of a message
+
 
 class InputError(ValueError):
-    pass
+    """A message for the user: printable, short and on one line, even where it quotes a file of anybody's."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ import os
 import regex
 
 from tokenization.errors import InputError
-from tokenization.pretokenization import CL100K_PATTERN
+from tokenization.pretokenization import CL100K_PATTERN, check_length
 
 # Here the plainer words do: \s++ leaves no line end for $ to see, and \p{N}{1,3} never has to give one back.
 _PUBLISHED = {CL100K_PATTERN: CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")}
@@ -52,6 +52,7 @@ def from_oniguruma(pattern: str, path: str | os.PathLike) -> str:
 
 def translate(pattern: str, words: dict[str, str], possessive: str, refusal: str) -> str:
     """Word by word. possessive: how the other dialect says that what stands before {1,3}+ repeats in this one's way."""
+    check_length(pattern)
     parts: list[str] = []
     for token in _TOKEN.findall(pattern):
         if token in words:

@@ -152,9 +152,13 @@ def count_pretokens(text: str, special_tokens: Sequence[str] = (), pattern: str 
     return Counter({pretoken.encode(): count for pretoken, count in counts.items()})
 
 
-def check_pattern(pattern: str) -> None:
+def check_length(pattern: str) -> None:
     if len(pattern) > MAX_PATTERN:
         raise InputError(f"a split pattern of {len(pattern):,} characters: no more than {MAX_PATTERN:,} are taken")
+
+
+def check_pattern(pattern: str) -> None:
+    check_length(pattern)
     if any("\ud800" <= character <= "\udfff" for character in pattern):
         raise InputError(f"the split pattern {pattern!r} is not UTF-8; no text could hold it")
     try:
