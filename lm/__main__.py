@@ -6,24 +6,25 @@ Verify is written out here; the others are in the files that do their work.
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 
 from lm.machine import keep_large_blocks, use_granted_cores, wait_briefly
+from lm.signals import interruptible
 from tokenization import InputError
-from tokenization.errors import ArgumentParser, describe_os_error, drop_stdout
+from tokenization.errors import ArgumentParser, describe_os_error, did_you_mean, drop_stdout
 
 HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
 
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
-                                                  the same with other values; a name that does not exist is an error
+                                                  the same with other values; they count more than the file's,
+                                                  wherever -c stands; a name that does not exist is an error
   lm fit -c configs/demo.yaml --print_config      every setting there is, with its value
   lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt
                                                   go on where the run stopped; `--ckpt_path auto` finds the newest
                                                   checkpoint that is whole, and begins where there is none
-  lm validate -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/best.ckpt
-                                                  loss, perplexity and bits per byte on the validation file
+  lm validate checkpoints/demo                    loss, perplexity and bits per byte on the validation file
   lm generate checkpoints/demo --prompt "Once upon a time"
                                                   write a text, or many from a file; --interactive to talk
   lm serve checkpoints/demo                       a page to write with, and OpenAI's API, on this machine
@@ -114,8 +115,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if argv else 2
     try:
         if argv[0] not in COMMANDS:
-            raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`")
-        with training() if argv[0] in TRAINING else nullcontext():
+            meant = did_you_mean(argv[0], COMMANDS)
+            raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`{meant}")
+        with ExitStack() as ready:
+            if argv[0] in TRAINING:
+                ready.enter_context(interruptible(argv[0]))
+                ready.enter_context(training())
             COMMANDS[argv[0]](argv)
         sys.stdout.flush()
     except InputError as error:

@@ -16,6 +16,7 @@ from lm.accounting import duration, training_flops_per_token, training_seconds
 from lm.generation import generate
 from lm.machine import peak_flops, peak_memory
 from lm.optimizer import joint_norm
+from lm.progress import validation_line
 from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError
@@ -199,12 +200,8 @@ class TrainingBar(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
-        metrics = trainer.callback_metrics
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.print(
-                f"step {trainer.global_step}: validation loss {metrics['val/loss']:.4f},"
-                f" perplexity {metrics['val/perplexity']:.2f}, {metrics['val/bits_per_byte']:.4f} bits per byte"
-            )
+            self.print(validation_line(trainer))
 
 
 class TextSamples(Callback):

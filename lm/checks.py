@@ -1,7 +1,9 @@
 """What is refused before any work is done: settings that contradict each other, a run's folder, or its checkpoint;
 and the memory and disk that a run expects to take, of which is warned."""
 
+import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,44 @@ from lm.machine import available_memory, held_memory
 from lm.transformer import FEED_FORWARDS
 from tokenization import InputError, outputs
 
+STEPS_COUNT = "a run counts steps, and has no epochs"
+NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {  # Lightning's, which a run cannot heed: what they may be, and why
+    "max_epochs": ((None, -1), f"{STEPS_COUNT}; trainer.max_steps is its length"),
+    "min_epochs": ((None,), f"{STEPS_COUNT}; trainer.max_steps is its length"),
+    "check_val_every_n_epoch": ((None,), f"{STEPS_COUNT}; trainer.val_check_interval says when to validate"),
+    "reload_dataloaders_every_n_epochs": ((0,), STEPS_COUNT),
+    "limit_train_batches": (
+        (None, 1.0),
+        "a run draws from the whole token file, and no batch twice; trainer.max_steps is its length, a smaller file in"
+        " data.train_path its text",
+    ),
+    "overfit_batches": ((0.0,), "a run draws no batch twice; give it a small token file in data.train_path"),
+    "gradient_clip_val": ((None,), "it has no effect; model.max_gradient_norm bounds the gradient"),
+    "gradient_clip_algorithm": ((None,), "it has no effect; model.max_gradient_norm bounds the gradient"),
+    "enable_checkpointing": ((None, True), "a run is its checkpoints; trainer.fast_dev_run writes none"),
+    "plugins": ((None,), "a run brings its own"),
+    "barebones": ((False,), "a run is watched and saved"),
+}
+
 
 def check_trainer(trainer: Namespace) -> None:
-    """trainer: its settings. A run has a length, and is validated and saved between two steps."""
+    """trainer: its settings. A run has a folder and a length, and is validated and saved between two steps."""
+    folder = str(trainer.default_root_dir or "")
+    if not folder.strip():
+        raise InputError("trainer.default_root_dir is empty; name the folder of the run, checkpoints/NAME")
+    if "://" in folder:
+        raise InputError(f"trainer.default_root_dir is {folder}; a run is a folder of this machine")
+    for name, (allowed, reason) in NO_EFFECT.items():
+        if not any(trainer[name] == value and type(trainer[name]) is type(value) for value in allowed):
+            raise InputError(f"trainer.{name} is {trainer[name]}: {reason}; leave it out")
+    if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer.max_time.strip()):
+        raise InputError(f"trainer.max_time is {trainer.max_time}; write DD:HH:MM:SS, 00:12:00:00 for twelve hours")
+    limit = trainer.limit_val_batches
+    if limit is not None and not limit > 0:
+        raise InputError(f"trainer.limit_val_batches is {limit}; a validation takes at least 1 batch")
     for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         if not isinstance(trainer[name], int) or trainer[name] < 1:
             raise InputError(f"trainer.{name} is {trainer[name]}; it must be a whole number, at least 1")
-    if trainer.gradient_clip_val is not None or trainer.gradient_clip_algorithm is not None:
-        raise InputError("trainer.gradient_clip_val has no effect; model.max_gradient_norm bounds the gradient")
     if trainer.val_check_interval % trainer.accumulate_grad_batches:
         raise InputError(
             f"trainer.val_check_interval {trainer.val_check_interval} counts batches, and must be a multiple of"
@@ -42,14 +74,15 @@ def check_memory(model: Namespace) -> None:
         )
 
 
+def check_paths(config: Namespace) -> None:
+    """Refuses a path that is empty, as an unset variable of a script leaves it: it would mean the current folder."""
+    for name in ("data.train_path", "data.val_path", "data.tokenizer", "ckpt_path", "init_from"):
+        if config.get(name) is not None and not str(config[name]).strip():
+            raise InputError(f"{name} is empty; name a path")
+
+
 def check_length(trainer: Namespace, model: Namespace) -> None:
-    """The run is long enough for its warmup and a validation."""
-    batches = trainer.max_steps * trainer.accumulate_grad_batches
-    if trainer.val_check_interval > batches:
-        raise InputError(
-            f"trainer.val_check_interval {trainer.val_check_interval} lies beyond the run's {batches} batches; set it"
-            f" to {batches} at most"
-        )
+    """The run is long enough for its warmup."""
     if model.warmup_steps > trainer.max_steps:
         raise InputError(
             f"model.warmup_steps {model.warmup_steps} is more than trainer.max_steps {trainer.max_steps}: the learning"
@@ -121,6 +154,37 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
             )
         changes.append(f"{name}: {old} -> {new}")
     return changes
+
+
+PLACES = {
+    "config",
+    "ckpt_path",
+    "init_from",
+    "allow_changed_data",
+    "trainer.default_root_dir",
+}  # no part of the training
+SAID_ELSEWHERE = {"trainer.max_steps", "data.batch_size", "data.seed", "data.context_length", "data.vocab_size"}
+
+
+def settings_of(config: Namespace) -> dict[str, Any]:
+    """Every setting by its name, as trainer.max_steps, in values that JSON has: what a checkpoint records."""
+    settings: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        group = vars(value) if isinstance(value, Namespace) else {}
+        settings |= {f"{name}.{inner}": group[inner] for inner in group} or {name: value}
+    settings = {name: value for name, value in settings.items() if name not in PLACES}
+    plain = json.dumps(settings, default=lambda value: vars(value) if isinstance(value, Namespace) else str(value))
+    return json.loads(plain)
+
+
+def compare_config(checkpoint: dict[str, Any], config: Namespace) -> list[str]:
+    """The changed settings that compare_settings and the data say nothing of; an older checkpoint records none."""
+    old, new = checkpoint.get("config", {}), settings_of(config)
+    return [
+        f"{name}: {old[name]} -> {value}"
+        for name, value in new.items()
+        if name in old and old[name] != value and not name.startswith("model.") and name not in SAID_ELSEWHERE
+    ]
 
 
 def announce_needs(config: Namespace) -> None:

@@ -8,11 +8,13 @@ import inspect
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lm.callbacks import Norms, TextSamples, Throughput, TrainingBar
@@ -29,18 +31,23 @@ from lm.checks import (
     check_folder,
     check_length,
     check_memory,
+    check_paths,
     check_trainer,
+    compare_config,
     compare_settings,
     validation_due,
 )
+from lm.command_line import arrange, explain, one_line, warn_of_variables
 from lm.data import TokenDataModule
 from lm.devices import HELP, find_device
 from lm.machine import native_precision
 from lm.module import LanguageModel
 from lm.nonfinite import StopWhenDiverged
 from lm.plugins import FullySharded, RunCheckpointIO, RunLogger, SaveConfig
+from lm.progress import ProgressLines, ending, time_is_up
 from lm.recovery import Checkpoints
 from lm.run_folder import find_newest, make_last, run_lock, sweep
+from lm.signals import leave_if_asked
 from tokenization import InputError, Tokenizer
 
 HARMLESS_WARNINGS = (
@@ -49,7 +56,14 @@ HARMLESS_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # a batch takes 0.1 ms to gather
     ".*isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13
     "Checkpoint directory .* exists and is not empty",
+    "Be aware that when using `ckpt_path`, callbacks",  # a changed setting, and announced as such
 )
+
+LINKED = {  # settings that follow from another, which alone can be set
+    "data.context_length": "model.context_length",
+    "data.vocab_size": "model.vocab_size",
+    "model.max_steps": "trainer.max_steps",
+}
 
 # One batch is not all batches: `typing` makes one type of Union[int, float] and Union[float, int], whichever comes
 # first in the program, and by the second `--trainer.limit_val_batches 1` would be read as 1.0, the whole file.
@@ -65,11 +79,12 @@ class RunCLI(LightningCLI):
             warnings.filterwarnings("ignore", message=message)
         for library in ("lightning.pytorch", "lightning.fabric"):  # devices that are not there, tips, adverts
             logging.getLogger(library).setLevel(logging.WARNING)
+        logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # where one asks for it
         parser_settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             LanguageModel,
             TokenDataModule,
-            args=argv,
+            args=arrange(argv),
             parser_kwargs={"prog": "lm", **parser_settings, "fit": parser_settings, "validate": parser_settings},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -90,14 +105,21 @@ class RunCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Norms, "norms")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="the checkpoint to go on from, or to validate: a file; last or best, those of the run's folder; auto,"
+            " the newest there that verifies, and where there is none a new run",
+        )
         parser.add_argument(
             "--init_from",
             type=str | None,
@@ -117,9 +139,15 @@ class RunCLI(LightningCLI):
             default=None,
             help=f"{HELP}; takes the place of trainer.accelerator, under which it is recorded",
         )
-        parser.link_arguments("model.context_length", "data.context_length")
-        parser.link_arguments("model.vocab_size", "data.vocab_size")
-        parser.link_arguments("trainer.max_steps", "model.max_steps")
+        for target, source in LINKED.items():
+            parser.link_arguments(source, target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            options = [option.lstrip("-") for option in self._subcommand_parsers[args[0]]._option_string_actions]
+            raise InputError(explain(str(error), args, [name for name in options if name not in LINKED])) from None
 
     def _set_seed(self) -> None:
         try:
@@ -133,7 +161,11 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
         settle_trainer(config)
+        check_paths(config)
+        warn_of_variables()
         automatic = config.ckpt_path == "auto"
+        if config.ckpt_path in ("last", "best"):
+            config.ckpt_path = str(Path(config.trainer.default_root_dir, f"{config.ckpt_path}.ckpt"))
         self.news = self._find_checkpoint(config) if automatic else []
         checkpoint = load_checkpoint(config.ckpt_path) if config.ckpt_path is not None else None
         changes = compare_settings(checkpoint, vars(config.model), config.ckpt_path) if checkpoint else []
@@ -154,6 +186,7 @@ class RunCLI(LightningCLI):
                 check_continuation(checkpoint, config)
             self.data_state, self.start_step = checkpoint[TokenDataModule.__name__], checkpoint["global_step"]
             self.news += [] if done and automatic else [f"going on from {config.ckpt_path}, step {self.start_step}"]
+            changes += compare_config(checkpoint, config)
             self.news += [f"  from here on  {change}" for change in changes]
         self.initial = None
         if config.init_from is not None and checkpoint is None:
@@ -184,8 +217,8 @@ class RunCLI(LightningCLI):
         try:
             check_memory(self.config[self.config.subcommand].model)
             super().instantiate_classes()
-        except ValueError as error:  # a module's word that settings do not fit together
-            raise InputError(str(error)) from None
+        except (ValueError, TypeError) as error:  # a module's word that settings do not fit together
+            raise InputError(one_line(str(error))) from None
         if self.config.subcommand == "fit" and self.initial is not None:
             self.model.load_state_dict(self.initial)
 
@@ -193,14 +226,19 @@ class RunCLI(LightningCLI):
         config = self.config[self.config.subcommand].trainer
         if self.config.subcommand != "fit":
             kwargs["logger"] = False
-        elif config.logger in (None, True):
-            kwargs["logger"] = RunLogger(config.default_root_dir, self.start_step)
+        elif config.logger is not False:
+            given = self._get(self.config_init, "trainer")["logger"]
+            others = [
+                logger for logger in (given if isinstance(given, list) else [given]) if isinstance(logger, Logger)
+            ]
+            kwargs["logger"] = [RunLogger(config.default_root_dir, self.start_step), *others]
         if config.strategy == "fsdp":
             kwargs["strategy"] = FullySharded()
-        shown = config.enable_progress_bar is not False
-        watchers = [Throughput(), StopWhenDiverged()]
-        self.trainer_defaults["callbacks"] = [*watchers, TrainingBar()] if shown else watchers
+        progress = ProgressLines() if config.enable_progress_bar is False else TrainingBar()
+        self.trainer_defaults["callbacks"] = [Throughput(), StopWhenDiverged(), progress]
         trainer = super().instantiate_trainer(plugins=[RunCheckpointIO()], **kwargs)
+        if time_is_up(trainer):
+            raise InputError(f"trainer.max_time is {config.max_time}; no step can be made in that")
         if isinstance(trainer.strategy, FSDPStrategy):
             raise InputError("trainer.strategy FSDPStrategy: it is FSDP's first version; fsdp is the second")
         return trainer
@@ -208,6 +246,9 @@ class RunCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with contextlib.ExitStack() as self.held:
             super()._run_subcommand(subcommand)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": self.config[subcommand].ckpt_path}
 
     def before_fit(self) -> None:
         self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder
@@ -217,12 +258,18 @@ class RunCLI(LightningCLI):
             self.news += [f"  from here on  {change}" for change in changes]
             if self.start_step >= trainer.max_steps:
                 trainer.fit_loop.epoch_loop.max_steps += 1  # or Lightning would not begin; Checkpoints puts it right
+        leave_if_asked()
         if trainer.is_global_zero and not settings.trainer.fast_dev_run:
             self._take_folder(settings)
         if trainer.is_global_zero:
             self._announce()
         if self.nothing_left:
             sys.exit(0)
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero and not self.config.fit.trainer.fast_dev_run:
+            print(ending(self.trainer))
+            print(self.trainer.profiler.summary(), end="")  # type: ignore[attr-defined]  # which Lightning logs at most
 
     def _announce(self) -> None:
         settings, trainer = self.config.fit, self.trainer

@@ -1,18 +1,26 @@
 """What Lightning's Trainer is given instead of its own: how a run's configuration, checkpoints and curves are written,
 and how its weights are spread over devices."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.strategies import ModelParallelStrategy
+from tensorboard.summary.writer import event_file_writer
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lm.checkpoint import CONFIG, load_checkpoint, save_checkpoint
+from lm.checks import settings_of
+from lm.events import EVENT_FILES
 from tokenization.files import writing
 
 
@@ -33,6 +41,9 @@ class SaveConfig(SaveConfigCallback):
             }
             for logger in trainer.loggers:
                 logger.log_hyperparams(settings | {"precision": str(trainer.precision)})
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = settings_of(self.config)
 
 
 class RunCheckpointIO(TorchCheckpointIO):
@@ -64,6 +75,19 @@ class RunLogger(TensorBoardLogger):
         """step: that the run begins after, 0 where an earlier attempt was killed before its first checkpoint; what it
         has drawn beyond disappears."""
         super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=step + 1)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """Writes an event file whose name sorts last, whatever the clock says: files are joined in that order."""
+        if self._experiment is not None:
+            return self._experiment
+        stamps = (path.name.split(".")[3] for path in Path(self.root_dir).glob(EVENT_FILES))
+        newest = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
+        stamp = iter([max(int(time.time()), newest + 1)])  # for the name; what is written has the true time
+        clock = SimpleNamespace(time=lambda: next(stamp, None) or time.time())
+        with mock.patch.object(event_file_writer, "time", clock):
+            return super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Without the epoch, which Lightning adds: our runs count steps."""

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
 from lm.nonfinite import Diverged
+from lm.signals import SIGNALS, Interrupted, leave_if_asked
 from tokenization import InputError, Tokenizer
 from tokenization.files import writing_together
 
@@ -24,17 +25,13 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-class Interrupted(SystemExit):
-    """The run ends because of a signal, with the exit code that says so: 130 or 143."""
-
-
 class Signals:
     """The first SIGTERM or Ctrl-C asks the run to end after its step; a second Ctrl-C leaves at once."""
 
     def __init__(self, quiet: bool) -> None:
         self.received: int | None = None
         self.quiet = quiet
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in SIGNALS:
             signal.signal(signum, self)  # Lightning puts back what was there when the run ends
 
     def __call__(self, signum: int, frame: Any) -> None:
@@ -77,6 +74,7 @@ class Checkpoints(Checkpoint):
     # --- steps and validations ---------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        leave_if_asked()
         self.signals = Signals(quiet=not trainer.is_global_zero)
         if not (run_folder(trainer) / BEST).exists():
             self.best_loss = float("inf")  # a run that goes on in another folder has its own best there
@@ -158,7 +156,8 @@ class Checkpoints(Checkpoint):
             self.boundary, self.unsafe = self._this_boundary(trainer), ""
             with contextlib.suppress(Exception):
                 trainer._logger_connector.update_train_step_metrics()  # whose figures Lightning logs after them
-        print(f"stopped in step {self.boundary.step + 1}; {self._save_in_need(trainer, pl_module, exception)}")
+        what = self._save_in_need(trainer, pl_module, exception)
+        print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {what}")
 
     def _save_in_need(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> str:
         """Never over a good checkpoint with bad weights. Returns what to say about it."""
@@ -224,6 +223,7 @@ class Checkpoints(Checkpoint):
         checkpoint["loops"]["fit_loop"] = self.boundary.loops
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time counts from each start
         state = checkpoint["callbacks"][self.state_key]
         loops = checkpoint["loops"]["fit_loop"]
         self.boundary = self.saved = Boundary(checkpoint["global_step"], loops, state["validation_due"])

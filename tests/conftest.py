@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import signal
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from tokenization import END_OF_TEXT, Tokenizer, formats
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens
 
+# What a shell starts with & ignores Ctrl-C, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
 wait_briefly()  # where a test starts processes with more threads
 

@@ -555,3 +555,76 @@ def test_validate_wants_a_checkpoint(lm, copy):
     result = lm("validate", "-c", copy / "config.yaml")
     assert (result.code, result.out) == (2, "")
     assert result.err == "lm validate: which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one\n"
+
+
+def test_validate_takes_a_folder(lm, copy):
+    named = lm("validate", "-c", copy / "config.yaml", "--ckpt_path", copy / "best.ckpt")
+    assert named.code == 0
+    for run in (copy, copy / "best.ckpt"):
+        result = lm("validate", run)
+        assert (result.code, result.out, result.err) == (0, named.out, named.err)
+    (copy / "best.ckpt").unlink()
+    assert lm("validate", copy, "--trainer.limit_val_batches=1").code == 0  # last.ckpt stands in, as in generate
+
+
+# --- what a run says -------------------------------------------------------------------------------------------------
+
+
+def test_without_a_bar_the_losses_are_printed(lm, fit_arguments, tmp_path):
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, "--trainer.log_every_n_steps=5"))
+    scalars, _ = read_events(tmp_path / "run")
+    losses, validations = dict(scalars["train/loss"]), dict(scalars["val/loss"])
+    lines = [line.split(":")[0] for line in result.out.splitlines() if line.startswith("step ")]
+    assert lines == ["step 4", "step 5 of 14", "step 8", "step 10 of 14", "step 12", "step 14"]
+    assert f"step 5 of 14: loss {losses[5]:.4f}, " in result.out
+    assert f"step 8: validation loss {validations[8]:.4f}, perplexity {math.exp(validations[8]):.2f}, " in result.out
+    assert result.out.endswith(f"{tmp_path / 'run'}: ended at step 14 of 14\n")
+
+
+def test_a_run_shorter_than_the_validation_interval_is_validated_at_its_end(lm, fit_arguments, tmp_path):
+    result = lm(*fit_arguments(tmp_path / "run", "--trainer.max_steps=3", "--trainer.val_check_interval=100"))
+    assert (result.code, result.err) == (0, "")
+    assert [step for step, _ in read_events(tmp_path / "run")[0]["val/loss"]] == [3]
+    assert (tmp_path / "run" / "best.ckpt").exists()
+
+
+def test_max_time_ends_a_run_with_a_word_and_counts_anew(lm, fit_arguments, run, tmp_path):
+    """Each start makes a step of its own; in the end the run is what it would have been without."""
+    cut, short = tmp_path / "run", '--trainer.max_time={"microseconds": 1}'
+    for step in (1, 2, 3):
+        result = lm(*fit_arguments(cut, *SETTINGS, "--ckpt_path=auto", short))
+        assert (result.code, result.err) == (0, "")
+        assert load_checkpoint(cut / "last.ckpt")["global_step"] == step
+        assert result.out.endswith(
+            f"{cut}: ended at step {step} of 14: trainer.max_time is over;"
+            f" `lm fit -c {cut / 'config.yaml'} --ckpt_path {cut / 'last.ckpt'}` goes on\n"
+        )
+    assert lm(*fit_arguments(cut, *SETTINGS, "--ckpt_path=auto")).code == 0
+    a, b = (load_checkpoint(folder / "last.ckpt") for folder in (cut, run))
+    assert all(same(a[key], b[key]) for key in ("state_dict", "optimizer_states", "global_step"))
+
+
+def test_who_stops_a_run_early_is_named(lm, fit_arguments, tmp_path):
+    stop = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    stop["init_args"] = {"monitor": "val/loss", "patience": 1, "min_delta": 100.0}
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, f"--trainer.callbacks={json.dumps([stop])}"))
+    assert result.code == 0
+    assert "ended at step 8 of 14: " in result.out
+    assert "val/loss did not improve" in result.out
+
+
+def test_other_loggers_come_beside_our_own(lm, fit_arguments, run, tmp_path):
+    csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path / "csv")}}
+    assert lm(*fit_arguments(tmp_path / "run", *SETTINGS, f"--trainer.logger={json.dumps(csv)}")).code == 0
+    assert read_events(tmp_path / "run")[1] == read_events(run)[1]  # the samples
+    (metrics,) = (tmp_path / "csv").rglob("metrics.csv")
+    assert "val/loss" in metrics.read_text().splitlines()[0]
+    assert lm("report", tmp_path / "run", "--output", tmp_path / "report.html").code == 0
+
+
+def test_a_profile_and_a_summary_are_printed(lm, fit_arguments, tmp_path):
+    wishes = ["--trainer.profiler=simple", "--trainer.enable_model_summary=true"]
+    result = lm(*fit_arguments(tmp_path / "run", "--trainer.max_steps=2", *wishes))
+    assert result.code == 0
+    assert "run_training_batch" in result.out
+    assert "TransformerLM" in result.out + result.err

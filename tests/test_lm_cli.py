@@ -96,7 +96,6 @@ WRONG_SETTINGS = [
         "--trainer.accumulate_grad_batches=3",
         "trainer.val_check_interval 20 counts batches, and must be a multiple of trainer.accumulate_grad_batches 3",
     ),
-    ("--trainer.val_check_interval=61", "trainer.val_check_interval 61 lies beyond the run's 60 batches; set it to 60"),
     ("--model.warmup_steps=61", "model.warmup_steps 61 is more than trainer.max_steps 60"),
     ("--model.min_learning_rate=0.02", "model.min_learning_rate 0.02 is above model.learning_rate 0.01"),
     ("--model.max_skipped_steps=0", "max_skipped_steps is 0"),
@@ -109,12 +108,59 @@ WRONG_SETTINGS = [
     ("-c=nowhere.yaml", "nowhere.yaml"),
     ("-c=train.txt", "config: "),
     ("--ckpt_path=nowhere.ckpt", "nowhere.ckpt: no such checkpoint; train with `lm fit`"),
-    ("--ckpt_path=last", "last: no such checkpoint"),
+    ("--ckpt_path=last", "runs/new/last.ckpt: no such checkpoint"),
+    ("--ckpt_path=best", "runs/new/best.ckpt: no such checkpoint"),
+    ("--model.d_modle=8", "; did you mean model.d_model?"),
+    ("--max_stpes=8", "; did you mean trainer.max_steps?"),
+    ("--trainer.default_root_dir=", "trainer.default_root_dir is empty; name the folder of the run"),
+    ("--trainer.default_root_dir=null", "trainer.default_root_dir is empty"),
+    ("--trainer.default_root_dir=s3://bucket/run", "s3://bucket/run; a run is a folder of this machine"),
+    (
+        "--trainer.max_epochs=0",
+        "trainer.max_epochs is 0: a run counts steps, and has no epochs; trainer.max_steps is its",
+    ),
+    ("--trainer.max_epochs=3", "trainer.max_epochs is 3: a run counts steps"),
+    ("--trainer.min_epochs=1", "trainer.min_epochs is 1: a run counts steps"),
+    ("--trainer.check_val_every_n_epoch=1", "trainer.val_check_interval says when to validate; leave it out"),
+    ("--trainer.limit_train_batches=0", "trainer.limit_train_batches is 0: a run draws from the whole token file"),
+    ("--trainer.limit_train_batches=1", "trainer.limit_train_batches is 1: a run draws from the whole token file"),
+    ("--trainer.limit_train_batches=0.5", "trainer.limit_train_batches is 0.5: a run draws from the whole token file"),
+    (
+        "--trainer.overfit_batches=2",
+        "trainer.overfit_batches is 2: a run draws no batch twice; give it a small token file",
+    ),
+    ("--trainer.overfit_batches=0.5", "trainer.overfit_batches is 0.5: a run draws no batch twice"),
+    ("--trainer.limit_val_batches=0", "trainer.limit_val_batches is 0; a validation takes at least 1 batch"),
+    ("--trainer.limit_val_batches=-1", "trainer.limit_val_batches is -1; a validation takes at least 1 batch"),
+    ("--trainer.enable_checkpointing=false", "trainer.enable_checkpointing is False: a run is its checkpoints"),
+    ("--trainer.barebones=true", "trainer.barebones is True: a run is watched and saved"),
+    ("--trainer.max_time=00:00:00:00", "trainer.max_time is 00:00:00:00; no step can be made in that"),
+    ("--trainer.max_time=1h", "max_time"),
+    ("--data.train_path=", "data.train_path"),
+    ("--data.val_path=", "data.val_path"),
+    ("--data.tokenizer=", "data.tokenizer"),
+    ("--ckpt_path=", "ckpt_path is empty"),
+    ("--init_from=", "init_from is empty"),
+    ("-c=", "-c names no file; give a configuration: -c configs/demo.yaml"),
+    ("-c=empty.yaml", "empty.yaml: holds no settings"),
+    ("-c=twice.yaml", "twice.yaml: max_steps is set twice, on lines 2 and 3; keep one"),
+    ("-c=latin.yaml", "latin.yaml: is not UTF-8 at byte 2"),
+    ("-c=misspelt.yaml", "did you mean trainer.max_steps?"),
+    ("--trainer=latin.yaml", "latin.yaml"),
+    ("--trainer.logger=lightning.pytorch.loggers.WandbLogger", "wandb"),
 ]
+FILES = {
+    "empty.yaml": b"",
+    "twice.yaml": b"trainer:\n  max_steps: 5\n  max_steps: 6\n",
+    "latin.yaml": "# \xfc\n".encode("latin-1"),
+    "misspelt.yaml": b"trainer:\n  max_step: 5\n",
+}
 
 
 @pytest.mark.parametrize(("setting", "message"), WRONG_SETTINGS, ids=[setting for setting, _ in WRONG_SETTINGS])
-def test_a_wrong_setting(refused, fit_arguments, setting, message):
+def test_a_wrong_setting(refused, fit_arguments, work, setting, message):
+    for name, content in FILES.items():
+        (work / name).write_bytes(content)
     line = refused(*fit_arguments("runs/new"), *setting.split("=", 1) if setting[1] == "c" else [setting])
     assert line.startswith("lm fit: ")
     assert message in line
@@ -125,6 +171,28 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_made(refused, fit_arg
     monkeypatch.setattr("lm.checks.available_memory", lambda: 40_000_000)
     wide = ("--model.context_length=500000", "--model.vocab_size=320")
     assert "500,000 positions, takes 0.05 GB, and 0.04 GB are available" in refused(*fit_arguments("runs/new", *wide))
+
+
+def test_settings_count_more_than_files_wherever_they_stand(lm, fit_arguments):
+    command, _, debug, *flags = fit_arguments("runs/new", "--model.learning_rate=0.125")
+    Path("more.yaml").write_text("model: {learning_rate: 0.5}\ntrainer: {max_steps: 010}\n")
+    first = lm(command, "-c", debug, "-c", "more.yaml", *flags, "--print_config")
+    later = lm(command, *flags, "--config", debug, "--config=more.yaml", "--print_config")
+    assert (later.code, later.err) == (0, "")
+    assert later.out == first.out
+    config = yaml.safe_load(later.out)
+    assert config["model"]["learning_rate"] == 0.125
+    assert config["trainer"]["max_steps"] == 10
+
+
+def test_variables_that_have_no_effect_are_named(lm, fit_arguments, monkeypatch):
+    monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "7")
+    result = lm(*fit_arguments("runs/new", "--trainer.max_steps=2", "--samples.max_new_tokens=0"))
+    assert result.code == 0
+    assert result.err == (
+        "lm: PL_TRAINER_MAX_STEPS in the environment has no effect; -c and the command line set everything\n"
+    )
+    assert "ended at step 2 of 2" in result.out
 
 
 @pytest.mark.parametrize("folder", ["train.txt", "train.txt/run"])
@@ -144,7 +212,10 @@ def test_a_folder_that_cannot_be_made(lm, fit_arguments, work, folder):
     ("arguments", "message"),
     [
         (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, account, "),
-        (["fit"], "lm fit: "),
+        (["fitt"], "lm fitt: no such command; there are fit, "),
+        (["fit"], "lm fit: give a configuration: `lm fit -c configs/demo.yaml`"),
+        (["validate", "tok"], "lm validate: tok: no such checkpoint"),
+        (["generate", "--tempertaure=1", "tok"], "lm generate: unrecognized arguments: --tempertaure=1; did you mean"),
         (["fit", "-c", "train.bin"], "lm fit: "),
         (["validate"], "lm validate: "),
         (["generate", "none.ckpt"], "lm generate: none.ckpt: no such checkpoint; train with `lm fit`"),

@@ -20,6 +20,7 @@ from test_fit import ROOT, SETTINGS, STEPS, TIMED, same
 from lm import nonfinite, recovery, transformer
 from lm.callbacks import TextSamples, Throughput
 from lm.checkpoint import load_checkpoint, read_manifest, save_checkpoint
+from lm.events import read_curves
 from lm.module import LanguageModel
 from lm.optimizer import AdamW
 from lm.run_folder import LOCK, find_newest, run_lock, sweep
@@ -190,6 +191,25 @@ def test_a_second_interrupt_leaves_at_once(fit_arguments, tmp_path):
     assert process.wait(timeout=5) == 130
     assert time.monotonic() - before < 2
     process.stdout.close()
+
+
+def test_a_clock_that_is_behind_loses_no_curve(lm, fit_arguments, whole, monkeypatch, tmp_path):
+    """As another computer's may be; TensorBoard and `lm report` join the files in the order of their names' stamps."""
+    run = tmp_path / "run"
+    for count in (6, 4):
+        with monkeypatch.context() as patch:
+            Moment(LanguageModel, "training_step", count, send(signal.SIGTERM)).arm(patch)
+            assert lm(*fit_arguments(run, *SETTINGS, "--ckpt_path=auto")).code == 143
+        newest = max(run.glob("events*"))
+        parts = newest.name.split(".")
+        parts[3] = str(int(parts[3]) + 86_400)  # as if it had been written tomorrow
+        newest.rename(run / ".".join(parts))
+    assert lm(*fit_arguments(run, *SETTINGS, "--ckpt_path=auto")).code == 0
+    assert_joined(run, whole["one"])
+    curve = read_curves(run)["train/loss"]
+    assert curve.steps == [*range(1, STEPS + 1)]
+    assert curve.seconds == sorted(curve.seconds)
+    assert curve.seconds[-1] < 600  # a day is not counted
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -523,6 +543,33 @@ def test_other_data_is_refused_unless_one_wants_it(lm, whole, token_data, tmp_pa
     assert "  from here on  data.batch_size: 8 -> 4" in result.out
     assert "  from here on  data.seed: 0 -> 3" in result.out
     assert yaml.safe_load((run / "config.yaml").read_text())["allow_changed_data"] is False  # it counts once
+
+
+def test_every_changed_setting_is_announced(lm, whole, tmp_path):
+    run = Path(shutil.copytree(whole["one"], tmp_path / "run"))
+    going_on = ["fit", "-c", run / "config.yaml", "--ckpt_path=last", "--trainer.default_root_dir", run]
+    changes = ["--trainer.max_steps=16", "--trainer.precision=bf16-mixed", "--trainer.limit_val_batches=2"]
+    changes += ["--seed_everything=5", "--samples.prompt=Tom", "--checkpoints.keep_every_n_steps=7"]
+    result = lm(*going_on, *changes, "--norms.every_n_steps=0", "--data.num_workers=0", "--model.eps=1e-7")
+    assert (result.code, result.err) == (0, "")
+    announced = [line for line in result.out.splitlines() if "from here on" in line]
+    assert sorted(announced) == [
+        "  from here on  checkpoints.keep_every_n_steps: None -> 7",
+        "  from here on  eps: 1e-08 -> 1e-07",
+        "  from here on  max_steps: 14 -> 16",
+        "  from here on  norms.every_n_steps: 10 -> 0",
+        "  from here on  samples.prompt: Once upon a time -> Tom",
+        "  from here on  seed_everything: 0 -> 5",
+        "  from here on  trainer.limit_val_batches: 5 -> 2",
+        "  from here on  trainer.precision: 32-true -> bf16-mixed",
+    ]
+    checkpoint = load_checkpoint(run / "last.ckpt")
+    assert checkpoint["config"]["trainer.precision"] == "bf16-mixed"
+    del checkpoint["config"]  # as older versions saved
+    save_checkpoint(checkpoint, run / "last.ckpt")
+    result = lm(*going_on, "--trainer.max_steps=18", "--trainer.precision=32-true")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.count("from here on") == 1
 
 
 def test_a_checkpoint_of_weights_alone_is_refused(lm, whole, tmp_path):

@@ -1,0 +1,44 @@
+"""What SIGTERM and Ctrl-C do to a command: exit code 143 or 130 from its first line on.
+
+During training recovery.py takes over, and saves before it leaves.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+received: list[int] = []  # before training; an exception in an import or a destructor may have been swallowed
+
+
+class Interrupted(SystemExit):
+    """The command ends because of a signal, with the exit code that says so: 130 or 143."""
+
+
+def leave_if_asked() -> None:
+    if received:
+        raise Interrupted(128 + received[0])
+
+
+@contextmanager
+def interruptible(command: str) -> Iterator[None]:
+    """Ends the command at SIGTERM or Ctrl-C by Interrupted; a second signal ends the process."""
+
+    def leave(signum: int, frame: Any) -> None:
+        if received:
+            os._exit(128 + signum)
+        received.append(signum)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            os.write(2, f"\nlm {command}: {signal.Signals(signum).name}; ended, nothing is lost\n".encode())
+        leave_if_asked()
+
+    received.clear()
+    before = {signum: signal.signal(signum, leave) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        received.clear()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,121 @@
+"""Proves that SIGTERM and Ctrl-C end a run with 143 and 130 from its first line on, before anything is trained: said in
+a line, with nothing lost, whether the run is new or goes on."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_fit import ROOT, SETTINGS
+from test_recovery import Moment, send
+
+from lm import command_line, module
+from lm.callbacks import Throughput
+from lm.checkpoint import load_checkpoint, read_manifest
+from lm.data import TokenDataModule
+from lm.module import LanguageModel
+from lm.plugins import SaveConfig
+from lm.run_folder import LOCK
+
+MOMENTS = {
+    "while settings are read": (command_line, "check_config"),
+    "while data is verified": (TokenDataModule, "setup"),
+    "while the model is arranged": (module, "choose_attention"),
+    "while the optimizer is made": (LanguageModel, "configure_optimizers"),
+    "while the peak is measured": (Throughput, "on_train_start"),
+    "when config.yaml has been written": (SaveConfig, "on_train_start"),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(lm, fit_arguments, tmp_path_factory) -> Path:
+    """A run that SIGTERM has ended after step 6."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        Moment(LanguageModel, "training_step", 6, send(signal.SIGTERM)).arm(patch)
+        assert lm(*fit_arguments(run, *SETTINGS)).code == 143
+    return run
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_before_training_a_signal_ends_at_once(
+    moment, signum, lm, fit_arguments, stopped, monkeypatch, capfd, tmp_path
+):
+    owner, name = MOMENTS[moment]
+    run = Path(shutil.copytree(stopped, tmp_path / "run")) if signum == signal.SIGTERM else tmp_path / "run"
+    before = {path.name: path.read_bytes() for path in run.glob("*.ckpt")}
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    arguments = fit_arguments(run, *SETTINGS, "--ckpt_path=auto")
+    with monkeypatch.context() as patch:
+        Moment(owner, name, 1, send(signum), after=True).arm(patch)
+        result = lm(*arguments)
+    assert result.code == 128 + signum
+    assert capfd.readouterr().err == f"\nlm fit: {signal.Signals(signum).name}; ended, nothing is lost\n"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert not (run / LOCK).exists()
+    assert {path.name: path.read_bytes() for path in run.glob("*.ckpt")} == before
+
+
+def test_a_signal_that_something_swallows_still_ends_the_run(lm, fit_arguments, monkeypatch, tmp_path):
+    """As an import or a destructor may, which exceptions do not leave."""
+
+    def swallow() -> None:
+        with contextlib.suppress(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Moment(LanguageModel, "configure_optimizers", 1, swallow).arm(monkeypatch)
+    assert lm(*fit_arguments(tmp_path / "run", *SETTINGS)).code == 143
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+
+
+IMPORTING = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), int(sys.argv[2]))
+sys.meta_path.insert(0, Finder())
+from lm.__main__ import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(("name", "signum"), [("torch", signal.SIGTERM), ("lightning.pytorch.cli", signal.SIGINT)])
+def test_during_imports(name, signum, fit_arguments, tmp_path):
+    command = [sys.executable, "-c", IMPORTING, name, str(int(signum)), *map(str, fit_arguments(tmp_path / "run"))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signum
+    assert (done.stdout, done.stderr) == ("", f"\nlm fit: {signal.Signals(signum).name}; ended, nothing is lost\n")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_at_every_moment_of_a_real_run(signum, lm, fit_arguments, tmp_path):
+    """A process is signalled after 0.1 s, 0.2 s, ... until one ends well, and goes on; then they are one whole run."""
+    assert lm(*fit_arguments(tmp_path / "whole", *SETTINGS)).code == 0
+    run, environment = tmp_path / "run", os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lm", *map(str, fit_arguments(run, *SETTINGS, "--ckpt_path=auto"))]
+    for tenths in range(1, 300):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(tenths / 10)
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        started = bool(out or err)  # the interpreter itself takes some hundredths of a second
+        assert process.returncode == (128 + signum if started else -signum), err
+        assert "Traceback" not in err
+        if (run / "last.ckpt").exists() and f"step {read_manifest(run / 'last.ckpt')['step']}" not in out:
+            assert "nothing is lost" in err
+    assert process.returncode == 0
+    a, b = (load_checkpoint(folder / "last.ckpt") for folder in (run, tmp_path / "whole"))
+    assert a["global_step"] == b["global_step"]
+    assert all(a["state_dict"][name].equal(b["state_dict"][name]) for name in b["state_dict"])
