@@ -1,6 +1,7 @@
 """Proves that a written file is whole or not there, whatever ends its writer, that links and others' files stay as they
 are, and that what killed writers left is swept, and never what a living one writes."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -34,13 +35,15 @@ def umask():
     os.umask(old)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def tiny_files():
     """No file may grow beyond 100 bytes: what a full disk is to a writer, without a disk."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    try:
+        yield
+    finally:  # within the test: pytest's own output may be a file, too
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_a_file_is_replaced_at_the_end_and_in_new_folders(tmp_path):
@@ -76,11 +79,11 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path, error):
     assert names(tmp_path) == ["a"]
 
 
-def test_a_full_disk_is_said_of_the_file_that_was_asked_for(tmp_path, tiny_files):
-    with pytest.raises(OSError, match="File too large") as failed, writing(tmp_path / "a") as file:
+def test_a_full_disk_is_said_of_the_file_that_was_asked_for(tmp_path):
+    with tiny_files(), pytest.raises(OSError, match="File too large") as failed, writing(tmp_path / "a") as file:
         file.write(bytes(200))
     assert failed.value.filename == str(tmp_path / "a")
-    with pytest.raises(OSError, match="File too large") as failed, making(tmp_path / "b") as path:
+    with tiny_files(), pytest.raises(OSError, match="File too large") as failed, making(tmp_path / "b") as path:
         path.write_bytes(bytes(200))
     assert failed.value.filename == str(tmp_path / "b")
     with pytest.raises(InputError, match=f"^{tmp_path}/b/part: is wrong$"), making(tmp_path / "b") as path:
