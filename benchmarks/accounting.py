@@ -97,13 +97,13 @@ def run_arguments(settings: dict, seconds: float) -> tuple[list[str], int]:
     """For both commands; the run's steps by a guess at a quarter of the machine's peak, and no more than 2,000."""
     from lm.accounting import training_flops_per_token
     from lm.activations import make_model
-    from lm.machine import peak_flops
+    from lm.peaks import peak_flops
 
     model = {name.removeprefix("model."): value for name, value in settings.items() if name.startswith("model.")}
     accumulate = settings.get("trainer.accumulate_grad_batches", 1)
     tokens = model["context_length"] * settings[BATCH] * accumulate
     flops = tokens * training_flops_per_token(make_model(model))
-    steps = max(12, min(2000, int(seconds * peak_flops("cpu", settings["trainer.precision"])[0] / 4 / flops)))
+    steps = max(12, min(2000, int(seconds * peak_flops("cpu", settings["trainer.precision"]).now / 4 / flops)))
     settings = settings | {
         "trainer.max_steps": steps,
         "trainer.val_check_interval": max(1, steps // 2) * accumulate,

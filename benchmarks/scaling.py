@@ -65,8 +65,9 @@ def measure(settings: dict, steps: int) -> dict:
 
     from lm.accounting import training_flops_per_token
     from lm.fast import choose_attention
-    from lm.machine import native_precision, peak_flops
+    from lm.machine import native_precision
     from lm.optimizer import AdamW, clip_gradients
+    from lm.peaks import peak_flops
     from lm.transformer import TransformerLM
 
     context_length, d_model, batch_size = (settings[name] for name in BASE)

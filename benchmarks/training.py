@@ -81,10 +81,11 @@ def main() -> None:
 
 def report(results: dict[str, list[dict]], args: argparse.Namespace) -> None:
     """Medians over the rounds; the ratio to the first, or of the first to the others, is the median of each round's."""
-    from lm.machine import native_precision, peak_flops
+    from lm.machine import native_precision
+    from lm.peaks import peak_flops
 
     precision = native_precision("cpu")
-    peak, source = peak_flops("cpu", precision)
+    peak, source, _ = peak_flops("cpu", precision)
     first = next(iter(results))
     print(f"batch {args.batch_size} x {CONTEXT}, {precision}; peak {peak / 1e9:.0f} GFLOP/s ({source})")
     heading = f"x {first}" if args.ladder else f"{first} / it"

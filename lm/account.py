@@ -16,7 +16,8 @@ from lm.accounting import PARTS, PRESETS
 from lm.activations import Arrangement, arrange, make_model, run_tokens
 from lm.cli import SettingsCLI
 from lm.figures import is_plot
-from lm.machine import GPU_PEAKS, native_precision, peak_flops
+from lm.machine import native_precision
+from lm.peaks import GPU_PEAKS, peak_flops
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 from tokenization.outputs import check_file, output_path
@@ -83,15 +84,15 @@ def run_account(argv: list[str]) -> None:
             )
     if args.plot:
         check_file(args.plot, filter(None, [args.config]), "a plot of `lm`", is_plot)
-    memory, peak = parse_bytes(args.memory), device_peak(args.device) if args.device else None
+    memory, device = parse_bytes(args.memory), find_device(args.device) if args.device else None
     arguments = ["fit", *(["-c", args.config] if args.config else preset_arguments(name, args.edition)), *rest]
     config = SettingsCLI(arguments).config.fit
     try:
         result = account(config, args.edition, memory) | {"name": name or args.config}
     except ValueError as error:  # the model's word that its settings do not fit together
         raise InputError(str(error)) from None
-    if peak:
-        result["training"] = duration(config, args.tokens, args.device, peak, args.mfu or 0.5)
+    if device:
+        result["training"] = duration(config, args.tokens, *device, args.mfu or 0.5)
     if args.plot:
         from lm.shares import plot
 
@@ -114,17 +115,18 @@ def parse_bytes(text: str) -> float:
     return amount
 
 
-def device_peak(name: str) -> float:
-    """FLOP/s at its best."""
+def find_device(name: str) -> tuple[str, float]:
+    """Return a device's name, with where its speed is from if it was measured, and its FLOP/s at its best."""
     if name == "cpu":
-        return peak_flops("cpu", native_precision("cpu"))[0]
+        peak = peak_flops("cpu", native_precision("cpu"))
+        return f"cpu, {peak.source}", peak.flops
     try:
-        peak = DEVICES[name] if name in DEVICES else float(name)
+        flops = DEVICES[name] if name in DEVICES else float(name)
     except ValueError:
         raise InputError(f"--device {name}: no such device; there are cpu, {', '.join(DEVICES)}, or FLOP/s") from None
-    if not 0 < peak < float("inf"):
+    if not 0 < flops < float("inf"):
         raise InputError(f"--device {name}: FLOP/s must be above 0")
-    return peak
+    return name, flops
 
 
 def preset_arguments(name: str | None, edition: int) -> list[str]:
@@ -256,14 +258,16 @@ def by_part(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def spell(prediction: dict[str, float]) -> dict[str, str]:
+def spell(prediction: dict[str, Any]) -> dict[str, str]:
+    busy = prediction["other_programs"]
     return {
         "predicted from a probe": f"{prediction['steps_probed']:.0f} steps",
         "peak memory": f"{prediction['peak_bytes'] / 1e9:.2f} GB",
-        "speed": f"{prediction['tokens_per_second']:,.0f} tokens/s",
+        "speed": f"{prediction['tokens_per_second']:,.0f} tokens/s, an MFU of {prediction['mfu']:.0%} of"
+        f" {prediction['peak_flops'] / 1e9:,.0f} GFLOP/s ({prediction['peak_source']})",
         "time": f"{prediction['seconds'] / 60:,.1f} min, of which {prediction['start_seconds']:,.0f} s until the first"
         f" step is done, {prediction['training_seconds']:,.0f} s of steps, {prediction['validation_seconds']:,.0f} s of"
         f" validation, {prediction['saving_seconds']:,.0f} s of samples and saving",
         "processor time": f"{prediction['processor_seconds'] / 60:,.1f} min",
         "a checkpoint": f"{prediction['checkpoint_bytes'] / 1e6:,.1f} MB",
-    }
+    } | ({"other programs": f"took {busy:.1f} cores meanwhile: alone, the run would be faster"} if busy else {})

@@ -1,6 +1,6 @@
-"""What one sees of the training steps: figures to watch, a progress bar, samples of text."""
+"""What one sees of the training steps: norms to watch, a progress bar, samples of text. How fast they are is in
+throughput.py."""
 
-import time
 from typing import Any
 
 import torch
@@ -12,63 +12,15 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from lm.accounting import duration, training_flops_per_token, training_seconds
+from lm.accounting import duration
 from lm.generation import generate
-from lm.machine import peak_flops, peak_memory
 from lm.optimizer import joint_norm
 from lm.progress import validation_line
 from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError
 
-TYPICAL_MFU = 0.5  # which a guess is made with before the first step
-
-
-class Throughput(Callback):
-    """Logs tokens seen since the beginning of the run, and how fast it is on all devices together.
-
-    The clock runs from one logged step to the next; validation and what follows it do not count. MFU (Chowdhery et al.
-    2022) is the share of the devices' peak in FLOP/s that the model's matrix products alone account for; recomputed
-    activations are not counted.
-    """
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        device, model = pl_module.device.type, pl_module.model
-        self.flops_per_token = training_flops_per_token(model)  # type: ignore[arg-type]
-        peak, source = peak_flops(device, str(trainer.precision))
-        self.peak = peak * trainer.world_size
-        trainer.print(f"{pl_module.arrangement}; MFU is of {peak / 1e9:,.0f} GFLOP/s a device ({source})")
-        self._announce(trainer, model)  # type: ignore[arg-type]
-        self._restart()
-
-    def _announce(self, trainer: Trainer, model: TransformerLM) -> None:
-        steps = trainer.max_steps - trainer.global_step
-        batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size  # type: ignore[attr-defined]
-        seconds = training_seconds(model, steps * batch * model.context_length, self.peak, TYPICAL_MFU)
-        trainer.print(
-            f"{steps:,} steps to go, about {duration(seconds)} at an MFU of {TYPICAL_MFU:.0%}"
-            " (`lm account --probe` measures it)"
-        )
-
-    def on_validation_end(self, *_: Any) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self.tokens, self.start = 0, time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        tokens = batch[0].numel() * trainer.world_size
-        self.tokens += tokens
-        seen = trainer.global_step * trainer.accumulate_grad_batches * tokens
-        pl_module.log("train/tokens_seen", float(seen))
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            speed = self.tokens / (time.perf_counter() - self.start)
-            pl_module.log("train/tokens_per_second", speed, prog_bar=True)
-            pl_module.log("train/mfu", speed * self.flops_per_token / self.peak, prog_bar=True)
-            pl_module.log("train/peak_memory_gb", peak_memory(pl_module.device.type) / 1e9)
-            self._restart()
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # tqdm's, without its guess at the end
 
 
 class Norms(Callback):
@@ -136,7 +88,9 @@ def parts(model: TransformerLM) -> dict[str, nn.Module]:
 
 
 class TrainingBar(ProgressBar):
-    """One bar for the run, in optimizer steps, with loss and tokens/s; one for each validation, and its result."""
+    """One bar for the run, in optimizer steps, with loss, tokens/s and the time that is left; one for each validation,
+    and its result.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,16 +107,16 @@ class TrainingBar(ProgressBar):
         if self.enabled:
             tqdm.write(" ".join(map(str, args)))
 
-    def _open(self, description: str, total: float, unit: str, initial: int = 0, leave: bool = True) -> None:
+    def _open(self, description: str, total: float, unit: str, leave: bool = True, **settings: Any) -> None:
         self.bars.append(
             tqdm(
                 total=total,
                 desc=description,
                 unit=unit,
-                initial=initial,
                 leave=leave,
                 disable=not self.enabled,
                 dynamic_ncols=True,
+                **settings,
             )
         )
 
@@ -171,16 +125,20 @@ class TrainingBar(ProgressBar):
             self.bars.pop().close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("training", trainer.max_steps, "step", initial=trainer.global_step)
+        self._open("training", trainer.max_steps, "step", initial=trainer.global_step, bar_format=BAR)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         bar = self.bars[-1]
+        if trainer.global_step == bar.n:
+            return  # in the middle of a step, whose batches accumulate
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             metrics = trainer.progress_bar_metrics
             figures = {"loss": f"{float(metrics['train/loss']):.3f}"}
             if "train/tokens_per_second" in metrics:
                 figures["tokens/s"] = f"{float(metrics['train/tokens_per_second']):,.0f}"
                 figures["MFU"] = f"{float(metrics['train/mfu']):.0%}"
+            if "left" in metrics:
+                figures["left"] = duration(float(metrics["left"]))
             bar.set_postfix(figures, refresh=False)
         bar.update(trainer.global_step - bar.n)
 

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 
-from lm.callbacks import Norms, TextSamples, Throughput, TrainingBar
+from lm.callbacks import Norms, TextSamples, TrainingBar
 from lm.checkpoint import (
     MODEL_SETTINGS,
     TOKENIZER,
@@ -48,6 +48,7 @@ from lm.progress import ProgressLines, ending, time_is_up
 from lm.recovery import Checkpoints
 from lm.run_folder import find_newest, make_last, run_lock, sweep
 from lm.signals import leave_if_asked
+from lm.throughput import Throughput
 from tokenization import InputError, Tokenizer
 
 HARMLESS_WARNINGS = (

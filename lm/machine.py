@@ -1,4 +1,4 @@
-"""What training takes from the machine: memory that stays with the process, its cores, its speed at its best.
+"""What training takes from the machine: memory that stays with the process, and its cores.
 
 Every step allocates and frees the same large tensors. glibc hands each of them back to the system when it is freed,
 and the next step pays for fetching fresh pages, zeroed one by one. Told to keep them, a step of the handout's base
@@ -9,8 +9,6 @@ import contextlib
 import ctypes
 import os
 import sys
-import time
-from functools import lru_cache
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers from <malloc.h>
@@ -69,24 +67,6 @@ def use_granted_cores() -> None:
         torch.set_num_threads(granted_cores())
 
 
-# Dense products of half-precision numbers, FLOP/s, from NVIDIA's data sheets. The first name that fits counts.
-GPU_PEAKS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-
-
 def native_precision(accelerator: str) -> str:
     """bf16-mixed where the device multiplies bfloat16 natively, else float32."""
     import torch
@@ -97,41 +77,6 @@ def native_precision(accelerator: str) -> str:
         processor = torch.cpu.get_capabilities()
         native = bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
     return "bf16-mixed" if native else "32-true"
-
-
-@lru_cache
-def peak_flops(device_type: str, precision: str) -> tuple[float, str]:
-    """FLOP/s of one device at its best in Lightning's precision, and where the figure comes from."""
-    import torch
-
-    half = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0])
-    dtype = half or torch.float32
-    if device_type == "cuda" and half:
-        name = torch.cuda.get_device_name()
-        for key, peak in GPU_PEAKS.items():
-            if f" {key} " in f" {name.replace('-', ' ')} ":
-                return peak, f"data sheet of {name}"
-    size = 2048 if device_type == "cpu" else 8192
-    guess = measured_peak(device_type, dtype, 256, seconds=0.0)
-    if 2 * size**3 / guess > 5:  # a processor that emulates the dtype would take minutes
-        size = 256
-    return measured_peak(device_type, dtype, size), f"measured, {size} x {size} in {str(dtype).removeprefix('torch.')}"
-
-
-def measured_peak(device_type: str, dtype, size: int, seconds: float = 0.5) -> float:
-    """FLOP/s of the fastest product of two (size, size) matrices within so many seconds; of one at least."""
-    import torch
-
-    a, b = (torch.randn(size, size, device=device_type).to(dtype) for _ in range(2))
-    wait = torch.cuda.synchronize if device_type == "cuda" else lambda: None
-    best, begin = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() < begin + seconds:
-        wait()
-        start = time.perf_counter()
-        a @ b
-        wait()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
 
 
 def can_compile(device_type: str) -> bool:

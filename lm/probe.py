@@ -18,14 +18,20 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from lm.accounting import training_flops_per_token
+from lm.activations import make_model
 from lm.checkpoint import LAST
 from lm.cli import RunCLI
+from lm.contention import OtherPrograms
 from lm.machine import peak_memory
+from lm.peaks import Peak
 from lm.plugins import RunCheckpointIO
+from lm.throughput import Throughput
 from tokenization import InputError
 
 SECONDS, STEPS = 8.0, 8  # of steps that nothing else interrupts, at least
@@ -120,6 +126,8 @@ def work() -> None:
         data = cli.datamodule
         windows = (len(data.files["validate"]) - 1) // data.context_length
         found: dict[str, Any] = {"validation_batches": -(-windows // data.batch_size), "peak_bytes": peak_memory()}
+        throughput = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+        found["peak"] = throughput.peak
         found["clocks"] = [
             {name: getattr(clock, name) for name in SEEN} | {"over": clock.time()} for clock in cli.clocks
         ]
@@ -128,8 +136,9 @@ def work() -> None:
     Path(path).write_text(json.dumps(found))
 
 
-def probe(arguments: list[str], config: Namespace) -> dict[str, float]:
-    """arguments: of `lm fit`; config: the same, parsed -> what the run will take, in bytes and seconds."""
+def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:
+    """arguments: of `lm fit`; config: the same, parsed -> what the run will take, in bytes and seconds, and how much
+    of the machine."""
     trainer = config.trainer
     if isinstance(trainer.devices, int) and trainer.devices > 1:
         raise InputError(f"--probe: trainer.devices is {trainer.devices}; it looks at one process, so set it to 1")
@@ -139,9 +148,11 @@ def probe(arguments: list[str], config: Namespace) -> dict[str, float]:
         own = [f"--trainer.default_root_dir={run}", "--trainer.enable_progress_bar=false", "--ckpt_path=null"]
         command = [sys.executable, "-c", WORK, str(answer), *arguments, *own, f"--trainer.limit_val_batches={limit}"]
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "compiled"))}
+        others = OtherPrograms(torch.get_num_threads())
         start, processor_start = time.time(), children_seconds()
         done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         end, processor_end = time.time(), children_seconds() - processor_start
+        others.look()
         if done.returncode:
             why = "was killed; is it too large for the memory?" if done.returncode == -9 else done.stderr.strip()[-300:]
             raise InputError(f"--probe: the run {' '.join(why.split())}")
@@ -150,8 +161,14 @@ def probe(arguments: list[str], config: Namespace) -> dict[str, float]:
             raise InputError(found["error"])
         checkpoint = (run / LAST).stat().st_size
     wall, processor = found["clocks"]
-    batches = found["validation_batches"]
-    return predict(wall, batches, config, start, end) | {
+    batches, peak = found["validation_batches"], Peak(*found["peak"])
+    prediction = predict(wall, batches, config, start, end)
+    flops = prediction["tokens_per_second"] * training_flops_per_token(make_model(vars(config.model)))
+    return prediction | {
+        "mfu": min(1.0, flops / peak.flops),
+        "peak_flops": peak.flops,
+        "peak_source": peak.source,
+        "other_programs": others.taken if others.in_the_way else 0.0,  # cores
         "processor_seconds": predict(processor, batches, config, 0, processor_end)["seconds"],
         "peak_bytes": found["peak_bytes"],
         "checkpoint_bytes": checkpoint,

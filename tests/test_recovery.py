@@ -18,12 +18,13 @@ from events import read_events
 from test_fit import ROOT, SETTINGS, STEPS, TIMED, same
 
 from lm import nonfinite, recovery, transformer
-from lm.callbacks import TextSamples, Throughput
+from lm.callbacks import TextSamples
 from lm.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 from lm.events import read_curves
 from lm.module import LanguageModel
 from lm.optimizer import AdamW
 from lm.run_folder import LOCK, find_newest, run_lock, sweep
+from lm.throughput import Throughput
 from tokenization import InputError, TokenFile
 
 

@@ -10,7 +10,8 @@ from training import their_model
 
 from gpu_stages.bench import Bench, Part, curve, fit, make_batch, random_data, why_not_compiled
 from lm.accounting import training_flops_per_token
-from lm.machine import native_precision, peak_flops
+from lm.machine import native_precision
+from lm.peaks import peak_flops
 from lm.transformer import TransformerLM
 
 TOKENS = 4_000_000  # that are timed, about

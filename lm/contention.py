@@ -1,0 +1,85 @@
+"""How much of the processor other programs take. Linux says so in /proc; elsewhere nobody does.
+
+    taken = (what ran on our cores - what we and our children ran) / seconds        in cores
+
+A training whose threads outnumber the free cores is slower than its share: they wait for each other at every product.
+"""
+
+import os
+import time
+from pathlib import Path
+
+BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal: the columns of /proc/stat that are not idle
+MANY, FEW = 0.3, 0.15  # cores missing; between the two, what was said before still holds
+SHORTEST = 0.3  # seconds; the clocks of /proc tick a hundred times a second
+
+
+class OtherPrograms:
+    """Watches, from one look to the next, whether other programs are in our way."""
+
+    def __init__(self, threads: int, proc: str | os.PathLike = "/proc"):
+        """threads: that we would like to have a core each."""
+        self.threads, self.proc = threads, Path(proc)
+        self.taken, self.in_the_way = 0.0, False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.start, self.ran, self.own = time.perf_counter(), ran_on_our_cores(self.proc), ran_ourselves(self.proc)
+
+    def look(self) -> bool:
+        """Find out, and return whether the answer has changed."""
+        start, ran, own = self.start, self.ran, self.own
+        if time.perf_counter() - start < SHORTEST:
+            return False
+        self._begin()
+        if None in (ran, own, self.ran, self.own):
+            return False
+        self.taken = max(0.0, (self.ran - ran - (self.own - own)) / (self.start - start))  # type: ignore[operator]
+        missing = self.taken - (len(os.sched_getaffinity(0)) - self.threads)
+        before, self.in_the_way = self.in_the_way, missing > (FEW if self.in_the_way else MANY)
+        return self.in_the_way != before
+
+    def __str__(self) -> str:
+        if not self.in_the_way:
+            return "other programs have left the processor to us"
+        cores = len(os.sched_getaffinity(0))
+        return f"other programs take {self.taken:.1f} of {cores} cores, and this run is slower than it would be alone"
+
+
+def ran_on_our_cores(proc: Path) -> float | None:
+    """Return the seconds for which the cores that we may use have worked, for whomever."""
+    try:
+        names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
+        return sum(int(line[1 + column]) for line in lines if line[0] in names for column in BUSY) / ticks()
+    except (OSError, ValueError, IndexError, AttributeError):  # AttributeError: a system without affinities
+        return None
+
+
+def ran_ourselves(proc: Path) -> float | None:
+    """Return the processor seconds of this process and its descendants, living and past."""
+    parents, seconds = {}, {}
+    try:
+        for path in proc.glob("[0-9]*/stat"):
+            fields = read_stat(path)
+            if fields:
+                parents[int(path.parent.name)] = int(fields[1])
+                seconds[int(path.parent.name)] = sum(map(int, fields[11:15])) / ticks()
+    except (OSError, ValueError, IndexError):
+        return None
+    ours = {os.getpid() if "LOCAL_WORLD_SIZE" not in os.environ else os.getppid()}  # torchrun started our siblings
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(seconds.get(pid, 0.0) for pid in ours)
+
+
+def read_stat(path: Path) -> list[str]:
+    """Return the fields from the state on; the name before them may hold spaces. Empty for a process that has ended."""
+    try:
+        return path.read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def ticks() -> int:
+    return os.sysconf("SC_CLK_TCK")

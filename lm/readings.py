@@ -1,0 +1,62 @@
+"""Measurements of this machine, kept from one run to the next.
+
+A small JSON file in the user's cache maps what was measured to what came out: {"peak of ...": {"flops": 2.3e12, ...}}.
+It is a convenience: a damaged file counts as empty, and where none can be written every run measures for itself.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenization.files import writing
+
+MODEL = ("model name", "model", "cpu family", "stepping", "CPU implementer", "CPU part", "CPU variant")
+
+
+def readings_path() -> Path:
+    """Return $XDG_CACHE_HOME/text-to-lm/readings.json; RuntimeError where the user has no home."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "text-to-lm" / "readings.json"
+
+
+def _read_all() -> dict[str, Any]:
+    try:
+        readings = json.loads(readings_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):
+        return {}
+    return readings if isinstance(readings, dict) else {}
+
+
+def recall(name: str) -> Any:
+    """Return what was kept under this name, unchecked; None where there is nothing."""
+    return _read_all().get(name)
+
+
+def keep(name: str, reading: Any) -> bool:
+    """Keep a reading, and say whether that succeeded. Readings of other names stay."""
+    with contextlib.suppress(OSError, RuntimeError):
+        path = readings_path()
+        text = json.dumps(_read_all() | {name: reading}, indent=1)
+        with writing(path) as file:
+            file.write(text.encode())
+        return True
+    return False
+
+
+@lru_cache
+def processor() -> str:
+    """Name the processor by its model and instructions, so that equal names mean equal speed."""
+    import torch
+
+    facts: dict[str, Any] = {name: value for name, value in torch.cpu.get_capabilities().items() if value is True}
+    with contextlib.suppress(OSError, ValueError):
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        lines = (line.partition(":") for line in first.splitlines())
+        facts |= {name.strip(): value.strip() for name, _, value in lines if name.strip() in MODEL}
+    digest = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+    return f"{facts.get('model name') or platform.processor() or platform.machine()} ({digest:08x})"
