@@ -79,24 +79,6 @@ def native_precision(accelerator: str) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def can_compile(device_type: str) -> bool:
-    """Whether torch.compile works here; on a CPU it needs a C++ compiler. Found out by compiling one addition."""
-    import logging
-
-    import torch
-
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # its own account of the failure fills a screen
-    try:
-        torch.compile(lambda x: x + 1)(torch.ones(2, device=device_type))
-    except Exception:  # no compiler, no headers, no room for temporary files: all the same to us
-        return False
-    finally:
-        logger.setLevel(level)
-    return True
-
-
 def _status(name: str) -> int:
     """Bytes of this process by that name in Linux's /proc; 0 elsewhere."""
     try:

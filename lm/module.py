@@ -13,10 +13,10 @@ from torch.distributed.fsdp import fully_shard
 from torchmetrics import MeanMetric
 
 from lm.accounting import worth_compiling
+from lm.compiling import can_compile, compile_or_run
 from lm.data import Batch, TokenDataModule
 from lm.fast import choose_attention
 from lm.loss import bits_per_byte, perplexity
-from lm.machine import can_compile
 from lm.muon import Muon
 from lm.nonfinite import SkippedSteps, spread_nonfinite
 from lm.optimizer import AdamW, clip_gradients
@@ -155,7 +155,7 @@ class LanguageModel(LightningModule):
             for module in (*self.model.layers, self.model):
                 fully_shard(module, mesh=self.device_mesh["data_parallel"])
         if self.trainer.state.fn == "fit" and self.should_compile(device):
-            self.model.compile()
+            self.model.compile(backend=compile_or_run)
             self.arrangement += ", compiled"
 
     def should_compile(self, device: str) -> bool:

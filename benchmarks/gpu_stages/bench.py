@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from lm.__main__ import main as lm
 from lm.__main__ import training
 from lm.cli import RunCLI
+from lm.compiling import can_compile
 from lm.events import read_curves
-from lm.machine import can_compile
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, Tokenizer
 from tokenization.token_file import TokenFileWriter

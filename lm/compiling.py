@@ -1,0 +1,159 @@
+"""torch.compile where it works, and a run that goes on where it does not.
+
+    without files that were cut off  ->  without files that fail to load  ->  with an empty cache  ->  not compiled
+
+Inductor keeps what it has compiled in a folder that all runs share, and trusts what it finds there. A compilation that
+is killed may leave half a library, on which every later run of the same model would fail, or even crash.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import struct
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from tqdm import tqdm
+
+Graph = Callable[..., Any]
+
+ELF, ELF_64_LITTLE = b"\x7fELF", b"\x02\x01"
+HEADER = struct.Struct("<40x Q 10x H H 2x")  # the table of sections: its offset, the size of an entry, their number
+
+
+def can_compile(device_type: str) -> bool:
+    """Whether torch.compile works here; on a CPU it needs a C++ compiler. Found out by compiling one addition."""
+    try:
+        with quiet():
+            torch.compile(lambda x: x + 1, backend=compile_graph)(torch.ones(2, device=device_type))
+    except Exception:  # no compiler, no headers, no room for temporary files: all the same to us
+        return False
+    return True
+
+
+def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
+    """Compile a graph by Inductor, for torch.compile(backend=...); where that fails, say so and run it as it is."""
+    try:
+        with quiet():
+            return compile_graph(graph, inputs)
+    except Exception as error:
+        say(f"torch.compile does not work for this model ({in_a_line(error)}); training goes on without")
+        return graph
+
+
+def compile_graph(graph: Graph, inputs: list[Any]) -> Graph:
+    """Compile a graph by Inductor, whatever its cache holds."""
+    from torch._inductor.utils import clear_caches, fresh_cache
+
+    deleted: set[Path] = set()
+    while True:
+        try:
+            for path in cut_off_libraries(cache_folder()):
+                delete(path)
+            return run_inductor(graph, inputs)
+        except Exception as error:
+            failure, named = error, named_files(error) - deleted
+        if not named:
+            break
+        for path in named:
+            delete(path)
+        deleted |= named
+        clear_caches()
+    with fresh_cache():
+        compiled = run_inductor(graph, inputs)
+    say(f"{cache_folder()}: torch.compile's cache cannot be used ({in_a_line(failure)}); compiled without it")
+    return compiled
+
+
+def run_inductor(graph: Graph, inputs: list[Any]) -> Graph:
+    """With the backward pass, which would otherwise be compiled when it is too late to take another way."""
+    from torch._dynamo.backends.registry import lookup_backend
+    from torch._functorch import config
+
+    with config.patch(force_non_lazy_backward_lowering=True):
+        return lookup_backend("inductor")(graph, inputs)  # type: ignore[arg-type]
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir())
+
+
+def cut_off_libraries(folder: Path) -> list[Path]:
+    """Return the libraries in the cache that end too early; loading one may end the process by SIGBUS."""
+    if sys.platform != "linux":
+        return []
+    return [path for path in folder.glob("*/*.so") if is_cut_off(path) and not is_being_written(path, folder)]
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a library lacks its end, where the table of its sections is."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEADER.size)
+        if len(head) < HEADER.size or not head.startswith(ELF):
+            return True
+        if head[4:6] != ELF_64_LITTLE:
+            return False  # of which we know nothing
+        offset, entry, number = HEADER.unpack(head)
+        return path.stat().st_size < offset + entry * number
+    except OSError:
+        return False
+
+
+def is_being_written(path: Path, folder: Path) -> bool:
+    """Whether another process holds the lock under which Inductor compiles this library."""
+    lock = folder / "locks" / f"{path.name.partition('.')[0]}.lock"
+    with contextlib.suppress(FileNotFoundError), open(lock, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def named_files(error: BaseException) -> set[Path]:
+    """Return the files of the cache that an error names."""
+    names = re.findall(re.escape(str(cache_folder())) + r"/[^\s:'\"]+\.(?:so|py|cpp|h)\b", str(error))
+    return {path for path in map(Path, names) if path.is_file()}
+
+
+def delete(path: Path) -> None:
+    say(f"{path}: torch.compile left it damaged in its cache; deleted, and compiled anew where it is needed")
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's own account of a failure, which fills a screen."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def say(message: str) -> None:
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        tqdm.write(f"lm fit: {message}", file=sys.stderr)
+
+
+def in_a_line(error: BaseException) -> str:
+    return textwrap.shorten(str(error), 200)
