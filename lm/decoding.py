@@ -11,8 +11,9 @@ PlainReader asks the model as it is, and reads the whole window for every token:
 CachedReader is the same model laid out for single tokens, with the keys and values of what it has read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from lm.attention import scaled_dot_product_attention
 from lm.layers import SwiGLU, silu
+from lm.layouts import choose_layout, lay_out
 from lm.transformer import TransformerBlock, TransformerLM
 
 
@@ -79,24 +81,12 @@ class PlainReader(Reader):
         return torch.stack([self.read_window(row) for row in range(len(self.windows))])
 
 
-def can_reorder(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies this dtype on this processor, and torch hands it through."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return there and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def lay_out(weights: Sequence[Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """The weights of several Linear with one input, as one product: (..., in_features) -> (..., all out_features).
-
-    On a CPU the copy of the weights is in oneDNN's own order, which it reads almost as fast as the memory delivers;
-    of rows as they are, it reads half as much. torch.compile uses the same two functions.
-    """
-    weight = torch.cat([weight.detach() for weight in weights]).to(dtype)
-    if weight.is_cpu and can_reorder(dtype):
-        usual_rows = 32  # a hint; any number of rows can be multiplied
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, usual_rows)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    return lambda x: x @ weight.T
+def products(block: TransformerBlock) -> list[Sequence[Tensor]]:
+    """Return a block's weights in the order of their use, grouped by the product that joins them."""
+    attn, ffn = block.attn, block.ffn
+    qkv = [attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight]
+    w13 = [ffn.w1.weight, ffn.w3.weight] if isinstance(ffn, SwiGLU) else [ffn.w1.weight]
+    return [qkv, [attn.output_proj.weight], w13, [ffn.w2.weight]]
 
 
 @dataclass
@@ -113,14 +103,10 @@ class Places:
 class CachedLayer:
     """One TransformerBlock: (rows, seq, d_model) to the same."""
 
-    def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, dtype: torch.dtype):
+    def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, dtype: torch.dtype, layout: str):
         self.block, self.keys, self.values = block, keys, values  # (batch_size, num_heads, context_length, d_k)
-        attn, ffn = block.attn, block.ffn
-        self.qkv = lay_out([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight], dtype)
-        self.output = lay_out([attn.output_proj.weight], dtype)
-        self.gated = isinstance(ffn, SwiGLU)
-        self.w13 = lay_out([ffn.w1.weight, ffn.w3.weight] if isinstance(ffn, SwiGLU) else [ffn.w1.weight], dtype)
-        self.w2 = lay_out([ffn.w2.weight], dtype)
+        self.gated = isinstance(block.ffn, SwiGLU)
+        self.qkv, self.output, self.w13, self.w2 = (lay_out(weights, dtype, layout) for weights in products(block))
 
     def __call__(self, x: Tensor, places: Places) -> Tensor:
         block = self.block
@@ -162,7 +148,7 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
 class CachedReader(Reader):
     """The time of a step at batch 1 is the time to fetch every weight from memory once. So weights are copied into the
-    order in which they are fetched fastest, and in bfloat16 there is half as much to fetch.
+    order in which they are fetched fastest (layouts.py), and in bfloat16 there is half as much to fetch.
 
     batch_size: rows at most.
     """
@@ -174,8 +160,10 @@ class CachedReader(Reader):
         sizes = 2, len(model.layers), batch_size, model.num_heads, model.context_length, model.d_k
         self.keys, self.values = torch.zeros(sizes, device=self.device)
         blocks = cast(list[TransformerBlock], list(model.layers))
-        self.layers = [CachedLayer(*parts, dtype) for parts in zip(blocks, self.keys, self.values, strict=True)]
-        self.lm_head = lay_out([model.lm_head.weight[: model.vocab_size]], dtype)  # without the rows that no token has
+        head = [model.lm_head.weight[: model.vocab_size]]  # without the rows that no token has
+        layout = choose_layout([head, *chain.from_iterable(map(products, blocks))], dtype, batch_size)
+        self.layers = [CachedLayer(*parts, dtype, layout) for parts in zip(blocks, self.keys, self.values, strict=True)]
+        self.lm_head = lay_out(head, dtype, layout)
         rope = blocks[0].attn.rope
         self.turns = None if rope is None else torch.complex(rope.cos, rope.sin)  # (context_length, d_k / 2)
 

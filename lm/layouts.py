@@ -1,0 +1,100 @@
+"""How weights lie in memory while texts are written: as they are, or in oneDNN's own order.
+
+A token needs every weight once, and which order is read faster depends on the processor, the dtype and the number of
+rows. So both are timed, once for each model's shape, and the choice is kept from run to run: the two orders round
+differently, and a seed is to write the same text tomorrow. Where it cannot be kept, the packed order is taken.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lm.readings import keep, processor, recall
+
+Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features)
+
+USUAL_ROWS = 32  # a hint for the packed order; any number of rows can be multiplied
+FEWEST = 1 << 20  # weights, from which on it is worth while to choose
+MOST_BYTES = 1 << 28  # of weights to time, more than caches hold
+ROUNDS = 7
+GAIN = 0.95  # of the packed order's time, at most, for another to be taken
+
+
+def multiply_plain(weight: Tensor) -> Product:
+    return lambda x: x @ weight.T
+
+
+def multiply_packed(weight: Tensor) -> Product:
+    """torch.compile uses the same two functions."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_ROWS)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+PACKED, PLAIN = "packed", "plain"
+LAYOUTS = {PACKED: multiply_packed, PLAIN: multiply_plain}
+
+
+def can_pack(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this dtype on this processor, and torch hands it through."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return weight.is_cpu and there and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def lay_out(weights: Sequence[Tensor], dtype: torch.dtype, layout: str) -> Product:
+    """Lay out the weights of several Linear with one input, as one product: (..., in) -> (..., all out)."""
+    return LAYOUTS[layout](join(weights, dtype))
+
+
+def join(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat([weight.detach() for weight in weights]).to(dtype)
+
+
+def choose_layout(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows: int) -> str:
+    """Choose the faster layout for this machine, or the one chosen before.
+
+    products: the weights that each product of a token joins. rows: texts that are written at once, at most.
+    """
+    if not can_pack(products[0][0], dtype):
+        return PLAIN
+    shapes = [(sum(map(len, weights)), weights[0].shape[1]) for weights in products]
+    if sum(outputs * inputs for outputs, inputs in shapes) < FEWEST:
+        return PACKED
+    rows = min(64, 1 << (rows - 1).bit_length())
+    name = reading_name(shapes, dtype, rows)
+    chosen = recall(name)
+    if chosen not in LAYOUTS:
+        seconds = time_layouts(products, dtype, rows)
+        chosen = PLAIN if seconds[PLAIN] < GAIN * seconds[PACKED] else PACKED
+        if not keep(name, chosen):
+            return PACKED
+    return chosen
+
+
+def reading_name(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, rows: int) -> str:
+    counts = ", ".join(f"{count} of {outputs} x {inputs}" for (outputs, inputs), count in Counter(shapes).items())
+    where = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"layout on {where}: {rows} rows in {str(dtype).removeprefix('torch.')}, {counts}"
+
+
+@torch.inference_mode()
+def time_layouts(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows: int) -> dict[str, float]:
+    """Return the seconds that all products of a token take in each layout: the fewest, taking turns."""
+    joined, size = [], 0
+    for weights in products:
+        joined.append(join(weights, dtype))
+        size += joined[-1].nbytes
+        if size > MOST_BYTES:
+            break
+    inputs = [torch.ones(rows, 1, weight.shape[1], dtype=dtype) for weight in joined]
+    laid_out = {layout: [multiply(weight) for weight in joined] for layout, multiply in LAYOUTS.items()}
+    fewest = dict.fromkeys(LAYOUTS, float("inf"))
+    for _ in range(ROUNDS):
+        for layout, multiplied in laid_out.items():
+            start = time.perf_counter()
+            for product, x in zip(multiplied, inputs, strict=True):
+                product(x)
+            fewest[layout] = min(fewest[layout], time.perf_counter() - start)
+    return fewest
