@@ -119,7 +119,8 @@ def keys_ignored() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSAFLUSH, usual)  # what has been typed is thrown away
+        termios.tcflush(terminal, termios.TCIFLUSH)  # what has been typed
+        termios.tcsetattr(terminal, termios.TCSANOW, usual)
 
 
 def converse(conversation: Conversation) -> None:

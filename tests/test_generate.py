@@ -3,6 +3,7 @@ was written, and that the conversation of --interactive is one text."""
 
 import io
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 from test_export import save_run
 
 from lm.checkpoint import BEST, load_model, load_tokenizer
-from lm.generation import generate
+from lm.generation import Writer, generate
 from lm.sampling import Sampling
 
 SETTINGS = ("--temperature=1", "--top-p=1")
@@ -150,6 +151,35 @@ def test_a_conversation_is_one_text(run, lm, monkeypatch):
     assert second != third
     fourth = answer(begun + third, 3)
     assert out == "".join(f"{line}\n" for line in (first, second, begun + third, fourth, answer("A", 4)))
+
+
+def test_what_is_typed_while_the_model_writes_is_no_part_of_the_story(run, lm, monkeypatch):
+    """In a terminal it is neither shown nor read; what is typed when it is asked for is."""
+    lines = ["Tom saw", " and then", "/quit"]
+    expected, _ = converse(lm, run, monkeypatch, *lines)
+    keyboard, terminal = pytest.importorskip("pty").openpty()
+    asked, step, meanwhile, shown = iter(lines), Writer.step, iter(["not this\n", "nor this"]), ""
+
+    def type_when_asked(prompt):
+        nonlocal shown
+        os.write(keyboard, f"{next(asked)}\n".encode())
+        shown += os.read(keyboard, 10_000).decode()
+        print(prompt, end="")
+        return sys.stdin.readline().removesuffix("\n")
+
+    def type_meanwhile(writer):
+        os.write(keyboard, next(meanwhile, "").encode())
+        return step(writer)
+
+    monkeypatch.setattr("builtins.input", type_when_asked)
+    monkeypatch.setattr(Writer, "step", type_meanwhile)
+    with open(terminal, encoding="utf-8") as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        result = lm("generate", run, "--interactive", "--max-new-tokens=5", *SETTINGS)
+    os.close(keyboard)
+    assert result.code == 0
+    assert result.out.replace("> ", "").partition("\n")[2] == expected  # below the greeting
+    assert shown == "".join(f"{line}\r\n" for line in lines)
 
 
 def test_settings_in_a_conversation(run, lm, monkeypatch):

@@ -98,6 +98,17 @@ def offsets(tokenizer, ids, start):
     return [start + len(data[: begin + 1].decode(errors="replace")) - 1 for begin in begins]
 
 
+def test_a_prompt_is_scored_as_well_where_the_text_ends_at_once(server):
+    """Who cuts off the one token that was asked for, as lm-eval does, must find one."""
+    seed = next(seed for seed in range(10_000) if not server.alone("Tom saw", 1, seed))
+    ids = server.tokenizer.encode("Tom saw")
+    _, answer, _ = server.post({"prompt": "Tom saw", "max_tokens": 1, **ECHO, "seed": seed})
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("Tom saw", "stop")
+    assert choice["logprobs"]["tokens"][-1] == "<|endoftext|>"
+    assert [len(each) for each in choice["logprobs"].values()] == [len(ids) + 1] * 4
+
+
 def test_the_end_of_a_text_and_stop_strings_in_log_probabilities(server):
     """The end is listed, as it has been drawn; what a stop string has cut off is not. A stream lists the same."""
     seed = next(seed for seed in range(1000) if len(server.alone("Tom", 40, seed)) < 40)
