@@ -49,6 +49,7 @@ class Running:
         self.thread.start()
         assert started.wait(20)
         self.host = self.address.removeprefix("http://")
+        self.place = ("127.0.0.1", int(self.host.rpartition(":")[2]))
 
     def end(self):
         if not self.thread.is_alive():
@@ -68,8 +69,7 @@ class Running:
 
     def send(self, data: bytes, seconds: float = 10) -> bytes:
         """Anything at all, and what comes until the server closes the connection."""
-        host, port = self.host.split(":")
-        with socket.create_connection((host, int(port)), timeout=seconds) as client:
+        with socket.create_connection(self.place, timeout=seconds) as client:
             client.sendall(data)
             received = b""
             while part := client.recv(1 << 16):

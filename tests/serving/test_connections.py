@@ -29,9 +29,8 @@ def test_who_stops_half_way_is_closed_in_time(make):
     """In the headers or in the body, without a word or a byte at a time; a text that is being written goes on."""
     server = make(limits=Limits(seconds=20.0, arrival=1.0))
     server.reader.seconds = 0.02
-    host, port = server.host.split(":")
     _, response = server.start_stream()
-    clients = [socket.create_connection((host, int(port)), timeout=15) for _ in (*STOPPED, "slow")]
+    clients = [socket.create_connection(server.place, timeout=15) for _ in (*STOPPED, "slow")]
     start = time.monotonic()
     for client, data in zip(clients, STOPPED, strict=False):
         client.sendall(data)
@@ -114,8 +113,7 @@ def test_packed_bodies(server):
 def test_one_connection_too_many(make, monkeypatch):
     monkeypatch.setattr(lm.connections, "CONNECTIONS", 3)
     server = make()
-    host, port = server.host.split(":")
-    clients = [socket.create_connection((host, int(port)), timeout=10) for _ in range(3)]
+    clients = [socket.create_connection(server.place, timeout=10) for _ in range(3)]
     head, _, body = server.send(b"").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503")
     assert json.loads(body)["error"]["message"] == "too many connections; try again later"
@@ -123,3 +121,23 @@ def test_one_connection_too_many(make, monkeypatch):
     server.until(running=0)
     for client in clients:
         client.close()
+
+
+def test_an_answer_that_nobody_reads(make):
+    """6 MB, more than the system keeps for a connection: it is given up, and with it the connection."""
+    server = make(limits=Limits(seconds=2.0, texts=60))
+    end = server.tokenizer.end_of_text_id
+    body = json.dumps({"prompt": [end] * 8000, "n": 60, "max_tokens": 1, "echo": True, "temperature": 0}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.settimeout(20)
+        client.connect(server.place)
+        client.sendall(POST + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        time.sleep(4)
+        received = 0
+        try:
+            while part := client.recv(1 << 16):
+                received += len(part)
+        except ConnectionResetError:
+            pass
+    assert received < 60 * 8000 * len("<|endoftext|>")
