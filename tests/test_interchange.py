@@ -17,6 +17,7 @@ from tokenization.__main__ import main
 from tokenization.formats import bytes_to_text, vocabulary_table
 from tokenization.interchange import export_huggingface, export_tiktoken, import_huggingface, import_tiktoken
 from tokenization.pretokenization import PATTERNS, cut_into_pieces, find_cut, pretokenize
+from tokenization.tokenizer_json import COMPLETE, LLAMA3_PATTERN
 
 SEEDS = range(300)
 TRICKY = [
@@ -146,7 +147,7 @@ REFUSED = {
     "its pre-tokenizer is not a split": lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(
         pattern={"String": " "}
     ),
-    "not a split by a pattern, then": lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(
+    "Split.behavior is Removed, not Isolated": lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(
         behavior="Removed"
     ),
 }
@@ -158,12 +159,6 @@ def template(*special_tokens: str) -> dict[str, object]:
     text = {"Sequence": {"id": "A", "type_id": 0}}
     known = {token: {"id": token, "ids": [256], "tokens": [token]} for token in special_tokens}
     return {"type": "TemplateProcessing", "single": [*pieces, text], "pair": [text], "special_tokens": known}
-
-
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
@@ -193,6 +188,14 @@ def layout(small, pattern: str | None, **changes) -> dict[str, object]:
     return content
 
 
+def olmo2_layout(small) -> dict[str, object]:
+    """The one that drops what does not match, under a pattern that matches all."""
+    content = layout(small, LLAMA3_PATTERN, post_processor=None)
+    content["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed", invert=True)
+    del content["model"]["ignore_merges"]
+    return content
+
+
 def gpt2_layout(small) -> dict[str, object]:
     """The oldest one: no type, no byte_fallback, and a token that is normalized, by nothing."""
     content = layout(small, None)
@@ -206,7 +209,7 @@ def gpt2_layout(small) -> dict[str, object]:
 IMPORTED = {
     "gpt2": gpt2_layout,
     "qwen2 without its normalizer": lambda small: layout(small, LLAMA3_PATTERN.replace("{1,3}", "")),
-    "olmo2": lambda small: layout(small, LLAMA3_PATTERN, model={"end_of_word_suffix": None}),
+    "olmo2": olmo2_layout,
     "a template that adds nothing": lambda small: layout(small, LLAMA3_PATTERN) | {"post_processor": template()},
     "no post-processor, no decoder": lambda small: layout(small, LLAMA3_PATTERN, post_processor=None, decoder=None),
     "an unknown token that never comes": lambda small: layout(small, None, model={"unk_token": END_OF_TEXT}),
@@ -221,6 +224,16 @@ REFUSED_LAYOUTS = {
     ),
     'normalizer is {"type": "NFC"}': lambda small: layout(small, LLAMA3_PATTERN, normalizer={"type": "NFC"}),  # Qwen2
 }
+
+
+def test_patterns_that_are_called_complete_match_everything(random_text) -> None:
+    split = {
+        pattern: tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "removed", True) for pattern in COMPLETE
+    }
+    everything = "".join(chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000)
+    for text in (everything, everything[::-1], " ".join(everything[:0x3000]), *texts(random_text)):
+        for theirs in split.values():
+            assert "".join(piece for piece, _ in theirs.pre_tokenize_str(text)) == text
 
 
 @pytest.mark.parametrize("name", IMPORTED)
@@ -252,7 +265,10 @@ def test_what_is_not_byte_level_bpe_is_refused(reason, small, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [("?? 1", "line 257"), ("YQ==", "line 257"), ("YWI= 97", "same rank"), ("YWI= 256\nYWE= 256", "same rank")],
+    [
+        *[("?? 1", "line 257"), ("YQ==", "line 257"), ("YWI= 97", "same rank"), ("YWI= 256\nYWE= 256", "same rank")],
+        *[("YWI= -1", "from -1 to 255"), ("YWI= 8589934592", "from 0 to 8589934592; they must lie between 0 and")],
+    ],
 )
 def test_damaged_tiktoken_files_are_refused(line, reason, tmp_path) -> None:
     singles = [f"{base64.b64encode(bytes([value])).decode()} {value}" for value in range(256)]
@@ -282,6 +298,13 @@ def test_commands(small, tmp_path, monkeypatch, capsys) -> None:
     assert main(["train", "text.txt", "--vocab-size", "262", "--pattern", "cl100k", "--output", "c"]) == 0
     assert Tokenizer.load("c").pattern == PATTERNS["cl100k"]
     capsys.readouterr()
+    assert main(["import", "tok", "--output", "f"]) == 0
+    assert "no digest" not in capsys.readouterr().out
+    assert main(["import", "a.json", "--output", "f", "--overwrite"]) == 0
+    assert "a.json has no digest" in capsys.readouterr().out
+    Tokenizer(small.vocab, small.merges, [END_OF_TEXT], r"\w+").save("words")
+    assert main(["export", "words", "--output", "words.tiktoken"]) == 0
+    assert r"tiktoken drops what lies between matches of its pattern, here '\\w+'" in capsys.readouterr().out
     for command, reason in {
         "import a.tiktoken --output d": "does not hold its pattern",
         "import a.json --pattern gpt2 --output d": "holds its own pattern",
@@ -290,9 +313,16 @@ def test_commands(small, tmp_path, monkeypatch, capsys) -> None:
         "import text.txt --output d": "text.txt: not JSON",
         "train text.txt --vocab-size 300 --pattern ( --output d": "not a regular expression",
         "export tok --output tok": "tok: is a folder or a device, not a file to be replaced",
+        "train text.txt --vocab-size 300 --pattern gpt4 --output d": "no such pattern; there are gpt2, cl100k, o200k",
+        "import a.tiktoken --pattern gpt4 --output d": "no such pattern; there are gpt2, cl100k, o200k",
+        "import a.tiktoken --pattern cl100k_base --output d": "no such pattern; there are gpt2, cl100k, o200k",
+        "import a.tiktoken --pattern= --output d": "no such pattern",
+        "import tok --pattern gpt2 --output d": "holds its own pattern",
     }.items():
         assert main(command.split()) == 2, command
         error = capsys.readouterr().err
         assert reason in error, command
         assert error.count("\n") == 1, command
     assert not Path("d").exists()
+    assert main(["train", "text.txt", "--vocab-size", "262", "--pattern", "(2024)", "--output", "e"]) == 0
+    assert Tokenizer.load("e").decode(Tokenizer.load("e").encode("in 2024!")) == "in 2024!"

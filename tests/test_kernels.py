@@ -513,3 +513,56 @@ def test_without_a_place_for_the_cache(monkeypatch):
 
     monkeypatch.setattr(compiled.numba, "njit", refuse)
     assert compiled.compiled(lambda number: number + 1)(2) == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set"),
+        ({"NUMBA_NUM_THREADS": "0"}, "Number of threads specified must be > 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_numba_that_cannot_be_used_is_said_and_done_without(tmp_path, variables, reason):
+    (tmp_path / "text.txt").write_text("hello world " * 10)
+    code = f"""
+from tokenization import *
+from tokenization import pretokenization
+from tokenization.tokenizer import EncodingReport
+pretokenization.KERNELS_FROM_BYTES = 0
+training, encoding = TrainingReport(), EncodingReport()
+tokenizer = Tokenizer(*train_bpe({str(tmp_path / "text.txt")!r}, 260, report=training))
+tokenizer.encode_files([{str(tmp_path / "text.txt")!r}], {str(tmp_path / "ids.bin")!r}, report=encoding)
+print(training.path, encoding.path, *training.seconds, sep="; ")
+"""
+    training, encoding, *phases = run_python(code, **variables).strip().split("; ")
+    assert training == encoding
+    assert training.startswith("plain Python (the kernels cannot be compiled: ")
+    assert reason in training
+    assert "compiling" not in phases
+
+
+def test_whatever_numba_raises_leads_to_plain_python(monkeypatch):
+    def fail(work: str) -> None:
+        raise OSError("libLLVM.so: cannot\nallocate memory")
+
+    monkeypatch.setattr(native, "compile_kernels", fail)
+    module, reason = pretokenization_module.load_kernels.__wrapped__("training")
+    assert module is None
+    assert reason == "plain Python (the kernels cannot be compiled: libLLVM.so: cannot allocate memory)"
+
+
+@pytest.mark.parametrize("work", ["training", "encoding"])
+def test_nothing_is_left_to_compile_while_phases_are_timed(work, tokenizer, text, tmp_path, always_compiled):
+    """Every kernel that the package calls for the work is known to the function that compiles them beforehand."""
+    path = tmp_path / "text.txt"
+    path.write_text(text, newline="")
+    native.compile_kernels(work)
+    known = {kernel: len(kernel.signatures) for kernel in vars(compiled).values() if hasattr(kernel, "signatures")}
+    if work == "training":
+        report = TrainingReport()
+        train_bpe(path, 1000, [END_OF_TEXT], num_processes=2, report=report)
+        assert list(report.seconds) == ["compiling", "reading", "pre-tokenizing", "merges"]
+    else:
+        tokenizer.encode_files([path], tmp_path / "ids.bin", 2)
+    assert {kernel: len(kernel.signatures) for kernel in known} == known

@@ -2,10 +2,11 @@
 longest wins, and that a text in pieces, however it is cut and fed, splits as the whole does."""
 
 import itertools
+import time
 from collections import Counter
 
 import pytest
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, pre_tokenizers
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, pretokenization
 from tokenization.formats import bytes_to_text
@@ -149,6 +150,51 @@ def test_where_a_text_is_cut(text, special_tokens, cut):
     assert find_cut(text, special_tokens, GPT2_PATTERN) == cut
 
 
-def test_a_pattern_that_is_no_regular_expression_is_refused():
-    with pytest.raises(InputError, match="not a regular expression"):
-        check_pattern("(")
+@pytest.mark.parametrize(
+    ("pattern", "text", "pretokens"),
+    [
+        (r"\w+", "hello, world!", ["hello", ", ", "world", "!"]),
+        (r"\p{N}{1,3}", "In 1999 there", ["In ", "199", "9", " there"]),
+        ("x", "abc", ["abc"]),
+        ("", "a😀", ["a", "😀"]),
+        ("a*", "baab", ["b", "aa", "b"]),
+        ("a*?", "aab", ["a", "a", "b"]),
+        ("(?=a)", "bab", ["b", "ab"]),
+        (r"\b|\w+", "hello a", ["h", "ello", " ", "a"]),  # the empty match wins, and the search goes on behind it
+        (r"(?<=a)|b", "abab", ["a", "ba", "b"]),
+        (r"a\Kb", "abab", ["a", "b", "a", "b"]),
+        ("(a)(b)?", "abcab", ["ab", "c", "ab"]),
+    ],
+)
+def test_what_lies_between_matches_is_a_pretoken(pattern, text, pretokens, monkeypatch):
+    reference = pre_tokenizers.Split(Regex(pattern), "isolated")
+    assert list(pretokenize(text, pattern)) == pretokens == [piece for piece, _ in reference.pre_tokenize_str(text)]
+    monkeypatch.setattr(pretokenization, "_MATCHES_AT_ONCE", 1)
+    assert list(pretokenize(text, pattern)) == pretokens
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("(", "not a regular expression"),
+        ("a{1,99999999999999}", "not a regular expression"),
+        ("(" * 4000 + ")" * 4000, "not a regular expression"),
+        ("ab" * 6000, "12,000 characters"),
+        ("\udc80", "is not UTF-8"),
+        ("(?r)a", "from the end"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_patterns_that_cannot_split_are_refused(pattern, reason):
+    with pytest.raises(InputError, match=reason):
+        check_pattern(pattern)
+
+
+def test_time_within_a_pattern_is_bounded_and_that_of_the_caller_does_not_count(monkeypatch):
+    monkeypatch.setattr(pretokenization, "PATTERN_SECONDS", 0.05)
+    with pytest.raises(InputError, match=r"goes back and forth in the text for more than 0\.1 s"):
+        list(pretokenize("a" * 60 + "b", "(a|aa)+$"))
+    start = time.process_time()
+    for _ in pretokenize("ab " * 2000, r"\w+"):
+        while time.process_time() < start + 0.1:
+            pass

@@ -2,6 +2,7 @@
 wrongly gets one line, exit code 2 and nothing half-written; Ctrl-C ends it with 130 and no file."""
 
 import gzip
+import io
 import itertools
 import json
 import math
@@ -77,8 +78,12 @@ def test_from_text_to_tokens_and_back(capsys):
 def test_decoding_a_part(capsys, small, start, limit):
     arguments = f"decode text.bin --tokenizer tok --start {start}" + (f" --limit {limit}" if limit is not None else "")
     assert run(arguments) == 0
-    token_ids = TokenFile.open("text.bin").tokens[start:].tolist()[:limit]
-    assert capsys.readouterr().out == small.decode(token_ids)
+    tokens = TokenFile.open("text.bin").tokens
+    out, err = capsys.readouterr()
+    assert out == small.decode(tokens[start:].tolist()[:limit])
+    assert err == (
+        "" if start < len(tokens) else f"text.bin: has {len(tokens):,} tokens, none from --start 1,000,000 on\n"
+    )
 
 
 def test_inspecting(capsys, small):
@@ -117,6 +122,17 @@ def test_comparing_gives_the_table_of_tokenizers_against_texts(capsys, small, mo
     assert [row[4:] for row in rows] == [[f"{speed / 1e6:.2f}", f"{825e9 / speed / 3600:.1f}"] for speed in speeds]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_inspecting_and_comparing_on_a_terminal_without_utf8(encoding, monkeypatch):
+    Tokenizer({n: bytes([n]) for n in range(256)}, [], ["漢"], "漢|.").save("漢字")
+    Path("😀.txt").write_text("a few words", encoding="utf-8")
+    for arguments in (["inspect", "漢字"], ["compare", "漢字", "--text", "😀.txt"]):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(arguments) == 0
+        assert rb"\u6f22" in stdout.buffer.getvalue()
+
+
 def test_comparing_takes_only_the_beginning(capsys):
     Path("text.txt").write_text("a" * 1000 + "\x00" * 1000)
     Tokenizer({n: bytes([n]) for n in range(256)} | {256: b"aa"}, [(b"a", b"a")], []).save("pairs")
@@ -129,6 +145,25 @@ def test_special_tokens_are_taken_from_the_command_line():
     assert main([*arguments, "--special-token", "<|a b|>", "--special-token", "漢"]) == 0
     assert Tokenizer.load("t").special_tokens == ["<|a b|>", "漢"]
     assert Tokenizer.load("t").encode("漢<|a b|>") == [257, 256]
+
+
+def test_a_pattern_that_backtracks_for_ever_is_stopped(work, small, capsys, monkeypatch):
+    monkeypatch.setattr("tokenization.pretokenization.PATTERN_SECONDS", 0.05)
+    Path("letters.txt").write_text("a" * 60 + "!")
+    Tokenizer(small.vocab, small.merges, [], "(a|aa)+$").save("hostile")
+    before = contents(work)
+    for arguments in (
+        "train letters.txt --vocab-size 300 --pattern (a|aa)+$ --output t",
+        "encode letters.txt --tokenizer hostile --output t.bin --processes 1",
+        "compare hostile --text letters.txt",
+    ):
+        capsys.readouterr()
+        assert run(arguments) == 2
+        err = capsys.readouterr().err
+        assert re.fullmatch(
+            r"tokenization \w+: the split pattern '.*' goes back and forth .* nested repetitions\n", err
+        )
+    assert contents(work) == before
 
 
 def test_fewer_pairs_than_asked_for_are_said(capsys):

@@ -282,10 +282,12 @@ def run_compare(args: argparse.Namespace) -> None:
     width, text_width = max(map(len, ["tokenizer", *tokenizers])), max(map(len, ["text", *texts]))
     print(f"{'tokenizer':{width}}  {'text':{text_width}}  bytes/token  tokens/byte    MB/s  hours for 825 GB")
     for name, text in texts.items():
-        num_bytes, repeats = len(text.encode()), math.ceil(KERNELS_FROM_BYTES / len(text))
+        num_bytes = len(text.encode())
         for folder, tokenizer in tokenizers.items():
             num_tokens = len(tokenizer.encode(text))
-            tokenizer.encode(text * repeats)  # loads or compiles what it needs, and is not timed
+            kernels = tokenizer.code_for(KERNELS_FROM_BYTES).native
+            repeats = math.ceil(KERNELS_FROM_BYTES / len(text)) if kernels else 1
+            tokenizer.encode(text * repeats)  # fills the caches
             start = time.perf_counter()
             tokenizer.encode(text * repeats)
             speed = num_bytes * repeats / (time.perf_counter() - start)
@@ -319,6 +321,8 @@ def run_export(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(args.tokenizer)
     (export_tiktoken if tiktoken else export_huggingface)(tokenizer, args.output)
     print(f"{len(tokenizer.vocab):,} tokens -> {args.output}")
+    if args.output.endswith(".tiktoken") and tokenizer.pattern not in PATTERNS.values():
+        print(f"tiktoken drops what lies between matches of its pattern, here {tokenizer.pattern!r}")
 
 
 def beginning(name: str, num_bytes: int) -> str:

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from tokenization.bpe import Merges
 from tokenization.errors import InputError
-from tokenization.formats import bytes_to_text, check_single_bytes, read_json, read_text, vocabulary_table, write_text
+from tokenization.formats import (
+    MAX_ID,
+    bytes_to_text,
+    check_single_bytes,
+    read_json,
+    read_text,
+    vocabulary_table,
+    write_text,
+)
 from tokenization.oniguruma import to_oniguruma
 from tokenization.tokenizer import Tokenizer, merge_by_rank
 from tokenization.tokenizer_json import read_tokenizer_json
@@ -47,6 +55,8 @@ def import_tiktoken(path: str | os.PathLike, pattern: str, special_tokens: Mappi
     vocab = {rank: token for token, rank in ranks.items()}
     if len(vocab) != len(ranks):
         raise InputError(f"{path}: two tokens have the same rank; it is damaged")
+    if not all(0 <= rank <= MAX_ID for rank in vocab):
+        raise InputError(f"{path}: ranks run from {min(vocab)} to {max(vocab)}; they must lie between 0 and {MAX_ID}")
     check_single_bytes(path, vocab)
     for text, token_id in special_tokens.items():
         if vocab.setdefault(token_id, text.encode()) != text.encode():

@@ -4,7 +4,7 @@
     ^         \\A           the beginning of the text
     $         \\Z           its end, or the line end there
     \\Z        \\z           its very end
-    (?m:^)    ^            the beginning of any line; (?m:$) and $ are the ends
+    (?m:$)    $            the end of any line; (?m:^) and ^ are the beginnings
     (?s:      (?m:         the dot takes line ends, too
     x{1,3}+   (?>x{1,3})   possessive; Oniguruma takes x{1,3}+ for (?:x{1,3})+
 
@@ -23,10 +23,12 @@ from tokenization.pretokenization import CL100K_PATTERN, check_length
 _PUBLISHED = {CL100K_PATTERN: CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")}
 _FROM_PUBLISHED = {theirs: ours for ours, theirs in _PUBLISHED.items()}
 
-_TO = {"^": r"\A", "$": r"\Z", r"\Z": r"\z", "(?m:^)": "^", "(?m:$)": "$", "(?s:": "(?m:"}
+_LINE = r"(?m:^(?!\Z))"  # a line end that ends the text begins no line for Oniguruma
+_TO = {"^": r"\A", "$": r"\Z", r"\Z": r"\z", _LINE: "^", "(?m:$)": "$", "(?s:": "(?m:"}
 _FROM = {theirs: ours for ours, theirs in _TO.items()}
+_TO["(?m:^)"] = r"(?:^|(?<=\n)\z)"
 _TOKEN = regex.compile(
-    r"""\(\?m:[\^$]\)  |  \(\? (?: <?[=!] | [a-zA-Z-]*[:)] | . )   # groups
+    r"""\(\?m:(?: \^ | \$ | \^\(\?!\\Z\) )\)  |  \(\? (?: <?[=!] | [a-zA-Z-]*[:)] | . )   # groups
     |   \\ (?: [pP]\{[^}]*\} | x[\da-fA-F]{2} | u[\da-fA-F]{4} | . )   # escapes
     |   \[ (?: \\. | \[:\^?\w+:\] | [^\]\\] )* \]                      # classes
     |   \{[^{}]*\}[+?]?  |  .                                          # quantifiers, and the rest""",

@@ -122,7 +122,7 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
     """Where a pattern of anybody's matches. After an empty match the search goes on one character further, as
     Oniguruma's does. Raises InputError where it takes more time than any reasonable pattern would."""
     compiled, position = regex.compile(pattern), 0
-    seconds = PATTERN_SECONDS * (1 + len(text) / PIECE_CHARACTERS)
+    seconds = allowed = PATTERN_SECONDS * (1 + len(text) / PIECE_CHARACTERS)
     while position <= len(text):
         spans: list[tuple[int, int]] = []
         start = time.process_time()
@@ -134,7 +134,7 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
                 spans.append(span)
         except TimeoutError:
             raise InputError(
-                f"the split pattern {pattern[:200]!r} goes back and forth in the text for more than {seconds:.0f} s;"
+                f"the split pattern {pattern[:200]!r} goes back and forth in the text for more than {allowed:.1f} s;"
                 " choose one without nested repetitions"
             ) from None
         seconds = max(0.001, seconds - (time.process_time() - start))

@@ -144,13 +144,14 @@ class Tokenizer:
 
     def _encode_large(self, text: str) -> list[int] | None:
         """`encode` through the kernels; None where they cannot be had, or to have a missing byte named."""
-        native = self._choose(len(text)).native
+        native = self.code_for(len(text)).native
         if native is None:
             return None
         token_ids = self._kernel_encoder(native).encode(native.Window.of_bytes(to_utf8(text)))
         return None if token_ids is None else token_ids.tolist()
 
-    def _choose(self, num_bytes: int) -> Choice:
+    def code_for(self, num_bytes: int) -> Choice:
+        """Which code encodes a text of this size: the kernels, loaded or compiled by now, or plain Python; and why."""
         choice = kernels_for(self.pattern, num_bytes, "encoding")
         if choice.native and not choice.native.can_encode(self.vocab_size, len(self.merges)):
             return Choice(None, "plain Python (too many tokens for the kernels)", choice.seconds)
@@ -215,7 +216,7 @@ class Tokenizer:
         corpus = Corpus(inputs, errors, "encoding" if progress else "")
         for path in (Path(output), description_path(output)):
             refuse_input(path, corpus.files)
-        choice = self._choose(corpus.file_bytes)
+        choice = self.code_for(corpus.file_bytes)
         if report is not None:
             report.path, report.compile_seconds = choice.reason, choice.seconds
         current_file, in_document, separator_id = 0, False, self.end_of_text_id

@@ -15,8 +15,19 @@ from typing import Any, NamedTuple
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
 from tokenization.formats import parse_vocabulary, read_json, text_to_bytes
-from tokenization.oniguruma import from_oniguruma
-from tokenization.pretokenization import GPT2_PATTERN
+from tokenization.oniguruma import from_oniguruma, to_oniguruma
+from tokenization.pretokenization import GPT2_PATTERN, PATTERNS
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+# Published patterns that match all of any text; the second is Qwen2's.
+COMPLETE = {
+    LLAMA3_PATTERN,
+    LLAMA3_PATTERN.replace("{1,3}", ""),
+    *(to_oniguruma(ours, "") for ours in PATTERNS.values()),
+}
 
 # What the best known of the keys that are refused would do.
 MEANINGS = {
@@ -119,7 +130,15 @@ def split_pattern(path: str | os.PathLike, pre_tokenizer: dict[str, Any]) -> str
         if not splits:
             return GPT2_PATTERN
         (split,) = splits
-        if split["type"] == "Split" and split["behavior"] == "Isolated" and list(split["pattern"]) == ["Regex"]:
+        if split["type"] == "Split" and list(split["pattern"]) == ["Regex"]:
+            pattern = split["pattern"]["Regex"]
+            if pattern in COMPLETE and (split["behavior"], split.get("invert")) == ("Removed", True):
+                split = split | {
+                    "behavior": "Isolated",
+                    "invert": False,
+                }  # OLMo 2's way: what does not match is dropped
+            if split["behavior"] != "Isolated":
+                raise InputError(f"{path}: cannot be imported: Split.behavior is {split['behavior']}, not Isolated")
             refuse_other_keys(path, "pre_tokenizer.", split, ("type", "pattern", "behavior"))
-            return from_oniguruma(split["pattern"]["Regex"], path)
+            return from_oniguruma(pattern, path)
     raise InputError(f"{path}: cannot be imported: its pre-tokenizer is not a split by a pattern, then ByteLevel")

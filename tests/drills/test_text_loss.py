@@ -19,14 +19,11 @@ from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges
 from tokenization.interchange import export_huggingface, import_huggingface
 from tokenization.pretokenization import PATTERNS, count_pretokens, cut_into_pieces
+from tokenization.tokenizer_json import LLAMA3_PATTERN
 
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
 REAL = [
     *PATTERNS.values(),
-    *(LLAMA3, LLAMA3.replace("{1,3}", "")),  # Qwen2's
+    *(LLAMA3_PATTERN, LLAMA3_PATTERN.replace("{1,3}", "")),  # Qwen2's
     *(r"\p{N}{1,3}", r"\p{N}", r"\d{3}(?=(?:\d{3})*\b)", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+"),
     *(r"\w+", r"\w+|\S", r"\S+", r"\s+", r"\W", r"[A-Za-z]+", r"[^\s]+\s*", r"\b", r"\w+|[^\w\s]+"),
     *(" ", ",", "\n\n", ""),
@@ -39,7 +36,7 @@ ATOMS = [
 ]
 QUANTIFIERS = ["", "", "", "+", "*", "?", "{2}", "{1,3}", "+?", "*?", "++", "*+", "{1,2}+"]
 LOOKS = ["", "", "", "", r"\b", r"(?=\S)", r"(?!\S)", r"(?<=\s)", "(?<!a)", r"(?=\d)", "^", "$", r"\Z"]
-ANCHORS = [*LOOKS, "(?m:^)", "(?m:$)"]
+ANCHORS = [*LOOKS, "(?m:^)", "(?m:$)", r"(?m:^(?!\Z))"]
 CLASSES = regex.compile(r"\\[wWdDsSb]|\\p\{\w+\}|\[:\w+:\]|\(\?i:[^)]*\)")
 SPECIAL_TOKENS = [END_OF_TEXT, "<|a b|>"]
 
