@@ -321,7 +321,7 @@ def run_export(args: argparse.Namespace) -> None:
     tokenizer = Tokenizer.load(args.tokenizer)
     (export_tiktoken if tiktoken else export_huggingface)(tokenizer, args.output)
     print(f"{len(tokenizer.vocab):,} tokens -> {args.output}")
-    if args.output.endswith(".tiktoken") and tokenizer.pattern not in PATTERNS.values():
+    if tiktoken and tokenizer.pattern not in PATTERNS.values():
         print(f"tiktoken drops what lies between matches of its pattern, here {tokenizer.pattern!r}")
 
 
