@@ -4,7 +4,7 @@
     validation  batch i = the next batch_size windows, side by side, from the beginning of the file
 
 so that a run has a length, a resumed run needs nothing but its step to go on with the same batches, and every
-validation sees the same text.
+validation sees the same text, on any number of devices: they take turns, in training and in validation.
 """
 
 import signal
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from tokenization import InputError, TokenFile, Tokenizer
 
@@ -116,6 +116,7 @@ class TokenDataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.files: dict[str, TokenFile] = {}
+        self.num_val_batches = 0  # on all devices together
 
     def setup(self, stage: str) -> None:
         """Opens and checks the files that the stage needs, once; validation alone needs no training file."""
@@ -168,11 +169,22 @@ class TokenDataModule(LightningDataModule):
         return torch.cat(inputs), torch.cat(targets)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(SequentialWindows(self.files["validate"].tokens, self.context_length, self.batch_size))
-
-    def _loader(self, dataset: RandomWindows | SequentialWindows) -> DataLoader[Batch]:
         assert self.trainer is not None
-        # Lightning would put a shuffling sampler of its own wherever none is given.
+        windows = SequentialWindows(self.files["validate"].tokens, self.context_length, self.batch_size)
+        limit = self.trainer.limit_val_batches
+        wanted = limit if isinstance(limit, int) else int(limit * len(windows))
+        if not wanted:
+            raise InputError(
+                f"trainer.limit_val_batches {limit}: of {len(windows)} batches that is not one; 1 takes one, 1.0 all"
+            )
+        self.num_val_batches = min(wanted, len(windows))
+        self.trainer.limit_val_batches = self.num_val_batches  # Lightning would take a share of each device's batches
+        return self._loader(Subset(windows, range(self.num_val_batches)))
+
+    def _loader(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        # Lightning would put a shuffling sampler of its own wherever none is given. Where the batches run out, some
+        # devices get one of the first again: all run as many, as they wait for each other; the module leaves it out.
         sampler: DistributedSampler[Batch] = DistributedSampler(
             dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
         )

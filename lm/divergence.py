@@ -6,16 +6,17 @@ An untrained model guesses: its first loss is near ln(vocab_size), and nothing t
 the edge of stability the weights grow until the model is sure, and wrong.
 """
 
-import json
 import math
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.nonfinite import Diverged
+from lm.strict_json import to_json
 from tokenization.files import writing
 
 WINDOW = 5  # losses; one bad batch does not count
@@ -40,10 +41,10 @@ class LossWatch:
         return sum(self.recent) / len(self.recent)
 
 
-def batch_loss(trainer: Trainer, outputs: Any) -> float:
-    """Of the batch just trained on, on all devices; Lightning has divided it by the batches that accumulate."""
-    loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
-    return float(trainer.strategy.reduce(loss, reduce_op="mean"))
+def step_loss(trainer: Trainer) -> float:
+    """The mean over the batches of the step just made, on all devices."""
+    mean = torch.stack(trainer.lightning_module.step_losses).mean()  # type: ignore[arg-type]
+    return float(trainer.strategy.reduce(mean, reduce_op="mean"))
 
 
 class StopWhenRisen(Callback):
@@ -55,11 +56,15 @@ class StopWhenRisen(Callback):
     def __init__(self) -> None:
         self.watch = LossWatch()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # in the middle of a step
         if outputs["loss"].is_cuda and step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        loss = batch_loss(trainer, outputs)
+        loss = step_loss(trainer)
         if math.isfinite(loss) and self.watch.diverged(loss):
             raise Diverged(
                 f"diverged: the loss has risen from {self.watch.first:.2f} to {self.watch.mean:.2f} by step {step};"
@@ -70,7 +75,7 @@ class StopWhenRisen(Callback):
         if isinstance(exception, Diverged) and trainer.is_global_zero:
             mark = {"steps": trainer.global_step, "reason": str(exception)}
             with writing(Path(trainer.default_root_dir) / MARK) as file:
-                file.write(json.dumps(mark).encode() + b"\n")
+                file.write(to_json(mark).encode() + b"\n")
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.watch.first, "recent": list(self.watch.recent)}

@@ -8,7 +8,6 @@ import contextlib
 import importlib.util
 import io
 import math
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +99,8 @@ def draw_sweep(
             style = ":" if row["diverged"] else "-"
             label = f"{plain(row['value'])}{' (diverged)' if row['diverged'] else ''}"
             right.plot(curve.steps, curve.values, style, color=colour(number, len(rows)), label=label, linewidth=1.2)
-        good = [loss for row, curve in zip(rows, curves, strict=True) if not row["diverged"] for loss in curve.values]
+        trained = [curve for row, curve in zip(rows, curves, strict=True) if not row["diverged"]]
+        good = [loss for curve in trained for loss in curve.values if math.isfinite(loss)]
         if good:  # what has diverged leaves the picture
             right.set_ylim(min(good) - 0.2, max(good) + 1)
         right.set(xlabel="step", ylabel="training loss, nats per token")
@@ -238,7 +238,12 @@ def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:
     return list(map(float, curve.steps))
 
 
+def mean(values: list[float]) -> float:
+    """Of any floats, unlike statistics.fmean, which does not add inf and -inf."""
+    return sum(values) / len(values)
+
+
 def smooth(values: list[float], half: int) -> list[float]:
     """Centred means of up to 2 half + 1 values, fewer at the ends: unlike a moving average, they lag behind nothing."""
     windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
-    return [statistics.fmean(window) for window in windows]
+    return [mean(window) for window in windows]

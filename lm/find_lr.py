@@ -8,6 +8,7 @@ thumb: a third of the learning rate at which the smoothed loss was lowest. Nothi
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import math
@@ -18,8 +19,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.cli import RunCLI
-from lm.divergence import LossWatch, batch_loss
+from lm.divergence import LossWatch, step_loss
 from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_range_test, is_plot, smooth
+from lm.nonfinite import Diverged
 from lm.sweep import Settings, read_arguments, read_files
 from lm.sweep_results import begins_with, check_results
 from tokenization import InputError
@@ -61,7 +63,8 @@ class RangeTest(Callback):
         if trainer.global_step == len(self.rates):
             return  # in the middle of a step, whose batches accumulate
         self.rates.append(self.learning_rate(trainer.global_step))
-        self.losses.append(batch_loss(trainer, outputs))
+        skipped = bool(pl_module.skipped_steps.in_a_row)  # type: ignore[union-attr]
+        self.losses.append(math.nan if skipped else step_loss(trainer))
         self.diverged = self.watch.diverged(self.losses[-1])
         trainer.should_stop = trainer.should_stop or self.diverged
 
@@ -86,7 +89,7 @@ def suggest(rates: list[float], losses: list[float]) -> tuple[float, float]:
         (loss, rate) for loss, rate in zip(smooth(losses, HALF_WINDOW), rates, strict=True) if math.isfinite(loss)
     ]
     if not finite:
-        raise InputError("the loss was never finite; look at the data, or begin with a smaller --lowest")
+        raise InputError("no step had a finite loss and gradient; look at the data, or begin with a smaller --lowest")
     lowest = min(finite)[1]
     return lowest, float(f"{SHARE * lowest:.2g}")
 
@@ -114,7 +117,8 @@ def run_find_lr(argv: list[str]) -> None:
         "trainer.max_steps": args.steps,
         "model.max_skipped_steps": args.steps + 1,  # the test ends at the first
     }
-    FindCLI(["fit", *arguments, *(f"--{name}={value}" for name, value in trial.items())], test)
+    with contextlib.suppress(Diverged):  # as it is meant to, in the end
+        FindCLI(["fit", *arguments, *(f"--{name}={value}" for name, value in trial.items())], test)
     report(test, output)
 
 
@@ -122,8 +126,8 @@ def report(test: RangeTest, output: Path) -> None:
     smoothed = smooth(test.losses, HALF_WINDOW)
     lowest, suggestion = suggest(test.rates, test.losses)
     text = io.StringIO(newline="")
-    rows = zip(test.rates, test.losses, smoothed, strict=True)
-    csv.writer(text).writerows([COLUMNS, *rows])
+    columns = [[value if math.isfinite(value) else None for value in column] for column in (test.losses, smoothed)]
+    csv.writer(text).writerows([COLUMNS, *zip(test.rates, *columns, strict=True)])
     with writing(output / TABLE) as file:
         file.write(text.getvalue().encode())
     if test.diverged:

@@ -40,7 +40,7 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 def perplexity(loss: float) -> float:
     """The number of equally likely tokens among which the model hesitates; infinite where exp overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def bits_per_byte(loss: float, num_tokens: int, num_bytes: int) -> float:

@@ -3,6 +3,7 @@
 What is computed in each part is in the files it imports; what is watched meanwhile is in callbacks.py.
 """
 
+import math
 import sys
 from typing import Any, Literal
 
@@ -10,7 +11,6 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
-from torchmetrics import MeanMetric
 
 from lm.accounting import worth_compiling
 from lm.compiling import can_compile, compile_or_run
@@ -117,10 +117,11 @@ class LanguageModel(LightningModule):
         if not fast and (attention not in ("auto", "plain") or compile is True):
             raise ValueError(f"fast is false: attention {attention} and compile {compile} have no effect; set fast")
         self.arrangement = ""
-        self.mean_validation_loss = MeanMetric()
+        self.step_losses: list[Tensor] = []  # of the step's batches so far
+        self.validation_losses: list[tuple[Tensor, int]] = []  # of each batch, and over how many tokens
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
-            if not self.hparams[name] >= 0:
-                raise ValueError(f"{name} is {self.hparams[name]}; it must not be negative")
+            if not 0 <= self.hparams[name] < math.inf:
+                raise ValueError(f"{name} is {self.hparams[name]}; it must be finite, and not negative")
         if optimizer == "adamw" and muon_rate != 1:
             raise ValueError(f"muon_rate is {muon_rate}, which has no effect on optimizer adamw; leave it out")
         if not max_gradient_norm > 0:
@@ -181,21 +182,40 @@ class LanguageModel(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
         loss = self.model(inputs, targets=targets)
-        self.log("train/loss", loss, prog_bar=True)
+        self._log_step_loss(loss.detach(), batch_idx)
         return loss
+
+    def _log_step_loss(self, loss: Tensor, batch_idx: int) -> None:
+        """Logs the mean over the step's batches so far; where it is drawn, over those of the other devices, too."""
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self.step_losses = [loss] if first else [*self.step_losses, loss]
+        mean = torch.stack(self.step_losses).mean()
+        complete = len(self.step_losses) == self.trainer.accumulate_grad_batches
+        if complete and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            mean = self.trainer.strategy.reduce(mean, reduce_op="mean")
+        self.log("train/loss", mean, prog_bar=True)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         spread_nonfinite(loss).backward(*args, **kwargs)
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_losses = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = batch
         with torch.compiler.set_stance("force_eager"):  # compiling once more would take longer than it saves
             loss = self.model(inputs, targets=targets)
-        self.mean_validation_loss.update(loss, weight=targets.numel())
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        if number < self.data.num_val_batches:  # beyond, it only keeps this device in step with the others
+            self.validation_losses.append((loss, targets.numel()))
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.mean_validation_loss.compute().item()
-        self.mean_validation_loss.reset()
+        loss, bad = self._validation_loss()
+        words = f"the validation loss is {loss}; it is not finite in {bad:,} of {self.data.num_val_batches:,} batches"
+        if bad and self.trainer.state.fn != "fit":
+            raise InputError(words)
+        if bad and self.global_rank == 0:
+            print(f"lm fit: step {self.global_step}: {words}", file=sys.stderr)
         about = self.data.files["validate"].description
         metrics = {
             "val/loss": loss,
@@ -205,6 +225,20 @@ class LanguageModel(LightningModule):
         if self.trainer.state.fn == "fit":
             metrics["step"] = float(self.global_step)  # Lightning draws the metrics at the value under this name
         self.log_dict(metrics, sync_dist=True)  # the same on every device; Lightning asks for this
+
+    def _validation_loss(self) -> tuple[float, int]:
+        """Returns the mean over all tokens of all devices, and the number of batches whose loss is not finite.
+
+        Summed in float64, so that the order, which depends on the number of devices, makes no difference.
+        """
+        losses = [(float(loss), tokens) for loss, tokens in self.validation_losses]
+        bad = sum(not math.isfinite(loss) for loss, _ in losses)
+        sums = [sum(loss * tokens for loss, tokens in losses), sum(tokens for _, tokens in losses), bad]
+        totals = torch.tensor(sums, dtype=torch.float64)
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum")
+        nats, tokens, bad = totals.tolist()
+        return nats / tokens, int(bad)
 
     def configure_optimizers(self) -> AdamW:
         settings = {name: self.hparams[name] for name in ("weight_decay", "betas", "eps")}

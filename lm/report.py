@@ -12,6 +12,7 @@ import argparse
 import math
 import re
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -23,8 +24,8 @@ import yaml
 from lm.accounting import duration
 from lm.checkpoint import CONFIG
 from lm.divergence import MARK
-from lm.events import EVENT_FILES, Curve, read_curves
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, draw_losses, is_plot, run_colour
+from lm.events import EVENT_FILES, Curve, Curves, read_curves
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, draw_losses, is_plot, mean, run_colour
 from lm.run_folder import refuse_names_of_runs
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
@@ -66,7 +67,7 @@ pre.code { font: 12px/1.45 monospace }
 class Run:
     name: str
     folder: Path
-    curves: dict[str, Curve]
+    curves: Curves
     settings: dict[str, Any]  # by dotted names
     config: str  # config.yaml as it is
 
@@ -144,13 +145,14 @@ def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
     """The columns of the table of results; those of which no run has anything are left out."""
 
     def figure(run: Run, tag: str, of: Callable[[list[float]], float], form: str) -> str:
-        return format(of(run.values(tag)), form) if run.values(tag) else "-"
+        values = run.values(tag) if of in (last, end) else list(filter(math.isfinite, run.values(tag)))
+        return format(of(values), form) if values else "-"
 
     def last(values: list[float]) -> float:
         return values[-1]
 
     def end(values: list[float]) -> float:
-        return statistics.fmean(values[-10:])
+        return mean(values[-10:])
 
     figures: list[tuple[str, str, Callable[..., float], str]] = [
         ("validation loss, last", "val/loss", last, ".4f"),
@@ -189,6 +191,7 @@ def table(runs: list[Run], columns: list[tuple[str, list[Any]]]) -> Iterator[str
 def page(runs: list[Run]) -> str:
     names = f"{len(runs)} runs" if len(runs) > 4 else ", ".join(run.name for run in runs)
     parts = [f"<h1>{escape(names)}</h1>", "<h2>Results</h2>", *table(runs, results(runs))]
+    parts += [f'<p class="note">{escape(line)}</p>' for line in damage(runs)]
     if len(runs) > 1:
         rows = differences(runs)
         parts += ["<h2>Settings in which they differ</h2>", *(table(runs, rows) if rows else ["<p>none</p>"])]
@@ -213,6 +216,10 @@ def page(runs: list[Run]) -> str:
 def is_report(path: Path) -> bool:
     with open(path, "rb") as file:
         return GENERATOR.encode() in file.read(1000)
+
+
+def damage(runs: list[Run]) -> list[str]:
+    return [line for run in runs for line in run.curves.damage]
 
 
 def key(place: int) -> str:
@@ -244,6 +251,8 @@ def run_report(argv: list[str]) -> None:
             raise InputError(f"--plot {args.plot}: is --output, too; name two files")
     refuse_names_of_runs([args.output, *filter(None, [args.plot])], args.runs)
     runs = find_runs(args.runs)
+    for line in damage(runs):
+        print(f"lm report: {line}", file=sys.stderr)
     if not can_draw():
         print(HOW_TO_GET_PLOTS)
     elif args.plot:

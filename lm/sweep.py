@@ -28,7 +28,8 @@ from lm.cli import SettingsCLI
 from lm.divergence import MARK
 from lm.figures import is_plot
 from lm.run_folder import run_lock
-from lm.sweep_results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results
+from lm.strict_json import to_json
+from lm.sweep_results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 from tokenization.outputs import check_folder, output_path
@@ -106,8 +107,8 @@ class Sweep:
         """All that the runs of the sweep have in common, so that runs of different sweeps are not compared."""
         own = {self.parameter, "config", "trainer.default_root_dir", *([LOWEST_RATE] if self.parameter == RATE else [])}
         own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # said elsewhere, and linked
-        flat = {name: value for name, value in vars(config.clone().as_flat()).items() if name not in own}
-        return json.loads(json.dumps(flat, default=str))
+        flat = {name: in_json(value) for name, value in vars(config.clone().as_flat()).items() if name not in own}
+        return json.loads(to_json(flat, default=str))
 
     def command(self, name: str) -> list[str]:
         text, config = self.runs[name]

@@ -9,14 +9,16 @@ import io
 import json
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm.divergence import MARK
-from lm.events import Curve, read_curves
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_sweep
+from lm.events import Curve, Curves, read_curves
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_sweep, mean
+from lm.strict_json import to_json
 from tokenization import InputError
 from tokenization.files import writing
 from tokenization.outputs import check_file, check_folder
@@ -53,7 +55,7 @@ def begins_with(columns: Sequence[str]) -> Callable[[Path], bool]:
     return is_table
 
 
-def summarise(value: Any, folder: Path) -> Row:
+def summarise(value: Any, folder: Path, curves: Curves) -> Row:
     """One run's row.
 
     validation_loss is that of the last step, train_loss the mean of the last ten logged, nats per token both;
@@ -61,11 +63,11 @@ def summarise(value: Any, folder: Path) -> Row:
     that was cut short.
     """
     mark = folder / MARK
-    curves = read_curves(folder)  # of a run that was cut short before its first logged step, none
     train, validation = (curves.get(tag, Curve()).values for tag in ("train/loss", "val/loss"))
-    speeds = curves.get("train/tokens_per_second", Curve()).values
+    speeds = list(filter(math.isfinite, curves.get("train/tokens_per_second", Curve()).values))
     last = validation[-1] if validation and not mark.exists() else math.nan
-    end = statistics.fmean(train[-10:]) if train else math.nan
+    end = mean(train[-10:]) if train else math.nan
+    first = next(filter(math.isfinite, train), math.nan)
     steps = (
         json.loads(mark.read_text())["steps"] if mark.exists() else max(curve.steps[-1] for curve in curves.values())
     )
@@ -74,12 +76,17 @@ def summarise(value: Any, folder: Path) -> Row:
         "validation_loss": last if math.isfinite(last) else None,
         "best_validation_loss": min(filter(math.isfinite, validation), default=None),
         "train_loss": end if math.isfinite(end) else None,
-        "diverged": not math.isfinite(last) or (len(train) > 1 and not last < train[0]),
+        "diverged": not math.isfinite(last) or (len(train) > 1 and not last < first),
         "steps": steps,
         "seconds": round(max((curve.seconds[-1] for curve in curves.values()), default=0.0), 1),
         "tokens_per_second": round(statistics.median(speeds)) if speeds else None,
         "folder": folder.name,
     }
+
+
+def in_json(value: Any) -> Any:
+    """A setting as JSON can have it: .inf, which max_gradient_norm may be, is "inf"."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_number(value: Any) -> bool:
@@ -112,8 +119,9 @@ class Results:
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
             rows = {row["folder"]: {name: row[name] for name in COLUMNS} for row in old["runs"]}
-            was, now = {"param": old["parameter"]} | old["settings"], {"param": parameter} | settings
-        except (ValueError, KeyError, TypeError):
+            was = {"param": old["parameter"]} | {name: in_json(value) for name, value in old["settings"].items()}
+            now = {"param": parameter} | settings
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: is not what `lm sweep` writes; delete it, or choose another --output") from None
         for name in sorted(was.keys() | now.keys()):
             if was.get(name) != now.get(name):
@@ -125,10 +133,14 @@ class Results:
 
     def add(self, name: str, value: Any) -> None:
         """Takes the results of a run that has just ended, and saves all."""
-        self.rows[name] = summarise(value, self.folder / name)
+        folder = self.folder / name
+        curves = read_curves(folder)  # of a run that was cut short before its first logged step, none
+        for line in curves.damage:
+            print(f"lm sweep: {line}", file=sys.stderr)
+        self.rows[name] = summarise(in_json(value), folder, curves)
         content = {"parameter": self.parameter, "runs": self.sorted(), "settings": self.settings}
         with writing(self.folder / "sweep.json") as file:
-            file.write(json.dumps(content, indent=1).encode() + b"\n")
+            file.write(to_json(content, indent=1).encode() + b"\n")
         text = io.StringIO(newline="")
         sheet = csv.DictWriter(text, COLUMNS)
         sheet.writeheader()

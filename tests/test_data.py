@@ -112,7 +112,7 @@ def settings(token_data) -> dict:
 
 def attach(data: TokenDataModule, **changes) -> TokenDataModule:
     trainer = {"accumulate_grad_batches": 1, "world_size": 1, "global_rank": 0, "max_steps": 10, "global_step": 0}
-    trainer |= {"local_rank": 0, "strategy": SimpleNamespace(root_device=torch.device("cpu"))}
+    trainer |= {"local_rank": 0, "limit_val_batches": 1.0, "strategy": SimpleNamespace(root_device=torch.device("cpu"))}
     data.trainer = SimpleNamespace(**trainer | changes)  # type: ignore[assignment]
     return data
 
@@ -137,6 +137,38 @@ def test_devices_share_the_batches_of_a_step(settings):
     whole = batches(attach(data, max_steps=20))
     ranks = [batches(attach(data, world_size=2, global_rank=rank)) for rank in range(2)]
     assert [batch for step in zip(*ranks, strict=True) for batch in step] == whole
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1.0, 14), (0.5, 7), (0.08, 1), (5, 5), (1, 1), (100, 14)])
+@pytest.mark.parametrize("devices", [1, 2, 3, 5, 40])
+def test_devices_share_the_windows_of_a_validation(settings, limit, expected, devices):
+    """Each reads as many batches; without those beyond the number that counts, they are the file's first, once each."""
+    data = TokenDataModule(**settings)
+    data.setup("validate")
+    windows = SequentialWindows(data.files["validate"].tokens, 16, 4)
+    assert len(windows) == 14
+    ranks = []
+    for rank in range(devices):
+        attach(data, world_size=devices, global_rank=rank, limit_val_batches=limit)
+        for _ in range(2):  # Lightning may ask for it again
+            loader = data.val_dataloader()
+        assert len(loader) <= data.trainer.limit_val_batches  # or Lightning would cut it
+        assert isinstance(data.trainer.limit_val_batches, int)
+        assert data.num_val_batches == expected
+        ranks.append(list(loader))
+    assert {len(batches) for batches in ranks} == {-(-expected // devices)}
+    read = [batch for turn in zip(*ranks, strict=True) for batch in turn][:expected]
+    for number, batch in enumerate(read):
+        assert_same(batch, windows[number])
+
+
+def test_a_share_of_the_validation_that_is_no_batch_is_refused(settings):
+    data = TokenDataModule(**settings)
+    data.setup("validate")
+    with pytest.raises(
+        InputError, match=r"limit_val_batches 0.01: of 14 batches that is not one; 1 takes one, 1.0 all"
+    ):
+        attach(data, limit_val_batches=0.01).val_dataloader()
 
 
 def test_validation_needs_no_training_file(settings):

@@ -1,7 +1,10 @@
 """The report: the curves are those of the tests' own reader, also after a resume, and nothing of a run becomes HTML."""
 
 import importlib.util
+import random
+import re
 import shutil
+import struct
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -43,6 +46,67 @@ def test_a_file_cut_short_and_a_run_begun_anew(runs, tmp_path):
     assert read_curves(tmp_path)["train/loss"].steps
     shutil.copy(min((runs / "<b>two & $x$").glob("events*")), tmp_path / "events.out.tfevents.2.a")
     assert read_curves(tmp_path)["train/loss"].steps == [1, 2, 3, 4]
+
+
+def points(curves) -> set[tuple]:
+    return {(tag, step, value) for tag, c in curves.items() for step, value in zip(c.steps, c.values, strict=True)}
+
+
+def records(content: bytes) -> list[tuple[int, int]]:
+    """Beginning and end of each record of an event file."""
+    bounds, place = [], 0
+    while place < len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        bounds.append((place, place + length + 16))
+        place = bounds[-1][1]
+    return bounds
+
+
+@pytest.mark.parametrize("flips", [20, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_flipped_bit_costs_a_record_and_is_said(runs, tmp_path, flips):
+    sources, rng = sorted((runs / "one").glob("events*")), random.Random(flips)
+    for source in sources:
+        shutil.copy(source, tmp_path)
+    whole, lost = points(read_curves(tmp_path)), 0
+    assert read_curves(tmp_path).damage == []
+    for number in range(flips):
+        path = tmp_path / sources[number % len(sources)].name
+        content = path.read_bytes()
+        start, end = rng.choice(records(content))
+        damaged = bytearray(content)
+        damaged[rng.randrange(start, end)] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        curves = read_curves(tmp_path)
+        path.write_bytes(content)
+        (line,) = curves.damage
+        assert line.startswith(f"{path}: is damaged after step ")
+        # A start that cannot be read leaves the points that it would have made void, but loses none.
+        missing = {(tag, step) for tag, step, _ in whole} - {(tag, step) for tag, step, _ in points(curves)}
+        assert len(missing) <= 1
+        lost += len(missing)
+    assert lost > flips / 2
+
+
+def test_several_damaged_records(lm, runs, tmp_path):
+    source = max((runs / "one").glob("events*"), key=lambda path: path.stat().st_size)
+    content = bytearray(source.read_bytes())
+    bounds = records(bytes(content))
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / source.name
+    path.write_bytes(content)
+    whole = points(read_curves(path.parent))
+    for start, _ in bounds[20:30]:
+        content[start] ^= 4  # its length
+    path.write_bytes(content)
+    left = points(read_curves(path.parent))
+    assert left < whole
+    assert len(left) == len(whole) - 10
+    result = lm("report", path.parent, "--output", tmp_path / "page.html")
+    assert result.code == 0
+    assert re.fullmatch(rf"lm report: {path}: is damaged after step \d; the curves go on at step \d\n", result.err)
+    assert "is damaged after step" in (tmp_path / "page.html").read_text()
+    path.write_bytes(bytes(content[: bounds[20][0]]) + bytes(5000))  # as a power cut may leave it
+    assert re.search(r"is damaged after step \d, and the curves end there$", read_curves(path.parent).damage[0])
 
 
 class Reader(HTMLParser):
