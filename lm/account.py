@@ -5,7 +5,6 @@ answer is laid out. Nothing is trained, but for --probe, which is in probe.py.
 """
 
 import argparse
-import json
 import re
 from typing import Any
 
@@ -18,6 +17,7 @@ from lm.cli import SettingsCLI
 from lm.figures import is_plot
 from lm.machine import native_precision
 from lm.peaks import GPU_PEAKS, peak_flops
+from lm.strict_json import to_json
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 from tokenization.outputs import check_file, output_path
@@ -101,7 +101,7 @@ def run_account(argv: list[str]) -> None:
         from lm.probe import probe
 
         result["prediction"] = probe(arguments, config)
-    print(json.dumps(result, indent=2) if args.json else "\n".join(table(result)))
+    print(to_json(result, indent=2) if args.json else "\n".join(table(result)))
 
 
 def parse_bytes(text: str) -> float:

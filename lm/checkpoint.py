@@ -15,11 +15,14 @@ import os
 import pickletools
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from lm.finite import in_words, named_tensors, nonfinite_names
+from lm.strict_json import to_json
 from lm.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
 from tokenization.files import writing
@@ -45,6 +48,7 @@ OLDER = {"tie_embeddings": False, "qk_norm": False, "optimizer": "adamw"}  # wha
 MANIFEST_BYTES = 1 << 16  # at most
 DIGEST_LINE = len("sha256 \n") + 64
 PICKLED_NAMES = {"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "collections OrderedDict"}
+WEIGHTS, MOMENTS = "state_dict", "optimizer_states"
 TABLE_BYTES = 1 << 30  # of position tables at most, in the model of a checkpoint from anywhere
 
 
@@ -85,7 +89,7 @@ def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
 def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike) -> None:
     """Whole or not at all."""
     path = Path(path)
-    manifest = json.dumps(make_manifest(checkpoint, path.parent))
+    manifest = to_json(make_manifest(checkpoint, path.parent))
     with writing(path) as file:
         digesting = DigestingFile(file)
         try:
@@ -106,9 +110,12 @@ def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def verify(path: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of a checkpoint whose bytes, and whose tokenizer's, are those that were saved."""
-    with open_checkpoint(path) as file:
-        manifest = _verify_bytes(file, path)
+    """Returns the manifest of a checkpoint that can be gone on from.
+
+    Its bytes, and its tokenizer's, are those that were saved, and its numbers are finite.
+    """
+    load_checkpoint(path)
+    manifest = read_manifest(path)
     verify_tokenizer(path, manifest)
     return manifest
 
@@ -204,8 +211,11 @@ def _plain(value: Any) -> bool:
     return type(value) in (int, float, str, bool, type(None))
 
 
-def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Verified, and loaded from the very bytes that were."""
+def load_checkpoint(path: str | os.PathLike, finite: Iterable[str] = (WEIGHTS, MOMENTS)) -> dict[str, Any]:
+    """Verified, and loaded from the very bytes that were.
+
+    finite: the parts of it that must not hold a NaN or an infinity.
+    """
     with open_checkpoint(path) as file:
         _verify_bytes(file, path)
         try:
@@ -220,12 +230,20 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     settings = OLDER | settings if isinstance(settings, dict) else {}
     if not (set(MODEL_SETTINGS) <= set(settings) and all(map(_plain, settings.values()))):
         raise InputError(f"{path}: is not a checkpoint of `lm fit`")
+    if bad := nonfinite_names(named_tensors({part: checkpoint.get(part) for part in finite})):
+        raise InputError(
+            f"{path}: is of a run that has diverged: {in_words(bad)}; use an earlier one, or let --ckpt_path auto find"
+            " one"
+        )
     return checkpoint | {"hyper_parameters": settings}
 
 
-def load_model(path: str | os.PathLike) -> TransformerLM:
-    """The trained model alone, on the CPU, ready to generate."""
-    checkpoint, prefix = load_checkpoint(path), "model."
+def load_model(path: str | os.PathLike, finite: bool = True) -> TransformerLM:
+    """The trained model alone, on the CPU, ready to generate.
+
+    finite: refuse weights that are not; whoever measures how good a model is may want to see them, too.
+    """
+    checkpoint, prefix = load_checkpoint(path, (WEIGHTS,) if finite else ()), "model."
     settings = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
     weights = {
         name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)

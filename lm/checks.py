@@ -17,6 +17,8 @@ from lm.machine import available_memory, held_memory
 from lm.transformer import FEED_FORWARDS
 from tokenization import InputError, outputs
 
+MAY_BE_INFINITE = {"model.max_gradient_norm"}  # which never scales then
+LARGEST = 3.4028234e38  # that a float32 can hold: what lies beyond is infinite where it is used
 STEPS_COUNT = "a run counts steps, and has no epochs"
 NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {  # Lightning's, which a run cannot heed: what they may be, and why
     "max_epochs": ((None, -1), f"{STEPS_COUNT}; trainer.max_steps is its length"),
@@ -35,6 +37,17 @@ NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {  # Lightning's, which a ru
     "plugins": ((None,), "a run brings its own"),
     "barebones": ((False,), "a run is watched and saved"),
 }
+
+
+def check_numbers(config: Namespace) -> None:
+    """Every number among the settings is one, and a finite one."""
+    for section, settings in vars(config).items():
+        for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
+            numbers = value if isinstance(value, list | tuple) else [value]
+            for number in numbers:
+                good = not isinstance(number, float) or abs(number) <= LARGEST
+                if not good and not (f"{section}.{name}" in MAY_BE_INFINITE and number > 0):
+                    raise InputError(f"{section}.{name} is {number}; it must be a finite number, {LARGEST:g} at most")
 
 
 def check_trainer(trainer: Namespace) -> None:

@@ -31,6 +31,7 @@ from lm.checks import (
     check_folder,
     check_length,
     check_memory,
+    check_numbers,
     check_paths,
     check_trainer,
     compare_config,
@@ -306,6 +307,7 @@ def settle_trainer(config: Namespace) -> None:
         trainer.accelerator, config.device = find_device(config.device).type, None
     if trainer.precision is None:
         trainer.precision = native_precision(trainer.accelerator)
+    check_numbers(config)
     check_trainer(trainer)
 
 

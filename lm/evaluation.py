@@ -7,7 +7,6 @@ its documents     each by itself, as if the model had read <|endoftext|> and not
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from lm.devices import add_device, find_device
 from lm.fast import choose_attention
 from lm.loss import bits_per_byte, log_softmax, perplexity
 from lm.machine import keep_large_blocks, use_granted_cores
+from lm.strict_json import to_json
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
@@ -163,7 +163,7 @@ def run_test(argv: list[str]) -> None:
     use_granted_cores()
     keep_large_blocks()
     checkpoint = find_checkpoint(args.run)
-    model, tokenizer = load_model(checkpoint).to(device), load_tokenizer(checkpoint)
+    model, tokenizer = load_model(checkpoint, finite=False).to(device), load_tokenizer(checkpoint)
     model.speed_up(choose_attention(device.type, model.context_length))
     file = TokenFile.open(args.file)
     if file.description.tokenizer_sha256 != tokenizer.digest:
@@ -192,7 +192,7 @@ def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, 
     for number, (score, document) in enumerate(zip(scores, documents, strict=True), start=1):
         record, beginning = score.record(), tokenizer.decode(document[:20].tolist())
         if as_json:
-            print(json.dumps({"document": number} | record | {"begins": beginning}, ensure_ascii=False))
+            print(to_json({"document": number} | record | {"begins": beginning}, ensure_ascii=False))
         else:
             shown = f"{record['loss']:>8.4f} {record['bits_per_byte']:>10.4f} {score.tokens:>8,} {score.bytes:>9,}"
             print(f"{number:>8} {shown}  {' '.join(beginning.split())[:40]}")
@@ -201,14 +201,16 @@ def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, 
 
 
 def print_total(about: dict[str, Any], score: Score, as_json: bool) -> None:
+    """Raises InputError, when all is printed, where the loss is not finite."""
     record = score.record()
-    if as_json:
-        print(json.dumps(about | record))
-        return
     documents = f"{about['documents']:,} documents, " if "documents" in about else ""
     print(
-        f"{about['file']}: {documents}{score.tokens:,} tokens predicted, {score.bytes:,} bytes\n"
+        to_json(about | record)
+        if as_json
+        else f"{about['file']}: {documents}{score.tokens:,} tokens predicted, {score.bytes:,} bytes\n"
         f"loss           {record['loss']:.4f} nats a token\n"
         f"perplexity     {record['perplexity']:.3f}\n"
         f"bits per byte  {record['bits_per_byte']:.4f}"
     )
+    if not math.isfinite(record["loss"]):
+        raise InputError(f"the loss is {record['loss']}, which is no result; `lm verify` looks at the weights")

@@ -10,7 +10,6 @@ loads, runs, and is wrong. What no Llama has is refused.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +23,7 @@ from torch import Tensor
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.layers import SwiGLU
 from lm.run_folder import refuse_names_of_runs
+from lm.strict_json import to_json
 from lm.transformer import TransformerBlock, TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
@@ -161,7 +161,7 @@ def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder
     save_file(converted(huggingface_weights(model), dtype), folder / "model.safetensors", metadata={"format": "pt"})
     export_huggingface(tokenizer, folder / "tokenizer.json")
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / name).write_text(to_json(content, indent=1) + "\n", encoding="utf-8")
 
 
 def export_safetensors(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: str) -> None:

@@ -18,6 +18,7 @@ from lm.interactive import Conversation, converse
 from lm.machine import use_granted_cores
 from lm.pieces import Piece, TextStream, write_pieces
 from lm.sampling import Sampling
+from lm.strict_json import to_json
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
@@ -207,7 +208,7 @@ def in_order(writing: Iterator[tuple[Piece, str]], pieces: list[Piece]) -> Itera
 
 def print_records(writing: Iterator[tuple[Piece, str]], pieces: list[Piece], tokenizer: Tokenizer) -> None:
     for piece in in_order(writing, pieces):
-        print(json.dumps(piece.record(tokenizer), ensure_ascii=False), flush=True)
+        print(to_json(piece.record(tokenizer), ensure_ascii=False), flush=True)
 
 
 def print_texts(writing: Iterator[tuple[Piece, str]], pieces: list[Piece]) -> None:

@@ -77,8 +77,8 @@ class Muon(AdamW):
         dtype: torch.dtype = torch.float32,
         **adamw: Any,
     ):
-        if not rate > 0:
-            raise ValueError(f"muon_rate is {rate}; it must be above 0")
+        if not 0 < rate < math.inf:
+            raise ValueError(f"muon_rate is {rate}; it must be above 0, and finite")
         matrices = [weight for weight in model.layers.parameters() if weight.ndim == 2]
         rest = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
         super().__init__([{"params": rest}, {"params": matrices, "momentum": momentum}], **adamw)

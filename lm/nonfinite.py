@@ -1,4 +1,5 @@
 """Steps whose numbers are not finite: skipped before the weights change, counted, and after many in a row the end.
+A run of nothing but such steps ends as well, and so does one whose weights or moments are lost.
 
 A loss that is not finite makes its whole gradient NaN, so that one look at the gradient's norm, which is the same on
 every process, covers both. The counters live on the device: on a GPU nobody waits for them between two logged steps.
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lm.checkpoint import LAST, read_manifest
+from lm.finite import named_tensors, nonfinite_names
 from tokenization import InputError
 
 
@@ -53,27 +55,41 @@ class StopWhenDiverged(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         skipped: SkippedSteps = pl_module.skipped_steps  # type: ignore[assignment]
         free = not skipped.in_a_row.is_cuda  # to look at; a GPU would have to finish its work first
-        if not (free or trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if not (free or step % trainer.log_every_n_steps == 0 or step == trainer.max_steps):  # type: ignore[attr-defined]
             return
         in_a_row = int(skipped.in_a_row)
-        if in_a_row < pl_module.hparams["max_skipped_steps"]:
+        if in_a_row < min(pl_module.hparams["max_skipped_steps"], trainer.max_steps):
             return
-        step, folder = trainer.global_step, Path(trainer.default_root_dir)
-        batches = step_batches(trainer, step)
+        folder, batches = Path(trainer.default_root_dir), step_batches(trainer, step)
         path = folder / f"nonfinite-step-{step}.pt"
         if trainer.is_global_zero:
             inputs, targets = trainer.datamodule.training_batches(batches)  # type: ignore[attr-defined]
             torch.save({"step": step, "batches": list(batches), "inputs": inputs, "targets": targets}, path)
-        last = folder / LAST
-        good = (
-            f"{last} is the last good checkpoint, of step {read_manifest(last)['step']}"
-            if last.exists()
-            else "no checkpoint yet"
-        )
         raise Diverged(
             f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} (batches {batches[0]} to"
-            f" {batches[-1]}, saved as {path}); {good}; lower model.learning_rate, or look at the batch"
+            f" {batches[-1]}, saved as {path}); {last_good(folder / LAST)}; lower model.learning_rate, or look at the"
+            " batch"
         )
+
+
+def last_good(checkpoint: Path) -> str:
+    if not checkpoint.exists():
+        return "there is no good checkpoint"
+    return f"{checkpoint} is the last good checkpoint, of step {read_manifest(checkpoint)['step']}"
+
+
+def lost_tensors(trainer: Trainer) -> list[str]:
+    """The weights and the optimizer's moments, on this device, that hold a NaN or an infinity."""
+    weights = dict(trainer.lightning_module.named_parameters())
+    names: dict[Tensor, str] = {weight: name for name, weight in weights.items()}
+    states = {
+        f"{names.get(weight, f'parameter {number}')} ({key})": value  # FSDP gathers some weights under their names
+        for optimizer in trainer.optimizers
+        for number, (weight, state) in enumerate(optimizer.state.items())
+        for key, value in state.items()
+    }
+    return nonfinite_names(named_tensors(weights | states))
 
 
 def step_batches(trainer: Trainer, step: int) -> range:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+MIN_EPS = 2.0**-126  # the smallest normal float32; a processor may take less for 0
+
 
 def adamw_update(
     weight: Tensor,
@@ -85,8 +87,12 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         together: bool | None = None,
     ):
-        if lr < 0 or eps < 0 or weight_decay < 0:
-            raise ValueError(f"lr {lr}, eps {eps} and weight_decay {weight_decay} must not be negative")
+        if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf):
+            raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be finite, and not negative")
+        if not MIN_EPS <= eps < math.inf:
+            raise ValueError(
+                f"eps is {eps}; it must be finite, and at least {MIN_EPS:.2g}: what has no gradient is divided by it"
+            )
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas {betas} must lie in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})

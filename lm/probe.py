@@ -31,6 +31,7 @@ from lm.contention import OtherPrograms
 from lm.machine import peak_memory
 from lm.peaks import Peak
 from lm.plugins import RunCheckpointIO
+from lm.strict_json import to_json
 from lm.throughput import Throughput
 from tokenization import InputError
 
@@ -133,7 +134,7 @@ def work() -> None:
         ]
     except InputError as error:
         found = {"error": str(error)}
-    Path(path).write_text(json.dumps(found))
+    Path(path).write_text(to_json(found))
 
 
 def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:

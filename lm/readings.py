@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lm.strict_json import to_json
 from tokenization.files import writing
 
 MODEL = ("model name", "model", "cpu family", "stepping", "CPU implementer", "CPU part", "CPU variant")
@@ -41,7 +42,7 @@ def keep(name: str, reading: Any) -> bool:
     """Keep a reading, and say whether that succeeded. Readings of other names stay."""
     with contextlib.suppress(OSError, RuntimeError):
         path = readings_path()
-        text = json.dumps(_read_all() | {name: reading}, indent=1)
+        text = to_json(_read_all() | {name: reading}, indent=1)
         with writing(path) as file:
             file.write(text.encode())
         return True
@@ -58,5 +59,5 @@ def processor() -> str:
         first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
         lines = (line.partition(":") for line in first.splitlines())
         facts |= {name.strip(): value.strip() for name, _, value in lines if name.strip() in MODEL}
-    digest = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+    digest = zlib.crc32(to_json(facts, sort_keys=True).encode())
     return f"{facts.get('model name') or platform.processor() or platform.machine()} ({digest:08x})"

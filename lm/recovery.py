@@ -5,6 +5,7 @@ saved is always the last such state, as it was before whatever has happened sinc
 """
 
 import contextlib
+import math
 import os
 import signal
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
-from lm.nonfinite import Diverged
+from lm.finite import in_words
+from lm.nonfinite import Diverged, last_good, lost_tensors
 from lm.signals import SIGNALS, Interrupted, leave_if_asked
 from tokenization import InputError, Tokenizer
 from tokenization.files import writing_together
@@ -67,6 +69,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps, self.keep_every_n_steps = every_n_steps, keep_every_n_steps
         self.best_loss = float("inf")
         self.boundary = self.saved = Boundary(0)
+        self.validation_loss = 0.0  # the last one
         self.unsafe = ""  # why one cannot go back to the boundary just now
         self.signals: Signals | None = None
         self.tokenizer = KeptTokenizer()
@@ -126,11 +129,18 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.boundary, self.unsafe = Boundary(trainer.global_step, trainer.fit_loop.state_dict()), ""
-        self._try_to_save(trainer, trainer.callback_metrics["val/loss"].item())
+        self.validation_loss = trainer.callback_metrics["val/loss"].item()
+        self._try_to_save(trainer, self.validation_loss)
         if trainer.global_step < trainer.max_steps:
             self._leave_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_lost(trainer)
+        if not math.isfinite(self.validation_loss):
+            raise Diverged(
+                f"the run has ended at step {trainer.global_step} with a validation loss of {self.validation_loss};"
+                f" {last_good(run_folder(trainer) / BEST)}; lower model.learning_rate, or look at the validation text"
+            )
         self._save_last(trainer)
         self.tokenizer.put_back()
         if self.tokenizer.was_lost:
@@ -156,10 +166,10 @@ class Checkpoints(Checkpoint):
             self.boundary, self.unsafe = self._this_boundary(trainer), ""
             with contextlib.suppress(Exception):
                 trainer._logger_connector.update_train_step_metrics()  # whose figures Lightning logs after them
-        what = self._save_in_need(trainer, pl_module, exception)
+        what = self._save_in_need(trainer, exception)
         print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {what}")
 
-    def _save_in_need(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> str:
+    def _save_in_need(self, trainer: Trainer, exception: BaseException) -> str:
         """Never over a good checkpoint with bad weights. Returns what to say about it."""
         if self.boundary is self.saved:
             reason = ""
@@ -167,8 +177,8 @@ class Checkpoints(Checkpoint):
             reason = "nothing good has come since then; "
         elif self.unsafe:
             reason = self.unsafe
-        elif not all(bool(weight.isfinite().all()) for weight in pl_module.parameters()):
-            reason = "the weights are not finite; "
+        elif bad := lost_tensors(trainer):
+            reason = f"{in_words(bad)}; "
         else:
             try:
                 self._save_last(trainer)
@@ -184,12 +194,22 @@ class Checkpoints(Checkpoint):
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
+    def _stop_if_lost(self, trainer: Trainer) -> None:
+        """Weights that are not finite never become so again, and must not replace what is good."""
+        bad = lost_tensors(trainer)
+        if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+            raise Diverged(
+                f"{in_words(bad or ['what another device holds'])} at step {self.boundary.step};"
+                f" {last_good(run_folder(trainer) / LAST)}; lower model.learning_rate"
+            )
+
     def _try_to_save(self, trainer: Trainer, validation_loss: float = float("inf")) -> None:
         """A full disk need not end a run: the next save may find room. None while steps are being skipped."""
+        self._stop_if_lost(trainer)
         if int(trainer.lightning_module.skipped_steps.in_a_row):  # type: ignore[arg-type, union-attr]
             return
         try:
-            if validation_loss < self.best_loss:
+            if math.isfinite(validation_loss) and validation_loss < self.best_loss:
                 best_before, self.best_loss = self.best_loss, validation_loss  # which best.ckpt has to know
                 try:
                     self._save(trainer, BEST)

@@ -141,7 +141,7 @@ def make_last(path: str | os.PathLike) -> None:
 
 
 def describe(path: str | os.PathLike) -> Iterator[str]:
-    """What `lm verify` says of a checkpoint, or of all in a folder; InputError for the first that is not whole."""
+    """What `lm verify` says of a checkpoint, or of all in a folder; InputError for the first that does not verify."""
     path = Path(path)
     for file in (sorted(path.glob("*.ckpt")) if path.is_dir() else []) or [path]:
         manifest = verify(file)

@@ -331,7 +331,9 @@ def test_many_bad_steps_in_a_row_end_the_run(spoil, lm, fit_arguments, token_dat
     run = tmp_path / "run"
     result = lm(*fit_arguments(run, *SETTINGS, "--model.max_skipped_steps=3", "--trainer.accumulate_grad_batches=2"))
     assert result.code == 2
-    (line,) = result.err.splitlines()
+    *validations, line = result.err.splitlines()
+    words = "the validation loss is nan; it is not finite in 5 of 5 batches"
+    assert validations == ([f"lm fit: step {step}: {words}" for step in (2, 8)] if spoil is spoil_loss else [])
     assert line.startswith(
         "lm fit: loss or gradient was not finite in 3 steps in a row, up to step 10 (batches 18 to 19,"
     )

@@ -1,0 +1,41 @@
+"""Are the numbers of a state finite? Every tensor that holds a NaN or an infinity is named.
+
+Such a number never leaves again: it spreads through the next product to all that follows. So nothing that holds one
+is saved over what is good, gone on from, or passed on.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def named_tensors(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of nested dicts and lists, under dotted names."""
+    if isinstance(state, Tensor):
+        yield prefix, state
+    elif isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+@torch.no_grad()
+def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Returns the names of the tensors that hold a NaN or an infinity; of a sharded one this process's share counts.
+
+    The extremes tell (a NaN passes through both), without a copy of the size of the weights. A GPU is waited for once.
+    """
+    local = [(name, tensor.to_local() if isinstance(tensor, DTensor) else tensor) for name, tensor in tensors]
+    filled = [(name, tensor) for name, tensor in local if tensor.is_floating_point() and tensor.numel()]
+    if not filled:
+        return []
+    finite = torch.stack([torch.stack(tensor.detach().aminmax()).isfinite().all() for _, tensor in filled])
+    return [name for (name, _), good in zip(filled, finite.tolist(), strict=True) if not good]
+
+
+def in_words(names: list[str]) -> str:
+    """At least one name: "a, b, c and 18 more are not finite"."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'} not finite"
