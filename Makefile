@@ -47,7 +47,7 @@ $(TOKENIZER): data/tinystories-train.txt.gz | .venv/.installed
 	$(BIN)/tokenization train $< --vocab-size 2048 --output data/demo/tokenizer --overwrite
 
 data/demo/%.bin.json: data/tinystories-%.txt.gz $(TOKENIZER) | .venv/.installed
-	$(BIN)/tokenization encode $< --tokenizer data/demo/tokenizer --output data/demo/$*.bin
+	$(BIN)/tokenization encode $< --tokenizer data/demo/tokenizer --output data/demo/$*.bin --overwrite
 
 # An interrupted run goes on where it stopped.
 checkpoints/demo/.trained: data/demo/train.bin.json data/demo/valid.bin.json
