@@ -16,6 +16,7 @@ from jsonargparse import _loaders_dumpers, set_loader
 from tokenization import InputError
 
 LIMIT = 100_000
+LARGEST = 1 << 18  # bytes, a hundred times a configuration's; so many take some seconds
 
 SCALARS = {  # YAML 1.2, core schema
     "null": r"~|null|Null|NULL|",
@@ -84,6 +85,8 @@ _loaders_dumpers.yaml_default_loader = ConfigLoader  # type: ignore[assignment] 
 
 def read(path: Path) -> Any:
     """Reads a YAML file that a setting names; InputError where it is none."""
+    if path.stat().st_size > LARGEST:
+        raise InputError(f"{path}: has {path.stat().st_size:,} bytes; no configuration has more than {LARGEST:,}")
     try:
         return load(path.read_bytes().decode())
     except UnicodeDecodeError as error:

@@ -19,10 +19,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lm.accounting import duration
 from lm.checkpoint import CONFIG
+from lm.config_files import read
 from lm.divergence import MARK
 from lm.events import EVENT_FILES, Curve, Curves, read_curves
 from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, draw_losses, is_plot, mean, run_colour
@@ -106,11 +105,8 @@ def by_number(folder: Path) -> list[Any]:
 
 def read_run(folder: Path, name: str) -> Run:
     curves, path = read_curves(folder), folder / CONFIG
-    try:
-        config = path.read_text(encoding="utf-8") if path.exists() else ""
-        content = yaml.safe_load(config) or {}
-    except (UnicodeDecodeError, yaml.YAMLError):
-        content = None
+    content = (read(path) or {}) if path.is_file() else {}
+    config = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not isinstance(content, dict):
         raise InputError(f"{path}: is not a configuration that `lm fit` wrote; move it away, or put it right")
     return Run(name, folder, curves, dict(flatten(content)), config)

@@ -88,6 +88,7 @@ WRONG = {
     "comments": ("# nothing\n", "holds no settings"),
     "a list": ("- 1\n- 2\n", "is no config: settings by name"),
     "a text": ("just words\n", "is no config: "),
+    "huge": ("#" * 1_000_000, "has 1,000,000 bytes; no configuration has more than 262,144"),
     "two": ("a: 1\n---\nb: 2\n", "line 2: but found another document"),
 }
 

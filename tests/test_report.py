@@ -163,7 +163,7 @@ def test_what_is_no_run(lm, runs, tmp_path):
     (tmp_path / "one/config.yaml").write_text("model: [")
     result = lm("report", tmp_path / "one", "--output", tmp_path / "page.html")
     assert (result.code, len(result.err.splitlines())) == (2, 1)
-    assert "config.yaml: is not a configuration" in result.err
+    assert "config.yaml: line 1: " in result.err
     result = lm("report", runs / "one", "--output", tmp_path / "none/page.html")
     assert "name a file to write" in result.err
     assert not (tmp_path / "page.html").exists()

@@ -332,7 +332,8 @@ def test_hostile_folders_are_refused_in_one_line(llama, sharded, lm, tmp_path):
             faults.append(f"{name}: {error!r}")
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.rmtree(folder)
-    assert not faults, "\n".join([f"{len(faults)} of {tried}", *faults])
+    print(f"{tried} hostile folders: {tried - len(faults)} refused in one line, {len(faults)} faults")
+    assert not faults, "\n".join(faults)
     assert tried > 300
 
 
@@ -354,6 +355,83 @@ def test_a_catastrophic_pattern_ends(pattern, llama, lm, tmp_path, monkeypatch):
             done = lm("generate", tmp_path / "run", "--prompt", "a" * 5000 + "c", "--max-new-tokens=1")
     assert refused(done) or done.code == 0
     assert "Traceback" not in done.err
+
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+def laughs() -> bytes:
+    """A billion of them, were its aliases written out."""
+    groups = [f"a{n}: &a{n} {{{', '.join(f'b{m}: *a{n - 1}' for m in range(10))}}}" for n in range(1, 10)]
+    return "\n".join(["a0: &a0 {ha: ha}", *groups]).encode()
+
+
+YAML: dict[str, bytes] = {
+    "laughs": laughs(),
+    "a circle": b"trainer: &a {callbacks: [*a]}",
+    "deep": b"[" * 100_000,
+    "huge": b" " * (1 << 27),
+    "zeros": bytes(1000),
+    "Latin-1": "# für".encode("latin-1"),
+    "UTF-16": "trainer: {}".encode("utf-16"),
+    "twice": b"trainer: {}\ntrainer: {}",
+    "a tag": b"seed_everything: !!python/object/apply:os.mkdir [evil]",
+    "5,000 digits": b"seed_everything: 1" + b"0" * 5000,
+}
+SETTINGS_OF_RUNS: dict[str, Any] = {
+    "a list for a group": {"model": [1, 2]},
+    "a number for a group": {"trainer": 7},
+    "a table for a number": {"model": {"d_model": {"a": 1}}},
+    "a list for a name": {"data": {"train_path": [1]}},
+    "a table for a folder": {"trainer": {"default_root_dir": {"a": 1}}},
+    "a wide model": {"model": {"d_model": 2**60}},
+    "a deep model": {"model": {"num_layers": 10**9}},
+    "a large model": {"model": {"d_ff": 2**28, "d_model": 2**14}},
+    "a long context": {"model": {"context_length": 2**60}},
+    "a class that is none": {"trainer": {"callbacks": [{"class_path": "os.mkdir", "init_args": {"path": "evil"}}]}},
+    "a module that is none": {"trainer": {"callbacks": [{"class_path": "nowhere.Nothing"}]}},
+}
+
+
+def test_hostile_configurations_are_refused_in_one_line(lm, fit_arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, faults, tried = Path("evil.yaml"), [], 0
+
+    def attempt(name: str, *arguments: object) -> None:
+        nonlocal tried
+        tried += 1
+        try:
+            with bounds():
+                done = lm(*arguments)
+            if not refused(done) or Path("evil").exists():
+                faults.append(f"{name}, {arguments[0]}: {done.code} {done.err[-300:]!r}")
+        except Exception as error:
+            faults.append(f"{name}, {arguments[0]}: {error!r}")
+
+    for name, content in YAML.items():
+        put(path, content)
+        attempt(name, "fit", "-c", path)
+    for name, make in NO_FILES.items():
+        if name not in ("nothing", "a pipe"):  # as in -c <(sed ...)
+            path.unlink(missing_ok=True)
+            make(path)
+            attempt(name, "fit", "-c", path)
+            path.rmdir() if path.is_dir() else path.unlink()
+    for name, settings in SETTINGS_OF_RUNS.items():
+        put(path, json.dumps(settings).encode())
+        set_here = [f"--{group}.{key}=" for group, keys in settings.items() if isinstance(keys, dict) for key in keys]
+        others = [word for word in fit_arguments(tmp_path / "run") if not str(word).startswith(tuple(set_here))]
+        attempt(name, *others, "-c", path)
+    put(path, laughs())
+    for command in ("validate", "account", "find-lr"):
+        attempt("laughs", command, "-c", path)
+    attempt("laughs", "sweep", "-c", path, "--param=model.d_model", "--values=1", "--output=sweep")
+    Path("read").mkdir()
+    for name, content in YAML.items():
+        put(Path("read/config.yaml"), content)
+        attempt(name, "report", "read")
+    print(f"{tried} hostile configurations: {tried - len(faults)} refused in one line, {len(faults)} faults")
+    assert not faults, "\n".join(faults)
 
 
 # --- random changes --------------------------------------------------------------------------------------------------
