@@ -464,6 +464,46 @@ def test_what_a_killed_run_left_is_swept(lm, fit_arguments, whole, tmp_path):
     assert sweep(run) == []
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        shutil.rmtree,
+        lambda folder: (folder / "merges.txt").unlink(),
+        lambda folder: (folder / "vocab.json").write_text("{}"),
+    ],
+    ids=["folder deleted", "file deleted", "file changed"],
+)
+def test_a_tokenizer_that_is_lost_during_a_run_is_put_back_and_said(lm, fit_arguments, monkeypatch, tmp_path, harm):
+    run = tmp_path / "run"
+    Moment(LanguageModel, "training_step", 6, lambda: harm(run / "tokenizer")).arm(monkeypatch)
+    result = lm(*fit_arguments(run, *SETTINGS))
+    assert result.code == 2
+    assert f"{run / 'tokenizer'}: was deleted or changed while the run went on; written anew\n" in result.out
+    (line,) = result.err.splitlines()
+    assert line.startswith(
+        f"lm fit: {run / 'tokenizer'}: was deleted or changed while the run went on; the run is whole"
+    )
+    monkeypatch.undo()
+    assert read_manifest(run / "last.ckpt")["step"] == 14
+    assert lm("verify", run).code == 0
+    assert lm("generate", run, "--max-new-tokens=1").code == 0
+
+
+def test_a_lock_or_configuration_that_is_a_link_costs_nothing(lm, fit_arguments, tmp_path):
+    run, precious = tmp_path / "run", tmp_path / "precious"
+    run.mkdir()
+    for name in (".lock", "config.yaml"):
+        precious.write_text("precious")
+        (run / name).symlink_to(precious)
+        result = lm(*fit_arguments(run, "--trainer.max_steps=2"))
+        assert precious.read_text() == "precious"
+        assert result.code == (2 if name == ".lock" else 0)
+        if name == ".lock":
+            assert result.err == f"lm fit: {run / '.lock'}: is a link, which no run makes; delete it\n"
+            (run / name).unlink()
+    assert not (run / "config.yaml").is_symlink()
+
+
 # --- which checkpoint ------------------------------------------------------------------------------------------------
 
 

@@ -57,21 +57,36 @@ def test_links_that_lead_back_end_and_are_said(folder):
     Path("elsewhere/round").symlink_to("../texts")
     files, passed_over = found("texts")
     assert [Path(file).name for file in files] == ["a.txt", "b.TXT", "d.txt", "c.Txt.GZ"]
-    assert list(passed_over) == ["another name of one that is read"]
-    assert sorted(Path(name).name for name in passed_over["another name of one that is read"]) == [
-        "round",
-        "self",
-        "up",
-    ]
+    assert {why: sorted(Path(name).name for name in names) for why, names in passed_over.items()} == {
+        "another name of a folder that is read": ["round", "self", "up"]
+    }
 
 
-def test_a_file_with_two_names_is_read_once_and_that_is_said(folder):
+def test_folders_that_are_all_linked_into_each_other_are_read_once(folder):
+    for number in range(12):
+        Path(f"texts/{number}").mkdir()
+        Path(f"texts/{number}/x.txt").touch()
+        for other in range(12):
+            Path(f"texts/{number}/to{other}").symlink_to(f"../{other}")
+    assert len(Texts(["texts"]).files) == 4 + 12
+
+
+def test_a_file_with_two_names_is_two_documents_and_that_is_said(folder, small):
     os.link("texts/a.txt", "texts/hard.txt")
     Path("texts/soft.txt").symlink_to("a.txt")
-    files, passed_over = found("texts", "texts/a.txt", "texts/sub/../a.txt")
-    assert [Path(file).name for file in files] == ["a.txt", "b.TXT", "d.txt", "c.Txt.GZ"]
-    again = ["texts/hard.txt", "texts/soft.txt", "texts/sub/../a.txt"]
-    assert passed_over == {"another name of one that is read": again}
+    texts = Texts(["texts", "texts/a.txt", "texts/sub/../a.txt"])
+    assert [file.name for file in texts.files] == [
+        "a.txt",
+        "b.TXT",
+        "hard.txt",
+        "d.txt",
+        "soft.txt",
+        "c.Txt.GZ",
+        "a.txt",
+    ]
+    assert not texts.passed_over
+    assert texts.describe() == "reading 7 files, 3 under another name once more: hard.txt, soft.txt, a.txt"
+    assert small.encode_files(["texts"], "t.bin", num_processes=1).description.documents == 6
 
 
 def test_what_is_passed_over_is_said_with_the_reason(folder):
@@ -87,7 +102,7 @@ def test_what_is_passed_over_is_said_with_the_reason(folder):
     assert [file.name for file in texts.files] == ["a.txt", "b.TXT", "d.txt", "merges.txt", "c.Txt.GZ"]
     assert texts.files[3].parent.name == "own"  # which is no tokenizer's
     assert texts.describe() == (
-        "reading 5 files, passing over 7 (no .txt, .txt.gz, .txt.zst; name a file to have it read): c.md, d.jsonl,"
+        "reading 5 files; passing over 7 (no .txt, .txt.gz, .txt.zst; name a file to have it read): c.md, d.jsonl,"
         " e.txt.bz2, f.md, g.MD, noname, vocab.json, and 2 (no file): gone.txt, pipe.txt, and 1 (a tokenizer's):"
         " merges.txt"
     )

@@ -1,6 +1,7 @@
 """Proves that the command does what its help says from text to token file and back, and that whatever it is given
 wrongly gets one line, exit code 2 and nothing half-written; Ctrl-C ends it with 130 and no file."""
 
+import errno
 import gzip
 import io
 import itertools
@@ -182,6 +183,79 @@ def test_a_tokenizer_is_replaced_only_when_asked(capsys):
     assert Tokenizer.load("tok").vocab_size == 270
 
 
+def test_a_token_file_is_replaced_only_when_asked(capsys, small):
+    Path("other.txt").write_text("another text")
+    before = contents(Path())
+    for output in ("text.bin", "./text.bin"):
+        assert run(f"encode other.txt --tokenizer tok --output {output} --processes 1") == 2
+        assert (
+            "text.bin: exists already; choose another name, or replace it with --overwrite\n" in capsys.readouterr().err
+        )
+    assert contents(Path()) == before
+    assert run("encode other.txt --tokenizer tok --output text.bin --processes 1 --overwrite") == 0
+    assert small.decode(TokenFile.open("text.bin").tokens) == "another text"
+
+
+def test_the_json_that_a_killed_encode_left_is_no_obstacle(small):
+    """It takes its name first: where it stands alone, or beside older ids, the token file is made again."""
+    Path("text.bin").unlink()
+    assert run("encode text.txt --tokenizer tok --output text.bin --processes 1") == 2
+    assert run("encode text.txt --tokenizer tok --output text.bin --processes 1 --overwrite") == 0
+    assert small.decode(TokenFile.open("text.bin").tokens) == TEXT
+
+
+def test_exports_make_folders_and_are_replaced_only_when_asked(capsys):
+    for name in ("new/deeper/tokenizer.json", "new/mine.tiktoken"):
+        assert run(f"export tok --output {name}") == 0
+        before = Path(name).read_bytes()
+        Path(name).write_bytes(before + b"\n")
+        assert run(f"export tok --output {name}") == 2
+        assert f"{name}: exists already" in capsys.readouterr().err
+        assert run(f"export tok --output {name} --overwrite") == 0
+        assert Path(name).read_bytes() == before
+
+
+def test_folders_say_what_is_read_and_what_is_not(capsys):
+    Path("texts").mkdir()
+    for name in ("a.txt", "b.TXT", "c.md", "d.jsonl"):
+        Path(f"texts/{name}").write_text("the cat and the rain " * 5)
+    reading = (
+        "reading 2 files; passing over 2 (no .txt, .txt.gz, .txt.zst; name a file to have it read): c.md, d.jsonl\n"
+    )
+    for arguments in ("train texts --vocab-size 260 --output t", "encode texts --tokenizer tok --output t.bin"):
+        assert run(f"{arguments} --processes 1") == 0
+        assert capsys.readouterr().out.startswith(reading)
+    assert run("encode text.txt --tokenizer tok --output u.bin --processes 1") == 0
+    assert "reading" not in capsys.readouterr().out  # of files that were named
+
+
+def test_the_files_of_another_program_are_not_taken_for_a_tokenizer(capsys):
+    Path("theirs").mkdir()
+    Path("theirs/tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    for flag in ("", " --overwrite"):
+        assert run(f"train text.txt --vocab-size 270 --output theirs --processes 1{flag}") == 2
+        assert re.search("theirs: (already )?holds .*tokenizer_config.json", capsys.readouterr().err)
+    assert Path("theirs/tokenizer_config.json").read_text() == '{"tokenizer_class": "LlamaTokenizer"}'
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (OSError("libllvmlite.so: failed to map segment"), "libllvmlite.so: failed to map segment"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x/y"), "x/y: No such file or directory"),
+        (MemoryError(), "the memory does not suffice; raise its limit, or use fewer --processes"),
+    ],
+)
+def test_what_the_system_refuses_is_not_laid_at_another_door(monkeypatch, capsys, error, line):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(Tokenizer, "load", fail)
+    assert run("inspect tok") == 2
+    assert capsys.readouterr().err == f"tokenization inspect: {line}\n"
+
+
 def test_replacing_what_is_not_utf8(small):
     assert run("encode latin.txt --tokenizer tok --output l.bin --errors replace --processes 1") == 0
     assert small.decode(TokenFile.open("l.bin").tokens.tolist()) == "un caf\ufffd au lait"
@@ -211,6 +285,13 @@ BAD_INPUT = {
     "encode text.txt --tokenizer tok --output tok": "tok: is a folder or a device",
     "encode text.txt --tokenizer tok --output text.txt/t.bin": r"text\.txt/t\.bin: cannot be written",
     "encode text.txt --tokenizer tok --output t.bin --processes -1": "--processes -1: at least one",
+    "encode text.txt --tokenizer tok --output text.txt": r"text\.txt: is one of the inputs; choose another output",
+    "encode text.txt --tokenizer tok --output latin.txt": r"latin\.txt: exists, and is not a token file",
+    "encode text.txt --tokenizer tok --output tok/vocab": r"tok/vocab\.json: is one of the inputs",
+    "encode . --tokenizer tok --output new.txt": r"new\.txt: would be read as text of \. from then on",
+    "export tok --output text.txt": r"text\.txt: exists, and is not a tokenizer\.json",
+    "export tok --output tok/vocab.json": r"tok/vocab\.json: is one of the inputs",
+    "import tok/vocab.json --output tok --overwrite": r"tok/vocab\.json: is one of the inputs",
     "decode none.bin --tokenizer tok": r"none\.bin: no such token file",
     "decode text.txt --tokenizer tok": r"text\.txt\.json: cannot be read",
     "decode text.bin --tokenizer other": r"text\.bin: was made by another tokenizer than other",

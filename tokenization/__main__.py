@@ -170,7 +170,7 @@ def check_new_tokenizer(folder: Path, inputs: Iterable[str | os.PathLike], overw
 
 def announce(texts: Texts) -> None:
     """How many files there are, and what is passed over; not where each of them was named."""
-    if texts.passed_over or len(texts.files) != texts.num_inputs:
+    if texts.passed_over or texts.second_names or len(texts.files) != texts.num_inputs:
         print(texts.describe(), flush=True)
 
 

@@ -38,16 +38,19 @@ NO_TEXTS = (  # how it begins, what it is, what to do
 
 
 class Texts:
-    """The files that inputs name, in a fixed order, each once, and what is passed over.
+    """The files that inputs name, in a fixed order, each name once, and what is passed over.
 
-    Folders are searched for TEXT_SUFFIXES, linked folders among them; globs are expanded.
+    Folders are searched for TEXT_SUFFIXES, linked folders among them; globs are expanded. A file with two names is read
+    under both, as two documents, and that is said.
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike]):
         self.files: list[Path] = []
         self.passed_over: dict[str, dict[Path, None]] = {}  # by the reason, each path once
+        self.second_names: list[Path] = []
         self.num_inputs = len(inputs)
-        self._seen: dict[tuple[int, int], Path] = {}  # by device and inode
+        self._names: set[Path] = set()
+        self._files: set[tuple[int, int]] = set()  # by inode and device
         for name in map(str, inputs):
             path = Path(name)
             if path.is_dir():
@@ -59,16 +62,6 @@ class Texts:
         if not self.files:
             raise InputError("no text was named; give a file, a folder or a glob")
 
-    def _is_new(self, path: Path) -> bool:
-        """Whether it has not been met, under this name or another; the latter is remembered."""
-        about = path.stat()
-        known = self._seen.setdefault((about.st_dev, about.st_ino), path)
-        if known is path:
-            return True
-        if known != path:
-            self._pass_over("another name of one that is read", path)
-        return False
-
     def _pass_over(self, reason: str, path: Path) -> None:
         self.passed_over.setdefault(reason, {})[path] = None
 
@@ -78,8 +71,13 @@ class Texts:
                 f"{path}: JSON lines are not read; write their texts to a file, for example by"
                 f""" `jq -j '.text + "<|endoftext|>"' {path} > {path.with_suffix(".txt")}`"""
             )
-        if self._is_new(path):
-            self.files.append(path)
+        if path in self._names:
+            return
+        self._names.add(path)
+        self.files.append(path)
+        if (file := os.stat(path)[1:3]) in self._files:
+            self.second_names.append(path)
+        self._files.add(file)
 
     def _add_glob(self, name: str) -> None:
         found = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
@@ -120,7 +118,7 @@ class Texts:
                     entered.add(key)
                     new.append(inner)
                 else:
-                    self._pass_over("another name of one that is read", Path(root, inner))
+                    self._pass_over("another name of a folder that is read", Path(root, inner))
             folders[:] = new
             yield from (Path(root, name) for name in names)
 
@@ -130,7 +128,9 @@ class Texts:
             f"{len(paths):,} ({reason}): {list_briefly(list(paths))}" for reason, paths in self.passed_over.items()
         ]
         read = "1 file" if len(self.files) == 1 else f"{len(self.files):,} files"
-        return f"reading {read}" + (f", passing over {', and '.join(parts)}" if parts else "")
+        if again := self.second_names:
+            read += f", {len(again):,} under another name once more: {list_briefly(again)}"
+        return f"reading {read}" + (f"; passing over {', and '.join(parts)}" if parts else "")
 
 
 def has_text_name(path: Path) -> bool:
