@@ -110,10 +110,11 @@ TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # that read the s
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     wait_briefly()
-    if not argv or argv[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0 if argv else 2
+    name = " ".join(["lm", *argv[:1]])
     try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(HELP, end="", flush=True)
+            return 0 if argv else 2
         if argv[0] not in COMMANDS:
             meant = did_you_mean(argv[0], COMMANDS)
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`{meant}")
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
             COMMANDS[argv[0]](argv)
         sys.stdout.flush()
     except InputError as error:
-        print(f"lm {argv[0]}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -132,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         drop_stdout()
         return 141
     except OSError as error:
-        print(f"lm {argv[0]}: {describe_os_error(error)}", file=sys.stderr)
+        print(f"{name}: {describe_os_error(error)}", file=sys.stderr)
         return 2
     except SystemExit as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):  # which Lightning answers with a 1

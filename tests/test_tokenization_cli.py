@@ -384,16 +384,12 @@ def test_a_reader_that_leaves_early_is_no_error(work, small):
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
-def test_a_full_disk_under_the_output_is_said_once():
+@pytest.mark.parametrize("arguments", ["decode text.bin --tokenizer tok", "inspect tok --count 300"])
+def test_a_full_disk_under_the_output_is_said_once(arguments):
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            command("decode text.bin --tokenizer tok"),
-            env=ENVIRONMENT,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-    assert (done.returncode, done.stderr) == (2, b"tokenization decode: standard output: No space left on device\n")
+        done = subprocess.run(command(arguments), env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, check=False)
+    line = f"tokenization {arguments.split()[0]}: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr.decode()) == (2, line)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import sys
@@ -9,6 +10,9 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 LONGEST = 1000  # characters of a message
+
+
+FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 class InputError(ValueError):
@@ -40,14 +44,11 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line. A failed write of no named file was that of the standard output if this cannot be flushed."""
+    """One line. A write that fails names no file; files.py names its own, so that it was one to the standard output."""
     name = error.filename
-    if name is None:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            drop_stdout()
-            name = "standard output"
+    if name is None and error.errno in FAILED_WRITES:
+        drop_stdout()
+        name = "standard output"
     reason = error.strerror or " ".join(str(error).split())
     return f"{name}: {reason}" if name is not None else reason
 
