@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 LONGEST = 1000  # characters of a message
-
-
 FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 

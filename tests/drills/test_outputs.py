@@ -264,10 +264,15 @@ SIZES = pytest.mark.parametrize(
 )
 
 
+def some(paths: list[str], costly: bool, stride: int) -> list[str]:
+    """Every stride-th; of the folders one is enough for a command that would train for each."""
+    return [path for path in paths[::stride] if not (costly and Path(path).is_dir() and path != "cellar")]
+
+
 @SIZES
 def test_inputs_under_every_name(trial, figure, costly, stride):
     for option, call in calls(costly):
-        for path in inputs(call)[::stride]:
+        for path in some(inputs(call), costly, stride):
             folder = Path(path).is_dir()
             trial(option, call, path, must_fail=not (folder and is_folder_output(option)))
             for name, make in other_names(path).items():
@@ -279,7 +284,7 @@ def test_inputs_under_every_name(trial, figure, costly, stride):
 @SIZES
 def test_every_other_file_and_folder_that_there_is(trial, figure, costly, stride):
     for option, call in calls(costly):
-        for path in existing()[::stride]:
+        for path in some(existing(), costly, stride):
             if path == REPLACED.get(option):
                 continue
             trial(option, call, path, must_fail=not (Path(path).is_dir() and is_folder_output(option)))
