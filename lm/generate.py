@@ -158,7 +158,7 @@ def run_generate(argv: list[str]) -> None:
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     rows = 1 if args.interactive else min(args.batch_size, len(prompts))
     reader = make_reader(model, rows, PRECISIONS[args.precision])
-    writer = Writer(reader, tokenizer.end_of_text_id, tokenizer.vocab_size)
+    writer = Writer.of_tokens(reader, tokenizer)
     if args.interactive:
         converse(Conversation(writer, tokenizer, sampling, args.seed, args.max_new_tokens, args.stop))
         return

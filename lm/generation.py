@@ -19,7 +19,7 @@ from lm.decoding import CachedReader, PlainReader, Reader
 from lm.loss import log_softmax
 from lm.sampling import Sampling, draw
 from lm.transformer import TransformerLM
-from tokenization import InputError
+from tokenization import InputError, Tokenizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -62,13 +62,23 @@ class Drawn:
 
 class Writer:
     """stop_id: ends a text. vocab_size: ids from here on are never drawn, for a model with more rows than its
-    tokenizer has tokens. A text that fails ends by itself, with its error; the others go on."""
+    tokenizer has tokens; nor are the missing ones below. A text that fails ends by itself, with its error; the others
+    go on."""
 
-    def __init__(self, reader: Reader, stop_id: int | None = None, vocab_size: int | None = None):
+    def __init__(
+        self, reader: Reader, stop_id: int | None = None, vocab_size: int | None = None, missing: Sequence[int] = ()
+    ):
         self.reader, self.stop_id, self.vocab_size = reader, stop_id, vocab_size or reader.model.vocab_size
+        self.missing = list(missing)
         self.texts: list[Text] = []  # in the reader's rows
         self.unread: list[int] = []  # the token that each got last, until the reader has read it;
         self.logits: list[Tensor] = []  # then what comes next
+
+    @classmethod
+    def of_tokens(cls, reader: Reader, tokenizer: Tokenizer) -> "Writer":
+        """One that draws what the tokenizer has bytes for, and ends a text where the model draws its end."""
+        missing = sorted(set(range(tokenizer.vocab_size)) - tokenizer.vocab.keys())
+        return cls(reader, tokenizer.end_of_text_id, tokenizer.vocab_size, missing)
 
     @torch.inference_mode()
     def add(self, text: Text) -> None:
@@ -93,7 +103,7 @@ class Writer:
             return self.reader.read(row, text.ids)
         logits = self.reader.read(row, text.ids, every=True)
         text.scored = [Drawn(text, text.ids[0], last=False)]
-        for token_id, scores in zip(text.ids[1:], logits[:, : self.vocab_size], strict=False):
+        for token_id, scores in zip(text.ids[1:], self.scores(logits), strict=False):
             text.scored.append(self.score(text, token_id, scores))
         return logits[-1]
 
@@ -114,7 +124,7 @@ class Writer:
     def step(self) -> list[Drawn]:
         """A token for each text, or its end."""
         self.read()
-        texts, logits = list(self.texts), torch.stack(self.logits)[:, : self.vocab_size].float()
+        texts, logits = list(self.texts), self.scores(torch.stack(self.logits))
         self.logits, self.unread = [], [0] * len(texts)
         finite = logits.amax(dim=-1).isfinite().tolist()  # NaN, or no token that could be drawn
         for text, is_finite in zip(texts, finite, strict=True):
@@ -132,6 +142,15 @@ class Writer:
             if text.finish:
                 self.drop(text)
         return found
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(rows, the model's vocab_size) -> (rows, vocab_size), in float32, of what can be drawn."""
+        logits = logits[:, : self.vocab_size].float()
+        return (
+            logits.index_fill(1, torch.tensor(self.missing, device=logits.device), -torch.inf)
+            if self.missing
+            else logits
+        )
 
     def take(self, text: Text, token_id: int, logits: Tensor) -> Drawn:
         if text.error or not text.max_new_tokens:

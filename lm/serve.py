@@ -69,7 +69,7 @@ def run_serve(argv: list[str]) -> None:
     model, tokenizer = load_model(checkpoint).to(device), load_tokenizer(checkpoint)
     check_weights(model, checkpoint)
     reader = make_reader(model, args.slots, PRECISIONS[args.precision])
-    engine = Engine(Writer(reader, tokenizer.end_of_text_id, tokenizer.vocab_size), args.slots, args.queue)
+    engine = Engine(Writer.of_tokens(reader, tokenizer), args.slots, args.queue)
     limits = replace(Limits(), max_tokens=args.max_tokens, seconds=float(args.timeout))
     server = Server(engine, tokenizer, checkpoint.resolve().parent.name, limits, names, key)
 

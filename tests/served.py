@@ -1,6 +1,7 @@
 """A server in a thread of this process, and clients to ask it: for the tests of `lm serve`."""
 
 import asyncio
+import functools
 import http.client
 import json
 import socket
@@ -37,7 +38,7 @@ class Running:
     def __init__(self, model, tokenizer, slots=4, queue=60, limits=None, key=None, names=LOCAL_NAMES):
         self.model, self.tokenizer = model, tokenizer
         self.reader = SlowReader(model, slots, torch.float32)
-        self.engine = Engine(Writer(self.reader, tokenizer.end_of_text_id, tokenizer.vocab_size), slots, queue)
+        self.engine = Engine(Writer.of_tokens(self.reader, tokenizer), slots, queue)
         server = Server(self.engine, tokenizer, "tiny", limits or Limits(), names, key)
         started = threading.Event()
 
@@ -58,6 +59,7 @@ class Running:
         self.thread.join(20)
         assert not self.thread.is_alive()
 
+    @functools.cache  # noqa: B019  # half a second each
     def client(self, api_key="none"):
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=api_key, max_retries=0, timeout=60)
 

@@ -26,7 +26,7 @@ from lm.sampling import (
 )
 from lm.sampling import draw as draw_tokens
 from lm.transformer import TransformerLM
-from tokenization import InputError
+from tokenization import InputError, Tokenizer
 
 
 def brute_force(logits: list[float], temperature: float, top_k: int | None, top_p: float) -> list[float]:
@@ -189,6 +189,20 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn(temperature):
     model = Scripted([0.001, 0.002, 0.3, 0.697])
     drawn = set(draw(model, [0], 200, Sampling(temperature, None, 1.0), vocab_size=2))
     assert drawn == ({1} if temperature == 0 else {0, 1})
+
+
+def test_ids_without_bytes_are_never_drawn(small):
+    """A vocabulary may have holes."""
+    vocab = {token_id + (token_id > 256) * 5: token for token_id, token in small.vocab.items()}
+    tokenizer = Tokenizer(vocab, small.merges, ["<|endoftext|>"])
+    assert tokenizer.vocab_size == len(vocab) + 5
+    for sampling in (Sampling(0), Sampling(1.0, None, 1.0)):
+        model = Scripted([1e-6] * 257 + [0.19] * 5 + [1e-4] * (len(vocab) - 257))
+        text = Text([0], 60, sampling, top=10)
+        drawn = list(write_texts(Writer.of_tokens(make_reader(model, 1, use_cache=False), tokenizer), [text], 1))
+        assert len(drawn) == 60
+        tokenizer.decode(text.ids)
+        assert all(each.log_probability > -20 for each in drawn)
 
 
 def test_the_seed_alone_decides():
