@@ -9,7 +9,6 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
-from pathlib import Path
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.completions import Limits
@@ -18,7 +17,6 @@ from lm.generation import PRECISIONS, Writer, make_reader
 from lm.machine import use_granted_cores
 from lm.server import Server, run_server
 from lm.serving import Engine
-from lm.transformer import TransformerLM
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
 
@@ -67,7 +65,6 @@ def run_serve(argv: list[str]) -> None:
     use_granted_cores()
     checkpoint = find_checkpoint(args.run)
     model, tokenizer = load_model(checkpoint).to(device), load_tokenizer(checkpoint)
-    check_weights(model, checkpoint)
     reader = make_reader(model, args.slots, PRECISIONS[args.precision])
     engine = Engine(Writer.of_tokens(reader, tokenizer), args.slots, args.queue)
     limits = replace(Limits(), max_tokens=args.max_tokens, seconds=float(args.timeout))
@@ -100,12 +97,3 @@ def read_key(given: str | None) -> str | None:
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise InputError(f"{source}: a key is of printable ASCII characters, one or more, and no space")
     return key
-
-
-def check_weights(model: TransformerLM, checkpoint: Path) -> None:
-    for name, weight in model.named_parameters():
-        if not weight.isfinite().all():
-            raise InputError(
-                f"{checkpoint}: {name} is not finite, so that no text can be written; its training has diverged;"
-                " serve a checkpoint from before"
-            )

@@ -55,7 +55,8 @@ def test_weights_that_are_no_numbers(lm, token_data, tmp_path):
     save_checkpoint(checkpoint, tmp_path / "run" / BEST)
     result = lm("serve", tmp_path / "run")
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-    assert "best.ckpt: layers.0.ffn.w1.weight is not finite" in result.err
+    assert "best.ckpt: is of a run that has diverged" in result.err
+    assert "layers.0.ffn.w1.weight is not finite" in result.err
 
 
 def test_the_command_serves_until_it_is_told_to_end(folder):
