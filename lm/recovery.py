@@ -136,6 +136,12 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_lost(trainer)
+        skipped = int(pl_module.skipped_steps.in_a_row)  # type: ignore[arg-type, union-attr]
+        if skipped > 1:  # one may be a bad batch, more are the weights
+            raise Diverged(
+                f"the last {skipped} steps were skipped, as their loss or gradient was not finite;"
+                f" {last_good(run_folder(trainer) / LAST)}; lower model.learning_rate"
+            )
         if not math.isfinite(self.validation_loss):
             raise Diverged(
                 f"the run has ended at step {trainer.global_step} with a validation loss of {self.validation_loss};"

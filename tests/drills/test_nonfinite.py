@@ -170,6 +170,15 @@ def test_a_run_of_nothing_but_bad_steps_is_no_success(where, lm, fit_arguments, 
     assert not (tmp_path / "run" / LAST).exists()
 
 
+@pytest.mark.parametrize(("steps", "code", "last"), [({5, 6}, 2, 4), pytest.param({6}, 0, 6, marks=many)])
+def test_a_run_that_ends_in_bad_steps_is_no_success(steps, code, last, lm, fit_arguments, monkeypatch, tmp_path):
+    """Its loss may still be finite: huge weights make RMSNorm divide by infinity, and the model guesses."""
+    spoil_training(monkeypatch, "gradient", INF, steps)
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS))
+    assert (result.code, assert_finite(tmp_path / "run")[LAST]) == (code, last)
+    assert ("the last 2 steps were skipped" in result.err) == (code == 2)
+
+
 # --- validation ------------------------------------------------------------------------------------------------------
 
 
