@@ -119,6 +119,22 @@ def test_a_kill_between_renames_leaves_no_mixture_that_loads(renames, before, fo
             Tokenizer.load(folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_is_not_waited_for(name, folder):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match=rf"tok/{name}: cannot be read \(it is a pipe or a device\)"):
+        Tokenizer.load(folder)
+
+
+def test_a_missing_file_is_said_once(folder):
+    (folder / "vocab.json").unlink()
+    with pytest.raises(InputError) as error:
+        Tokenizer.load(folder)
+    assert str(error.value).count("cannot be read") == 1
+
+
 def test_an_older_folder_loads_and_says_that_it_has_no_digest(folder, tokenizer):
     assert is_verified(folder)
     assert Tokenizer.load(without_digests(folder)).digest == tokenizer.digest

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from test_export import save_run
 from lm.checkpoint import BEST, load_model, load_tokenizer
 from lm.generation import Writer, generate
 from lm.sampling import Sampling
+from tokenization import Tokenizer
 
 SETTINGS = ("--temperature=1", "--top-p=1")
 
@@ -126,6 +128,16 @@ def test_wrong_wishes(run, lm, tmp_path):
         result = lm("generate", run, *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
         assert words in result.err
+
+
+def test_a_strangers_pattern_that_backtracks_for_ever_is_stopped(lm, tmp_path, token_data, monkeypatch):
+    monkeypatch.setattr("tokenization.pretokenization.PATTERN_SECONDS", 0.05)
+    ours = Tokenizer.load(token_data / "tok")
+    Tokenizer(ours.vocab, ours.merges, ours.special_tokens, "(a|aa)+$").save(tmp_path / "tok")
+    save_run(tmp_path / "run", tmp_path)
+    result = lm("generate", tmp_path / "run" / BEST, "--prompt", "a" * 60 + "!")
+    assert result.code == 2
+    assert re.fullmatch(r"lm generate: the split pattern .* goes back and forth in the text .*\n", result.err)
 
 
 def converse(lm, run, monkeypatch, *lines: str, more=()) -> tuple[str, str]:

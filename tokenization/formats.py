@@ -114,8 +114,11 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 def read_text(path: str | os.PathLike) -> str:
+    path = Path(path)
     try:
-        return Path(path).read_bytes().decode()
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to read from a pipe or a device may never end
+            raise InputError(f"{path}: cannot be read (it is a pipe or a device); copy it to a file")
+        return path.read_bytes().decode()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); train a tokenizer or name its folder") from None
     except UnicodeDecodeError as error:
@@ -123,8 +126,9 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: not JSON ({error.msg} in line {error.lineno}); it is damaged") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
