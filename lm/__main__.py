@@ -1,18 +1,17 @@
 """The command `lm`, also `python -m lm`: what each of its commands is, and how it fails.
 
-Verify is written out here; the others are in the files that do their work.
+Verify is written out here; the others are in the files that do their work. What takes long to import is imported when
+signals are listened to.
 """
 
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 from lm.machine import keep_large_blocks, use_granted_cores, wait_briefly
 from lm.signals import interruptible
-from tokenization import InputError
-from tokenization.errors import ArgumentParser, describe_os_error, did_you_mean, drop_stdout
 
 HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
 
@@ -50,6 +49,7 @@ VERIFY_HELP = (
 
 def run_verify(argv: list[str]) -> None:
     from lm.run_folder import describe
+    from tokenization.errors import ArgumentParser
 
     parser = ArgumentParser(prog="lm verify", description=VERIFY_HELP)
     parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="a checkpoint, or a run's folder for all in it")
@@ -81,6 +81,8 @@ def training() -> Iterator[None]:
     from jsonargparse import ArgumentError
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from tokenization import InputError
+
     try:
         yield
     except ArgumentError as error:
@@ -110,6 +112,21 @@ TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # that read the s
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     wait_briefly()
+    try:
+        with interruptible(argv[0]) if argv and argv[0] in TRAINING else nullcontext():
+            return run_command(argv)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, KeyboardInterrupt):  # which Lightning answers with a 1
+            return 130
+        raise
+
+
+def run_command(argv: list[str]) -> int:
+    from tokenization import InputError
+    from tokenization.errors import describe_os_error, did_you_mean, drop_stdout
+
     name = " ".join(["lm", *argv[:1]])
     try:
         if not argv or argv[0] in ("-h", "--help"):
@@ -118,27 +135,18 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             meant = did_you_mean(argv[0], COMMANDS)
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`{meant}")
-        with ExitStack() as ready:
-            if argv[0] in TRAINING:
-                ready.enter_context(interruptible(argv[0]))
-                ready.enter_context(training())
+        with training() if argv[0] in TRAINING else nullcontext():
             COMMANDS[argv[0]](argv)
         sys.stdout.flush()
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # whoever read our output has left, as `head` does
         drop_stdout()
         return 141
     except OSError as error:
         print(f"{name}: {describe_os_error(error)}", file=sys.stderr)
         return 2
-    except SystemExit as leaving:
-        if isinstance(leaving.__context__, KeyboardInterrupt):  # which Lightning answers with a 1
-            return 130
-        raise
     return 0
 
 

@@ -39,6 +39,9 @@ NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {  # Lightning's, which a ru
 }
 
 
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+
+
 def check_numbers(config: Namespace) -> None:
     """Every number among the settings is one, and a finite one."""
     for section, settings in vars(config).items():
@@ -84,6 +87,15 @@ def check_memory(model: Namespace) -> None:
         raise InputError(
             f"the model alone, {made.num_parameters():,} parameters and {model.context_length:,} positions, takes"
             f" {needed / 1e9:,.2f} GB, and {available / 1e9:,.2f} GB are available; make it smaller"
+        )
+
+
+def check_precision(precision: Any) -> None:
+    """Refuses what would keep the weights in another type than float32, as norms, optimizer and samples expect them."""
+    if str(precision) not in PRECISIONS:
+        raise InputError(
+            f"trainer.precision is {precision}, in which the weights would not be float32; take 32-true, bf16-mixed or"
+            " 16-mixed"
         )
 
 

@@ -33,6 +33,7 @@ from lm.checks import (
     check_memory,
     check_numbers,
     check_paths,
+    check_precision,
     check_trainer,
     compare_config,
     compare_settings,
@@ -163,6 +164,7 @@ class RunCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
         settle_trainer(config)
+        check_precision(config.trainer.precision)
         check_paths(config)
         warn_of_variables()
         automatic = config.ckpt_path == "auto"

@@ -153,6 +153,8 @@ class TokenDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
+        if self.trainer.max_steps < 1:
+            raise InputError(f"trainer.max_steps is {self.trainer.max_steps}; a run has a length, at least 1")
         batches_per_step = self.trainer.accumulate_grad_batches * self.trainer.world_size
         # The dataset keeps its whole length after a resume: Lightning counts the batches before it, too.
         num_batches = self.trainer.max_steps * batches_per_step

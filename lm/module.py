@@ -138,9 +138,16 @@ class LanguageModel(LightningModule):
     def forward(self, token_ids: Tensor) -> Tensor:
         return self.model(token_ids)
 
+    def setup(self, stage: str) -> None:
+        if stage in ("fit", "validate") and not isinstance(self.data, TokenDataModule):
+            raise InputError(
+                "LanguageModel takes its batches from a TokenDataModule: trainer.fit(model, datamodule=TokenDataModule"
+                "(...)), as `lm fit` does"
+            )
+
     def configure_model(self) -> None:
         """Chooses how the model is computed, once the device is known, and puts it into words in arrangement."""
-        if self.arrangement:
+        if self.arrangement or self._trainer is None:  # load_from_checkpoint has none
             return
         device, attention = self.trainer.strategy.root_device.type, self.hparams["attention"]
         if not self.hparams["fast"]:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -21,11 +22,21 @@ from torch.utils.tensorboard.summary import hparams
 from lm.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from lm.checks import settings_of
 from lm.events import EVENT_FILES
+from tokenization import InputError
 from tokenization.files import writing
 
 
 class SaveConfig(SaveConfigCallback):
     """Writes config.yaml when training starts, and not before: a refused run changes no file."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **settings: Any) -> None:
+        super().__init__(parser, config, **settings)
+        try:
+            self.content = parser.dump(config, skip_none=False)
+        except ValueError as error:  # an argument of a class that YAML does not have
+            reason = str(error).partition("Errors:")[2].partition("- Not a valid")[0] or str(error)
+            words = " ".join(reason.split()).strip("- ")
+            raise InputError(f"config.yaml could not record a setting: {words}; leave it out") from None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pass
@@ -33,7 +44,7 @@ class SaveConfig(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             with writing(Path(trainer.default_root_dir) / CONFIG) as file:
-                file.write(self.parser.dump(self.config, skip_none=False).encode())
+                file.write(self.content.encode())
             settings = {
                 f"{group}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
                 for group in ("model", "data")

@@ -13,15 +13,17 @@ import torch
 import torch.nn.functional as F
 import yaml
 from events import read_events
+from lightning import Trainer
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.data import DataLoader
 
 from lm.checkpoint import load_checkpoint, load_model, load_tokenizer
-from lm.data import RandomWindows, SequentialWindows
+from lm.data import RandomWindows, SequentialWindows, TokenDataModule
 from lm.module import LanguageModel
 from lm.recovery import Checkpoints
 from lm.schedule import cosine_warmup
-from tokenization import TokenFile
+from tokenization import InputError, TokenFile
 
 ROOT = Path(__file__).parent.parent
 TIMED = ("train/tokens_per_second", "train/mfu", "train/peak_memory_gb")
@@ -565,6 +567,44 @@ def test_validate_takes_a_folder(lm, copy):
         assert (result.code, result.out, result.err) == (0, named.out, named.err)
     (copy / "best.ckpt").unlink()
     assert lm("validate", copy, "--trainer.limit_val_batches=1").code == 0  # last.ckpt stands in, as in generate
+
+
+# --- in Python -------------------------------------------------------------------------------------------------------
+
+
+def quiet(**settings: object) -> Trainer:
+    silent = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", **silent, **settings)
+
+
+def test_lightning_loads_a_checkpoint(run):
+    loaded, ours = LanguageModel.load_from_checkpoint(run / "best.ckpt"), load_model(run / "best.ckpt")
+    assert loaded.hparams["max_steps"] == STEPS
+    assert same(loaded.model.state_dict(), ours.state_dict())
+
+
+def test_a_trainer_of_ones_own_trains_the_same(run, token_data):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 320, "context_length": 16, "d_model": 16, "num_layers": 2, "num_heads": 2}
+    rate = {"learning_rate": 1e-2, "min_learning_rate": 1e-3, "warmup_steps": 5, "max_steps": STEPS}
+    paths = [str(token_data / name) for name in ("train.bin", "valid.bin", "tok")]
+    model, data = LanguageModel(**shape, **rate), TokenDataModule(*paths, 16, 320, batch_size=8)
+    quiet(max_steps=STEPS).fit(model, datamodule=data)
+    assert same(dict(model.state_dict()), load_checkpoint(run / "last.ckpt")["state_dict"])
+
+
+def test_batches_from_elsewhere_are_refused(token_data):
+    model = LanguageModel(vocab_size=320, context_length=16, d_model=16, num_layers=1, num_heads=2)
+    with pytest.raises(InputError, match="takes its batches from a TokenDataModule"):
+        quiet(max_steps=2).fit(model, DataLoader([torch.zeros(2, 16, dtype=torch.long)] * 4))
+    data = TokenDataModule(*(str(token_data / name) for name in ("train.bin", "valid.bin", "tok")), 16, 320)
+    with pytest.raises(InputError, match="max_steps is -1; a run has a length"):
+        quiet(max_epochs=1).fit(model, datamodule=data)
 
 
 # --- what a run says -------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-@pytest.mark.parametrize(("name", "signum"), [("torch", signal.SIGTERM), ("lightning.pytorch.cli", signal.SIGINT)])
+@pytest.mark.parametrize(("name", "signum"), [("numpy", signal.SIGTERM), ("lightning.pytorch.cli", signal.SIGINT)])
 def test_during_imports(name, signum, fit_arguments, tmp_path):
     command = [sys.executable, "-c", IMPORTING, name, str(int(signum)), *map(str, fit_arguments(tmp_path / "run"))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -31,6 +31,7 @@ Change = tuple[str, object]
 # How to go on, and not with what:
 PLACES = {"trainer.default_root_dir", "ckpt_path", "init_from", "allow_changed_data", "device"}
 CHANGE_THE_TRAINING = {"data.batch_size", "data.seed", "trainer.max_steps", "trainer.precision", "trainer.fast_dev_run"}
+CALLBACKS = ("OnExceptionCheckpoint", "Timer", "ModelSummary")
 UNTRIED = {"trainer.num_nodes": "needs another machine", "trainer.accelerator": "needs another device"}
 
 
@@ -38,6 +39,7 @@ def special(folder: Path, data: Path) -> dict[str, list[object]]:
     """Values where the type alone makes none that anybody would give. folder: for what they write."""
     csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder / "csv")}}
     return {
+        "seed_everything": [5],
         "ckpt_path": ["best", "auto"],
         "init_from": [str(folder / "run-0" / "best.ckpt")],
         "data.train_path": [str(data / "train.bin"), str(data / "valid.bin"), ""],
@@ -46,9 +48,9 @@ def special(folder: Path, data: Path) -> dict[str, list[object]]:
         "trainer.default_root_dir": [str(folder / "moved"), "", "s3://bucket/run"],
         "trainer.devices": [1],
         "trainer.strategy": ["ddp"],
-        "trainer.precision": ["bf16-mixed", "bf16-true", "64-true"],
+        "trainer.precision": ["bf16-mixed", "bf16-true", "64-true", "transformer-engine"],
         "trainer.logger": [False, csv],
-        "trainer.callbacks": [[{"class_path": "lightning.pytorch.callbacks.Timer"}]],
+        "trainer.callbacks": [[{"class_path": f"lightning.pytorch.callbacks.{name}"}] for name in CALLBACKS],
         "trainer.plugins": [[{"class_path": "lightning.pytorch.plugins.io.TorchCheckpointIO"}]],
         "trainer.profiler": ["simple", "advanced"],
         "trainer.max_time": ["00:01:00:00", "00:00:00:00"],
@@ -143,10 +145,15 @@ def outcome(lm, change: Change, run: Path, unbroken: Path) -> str:
         )
         code, out, err = done.returncode, done.stdout, done.stderr
     else:
-        result = lm(*arguments)
+        try:
+            result = lm(*arguments)
+        except Exception as error:
+            return f"traceback: {error!r}"
         code, out, err = result.code, result.out, result.err
     if code == 2:
-        named = name.rpartition(".")[2] in err and len(err.splitlines()) == 1
+        named = (
+            any(part in err for part in (name.rpartition(".")[2], word, "a setting: ")) and len(err.splitlines()) == 1
+        )
         return "refused" if named and contents(run) == before else f"refused, but {err!r}"
     if code:
         return f"exit code {code}: {err!r}"
