@@ -15,12 +15,12 @@ from test_fit import ROOT, SETTINGS
 from test_recovery import Moment, send
 
 from lm import command_line, module
-from lm.callbacks import Throughput
 from lm.checkpoint import load_checkpoint, read_manifest
 from lm.data import TokenDataModule
 from lm.module import LanguageModel
 from lm.plugins import SaveConfig
 from lm.run_folder import LOCK
+from lm.throughput import Throughput
 
 MOMENTS = {
     "while settings are read": (command_line, "check_config"),
