@@ -46,7 +46,7 @@ def account_parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("-c", "--config", help="a configuration of `lm fit`")
+    parser.add_argument("-c", "--config", action="append", default=[], help="a configuration of `lm fit`, or several")
     parser.add_argument(
         "--edition",
         type=int,
@@ -67,7 +67,7 @@ def account_parser() -> ArgumentParser:
 def run_account(argv: list[str]) -> None:
     name = argv[0] if argv and not argv[0].startswith("-") else None
     args, rest = account_parser().parse_known_args(argv[name is not None :])
-    if (name is None) == (args.config is None):
+    if (name is None) == (not args.config):
         raise InputError(f"what is to be accounted for: -c CONFIG, or one of {', '.join(PRESETS)}?")
     if name is not None and name not in PRESETS:
         raise InputError(f"{name}: no such preset; there are {', '.join(PRESETS)}; -c names a configuration")
@@ -83,12 +83,13 @@ def run_account(argv: list[str]) -> None:
                 f"{option} {value:g}: is for the time on a device; name it with --device, or leave this out"
             )
     if args.plot:
-        check_file(args.plot, filter(None, [args.config]), "a plot of `lm`", is_plot)
+        check_file(args.plot, args.config, "a plot of `lm`", is_plot)
     memory, device = parse_bytes(args.memory), find_device(args.device) if args.device else None
-    arguments = ["fit", *(["-c", args.config] if args.config else preset_arguments(name, args.edition)), *rest]
+    settings = [f"--config={path}" for path in args.config] or preset_arguments(name, args.edition)
+    arguments = ["fit", *settings, *rest]
     config = SettingsCLI(arguments).config.fit
     try:
-        result = account(config, args.edition, memory) | {"name": name or args.config}
+        result = account(config, args.edition, memory) | {"name": name or ", ".join(args.config)}
     except ValueError as error:  # the model's word that its settings do not fit together
         raise InputError(str(error)) from None
     if device:
@@ -177,7 +178,7 @@ COUNTED: dict[str, tuple[object, ...]] = {  # of the Trainer's settings, the val
     "devices": ("auto", 1, "1"),
     "num_nodes": (1,),
     "strategy": ("auto",),
-    "precision": (32, "32", "32-true", "bf16", "bf16-mixed"),
+    "precision": ("32", "32-true", "bf16", "bf16-mixed"),
 }
 
 
@@ -212,7 +213,7 @@ def table(result: dict[str, Any]) -> list[str]:
     state = result["state_bytes"]
     lines += [
         f"without the norms' gains {total - gains:,} parameters; without the head {forward - head:.4g} forward FLOPs",
-        f"AdamW: {result['adamw_flops']:.4g} FLOPs a step",
+        *([f"AdamW: {result['adamw_flops']:.4g} FLOPs a step"] if settings["optimizer"] == "adamw" else []),
         "",
         f"{'memory, GB':<28}{'handout':>12}{'ours':>12}    ours: {result['arrangement']}",
         *(f"{name:<28}{size / 1e9:>12.3f}{size / 1e9:>12.3f}" for name, size in state.items()),

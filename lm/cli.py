@@ -307,8 +307,7 @@ def settle_trainer(config: Namespace) -> None:
     trainer = config.trainer
     if config.device is not None:
         trainer.accelerator, config.device = find_device(config.device).type, None
-    if trainer.precision is None:
-        trainer.precision = native_precision(trainer.accelerator)
+    trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # the parser reads 32 as a number
     check_numbers(config)
     check_trainer(trainer)
 

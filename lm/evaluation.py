@@ -145,9 +145,9 @@ HELP = """How well a trained model predicts a text: loss, perplexity and bits pe
   lm test checkpoints/demo data/demo/valid.bin --per-document
   lm test checkpoints/demo data/demo/valid.bin --per-document --json > documents.jsonl
 
-The file is one that `tokenization encode` made with the run's tokenizer. Bits per byte can be compared across
-tokenizers, loss and perplexity cannot. A file as a whole is read in windows side by side, whatever documents are in
-them; --per-document takes each by itself, which is what lm-eval measures.
+The file is one that `tokenization encode` made with the run's tokenizer. The model computes in float32, whatever it was
+trained in. Bits per byte can be compared across tokenizers, loss and perplexity cannot. A file as a whole is read in
+windows side by side, whatever documents are in them; --per-document takes each document by itself, as lm-eval does.
 """
 
 

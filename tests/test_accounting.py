@@ -291,9 +291,12 @@ def test_the_command_on_a_configuration(lm, fit_arguments, tmp_path):
 
 
 def test_what_the_figures_leave_out_is_said(lm):
-    result = lm("account", "gpt2-small", "--trainer.devices=2", "--trainer.precision=64-true")
+    settings = ("--trainer.devices=2", "--trainer.precision=64", "--model.optimizer=muon")
+    result = lm("account", "gpt2-small", *settings)
     assert (result.code, result.err) == (0, "")
-    assert "not counted: trainer.devices 2, trainer.precision 64-true; this is one process on a CPU" in result.out
+    assert "not counted: trainer.devices 2, trainer.precision 64; this is one process on a CPU" in result.out
+    assert "AdamW" not in result.out
+    assert "not counted" not in lm("account", "gpt2-small", "--trainer.precision=32").out
     counted = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "bf16-mixed"}
     assert not_counted(Namespace(**counted)) == []
     others = {"accelerator": "gpu", "num_nodes": 2, "strategy": "fsdp", "precision": "bf16-true"}
