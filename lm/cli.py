@@ -307,7 +307,7 @@ def settle_trainer(config: Namespace) -> None:
     trainer = config.trainer
     if config.device is not None:
         trainer.accelerator, config.device = find_device(config.device).type, None
-    trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # the parser reads 32 as a number
+    trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # 32 is a number
     check_numbers(config)
     check_trainer(trainer)
 

@@ -55,7 +55,7 @@ def explain(message: str, argv: list[str], names: list[str]) -> str:
     names: of all settings.
     """
     configs = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
-    if not configs:
+    if not configs and message.endswith("Got value: None"):
         return f"give a configuration: `lm {argv[0]} -c configs/demo.yaml`"
     message = textwrap.shorten(message, 400)  # however much of a wrong file it quotes
     if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):

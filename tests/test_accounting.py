@@ -327,6 +327,7 @@ WRONG = [
     (["gpt2-xl", "--model.num_layers=1000000000"], "num_layers is 1000000000; it can be at most 4,096"),
     (["gpt2-xl", f"--model.d_model={1 << 60}"], "it can be at most 268,435,456"),
     (["gpt2-xl", "--model.depth=3"], "--model.depth"),
+    (["gpt2-xl", "--model.num_heads=x"], "Got value: x"),
     (["gpt2-xl", "--memory=much"], "--memory much"),
     (["gpt2-xl", "--memory=0GB"], "--memory 0GB"),
     (["gpt2-xl", "--memory=1.2.3GB"], "--memory 1.2.3GB"),
