@@ -6,6 +6,7 @@ which torch.compile leaves alone. Attention and cross-entropy do without their t
                           and the (seq, seq) scores stay as small as the cache. Short contexts on a CPU.
     torch_attention       PyTorch's fused kernels, which keep no scores at all. GPUs, and long contexts.
     linear_cross_entropy  lm_head and loss together, some rows at a time: no (tokens, vocab_size) logits.
+    whole_cross_entropy   the loss from all logits, for torch.compile on a GPU that has room for them.
     joint_product         several weights, one matrix product.
 
 What is computed, in a form to be read, is in attention.py and loss.py; the tests hold these against it.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 BLOCK = 128  # queries; measured best, or near it, from 128 to 4096 positions
 ROWS = 512  # of logits at a time: 10 MB of bfloat16 with a vocabulary of 10,000
 GPU_LOGITS = 1 << 26  # at a time on a GPU, which wants few and large operations: 256 MB of float32
+LARGEST_LOGITS = 1 / 8  # of a GPU's memory, in float32: up to here they are kept whole
 LONGEST_FOR_BLOCKS = 1024  # from here on PyTorch's kernels were faster
 
 
@@ -215,6 +217,27 @@ def _backward_of_loss(ctx, d_loss: Tensor, _d_x: Tensor, _d_weight: Tensor) -> t
 
 
 _linear_cross_entropy.register_autograd(_backward_of_loss, setup_context=_keep_for_loss)
+
+
+def keeps_logits(num_logits: int, memory: int) -> bool:
+    """Whether a GPU with so many bytes of memory takes the loss from all logits of a batch at once."""
+    return 4 * num_logits <= LARGEST_LOGITS * memory
+
+
+def whole_cross_entropy(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    """loss.cross_entropy, arranged for torch.compile, which makes one pass over the logits of it and one back.
+
+    The target's logit is picked by comparing: the gradient of gather would be another tensor as large as the logits.
+    """
+    logits = logits.float()
+    maximum = logits.detach().amax(dim=-1, keepdim=True)
+    shifted = logits - maximum
+    log_normalizer = shifted.exp().sum(dim=-1).log()
+    picked = torch.arange(logits.shape[-1], device=logits.device) == targets.unsqueeze(-1)
+    losses = log_normalizer - torch.where(picked, shifted, 0.0).sum(dim=-1)
+    if z_loss:
+        losses = losses + z_loss * (log_normalizer + maximum.squeeze(-1)).square()
+    return losses.mean()
 
 
 def joint_product(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from lm.accounting import worth_compiling
 from lm.compiling import can_compile, compile_or_run
 from lm.data import Batch, TokenDataModule
-from lm.fast import choose_attention
+from lm.fast import choose_attention, keeps_logits
 from lm.loss import bits_per_byte, perplexity
 from lm.muon import Muon
 from lm.nonfinite import SkippedSteps, spread_nonfinite
@@ -116,7 +116,8 @@ class LanguageModel(LightningModule):
         self.model.recompute = recompute_activations
         if not fast and (attention not in ("auto", "plain") or compile is True):
             raise ValueError(f"fast is false: attention {attention} and compile {compile} have no effect; set fast")
-        self.arrangement = ""
+        self.arrangement, self.compile_optimizer = "", False
+        self.figures: dict[str, tuple[Any, dict[str, Any]]] = {}  # of the step at hand, and how they are to be logged
         self.step_losses: list[Tensor] = []  # of the step's batches so far
         self.validation_losses: list[tuple[Tensor, int]] = []  # of each batch, and over how many tokens
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
@@ -155,16 +156,24 @@ class LanguageModel(LightningModule):
             return
         if attention == "auto":
             attention = choose_attention(device, self.model.context_length)
-        self.model.speed_up(attention, joint_products=device != "cpu")
-        self.arrangement = f"attention {attention}, loss in chunks"
         if self.device_mesh is not None and self.hparams["optimizer"] == "muon":
             raise InputError("model.optimizer muon needs whole matrices, which trainer.strategy fsdp cuts; take adamw")
+        compiled = self.trainer.state.fn == "fit" and self.should_compile(device)
+        keep_logits = compiled and device == "cuda" and self.logits_fit()
+        self.model.speed_up(attention, joint_products=device != "cpu", keep_logits=keep_logits)
+        self.arrangement = f"attention {attention}, loss {'from whole logits' if keep_logits else 'in chunks'}"
         if self.device_mesh is not None:  # ModelParallelStrategy: FSDP
             for module in (*self.model.layers, self.model):
                 fully_shard(module, mesh=self.device_mesh["data_parallel"])
-        if self.trainer.state.fn == "fit" and self.should_compile(device):
+        if compiled:
             self.model.compile(backend=compile_or_run)
             self.arrangement += ", compiled"
+            self.compile_optimizer = device == "cuda" and self.device_mesh is None
+
+    def logits_fit(self) -> bool:
+        memory = torch.cuda.get_device_properties(self.trainer.strategy.root_device).total_memory
+        num_logits = self.data.batch_size * self.model.context_length * len(self.model.lm_head.weight)
+        return keeps_logits(num_logits, memory)
 
     def should_compile(self, device: str) -> bool:
         """Whether it is wanted, and can be had."""
@@ -180,11 +189,27 @@ class LanguageModel(LightningModule):
         return wanted
 
     def log(self, name: str, value: Any, *args: Any, **settings: Any) -> None:
-        """Keeps numbers on the CPU, where devices need not agree on them: Lightning would copy each to the GPU and wait
-        until that has caught up."""
-        if not isinstance(value, Tensor) and not settings.get("sync_dist"):
-            value = torch.tensor(float(value))
-        super().log(name, value, *args, **settings)
+        """Keeps a training step's figures here: most are never drawn, Lightning takes a millisecond for each, and for
+        what is on a GPU it would wait at every step."""
+        if not self.trainer.training:
+            super().log(name, value if settings.get("sync_dist") else as_figure(value), *args, **settings)
+            return
+        self.figures[name] = value.detach() if isinstance(value, Tensor) else value, settings
+        if self._current_fx_name == "on_train_batch_end":  # what a callback logs, others may show
+            self.draw_figures()
+
+    def draw_figures(self) -> None:
+        """Hands them to Lightning in the steps that it draws, after a single wait for all of them."""
+        if not (self.figures and self.trainer._logger_connector.should_update_logs):
+            return
+        figures, self.figures = self.figures, {}
+        away = {name: value for name, (value, _) in figures.items() if isinstance(value, Tensor) and not value.is_cpu}
+        fetched = torch.stack([value.float() for value in away.values()]).tolist() if away else []
+        known = dict(zip(away, fetched, strict=True))
+        hook, self._current_fx_name = self._current_fx_name, "training_step"  # one figure, whenever it is drawn
+        for name, (value, settings) in figures.items():
+            super().log(name, as_figure(known.get(name, value)), **settings)
+        self._current_fx_name = hook
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
@@ -249,6 +274,7 @@ class LanguageModel(LightningModule):
 
     def configure_optimizers(self) -> AdamW:
         settings = {name: self.hparams[name] for name in ("weight_decay", "betas", "eps")}
+        settings["compiled"] = self.compile_optimizer
         if self.hparams["optimizer"] == "adamw":
             return AdamW(self.parameters(), lr=0.0, **settings)
         half = self._trainer is not None and str(self.trainer.precision).startswith("bf16")
@@ -284,6 +310,10 @@ class LanguageModel(LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
         optimizer.zero_grad()  # Lightning would keep the gradients through the next forward pass, where memory peaks
+        self.draw_figures()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.draw_figures()  # of a step that has turned out to be the last
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -304,3 +334,8 @@ class LanguageModel(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "skipped_steps" in checkpoint:  # not where weights alone were imported
             self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
+
+
+def as_figure(value: Any) -> Tensor:
+    """On the CPU, where devices need not agree on a number: Lightning would copy it to the GPU and wait for that."""
+    return value if isinstance(value, Tensor) else torch.tensor(float(value))

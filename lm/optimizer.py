@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lm.compiling import compile_or_run
+
 MIN_EPS = 2.0**-126  # the smallest normal float32; a processor may take less for 0
 
 
@@ -71,11 +73,35 @@ def adamw_update_all(
     torch._foreach_addcdiv_(weights, ms, denominators, value=-step_size)
 
 
+def adamw_pass(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    ms: list[Tensor],
+    vs: list[Tensor],
+    decay: Tensor,
+    step_size: Tensor,
+    take: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """The same again for torch.compile, which makes one pass over each tensor of it.
+
+    decay, step_size: 1 - lr weight_decay and a_t; 0-d tensors as take is, for a number would be compiled into it.
+    """
+    for weight, gradient, m, v in zip(weights, gradients, ms, vs, strict=True):
+        new_m = betas[0] * m + (1 - betas[0]) * gradient
+        new_v = betas[1] * v + (1 - betas[1]) * gradient * gradient
+        new_weight = decay * weight - step_size * new_m / (new_v.sqrt() + eps)
+        for old, new in ((m, new_m), (v, new_v), (weight, new_weight)):
+            old.copy_(torch.where(take, new, old))
+
+
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay, over every parameter that has a gradient.
 
     together: all tensors at once, or one after another; None chooses by device: a GPU pays for every operation it is
-    given, while a CPU was faster with one tensor at a time, which stays in its cache.
+    given, while a CPU was faster with one tensor at a time, which stays in its cache. compiled: at once, by
+    torch.compile.
     """
 
     def __init__(
@@ -86,6 +112,7 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         together: bool | None = None,
+        compiled: bool = False,
     ):
         if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf):
             raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be finite, and not negative")
@@ -97,6 +124,7 @@ class AdamW(torch.optim.Optimizer):
             raise ValueError(f"betas {betas} must lie in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.together = together
+        self.compiled_pass = torch.compile(adamw_pass, backend=compile_or_run, dynamic=False) if compiled else None
         self.take: Tensor | None = None  # 0-d bool on the device: where it is False, a step changes no tensor
 
     @torch.no_grad()
@@ -121,6 +149,9 @@ class AdamW(torch.optim.Optimizer):
             state["t"] += 1
             by_age.setdefault(state["t"], []).append((weight, weight.grad, state["m"], state["v"]))
         for t, tensors in by_age.items():
+            if self.compiled_pass is not None:
+                self.update_compiled(t, tensors, *settings)
+                continue
             together = tensors[0][0].device.type != "cpu" if self.together is None else self.together
             if together or self.take is not None:
                 weights, gradients, ms, vs = map(list, zip(*tensors, strict=True))
@@ -128,6 +159,21 @@ class AdamW(torch.optim.Optimizer):
             else:
                 for weight, gradient, m, v in tensors:
                     adamw_update(weight, gradient, m, v, t, *settings)
+
+    def update_compiled(
+        self,
+        t: int,
+        tensors: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        device = tensors[0][0].device
+        take = torch.ones((), dtype=torch.bool, device=device) if self.take is None else self.take
+        decay = torch.full((), 1 - lr * weight_decay, device=device)
+        step_size = torch.full((), lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t), device=device)
+        self.compiled_pass(*map(list, zip(*tensors, strict=True)), decay, step_size, take, betas, eps)  # type: ignore
 
 
 @torch.no_grad()

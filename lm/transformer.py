@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lm.attention import CAUSAL_ATTENTIONS, MultiHeadSelfAttention, head_width
-from lm.fast import linear_cross_entropy
+from lm.fast import linear_cross_entropy, whole_cross_entropy
 from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU
 from lm.loss import cross_entropy
 
@@ -75,7 +75,7 @@ class TransformerLM(nn.Module):
     z_loss: added to the loss of the forward pass, times the mean of log(sum(exp(logits)))^2.
     """
 
-    fast = False  # speed_up sets it
+    fast = keep_logits = False  # speed_up sets them
     recompute = False  # True trades time for memory: each block's activations are computed again on the way back
 
     def __init__(
@@ -145,15 +145,21 @@ class TransformerLM(nn.Module):
                 x = layer(x, token_positions)
         if self.ln_final is not None:
             x = self.ln_final(x)
-        if targets is not None and self.fast:
+        in_chunks = self.fast and not (self.keep_logits and torch.is_grad_enabled())
+        if targets is not None and in_chunks:
             return linear_cross_entropy(x, self.lm_head.weight, targets, self.vocab_size, z_loss)
         logits = self.lm_head(x)[..., : self.vocab_size]
-        return logits if targets is None else cross_entropy(logits, targets, z_loss)
+        if targets is None:
+            return logits
+        return (whole_cross_entropy if self.fast else cross_entropy)(logits, targets, z_loss)
 
-    def speed_up(self, attention: str, joint_products: bool = False) -> None:
-        """The same numbers by the ways of fast.py: attention by that name, and the loss without logits."""
+    def speed_up(self, attention: str, joint_products: bool = False, keep_logits: bool = False) -> None:
+        """The same numbers by the ways of fast.py: attention by that name, and the loss without logits.
+
+        keep_logits: for training, the loss from whole logits; worth it only where the model is compiled for a GPU.
+        """
         check_choice("attention", attention, CAUSAL_ATTENTIONS)
-        self.fast = True
+        self.fast, self.keep_logits = True, keep_logits
         for module in self.modules():
             if isinstance(module, MultiHeadSelfAttention):
                 module.attention, module.joint = attention, joint_products

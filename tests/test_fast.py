@@ -13,7 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm.accounting import forward_flops_per_token, training_flops_per_token
 from lm.attention import CAUSAL_ATTENTIONS, causal_attention
-from lm.fast import BLOCK, ROWS, _attend, _linear_cross_entropy, choose_attention, embed, linear_cross_entropy
+from lm.fast import (
+    BLOCK,
+    ROWS,
+    _attend,
+    _linear_cross_entropy,
+    choose_attention,
+    embed,
+    keeps_logits,
+    linear_cross_entropy,
+    whole_cross_entropy,
+)
 from lm.loss import cross_entropy
 from lm.machine import granted_cores
 from lm.optimizer import AdamW, clip_gradients
@@ -83,10 +93,54 @@ def test_loss(tokens, scale):
         torch.testing.assert_close(linear_cross_entropy(x, weight, targets, VOCABULARY), plain, rtol=1e-5, atol=1e-5)
 
 
-def test_a_loss_that_is_not_a_number_is_not_hidden():
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_loss_from_whole_logits(scale, z_loss):
+    logits, targets = (torch.randn(3, 7, VOCABULARY) * scale).requires_grad_(), torch.randint(VOCABULARY, (3, 7))
+    losses = [function(logits, targets, z_loss) for function in (cross_entropy, whole_cross_entropy)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-6)
+    expected, gradient = (torch.autograd.grad(3 * loss, logits)[0] for loss in losses)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_where_logits_are_kept():
+    logits, memory = 128 * 256 * 10_000, 80 << 30
+    assert keeps_logits(logits, memory)
+    assert keeps_logits(memory // 32, memory)
+    assert not keeps_logits(memory // 32 + 1, memory)
+    assert not keeps_logits(logits, 8 << 30)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that comes about."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        self.size = max(self.size, result.numel() if isinstance(result, torch.Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_logits_are_kept_for_training_alone(keep):
+    vocab_size, (inputs, targets) = 4000, windows(2 * ROWS // CONTEXT + 2)
+    model = TransformerLM(vocab_size, CONTEXT, d_model=32, num_layers=1, num_heads=4)
+    model.speed_up("blocks", keep_logits=keep)
+    with Largest() as training:
+        loss = model(inputs, targets=targets)
+    with Largest() as validating, torch.no_grad():
+        torch.testing.assert_close(model(inputs, targets=targets), loss.detach())
+    assert (training.size >= targets.numel() * vocab_size) == keep
+    assert validating.size < targets.numel() * vocab_size
+
+
+@pytest.mark.parametrize("function", [linear_cross_entropy, whole_cross_entropy])
+def test_a_loss_that_is_not_a_number_is_not_hidden(function):
     x, weight, targets = torch.randn(1, 5, 4), torch.randn(9, 4), torch.zeros(1, 5, dtype=torch.long)
     x[0, 2, 1] = torch.nan
-    assert linear_cross_entropy(x, weight, targets, 9).isnan()
+    loss = function(x, weight, targets, 9) if function is linear_cross_entropy else function(x @ weight.T, targets)
+    assert loss.isnan()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -111,9 +165,9 @@ def make(**settings) -> TransformerLM:
     return TransformerLM(VOCABULARY, CONTEXT, **sizes | settings)
 
 
-def pair(attention: str, joint: bool = False, **settings) -> tuple[TransformerLM, TransformerLM]:
+def pair(attention: str, joint: bool = False, keep: bool = False, **settings) -> tuple[TransformerLM, TransformerLM]:
     plain, fast = make(**settings), make(**settings)
-    fast.speed_up(attention, joint)
+    fast.speed_up(attention, joint, keep)
     return plain, fast
 
 
@@ -131,7 +185,7 @@ def gradients(model: TransformerLM, bfloat16: bool = False) -> tuple[torch.Tenso
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize(("joint", "keep"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
 @pytest.mark.parametrize(
     "settings",
@@ -143,8 +197,8 @@ def gradients(model: TransformerLM, bfloat16: bool = False) -> tuple[torch.Tenso
         {"tie_embeddings": True, "qk_norm": True, "z_loss": 0.01},
     ],
 )
-def test_logits_loss_and_every_gradient(attention, joint, settings):
-    plain, fast = pair(attention, joint, **settings)
+def test_logits_loss_and_every_gradient(attention, joint, keep, settings):
+    plain, fast = pair(attention, joint, keep, **settings)
     assert plain.state_dict().keys() == fast.state_dict().keys()
     inputs, targets = windows()
     torch.testing.assert_close(fast(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
@@ -157,10 +211,11 @@ def test_logits_loss_and_every_gradient(attention, joint, settings):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
-def test_bfloat16(attention):
+def test_bfloat16(attention, keep):
     """The loss to 2e-3; each gradient, as a vector, at most 1.5 times as far from float32's as the plain way's is."""
-    plain, fast = pair(attention)
+    plain, fast = pair(attention, keep=keep)
     (loss, grads), (plain_loss, plain_grads) = gradients(fast, bfloat16=True), gradients(plain, bfloat16=True)
     true_loss, true_grads = gradients(plain)
     assert abs(loss - true_loss) < 2e-3
@@ -192,10 +247,11 @@ def test_ten_steps(attention, together):
         torch.testing.assert_close(other, weight, rtol=1e-5, atol=2e-5, msg=name)
 
 
-def test_compiled_is_eager():
+@pytest.mark.parametrize("keep", [False, True])
+def test_compiled_is_eager(keep):
     eager, compiled = make(num_layers=1), make(num_layers=1)
     for model in (eager, compiled):
-        model.speed_up("blocks")
+        model.speed_up("blocks", keep_logits=keep)
     compiled.compile()
     assert train(compiled, 3) == pytest.approx(train(eager, 3), abs=1e-5)
     assert compiled.state_dict().keys() == eager.state_dict().keys()

@@ -59,6 +59,32 @@ def test_defaults_are_the_documented_ones():
     assert AdamW(make_parameters()).defaults == {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 
 
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_compiled_pass_is_one_tensor_after_another(settings, monkeypatch):
+    """Without compiling anew as t and lr change, and without changing anything where a step is not to be taken."""
+    monkeypatch.setattr("lm.optimizer.compile_or_run", "aot_eager")
+    torch._dynamo.reset()
+    ours, expected = make_parameters()[2:], make_parameters()[2:]
+    compiled, single = AdamW(ours, compiled=True, **settings), AdamW(expected, together=False, **settings)
+    for step in range(6):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0):
+            for parameters, optimizer in ((ours, compiled), (expected, single)):
+                set_gradients([*make_parameters()[:2], *parameters], step)
+                optimizer.param_groups[0]["lr"] = settings["lr"] * (1 + math.sin(step))
+                compiled.take = torch.tensor(True)
+                optimizer.step()
+            for a, b in zip(ours, expected, strict=True):
+                torch.testing.assert_close(a, b)
+                a.grad.fill_(math.nan)
+            before = copy.deepcopy([*ours, *(state[name] for state in compiled.state.values() for name in "mv")])
+            compiled.take = torch.tensor(False)
+            compiled.step()
+            for state in compiled.state.values():
+                state["t"] -= 1  # the clock is not the device's, and goes on
+            after = [*ours, *(state[name] for state in compiled.state.values() for name in "mv")]
+            assert all(map(torch.equal, before, after))
+
+
 def test_groups_with_values_of_their_own():
     ours, theirs = make_parameters(), make_parameters()
     for step in range(10):
