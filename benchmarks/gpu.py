@@ -10,7 +10,6 @@
   stories     the stories that come with the repository: tokenizer, training, a story
   generation  tokens/s, batch 1 and 64, float32 and bfloat16
   profile     ten training steps: where the time goes, how often the GPU is waited for
-  ladder      the training step, with one thing at a time done in another way
 
 Every stage has a time limit and consists of parts, which a worker process takes one after another. A part that hangs,
 crashes or breaks the GPU's state costs itself alone: another worker goes on with the next. results.json in the output
@@ -34,7 +33,7 @@ PART_SECONDS = 90  # at most, for any part
 
 
 # Seconds at most. Each is a module of gpu_stages, whose parts(bench) are its parts by name, the most important first.
-STAGES = {"checks": 150, "throughput": 150, "stories": 150, "generation": 45, "profile": 75, "ladder": 150}
+STAGES = {"checks": 100, "throughput": 110, "stories": 135, "generation": 45, "profile": 75}
 
 
 def main() -> int:
