@@ -112,6 +112,12 @@ def test_what_is_passed_over_is_said_with_the_reason(folder):
     assert Texts(["texts/a.txt"]).describe() == "reading 1 file"
 
 
+@pytest.mark.parametrize("inputs", [[""], ["texts", ""], []])
+def test_an_empty_name_is_not_the_current_folder(folder, inputs):
+    with pytest.raises(InputError, match=r"the name of a text is empty|no text was named"):
+        Texts(inputs)
+
+
 def test_a_glob_takes_no_tokenizer_either(folder, small):
     small.save("texts")
     assert found("texts/*.txt") == (["texts/a.txt"], {"a tokenizer's": ["texts/merges.txt"]})
@@ -180,8 +186,9 @@ NO_TEXTS = {
     "UTF-16": (TEXT.encode("utf-16"), "is UTF-16, says its byte order mark; convert it to UTF-8"),
     "UTF-16, big end first": ("\ufeff".encode("utf-16-be") + TEXT.encode("utf-16-be"), "is UTF-16, says its byte"),
     "UTF-32": (TEXT.encode("utf-32"), "is UTF-32, says its byte order mark"),
-    "UTF-16 without a mark": (("A plain text. " * 9).encode("utf-16-le"), "is UTF-16 without a byte order mark"),
-    "UTF-16 without a mark, big end": (("A plain text. " * 9).encode("utf-16-be"), "is UTF-16 without a byte order"),
+    "UTF-16 without a mark": (("A plain text. " * 9).encode("utf-16-le"), "is UTF-16, or no text at all"),
+    "UTF-16 without a mark, big end": (("A plain text. " * 9).encode("utf-16-be"), "is UTF-16, or no text at all"),
+    "small tokens": (np.arange(3, 200, dtype="<u2").tobytes(), "is UTF-16, or no text at all"),
 }
 
 

@@ -53,6 +53,8 @@ class Texts:
         self._files: set[tuple[int, int]] = set()  # by inode and device
         for name in map(str, inputs):
             path = Path(name)
+            if not name:  # as an unset variable of a shell gives it; a Path would take it for the current folder
+                raise InputError("the name of a text is empty; give a file, a folder or a glob")
             if path.is_dir():
                 self._add_folder(path)
             elif path.exists():
@@ -179,7 +181,7 @@ def check_is_text(file: Path, head: bytes) -> None:
             raise InputError(f"{file}: is {what}; {remedy}")
     even, odd = head[::2].count(0), head[1::2].count(0)
     if len(head) >= 16 and min(even, odd) == 0 and max(even, odd) > len(head) // 4:
-        raise InputError(f"{file}: is UTF-16 without a byte order mark, by its NUL bytes; convert it to UTF-8")
+        raise InputError(f"{file}: is UTF-16, or no text at all, by its NUL bytes; convert it to UTF-8")
     if even or odd:
         try:
             codecs.getincrementaldecoder("utf-8")().decode(head)
