@@ -19,7 +19,7 @@ Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features
 USUAL_ROWS = 32  # a hint for the packed order; any number of rows can be multiplied
 FEWEST = 1 << 20  # weights, from which on it is worth while to choose
 MOST_BYTES = 1 << 28  # of weights to time, more than caches hold
-ROUNDS = 7
+ROUNDS, LONGEST = 12, 2.0  # a round is begun within so many seconds
 GAIN = 0.95  # of the packed order's time, at most, for another to be taken
 
 
@@ -81,7 +81,10 @@ def reading_name(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, rows: in
 
 @torch.inference_mode()
 def time_layouts(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows: int) -> dict[str, float]:
-    """Return the seconds that all products of a token take in each layout: the fewest, taking turns."""
+    """Return the seconds that all products of a token take in each layout, taking turns.
+
+    Each product counts by its fastest time: moments so short pass undisturbed on a busy machine, too.
+    """
     joined, size = [], 0
     for weights in products:
         joined.append(join(weights, dtype))
@@ -90,11 +93,14 @@ def time_layouts(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows:
             break
     inputs = [torch.ones(rows, 1, weight.shape[1], dtype=dtype) for weight in joined]
     laid_out = {layout: [multiply(weight) for weight in joined] for layout, multiply in LAYOUTS.items()}
-    fewest = dict.fromkeys(LAYOUTS, float("inf"))
-    for _ in range(ROUNDS):
+    fewest = {layout: [float("inf")] * len(joined) for layout in LAYOUTS}
+    begin = time.perf_counter()
+    for done in range(ROUNDS):
+        if done and time.perf_counter() > begin + LONGEST:
+            break
         for layout, multiplied in laid_out.items():
-            start = time.perf_counter()
-            for product, x in zip(multiplied, inputs, strict=True):
+            for number, (product, x) in enumerate(zip(multiplied, inputs, strict=True)):
+                start = time.perf_counter()
                 product(x)
-            fewest[layout] = min(fewest[layout], time.perf_counter() - start)
-    return fewest
+                fewest[layout][number] = min(fewest[layout][number], time.perf_counter() - start)
+    return {layout: sum(seconds) for layout, seconds in fewest.items()}

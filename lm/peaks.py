@@ -34,7 +34,7 @@ PLAUSIBLE = 1e17  # no device computes more
 
 
 class Peak(NamedTuple):
-    """FLOP/s of one device at its best, where the figure comes from, and what the device gave just now."""
+    """FLOP/s of one device at its best, where the figure comes from, and what the device gives just now."""
 
     flops: float
     source: str
@@ -51,8 +51,8 @@ def peak_flops(device_type: str, precision: str) -> Peak:
         for key, peak in GPU_PEAKS.items():
             if f" {key} " in f" {name.replace('-', ' ')} ":
                 return Peak(peak, f"data sheet of {name}", peak)
-    now, size = measure(device_type, dtype)
-    return record_peak(device_type, precision, now, f"{size} x {size}")._replace(now=now)
+    best, size, now = measure(device_type, dtype)
+    return record_peak(device_type, precision, best, f"{size} x {size}")._replace(now=now)
 
 
 def record_peak(device_type: str, precision: str, flops: float, how: str) -> Peak:
@@ -93,19 +93,24 @@ def _is_peak(reading: Any) -> bool:
 
 
 @lru_cache
-def measure(device_type: str, dtype: Any, seconds: float = 0.5) -> tuple[float, int]:
-    """Return FLOP/s of the fastest product of two square matrices, and their size; once in a process."""
+def measure(device_type: str, dtype: Any, seconds: float = 0.5) -> tuple[float, int, float]:
+    """Time products of square matrices, once in a process.
+
+    Returns the FLOP/s of the fastest, its size, and the FLOP/s of all together, which other programs make smaller.
+    """
     best, best_size = next(time_products(device_type, dtype, SMALL)), SMALL
+    work, taken = 2.0 * SMALL**3, 2 * SMALL**3 / best
     for size in SIZES.get(device_type, SIZES["cpu"]):
         if 2 * size**3 / best > seconds:  # a processor that emulates the dtype would take minutes
             break
         begin = time.perf_counter()
         for flops in time_products(device_type, dtype, size):
+            work, taken = work + 2 * size**3, taken + 2 * size**3 / flops
             if flops > best:
                 best, best_size = flops, size
             if time.perf_counter() > begin + seconds / 3:
                 break
-    return best, best_size
+    return best, best_size, work / taken
 
 
 def time_products(device_type: str, dtype: Any, size: int) -> Iterator[float]:

@@ -1,12 +1,16 @@
 """Proves that a run outlives whatever torch.compile finds in its cache, or cannot do, and says so in a line."""
 
+import contextlib
 import fcntl
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 import pytest
@@ -181,3 +185,26 @@ def test_every_file_of_the_cache_damaged(tmp_path):
             assert found == expected
             assert all(line.startswith("lm fit: ") for line in errors), errors
             assert run() == (expected, [])
+
+
+@pytest.mark.slow
+def test_compilations_that_are_killed(tmp_path):
+    """At whatever moment, with the compilers that they have started; the next run goes on with what they leave."""
+    cache, rng = tmp_path / "cache", random.Random(0)
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-c", PROGRAM]
+    start = time.monotonic()
+    whole = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    usual, killed = time.monotonic() - start, 0
+    for _ in range(10):
+        if rng.random() < 0.5:
+            shutil.rmtree(cache)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+        time.sleep(usual * rng.uniform(0.3, 1))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        again = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (again.returncode, again.stdout) == (0, whole.stdout), again.stderr
+        assert all(line.startswith("lm fit: ") for line in again.stderr.splitlines()), again.stderr
+    assert killed

@@ -74,10 +74,10 @@ def test_a_peak_is_the_highest_reading_so_far(cache, monkeypatch):
     source = r"measured on \d{4}-\d\d-\d\d \d\d:\d\d, (\d+) x \1 in float32"
     highest = 0.0
     for flops, size in ((3e11, 1024), (2e10, 2048), (4e11, 4096), (4e9, 1024)):
-        monkeypatch.setattr(peaks, "measure", lambda *_, flops=flops, size=size: (flops, size))
+        monkeypatch.setattr(peaks, "measure", lambda *_, flops=flops, size=size: (flops, size, flops / 2))
         highest = max(highest, flops)
         peak = peak_flops("cpu", "32-true")
-        assert (peak.flops, peak.now) == (highest, flops)
+        assert (peak.flops, peak.now) == (highest, flops / 2)
         assert re.fullmatch(source, peak.source)
     assert "4096" in peak.source
     assert peak_flops("cpu", "bf16-mixed").flops == 4e9  # each dtype has its own
@@ -94,7 +94,7 @@ WRONG += [{"flops": math.nan, "how": "h", "when": "w"}, {"flops": 1e12, "how": 3
 
 @pytest.mark.parametrize("reading", WRONG, ids=str)
 def test_a_reading_that_makes_no_sense_is_replaced(cache, monkeypatch, reading):
-    monkeypatch.setattr(peaks, "measure", lambda *_: (1e11, 1024))
+    monkeypatch.setattr(peaks, "measure", lambda *_: (1e11, 1024, 1e11))
     peak_flops("cpu", "32-true")
     (name,) = json.loads(cache.read_text())
     readings.keep(name, reading)
@@ -106,8 +106,9 @@ def test_a_peak_is_measured_where_none_can_be_kept(monkeypatch):
     for dtype in (torch.float32, torch.bfloat16):
         measure.cache_clear()
         state = torch.get_rng_state()
-        flops, size = measure("cpu", dtype, seconds=0.05)
+        flops, size, together = measure("cpu", dtype, seconds=0.05)
         assert 1e8 < flops < 1e15
+        assert 0 < together <= flops
         assert size in (256, 1024, 2048, 4096)
         assert torch.equal(torch.get_rng_state(), state)  # a run draws from it
     measure.cache_clear()
@@ -121,7 +122,7 @@ def test_data_sheets(monkeypatch):
 
 def test_a_run_faster_than_its_peak_raises_it(lm, fit_arguments, tmp_path, cache, monkeypatch):
     """The curve of the MFU stays a share."""
-    monkeypatch.setattr(peaks, "measure", lambda *_: (1e3, 1024))
+    monkeypatch.setattr(peaks, "measure", lambda *_: (1e3, 1024, 1e3))
     done = lm(*fit_arguments(tmp_path / "run", "--trainer.max_steps=6"))
     assert (done.code, done.err) == (0, "")
     assert "MFU is of 0 GFLOP/s a device (measured on" in done.out
@@ -186,7 +187,7 @@ def test_a_run_says_how_long_it_takes(lm, fit_arguments, tmp_path, cache, monkey
     monkeypatch.setattr(LanguageModel, "training_step", training_step)
     monkeypatch.setattr(LanguageModel, "validation_step", validation_step)
     monkeypatch.setattr(Pace, "seconds_left", seconds_left)
-    monkeypatch.setattr(peaks, "measure", lambda *_: (1e12, 2048))
+    monkeypatch.setattr(peaks, "measure", lambda *_: (1e12, 2048, 1e12))
     settings = ("--trainer.max_steps=50", "--trainer.val_check_interval=20", "--trainer.log_every_n_steps=6")
     done = lm(*fit_arguments(tmp_path / "run", *settings, "--samples.max_new_tokens=0"))
     assert (done.code, done.err) == (0, "")
