@@ -91,6 +91,16 @@ async def listening(app: web.Application, host: str, port: int, limits: Limits) 
     loop, manager = asyncio.get_running_loop(), runner.server
     assert manager is not None
     connections: set[Connection] = set()
+    answer = manager.request_handler
+
+    async def answer_text(request: web.BaseRequest) -> web.StreamResponse:
+        """aiohttp fails where it quotes other bytes, as it does for some headers before any route is asked."""
+        for name, value in request.headers.items():
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                return refusal(Refused(f"header {name} is not UTF-8 text"))
+        return await answer(request)
+
+    manager.request_handler = answer_text
 
     def connect() -> asyncio.Protocol:
         if len(connections) >= CONNECTIONS:

@@ -84,7 +84,7 @@ class Server:
         if self.key is None:
             return
         scheme, _, given = header.partition(" ")
-        right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), self.key.encode())
+        right = hmac.compare_digest(given.strip().encode(), self.key.encode())
         if scheme.lower() != "bearer" or not right:
             problem = "the key is not the one of this server" if given else "this server asks for a key"
             raise Refused(f"{problem}; send it as Authorization: Bearer KEY", None, 401)

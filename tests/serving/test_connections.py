@@ -66,6 +66,7 @@ MALFORMED = [
     b"GET /health HTTP/1.1\r\nHost localhost\r\n\r\n",
     b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
     b"GET /health HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n",
+    *(GET + name + b": \x80\r\n\r\n" for name in (b"Expect", b"Authorization", b"Content-Type", b"X", b"Origin")),
     b"GET //[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET http://[/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
