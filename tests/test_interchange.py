@@ -2,6 +2,7 @@
 pattern; what comes back from their files is what went out; what they ask for beyond byte-level BPE is refused."""
 
 import base64
+import itertools
 import json
 import re
 from pathlib import Path
@@ -72,6 +73,23 @@ def test_round_trips(tokenizer, tmp_path) -> None:
     export_tiktoken(tokenizer, tmp_path / "x.tiktoken")
     assert import_huggingface(tmp_path / "tokenizer.json").digest == tokenizer.digest
     assert import_tiktoken(tmp_path / "x.tiktoken", tokenizer.pattern, {END_OF_TEXT: 50256}).digest == tokenizer.digest
+
+
+@pytest.mark.parametrize("late", ["abc", "b", "cab", "bc", "xa", "漢", "<|"])
+def test_added_tokens_that_are_looked_for_later_give_the_same_ids_or_are_refused(late, small, tmp_path) -> None:
+    """Hugging Face finds those that are `normalized` in a second pass, even where no normalizer is."""
+    path = tmp_path / "tokenizer.json"
+    export_huggingface(Tokenizer(small.vocab, small.merges, [END_OF_TEXT, "ab", late]), path)
+    content = json.loads(path.read_text())
+    content["added_tokens"][2]["normalized"] = True
+    path.write_text(json.dumps(content))
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    samples = ["".join(letters) for letters in itertools.product("abcx漢", repeat=4)]
+    if late == "漢":
+        assert all(import_huggingface(path).encode(text) == theirs.encode(text).ids for text in samples)
+    else:
+        with pytest.raises(InputError, match="overlap, and only the latter is normalized"):
+            import_huggingface(path)
 
 
 @pytest.mark.parametrize("special", ["<|end of text|>", "<é>", "\n\n"])

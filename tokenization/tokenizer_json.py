@@ -10,6 +10,7 @@ Every other key, whoever added it to the format and when, must ask for nothing: 
 import json
 import os
 from collections.abc import Collection, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 from tokenization.bpe import Merges, Vocabulary
@@ -76,6 +77,7 @@ def read_parts(path: str | os.PathLike, content: dict[str, Any]) -> TokenizerPar
     refuse_other_keys(path, "model.", model, ("type", "vocab", "merges", "unk_token", "fuse_unk"))
     for number, token in enumerate(added):
         refuse_other_keys(path, f"added_tokens.{number}.", token, ("id", "content", "special", "normalized"))
+    check_order(path, added)
     check_steps(path, content)
     special_tokens = {token["content"]: token["id"] for token in added}
     for text, token_id in special_tokens.items():
@@ -94,6 +96,30 @@ def refuse_other_keys(path: str | os.PathLike, where: str, content: Mapping[str,
             meaning = f" ({MEANINGS[key]})" if key in MEANINGS else ", which is not known here"
             shown = json.dumps(value, ensure_ascii=False)
             raise InputError(f"{path}: cannot be imported: {where}{key} is {shown[:60]}{meaning}")
+
+
+MAX_PAIRS = 1_000_000  # that are compared; published files have some hundred
+
+
+def check_order(path: str | os.PathLike, added: list[dict[str, Any]]) -> None:
+    """Refuses added tokens that overlap, one of them `normalized`: Hugging Face looks for that one later, although it
+    may be the longer one."""
+    early = [token["content"] for token in added if not token.get("normalized")]
+    late = [token["content"] for token in added if token.get("normalized")]
+    if len(early) * len(late) > MAX_PAIRS:
+        raise InputError(f"{path}: cannot be imported: some of its {len(added)} added tokens are normalized")
+    for one, other in product(early, late):
+        if overlap(one, other):
+            raise InputError(
+                f"{path}: cannot be imported: the added tokens {one!r} and {other!r} overlap, and only the latter is"
+                " normalized"
+            )
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a text can hold both tokens with a character in common."""
+    ends = range(1, min(len(one), len(other)))
+    return one in other or other in one or any(one[-n:] == other[:n] or other[-n:] == one[:n] for n in ends)
 
 
 def steps(component: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
