@@ -547,11 +547,11 @@ def test_a_sweep_over_what_cannot_be_is_refused_before_its_first_run(lm, fit_arg
     assert not (tmp_path / "out").exists()
 
 
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
 def test_the_account_is_json(lm):
     assert strict(lm("account", "gpt2-small", "--json").out)
-
-
-# --- what the drill itself needs -------------------------------------------------------------------------------------
 
 
 def test_all_json_is_written_strictly():
