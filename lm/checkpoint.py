@@ -268,9 +268,18 @@ def _fits(settings: dict[str, Any], weights: dict[str, Any]) -> bool:
     return tables <= TABLE_BYTES and shapes == {name: weight.shape for name, weight in weights.items()}
 
 
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """The tokenizer that belongs to a checkpoint: the copy in its folder, verified."""
+def load_tokenizer(path: str | os.PathLike, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer that belongs to a checkpoint: the copy in its folder, verified.
+
+    vocab_size: the model's, which must have a row for every token.
+    """
     folder = Path(path).parent / TOKENIZER
     if folder.is_dir():
         verify_tokenizer(path, read_manifest(path))
-    return Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder)
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"{folder}: has {tokenizer.vocab_size} tokens, but the model in {path} has rows for {vocab_size}; they do"
+            " not belong together"
+        )
+    return tokenizer

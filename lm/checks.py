@@ -49,6 +49,8 @@ def check_numbers(config: Namespace) -> None:
             numbers = value if isinstance(value, list | tuple) else [value]
             for number in numbers:
                 good = not isinstance(number, float) or abs(number) <= LARGEST
+                if isinstance(number, int) and abs(number) >= 1 << 62:
+                    raise InputError(f"{section}.{name} must be below 2^62, and has {len(str(abs(number)))} digits")
                 if not good and not (f"{section}.{name}" in MAY_BE_INFINITE and number > 0):
                     raise InputError(f"{section}.{name} is {number}; it must be a finite number, {LARGEST:g} at most")
 

@@ -8,6 +8,7 @@ validation sees the same text, on any number of devices: they take turns, in tra
 """
 
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) 
     windows_tensor = torch.from_numpy(windows.astype(np.int64))
     # Each in memory of its own: what is strided goes to a GPU through memory that is not pinned, and waits.
     return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()
+
+
+class InOrder(DistributedSampler[int]):
+    """DistributedSampler without shuffling, and without its list of all batches: a run may have any number of them."""
+
+    def __iter__(self) -> Iterator[int]:
+        batches = len(self.dataset)  # type: ignore[arg-type]
+        return (number % batches for number in range(self.rank, self.total_size, self.num_replicas))
 
 
 def random_starts(seed: int, batch_index: int, batch_size: int, num_starts: int) -> np.ndarray:
@@ -187,9 +196,7 @@ class TokenDataModule(LightningDataModule):
         assert self.trainer is not None
         # Lightning would put a shuffling sampler of its own wherever none is given. Where the batches run out, some
         # devices get one of the first again: all run as many, as they wait for each other; the module leaves it out.
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False
-        )
+        sampler = InOrder(dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False)
         return DataLoader(
             dataset,
             batch_size=None,

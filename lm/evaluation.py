@@ -163,7 +163,8 @@ def run_test(argv: list[str]) -> None:
     use_granted_cores()
     keep_large_blocks()
     checkpoint = find_checkpoint(args.run)
-    model, tokenizer = load_model(checkpoint, finite=False).to(device), load_tokenizer(checkpoint)
+    model = load_model(checkpoint, finite=False).to(device)
+    tokenizer = load_tokenizer(checkpoint, model.vocab_size)
     model.speed_up(choose_attention(device.type, model.context_length))
     file = TokenFile.open(args.file)
     if file.description.tokenizer_sha256 != tokenizer.digest:

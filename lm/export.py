@@ -260,7 +260,8 @@ def run_export(argv: list[str]) -> None:
     check_new(args.output)
     checkpoint = find_checkpoint(args.run)
     refuse_names_of_runs([args.output], [checkpoint.parent])
-    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    model = load_model(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, model.vocab_size)
     try:
         with making(args.output) as path:
             write(model, tokenizer, path, args.dtype)

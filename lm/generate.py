@@ -154,7 +154,8 @@ def run_generate(argv: list[str]) -> None:
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     prompts = read_prompts(args.prompts) if args.prompts else args.prompt or ["Once upon a time"]
     checkpoint = find_checkpoint(args.checkpoint)
-    model, tokenizer = load_model(checkpoint).to(device), load_tokenizer(checkpoint)
+    model = load_model(checkpoint).to(device)
+    tokenizer = load_tokenizer(checkpoint, model.vocab_size)
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     rows = 1 if args.interactive else min(args.batch_size, len(prompts))
     reader = make_reader(model, rows, PRECISIONS[args.precision])

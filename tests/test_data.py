@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DistributedSampler
 
-from lm.data import RandomWindows, SequentialWindows, TokenDataModule, random_starts
+from lm.data import InOrder, RandomWindows, SequentialWindows, TokenDataModule, random_starts
 from tokenization import InputError, TokenFile, Tokenizer
 
 TOKENS = (np.arange(100, dtype=np.uint16) * 7 + 3) % 101  # every token differs from its neighbours
@@ -228,3 +229,17 @@ def test_batches_for_a_gpu_are_pinned(settings, device):
     data = attach(TokenDataModule(**settings), strategy=SimpleNamespace(root_device=torch.device(device)))
     data.setup("fit")
     assert data.train_dataloader().pin_memory is data.val_dataloader().pin_memory is (device == "cuda")
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 7])
+def test_devices_take_turns_as_torchs_sampler_lets_them(devices):
+    for batches in (1, 2, 5, 7, 20):
+        for rank in range(devices):
+            settings = {"num_replicas": devices, "rank": rank, "shuffle": False}
+            ours, theirs = InOrder(range(batches), **settings), DistributedSampler(range(batches), **settings)
+            assert list(ours) == list(theirs)
+            assert len(ours) == len(theirs)
+
+
+def test_a_run_of_any_length_takes_no_memory():
+    assert next(iter(InOrder(range(1 << 60), num_replicas=2, rank=1, shuffle=False))) == 1

@@ -160,7 +160,17 @@ def test_texts_of_different_lengths_are_padded(exported):
         torch.testing.assert_close(row[-1], model(token_ids)[0, -1], rtol=1e-4, atol=1e-4)
 
 
-PATTERNS_TO_EXPORT = {**PATTERNS, "own": r"\p{L}+|\d|\s+|[^\p{L}\d\s]+"}
+@pytest.mark.parametrize("command", ["generate", "test", "export"])
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows(command, lm, token_data, tmp_path):
+    save_run(tmp_path / "run", token_data, vocab_size=100)
+    more = {"generate": [], "test": [token_data / "valid.bin"], "export": ["--output", tmp_path / "hf"]}
+    done = lm(command, tmp_path / "run", *more[command])
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "has 320 tokens, but the model in" in done.err
+    assert not (tmp_path / "hf").exists()
+
+
+PATTERNS_TO_EXPORT = {**PATTERNS, "own": r"\p{L}+|\d|\s+|[^\p{L}\d\s]+", "with gaps": r"\p{L}+"}
 
 
 @pytest.mark.parametrize("name", PATTERNS_TO_EXPORT)
