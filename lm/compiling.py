@@ -124,9 +124,11 @@ def is_being_written(path: Path, folder: Path) -> bool:
 
 
 def named_files(error: BaseException) -> set[Path]:
-    """Return the files of the cache that an error names."""
-    names = re.findall(re.escape(str(cache_folder())) + r"/[^\s:'\"]+\.(?:so|py|cpp|h)\b", str(error))
-    return {path for path in map(Path, names) if path.is_file()}
+    """Return the files of the cache that an error names, by their path or as a module."""
+    folder, message = cache_folder(), str(error)
+    paths = map(Path, re.findall(re.escape(str(folder)) + r"/[^\s:'\"]+\.(?:so|py|cpp|h)\b", message))
+    modules = {path for name in re.findall(r"compile_tasks\.(\w+)", message) for path in folder.glob(f"*/{name}.py")}
+    return {path for path in paths if path.is_file()} | modules
 
 
 def delete(path: Path) -> None:

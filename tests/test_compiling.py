@@ -22,12 +22,13 @@ from lm.events import read_curves
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """Inductor's cache, with a library, a source and a lock in it."""
+    """Inductor's cache, with a library, its source, a module and a lock in it."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("ab", "locks"):
         (tmp_path / "cache" / name).mkdir(parents=True)
     shutil.copy(some_library(), tmp_path / "cache/ab/cabc.main.so")
     (tmp_path / "cache/ab/cabc.main.cpp").write_text("int x;")
+    (tmp_path / "cache/ab/cabc.py").write_text("")
     (tmp_path / "cache/locks/cabc.lock").write_text("")
     return tmp_path / "cache"
 
@@ -58,15 +59,22 @@ def test_what_works_is_left_alone(cache, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["cabc.main.so", "cabc.main.cpp"])
+NAMED = {
+    "cabc.main.so": "backend='inductor' raised:\nImportError: {}/ab/cabc.main.so: file too short",
+    "cabc.main.cpp": "C++ compile error: {}/ab/cabc.main.cpp:3:1 ...",
+    "cabc.py": "AttributeError: module 'torch._inductor.runtime.compile_tasks.cabc' has no attribute 'call'",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_a_file_that_an_error_names_is_deleted(name, cache, monkeypatch, capfd):
     path = cache / "ab" / name
-    inductor = Inductor(ImportError(f"backend='inductor' raised:\nImportError: {path}: file too short"))
+    inductor = Inductor(ImportError(NAMED[name].format(cache)))
     monkeypatch.setattr(compiling, "run_inductor", inductor)
     assert compile_or_run(len, []) == "compiled"
     assert inductor.caches == [str(cache)] * 2
     assert not path.exists()
-    assert len(list((cache / "ab").iterdir())) == 1
+    assert len(list((cache / "ab").iterdir())) == 2
     out, err = capfd.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith(f"lm fit: {path}: torch.compile left it damaged")
