@@ -27,8 +27,8 @@ NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {  # Lightning's, which a ru
     "reload_dataloaders_every_n_epochs": ((0,), STEPS_COUNT),
     "limit_train_batches": (
         (None, 1.0),
-        "a run draws from the whole token file, and no batch twice; trainer.max_steps is its length, a smaller file in"
-        " data.train_path its text",
+        "a run draws from the whole token file, and no batch twice; set its length with trainer.max_steps, its text"
+        " with data.train_path",
     ),
     "overfit_batches": ((0.0,), "a run draws no batch twice; give it a small token file in data.train_path"),
     "gradient_clip_val": ((None,), "it has no effect; model.max_gradient_norm bounds the gradient"),
