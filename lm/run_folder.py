@@ -21,7 +21,7 @@ from typing import Any
 
 from lm.checkpoint import CONFIG, LAST, TOKENIZER, file_sha256, read_manifest, verify
 from tokenization import InputError
-from tokenization.files import writing
+from tokenization.files import delete_empty, missing_folders, of_file, writing
 
 LOCK = ".lock"
 OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, LOCK, "diverged.json")
@@ -38,6 +38,7 @@ def run_lock(folder: str | os.PathLike) -> Iterator[None]:
     counts for nothing. A lock of another host may be a living one that this file system does not tell us about.
     """
     path, here = Path(folder) / LOCK, socket.gethostname()
+    new_folders = missing_folders([path])
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, owner = _take(path)
     if owner and owner.get("host") != here:
@@ -49,12 +50,16 @@ def run_lock(folder: str | os.PathLike) -> Iterator[None]:
     try:
         if owner:
             print(f"{path}: was left by process {owner.get('pid')}, which has ended; it is taken over")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"host": here, "pid": os.getpid()}).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"host": here, "pid": os.getpid()}).encode(), 0)
+        except OSError as error:
+            raise of_file(error, path, []) from None
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+        delete_empty(new_folders)
 
 
 def _take(path: Path) -> tuple[int, dict[str, Any]]:
