@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from events import read_events
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader
@@ -608,6 +608,21 @@ def test_batches_from_elsewhere_are_refused(token_data):
 
 
 # --- what a run says -------------------------------------------------------------------------------------------------
+
+
+def test_only_drawn_steps_reach_lightning(lm, fit_arguments, tmp_path, monkeypatch):
+    """The last step is drawn, wherever it falls, and every figure is that of its own step."""
+    logged, log = [], LightningModule.log
+    monkeypatch.setattr(
+        LightningModule, "log", lambda module, *args, **kw: logged.append(args[0]) or log(module, *args, **kw)
+    )
+    few = ("--trainer.max_steps=7", "--trainer.val_check_interval=7")
+    for every in (1, 3):
+        assert lm(*fit_arguments(tmp_path / f"{every}", *few, f"--trainer.log_every_n_steps={every}")).code == 0
+    everything, drawn = (read_events(tmp_path / f"{every}")[0] for every in (1, 3))
+    for name in ("train/loss", "lr", "train/gradient_norm", "train/tokens_seen"):
+        assert drawn[name] == [(step, value) for step, value in everything[name] if step in (3, 6, 7)], name
+    assert logged.count("train/loss") == 7 + 3
 
 
 def test_without_a_bar_the_losses_are_printed(lm, fit_arguments, tmp_path):
