@@ -41,16 +41,16 @@ install: .venv/.installed
 
 TOKENIZER := data/demo/tokenizer/vocab.json
 
-data: data/demo/train.bin.json data/demo/valid.bin.json
+data: data/demo/train.bin data/demo/valid.bin
 
 $(TOKENIZER): data/tinystories-train.txt.gz | .venv/.installed
 	$(BIN)/tokenization train $< --vocab-size 2048 --output data/demo/tokenizer --overwrite
 
-data/demo/%.bin.json: data/tinystories-%.txt.gz $(TOKENIZER) | .venv/.installed
+data/demo/%.bin: data/tinystories-%.txt.gz $(TOKENIZER) | .venv/.installed
 	$(BIN)/tokenization encode $< --tokenizer data/demo/tokenizer --output data/demo/$*.bin --overwrite
 
 # An interrupted run goes on where it stopped.
-checkpoints/demo/.trained: data/demo/train.bin.json data/demo/valid.bin.json
+checkpoints/demo/.trained: data/demo/train.bin data/demo/valid.bin
 	$(BIN)/lm fit -c configs/demo.yaml --ckpt_path auto
 	@touch $@
 

@@ -12,15 +12,14 @@ import threading
 import time
 from collections import Counter
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from served import Running
 from test_export import save_run
 
 from lm.checkpoint import BEST, load_tokenizer
 from lm.completions import NUMBERS, OTHERS, WITHOUT, Limits
-
-hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed: make test installs it")
-st = hypothesis.strategies
 
 MAX_TOKENS = 12
 ODD = [
