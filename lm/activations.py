@@ -140,9 +140,7 @@ def _compiled(settings: Mapping[str, Any], batch_size: int, how: Arrangement) ->
     kept["head"] = stream + 4 * model.lm_head.weight.numel()
     for name, module in model.named_modules():
         if isinstance(module, RMSNorm):
-            # What is kept of the first block's input are the token ids: the table is read again.
-            from_table = name == "layers.0.ln1" and model.ln_final is not None
-            kept["norms"] += 4 * tokens * (1 + (0 if from_table else d_model))
+            kept["norms"] += 4 * tokens * (1 + d_model)
         elif isinstance(module, MultiHeadSelfAttention):
             kept["projections"] += 2 * stream
             if how.attention == "blocks":
@@ -157,6 +155,10 @@ def _compiled(settings: Mapping[str, Any], batch_size: int, how: Arrangement) ->
             kept["feed-forward"] += stream + wide * size * tokens * len(module.w1.weight)
         elif isinstance(module, Linear) and name.startswith("layers") and how.half:
             kept["projections" if ".attn." in name else "feed-forward"] += 2 * module.weight.numel()  # its rounded copy
+    if how.half and settings.get("norm_position") != "none":
+        # The first block reads the table's vectors: a norm gives the projections' rounded input once more, while
+        # without one before them that input is a rounded copy beside the vectors.
+        kept["projections"] += -stream if model.ln_final is not None else stream
     return kept
 
 

@@ -1,5 +1,7 @@
 """Proves that --device decides where a trained model computes, and that a device that is not there costs one line."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
@@ -83,6 +85,7 @@ def test_logged_numbers_do_not_visit_the_device(monkeypatch):
     """Lightning would copy a Python number to the GPU, and wait for it."""
     seen = {}
     monkeypatch.setattr("lightning.LightningModule.log", lambda self, name, value, **_: seen.update({name: value}))
+    monkeypatch.setattr(LanguageModel, "trainer", SimpleNamespace(training=False))
     module = LanguageModel(vocab_size=9, context_length=4, d_model=4, num_layers=1, num_heads=1)
     module.log("number", 3)
     module.log("tensor", loss := torch.tensor(1.0, requires_grad=True))

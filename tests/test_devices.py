@@ -21,6 +21,7 @@ STEPS = (
     "--checkpoints.every_n_steps=3",
     "--model.max_gradient_norm=0.2",
     "--model.warmup_steps=2",
+    "--model.min_learning_rate=0.01",  # a constant rate, whatever the last step
 )
 TWO = ("--trainer.devices=2", "--trainer.val_check_interval=4")
 
@@ -38,21 +39,28 @@ def two_processes(request, fit_arguments):
     return run
 
 
+@pytest.fixture(scope="module")
+def whole(two_processes, tmp_path_factory) -> Path:
+    """Eight steps of two processes that nothing happens to."""
+    run = tmp_path_factory.mktemp("two") / "whole"
+    two_processes(run)
+    return run
+
+
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(checkpoint)["state_dict"]
 
 
-def test_two_processes_are_one_that_accumulates(lm, fit_arguments, two_processes, tmp_path):
-    two_processes(tmp_path / "two")
+def test_two_processes_are_one_that_accumulates(lm, fit_arguments, whole, tmp_path):
     accumulating = ("--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8")
     assert lm(*fit_arguments(tmp_path / "one", *STEPS, *accumulating)).code == 0
-    two, one = weights(tmp_path / "two/last.ckpt"), weights(tmp_path / "one/last.ckpt")
+    two, one = weights(whole / "last.ckpt"), weights(tmp_path / "one/last.ckpt")
     assert two.keys() == one.keys()
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-6, msg=name)
-    names = {path.name for path in (tmp_path / "two").iterdir() if not path.name.startswith("events")}
+    names = {path.name for path in whole.iterdir() if not path.name.startswith("events")}
     assert names == {"config.yaml", "tokenizer", "last.ckpt", "best.ckpt"}
-    (curves, texts), (expected, expected_texts) = read_events(tmp_path / "two"), read_events(tmp_path / "one")
+    (curves, texts), (expected, expected_texts) = read_events(whole), read_events(tmp_path / "one")
     assert texts["sample/text_summary"][-1] == expected_texts["sample/text_summary"][-1]
     for tag in ("train/loss", "val/loss"):
         steps, losses = zip(*curves[tag], strict=True)
@@ -64,12 +72,12 @@ def test_two_processes_are_one_that_accumulates(lm, fit_arguments, two_processes
     assert min(norms) > 0.2  # so that every one was scaled down
 
 
-def test_a_resumed_run_of_two_processes(two_processes, tmp_path):
-    two_processes(tmp_path / "whole", "--model.min_learning_rate=0.01")  # a constant rate, whatever the last step
-    two_processes(tmp_path / "parts", "--model.min_learning_rate=0.01", "--trainer.max_steps=4")
-    resume = f"--ckpt_path={tmp_path / 'parts/last.ckpt'}"
-    two_processes(tmp_path / "parts", "--model.min_learning_rate=0.01", resume)
-    whole, parts = (load_checkpoint(tmp_path / name / "last.ckpt") for name in ("whole", "parts"))
-    assert whole["global_step"] == parts["global_step"] == 8
-    for name, weight in whole["state_dict"].items():
-        assert torch.equal(weight, parts["state_dict"][name]), name
+# With DDP, tests/reliability/test_processes.py kills one of two processes and goes on.
+@pytest.mark.parametrize("two_processes", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"], indirect=True)
+def test_a_resumed_run_of_two_processes(two_processes, whole, tmp_path):
+    two_processes(tmp_path / "parts", "--trainer.max_steps=4")
+    two_processes(tmp_path / "parts", f"--ckpt_path={tmp_path / 'parts/last.ckpt'}")
+    expected, resumed = (load_checkpoint(run / "last.ckpt") for run in (whole, tmp_path / "parts"))
+    assert expected["global_step"] == resumed["global_step"] == 8
+    for name, weight in expected["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name

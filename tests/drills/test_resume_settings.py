@@ -166,9 +166,9 @@ def outcome(lm, change: Change, run: Path, unbroken: Path) -> str:
     return "announced and exact" if is_exact(moved, unbroken) else "announced, and not exact"
 
 
-@pytest.mark.parametrize("share", [10, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [20, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_setting(share, lm, stopped, unbroken, token_data, monkeypatch, tmp_path):
-    """share: every tenth change, or all."""
+    """share: of the changes one in so many is tried."""
     data = shutil.copytree(token_data, tmp_path / "data")
     shutil.copytree(stopped, tmp_path / "run-0")
     monkeypatch.chdir(tmp_path)

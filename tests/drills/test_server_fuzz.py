@@ -171,7 +171,7 @@ class Neighbour:
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize("cases", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [50, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_requests_of_every_kind(cases, token_data, tmp_path):
     model, seen, start = save_run(tmp_path, token_data), Counter(), time.monotonic()
     limits = Limits(max_tokens=MAX_TOKENS, seconds=20.0, arrival=1.0)

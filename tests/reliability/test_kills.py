@@ -51,7 +51,7 @@ def is_saving(run: Path) -> bool:
     return any(run.glob(".*.ckpt.*.tmp"))
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.torture)])
 def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, figure, tmp_path):
     whole, seconds = unbroken
     done = finished = in_saves = 0

@@ -57,7 +57,7 @@ def race(folder: Path, stale: bool, delay: float) -> list[str]:
     return sorted({10: "won", 20: "refused"}.get(code, "failed") for code in codes)
 
 
-@pytest.mark.parametrize("races", [100, pytest.param(1000, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("races", [40, pytest.param(1000, marks=pytest.mark.torture)])
 def test_of_two_runs_one_has_the_folder(races, rng, figure, capfd, tmp_path):
     for number in range(races):
         assert race(tmp_path / str(number), number % 2 == 1, rng.choice([0, 0, 0.001])) == ["refused", "won"]
