@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
-from lm.machine import keep_large_blocks, use_granted_cores, wait_briefly
+from lm.contention import choose_waiting
+from lm.machine import keep_large_blocks, use_granted_cores
 from lm.signals import interruptible
 
 HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
@@ -107,11 +108,11 @@ COMMANDS = {
     "verify": lambda argv: run_verify(argv[1:]),
 }
 TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # that read the settings of a run
+COMPUTING = (*TRAINING, "generate", "serve", "test")  # on as many threads as there are cores
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    wait_briefly()
     try:
         with interruptible(argv[0]) if argv and argv[0] in TRAINING else nullcontext():
             return run_command(argv)
@@ -135,6 +136,8 @@ def run_command(argv: list[str]) -> int:
         if argv[0] not in COMMANDS:
             meant = did_you_mean(argv[0], COMMANDS)
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`{meant}")
+        if argv[0] in COMPUTING:
+            choose_waiting()
         with training() if argv[0] in TRAINING else nullcontext():
             COMMANDS[argv[0]](argv)
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from pathlib import Path
 BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal: the columns of /proc/stat that are not idle
 MANY, FEW = 0.3, 0.15  # cores missing; between the two, what was said before still holds
 SHORTEST = 0.3  # seconds; the clocks of /proc tick a hundred times a second
+BRIEFLY = "1000"  # rounds of spinning, some 0.05 ms
 
 
 class OtherPrograms:
@@ -43,7 +44,24 @@ class OtherPrograms:
         if not self.in_the_way:
             return "other programs have left the processor to us"
         cores = len(os.sched_getaffinity(0))
-        return f"other programs take {self.taken:.1f} of {cores} cores, and this run is slower than it would be alone"
+        remedy = "" if "GOMP_SPINCOUNT" in os.environ else "; started again beside them, it would lose less"
+        return f"other programs take {self.taken:.1f} of {cores} cores, and this run is slower than alone{remedy}"
+
+
+def choose_waiting() -> None:
+    """Let threads that wait for each other give up their cores soon where other programs want them.
+
+    libgomp's threads spin for milliseconds at the end of every parallel product. On a quiet machine nothing is faster;
+    beside another program they keep its core from the very thread that they wait for (docs/performance.md). libgomp
+    reads the setting when torch is imported: call this before. What the environment says already, counts.
+    """
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or not hasattr(os, "sched_getaffinity"):
+        return
+    others = OtherPrograms(threads=len(os.sched_getaffinity(0)))
+    time.sleep(SHORTEST)
+    others.look()
+    if others.in_the_way:
+        os.environ["GOMP_SPINCOUNT"] = BRIEFLY
 
 
 def ran_on_our_cores(proc: Path) -> float | None:

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers from <malloc.h>
-SPIN_COUNT = "2000"  # rounds of waiting, some 0.1 ms
 
 
 def keep_large_blocks() -> None:
@@ -27,17 +26,6 @@ def keep_large_blocks() -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def wait_briefly() -> None:
-    """Threads that wait for each other give up their cores soon, unless the environment says otherwise.
-
-    libgomp's threads spin for some milliseconds at the end of every parallel product, which costs nothing as long as
-    each has a core of its own. Beside another program a thread without a core is waited for by threads that keep the
-    cores from it, and a run can slow down tenfold. libgomp reads the setting when torch is imported: call it before.
-    """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def granted_cores(quota: str | os.PathLike = "/sys/fs/cgroup/cpu.max") -> int:

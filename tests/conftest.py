@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from lm.machine import wait_briefly
 from tokenization import END_OF_TEXT, Tokenizer, formats
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens
@@ -22,7 +21,7 @@ from tokenization.pretokenization import count_pretokens
 # What a shell starts with & ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
-wait_briefly()  # where a test starts processes with more threads
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # tests run side by side; see lm/contention.py
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
