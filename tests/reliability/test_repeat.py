@@ -101,20 +101,18 @@ def assert_repeated(run: Path, again: Path, steps: int) -> None:
 
 @pytest.mark.repeat
 def test_the_demo_repeats_itself(stories, tmp_path):
-    """Twelve steps twice; the third time they are killed at the ninth, and go on after the sixth."""
+    """Twelve steps, and again: this time killed in the ninth, and gone on with after the sixth in another process."""
     settings = {"trainer.max_steps": 12, "trainer.val_check_interval": 12, "checkpoints.every_n_steps": 6}
     settings |= {"model.compile": "true"}
-    whole, again, killed = (tmp_path / name for name in ("whole", "again", "killed"))
-    for run in (whole, again):
-        assert fit(stories, "configs/demo.yaml", run, settings) == 0, Path(f"{run}.log").read_text()
-    words = Path(f"{whole}.log").read_text()
-    assert "attention blocks, loss in chunks, compiled" in words  # or another run would be repeated than the demo's
-    assert_repeated(whole, again, 12)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    logs = [Path(f"{run}.log") for run in (whole, again)]
+    assert fit(stories, "configs/demo.yaml", whole, settings) == 0, logs[0].read_text()
+    assert "attention blocks, loss in chunks, compiled" in logs[0].read_text()  # as the demo is
     kill = settings | {"trainer.callbacks+": "killer.KillAt", "trainer.callbacks.step": 9}
-    assert fit(stories, "configs/demo.yaml", killed, kill) == -signal.SIGKILL, Path(f"{killed}.log").read_text()
-    assert fit(stories, "configs/demo.yaml", killed, settings) == 0, Path(f"{killed}.log").read_text()
-    assert f"going on from {killed / LAST}, step 6" in Path(f"{killed}.log").read_text()
-    assert_repeated(whole, killed, 12)
+    assert fit(stories, "configs/demo.yaml", again, kill) == -signal.SIGKILL, logs[1].read_text()
+    assert fit(stories, "configs/demo.yaml", again, settings) == 0, logs[1].read_text()
+    assert f"going on from {again / LAST}, step 6" in logs[1].read_text()
+    assert_repeated(whole, again, 12)
 
 
 @pytest.mark.slow
