@@ -55,7 +55,7 @@ checkpoints/demo/.trained: data/demo/train.bin data/demo/valid.bin
 	@touch $@
 
 demo: .venv/.installed checkpoints/demo/.trained
-	$(BIN)/lm validate -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/best.ckpt
+	$(BIN)/lm validate checkpoints/demo
 	@echo
 	$(BIN)/lm generate checkpoints/demo/best.ckpt --prompt "Once upon a time" --temperature 0.6 --max-new-tokens 250 --seed 1
 	@printf '%s\n' "" \
