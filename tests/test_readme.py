@@ -63,7 +63,7 @@ def test_readme_commands_run_in_order(workplace: Path) -> None:
         assert "Traceback" not in done.stderr, command
         outputs[command.split(" -")[0]] = done.stdout
     assert outputs["lm generate checkpoints/demo/best.ckpt"].startswith("Once upon a time")
-    assert "val/bits_per_byte" in outputs["lm validate"]
+    assert "val/bits_per_byte" in outputs["lm validate checkpoints/demo"]
     for run in ("demo", "mine"):
         names = {path.name for path in (workplace / "checkpoints" / run).iterdir()}
         assert {"config.yaml", "last.ckpt", "best.ckpt", "tokenizer"} <= names
