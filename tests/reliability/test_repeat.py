@@ -23,7 +23,7 @@ from tokenization.pretokenization import count_pretokens
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
-SMALLER = {"trainer.max_steps": 4, "trainer.accumulate_grad_batches": 1, "data.batch_size": 2}
+SMALLER = {"trainer.max_steps": 4, "trainer.accumulate_grad_batches": 1, "data.batch_size": 4}
 KILLER = """
 import os, signal
 from lightning.pytorch.callbacks import Callback
