@@ -13,8 +13,21 @@ import math
 
 from lm.attention import MultiHeadSelfAttention
 from lm.layers import RMSNorm, SiLUFeedForward, SwiGLU
+from lm.support import Support
 from lm.transformer import TransformerLM
+from tokenization import InputError
 
+SUPPORT = Support(
+    part="the accounting of parameters, FLOPs and memory",
+    remedy="teach it in lm/accounting.py and lm/activations.py",
+    options={
+        "norm_position": ("pre", "post", "none"),
+        "position_encoding": ("rope", "none"),
+        "feed_forward": ("swiglu", "silu"),
+        "tie_embeddings": (False, True),
+        "qk_norm": (False, True),
+    },
+)
 # scores: Q K^T, softmax, and the weights times V. head: lm_head and the loss.
 PARTS = ("embeddings", "norms", "projections", "scores", "feed-forward", "head")
 OWNERS = {"token_embeddings": "embeddings", "attn": "projections", "ffn": "feed-forward", "lm_head": "head"}
@@ -49,6 +62,7 @@ def part_of(name: str) -> str:
 
 def parameters_by_part(model: TransformerLM) -> dict[str, int]:
     """Numbers, not bytes; a weight that two parts share is counted once, in the first."""
+    SUPPORT.check(model)
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         counts[part_of(name)] += parameter.numel()
@@ -61,6 +75,7 @@ def forward_flops(model: TransformerLM, context_length: int | None = None) -> di
     As the handout counts: every query with every key, though the causal half would do, and the table's rows that
     stand for tokens.
     """
+    SUPPORT.check(model)
     length = context_length or model.context_length
     flops = dict.fromkeys(PARTS, 0)
     d_model = model.token_embeddings.weight.shape[1]
@@ -99,6 +114,7 @@ def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, 
     Norms, Q K V, Q K^T, softmax, the weighted sum, the output projection, the feed-forward network, the logits, and
     the cross-entropy on them. The edition of 2025 counts a network of two products, though its model has three.
     """
+    SUPPORT.check(model)
     length, d_model = model.context_length, model.token_embeddings.weight.shape[1]
     kept = dict.fromkeys(PARTS, 0)
     kept["head"] = 2 * length * model.vocab_size
@@ -117,7 +133,13 @@ def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, 
 def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
     """Numbers that the optimizer keeps: AdamW two for each parameter, Muon one for those of the layers' matrices."""
     matrices = sum(weight.numel() for weight in model.layers.parameters() if weight.ndim == 2)
-    return 2 * model.num_parameters() - (matrices if optimizer == "muon" else 0)
+    kept = {"adamw": 2 * model.num_parameters(), "muon": 2 * model.num_parameters() - matrices}
+    if optimizer not in kept:
+        raise InputError(
+            f"the accounting of memory does not know what optimizer {optimizer} keeps, only {' or '.join(kept)};"
+            " teach it in lm/accounting.py"
+        )
+    return kept[optimizer]
 
 
 def state_bytes(model: TransformerLM, optimizer: str = "adamw") -> dict[str, int]:

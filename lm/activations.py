@@ -22,7 +22,7 @@ from jsonargparse import Namespace
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lm.accounting import PARTS, state_bytes, worth_compiling
+from lm.accounting import PARTS, SUPPORT, state_bytes, worth_compiling
 from lm.attention import MultiHeadSelfAttention
 from lm.checkpoint import MODEL_SETTINGS
 from lm.fast import ROWS, _spans, choose_attention
@@ -66,6 +66,7 @@ def make_model(settings: Mapping[str, Any]) -> TransformerLM:
 
 def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> dict[str, int]:
     """Bytes kept for batch_size texts of the context length, by part. settings: those of a TransformerLM."""
+    SUPPORT.check(make_model(settings))
     if how.compiled:
         first, second = (_compiled({**settings, "num_layers": layers}, batch_size, how) for layers in (1, 2))
     else:

@@ -22,7 +22,20 @@ from torch import Tensor
 from lm.attention import scaled_dot_product_attention
 from lm.layers import SwiGLU, silu
 from lm.layouts import choose_layout, lay_out
+from lm.support import Support
 from lm.transformer import TransformerBlock, TransformerLM
+
+SUPPORT = Support(
+    part="generation with a cache",
+    remedy="use_cache=False generates from the model as it is, slowly",
+    options={
+        "norm_position": ("pre", "post", "none"),
+        "position_encoding": ("rope", "none"),
+        "feed_forward": ("swiglu", "silu"),
+        "tie_embeddings": (False, True),
+        "qk_norm": (False, True),
+    },
+)
 
 
 class Reader:
@@ -154,6 +167,7 @@ class CachedReader(Reader):
     """
 
     def __init__(self, model: TransformerLM, batch_size: int, dtype: torch.dtype):
+        SUPPORT.check(model)
         super().__init__(model)
         self.dtype, self.embeddings = dtype, model.token_embeddings.weight.detach()
         # Zeros: what a row has not filled has an attention weight of 0, and 0 times an unset NaN would be NaN.

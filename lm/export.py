@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
-from lm.layers import SwiGLU
 from lm.run_folder import refuse_names_of_runs
 from lm.strict_json import to_json
+from lm.support import Support
 from lm.transformer import TransformerBlock, TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.errors import ArgumentParser
@@ -49,36 +49,37 @@ OTHER_NAMES = {
     "ln_final": ("model.norm", "output_norm"),
     "lm_head": ("lm_head", "output"),
 }
+SUPPORT = Support(
+    part="export as a Llama",
+    remedy="`--format safetensors` takes any model",
+    options={
+        "norm_position": ("pre",),
+        "position_encoding": ("rope",),
+        "feed_forward": ("swiglu",),
+        "tie_embeddings": (False, True),
+        "qk_norm": (False,),
+    },
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def llama_settings(model: TransformerLM) -> dict[str, Any]:
     """Returns transformers' config.json; raises InputError where the model is not a Llama."""
+    SUPPORT.check(model)
     block = cast(TransformerBlock, model.layers[0])
-    attn, ffn = block.attn, block.ffn
-    objections = {
-        f"its norm_position is {block.norm_position}, and a Llama's is pre": block.norm_position != "pre",
-        "it has no position encoding, and a Llama has RoPE": attn.rope is None,
-        "its feed_forward is silu, and a Llama's is swiglu": not isinstance(ffn, SwiGLU),
-        "it has qk_norm, which a Llama does not have": attn.q_norm is not None,
-    }
-    for objection, holds in objections.items():
-        if holds:
-            raise InputError(f"this model cannot be exported: {objection}; `--format safetensors` takes any model")
-    assert attn.rope is not None
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": model.vocab_size,
         "hidden_size": model.token_embeddings.weight.shape[1],
-        "intermediate_size": ffn.w1.weight.shape[0],
+        "intermediate_size": block.ffn.w1.weight.shape[0],
         "num_hidden_layers": len(model.layers),
         "num_attention_heads": model.num_heads,
         "num_key_value_heads": model.num_heads,
         "head_dim": model.d_k,
         "hidden_act": "silu",
         "rms_norm_eps": block.ln1.eps,
-        "rope_theta": attn.rope.theta,
+        "rope_theta": model.settings["rope_theta"],
         "max_position_embeddings": model.context_length,
         "attention_bias": False,
         "mlp_bias": False,

@@ -17,6 +17,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lm.support import Support
+
+SUPPORT = Support(
+    part="the fast path",
+    remedy="set model.fast to false",
+    options={
+        "norm_position": ("pre", "post", "none"),
+        "position_encoding": ("rope", "none"),
+        "feed_forward": ("swiglu", "silu"),
+        "tie_embeddings": (False, True),
+        "qk_norm": (False, True),
+    },
+)
 BLOCK = 128  # queries; measured best, or near it, from 128 to 4096 positions
 ROWS = 512  # of logits at a time: 10 MB of bfloat16 with a vocabulary of 10,000
 GPU_LOGITS = 1 << 26  # at a time on a GPU, which wants few and large operations: 256 MB of float32

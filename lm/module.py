@@ -5,6 +5,7 @@ What is computed in each part is in the files it imports; what is watched meanwh
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from lm.muon import Muon
 from lm.nonfinite import SkippedSteps, spread_nonfinite
 from lm.optimizer import AdamW, clip_gradients
 from lm.schedule import SCHEDULES
-from lm.transformer import TransformerLM
+from lm.transformer import TransformerLM, check_choice
 from tokenization import InputError
 
 
@@ -123,8 +124,9 @@ class LanguageModel(LightningModule):
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
             if not 0 <= self.hparams[name] < math.inf:
                 raise ValueError(f"{name} is {self.hparams[name]}; it must be finite, and not negative")
-        if optimizer == "adamw" and muon_rate != 1:
-            raise ValueError(f"muon_rate is {muon_rate}, which has no effect on optimizer adamw; leave it out")
+        check_choice("optimizer", optimizer, OPTIMIZERS)
+        if optimizer != "muon" and muon_rate != 1:
+            raise ValueError(f"muon_rate is {muon_rate}, which has no effect on optimizer {optimizer}; leave it out")
         if not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm is {max_gradient_norm}; it must be above 0; .inf never scales")
         if max_skipped_steps < 1:
@@ -156,8 +158,11 @@ class LanguageModel(LightningModule):
             return
         if attention == "auto":
             attention = choose_attention(device, self.model.context_length)
-        if self.device_mesh is not None and self.hparams["optimizer"] == "muon":
-            raise InputError("model.optimizer muon needs whole matrices, which trainer.strategy fsdp cuts; take adamw")
+        if self.device_mesh is not None and self.hparams["optimizer"] != "adamw":
+            raise InputError(
+                f"model.optimizer {self.hparams['optimizer']} needs whole matrices, which trainer.strategy fsdp cuts;"
+                " take adamw"
+            )
         compiled = self.trainer.state.fn == "fit" and self.should_compile(device)
         keep_logits = compiled and device == "cuda" and self.logits_fit()
         self.model.speed_up(attention, joint_products=device != "cpu", keep_logits=keep_logits)
@@ -272,14 +277,15 @@ class LanguageModel(LightningModule):
         nats, tokens, bad = totals.tolist()
         return nats / tokens, int(bad)
 
-    def configure_optimizers(self) -> AdamW:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = {name: self.hparams[name] for name in ("weight_decay", "betas", "eps")}
-        settings["compiled"] = self.compile_optimizer
-        if self.hparams["optimizer"] == "adamw":
-            return AdamW(self.parameters(), lr=0.0, **settings)
-        half = self._trainer is not None and str(self.trainer.precision).startswith("bf16")
-        dtype = torch.bfloat16 if half else torch.float32
-        return Muon(self.model, rate=self.hparams["muon_rate"], dtype=dtype, lr=0.0, **settings)
+        optimizer = OPTIMIZERS[self.hparams["optimizer"]](self, lr=0.0, compiled=self.compile_optimizer, **settings)
+        if not hasattr(optimizer, "take"):
+            raise InputError(
+                f"model.optimizer {self.hparams['optimizer']} would train on numbers that are not finite: its class,"
+                f" {type(optimizer).__name__}, has no `take`, by which a GPU skips a step; see AdamW"
+            )
+        return optimizer
 
     def learning_rate(self, step: int) -> float:
         """Of optimizer step number `step`, counted from 1: the first step moves the weights, too."""
@@ -334,6 +340,19 @@ class LanguageModel(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "skipped_steps" in checkpoint:  # not where weights alone were imported
             self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
+
+
+def make_adamw(task: LanguageModel, **settings: Any) -> AdamW:
+    return AdamW(task.parameters(), **settings)
+
+
+def make_muon(task: LanguageModel, **settings: Any) -> Muon:
+    half = task._trainer is not None and str(task.trainer.precision).startswith("bf16")
+    dtype = torch.bfloat16 if half else torch.float32
+    return Muon(task.model, rate=task.hparams["muon_rate"], dtype=dtype, **settings)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": make_adamw, "muon": make_muon}
 
 
 def as_figure(value: Any) -> Tensor:

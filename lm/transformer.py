@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lm.attention import CAUSAL_ATTENTIONS, MultiHeadSelfAttention, head_width
-from lm.fast import linear_cross_entropy, whole_cross_entropy
+from lm.fast import SUPPORT, linear_cross_entropy, whole_cross_entropy
 from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU
 from lm.loss import cross_entropy
 
@@ -97,7 +97,10 @@ class TransformerLM(nn.Module):
         device=None,
         dtype=None,
     ):
+        arguments = locals()
         super().__init__()
+        unsaid = ("self", "__class__", "device", "dtype")
+        self.settings = {name: value for name, value in arguments.items() if name not in unsaid}
         check_choice("norm_position", norm_position, NORM_POSITIONS)
         check_choice("position_encoding", position_encoding, POSITION_ENCODINGS)
         check_choice("feed_forward", feed_forward, FEED_FORWARDS)
@@ -159,6 +162,7 @@ class TransformerLM(nn.Module):
         keep_logits: for training, the loss from whole logits; worth it only where the model is compiled for a GPU.
         """
         check_choice("attention", attention, CAUSAL_ATTENTIONS)
+        SUPPORT.check(self)
         self.fast, self.keep_logits = True, keep_logits
         for module in self.modules():
             if isinstance(module, MultiHeadSelfAttention):

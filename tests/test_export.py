@@ -215,11 +215,11 @@ def test_a_weight_beyond_the_dtype_is_refused(command, size, lm, token_data, tmp
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"norm_position": "post"}, "norm_position is post"),
-        ({"norm_position": "none"}, "norm_position is none"),
-        ({"position_encoding": "none"}, "no position encoding"),
-        ({"feed_forward": "silu"}, "feed_forward is silu"),
-        ({"qk_norm": True}, "qk_norm"),
+        ({"norm_position": "post"}, "norm_position post, only pre"),
+        ({"norm_position": "none"}, "norm_position none, only pre"),
+        ({"position_encoding": "none"}, "position_encoding none, only rope"),
+        ({"feed_forward": "silu"}, "feed_forward silu, only swiglu"),
+        ({"qk_norm": True}, "qk_norm True, only False"),
     ],
 )
 def test_what_is_no_llama_is_refused(settings, reason, lm, token_data, tmp_path):
