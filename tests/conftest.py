@@ -1,18 +1,18 @@
 """Shared by the tests: GPT-2's own vocabulary, rebuilt from its merges; a small tokenizer; random text; token files
 to train on, and the command `lm` on a tiny model. What only one file needs stands in that file."""
 
-import contextlib
 import gzip
-import io
 import json
 import os
 import random
 import signal
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers import FIXTURES, ROOT
+from helpers.commands import run_lm
+from helpers.runs import SETTINGS
 
 from tokenization import END_OF_TEXT, Tokenizer, formats
 from tokenization.bpe import learn_merges
@@ -22,8 +22,6 @@ from tokenization.pretokenization import count_pretokens
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # tests run side by side; see lm/contention.py
-
-FIXTURES = Path(__file__).parent / "fixtures"
 
 STORY = """Once upon a time there was a little cat. The cat's name was Tom, and Tom didn't like the rain.
 One day it rained and rained.  "We'll play inside," said the cat. They played all day, and they were happy.
@@ -119,32 +117,13 @@ def token_data(tmp_path_factory) -> Path:
     return folder
 
 
-DEBUG = Path(__file__).parent.parent / "configs" / "debug.yaml"
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
+DEBUG = ROOT / "configs" / "debug.yaml"
 
 
 @pytest.fixture(scope="session")
 def lm():
     """lm(*arguments) runs the command in this process -> its exit code and what it wrote."""
-
-    def run(*arguments: object) -> Result:
-        from lm.__main__ import main
-
-        streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2)]
-        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-            try:
-                code = main([str(argument) for argument in arguments])
-            except SystemExit as leaving:  # argparse
-                code = int(leaving.code or 0)
-        return Result(code, *(stream.buffer.getvalue().decode() for stream in streams))  # type: ignore[attr-defined]
-
-    return run
+    return run_lm
 
 
 @pytest.fixture(scope="session")
@@ -171,3 +150,26 @@ def fit_arguments(token_data):
         return ["fit", "-c", DEBUG, *(f"--{name}={value}" for name, value in settings.items()), *more]
 
     return arguments
+
+
+@pytest.fixture(scope="session")
+def whole_run(lm, fit_arguments, tmp_path_factory) -> Path:
+    """A run of 14 steps, validated at 4, 8, 12 and 14, saved at 3, 4, 6, 8, 9, 12 and 14; to be read, not changed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    result = lm(*fit_arguments(run, *SETTINGS))
+    assert (result.code, result.err) == (0, "")
+    return run
+
+
+@pytest.fixture(scope="session")
+def stopped_run(lm, fit_arguments, tmp_path_factory) -> Path:
+    """The same run, ended by SIGTERM after step 6; to be copied."""
+    from helpers.faults import Moment, send
+
+    from lm.module import LanguageModel
+
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        Moment(LanguageModel, "training_step", 6, send(signal.SIGTERM)).arm(patch)
+        assert lm(*fit_arguments(run, *SETTINGS)).code == 143
+    return run

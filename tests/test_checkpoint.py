@@ -13,6 +13,7 @@ import zipfile
 
 import pytest
 import torch
+from helpers.checkpoints import Calls, archive, sign
 
 from lm.checkpoint import MODEL_SETTINGS, OLDER, load_checkpoint, load_model, load_tokenizer, save_checkpoint, verify
 from lm.checks import compare_settings
@@ -61,18 +62,6 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, mon
 
 
 # --- the manifest and its digest -------------------------------------------------------------------------------------
-
-
-def sign(content: bytes, manifest: str = '{"step": 3}') -> bytes:
-    """As save_checkpoint ends a file, written here a second time."""
-    content += b"\n" + manifest.encode() + b"\n"
-    return content + b"sha256 " + hashlib.sha256(content).hexdigest().encode() + b"\n"
-
-
-def archive(content: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def test_the_file_is_an_archive_a_manifest_and_a_digest(tmp_path, small):
@@ -138,16 +127,6 @@ def test_a_changed_tokenizer_is_noticed_and_named(tmp_path, small):
 
 
 # --- what strangers send ---------------------------------------------------------------------------------------------
-
-
-class Calls:
-    """Pickled, it asks the reader to call something."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 def packed(content: bytes) -> bytes:

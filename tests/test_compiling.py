@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from lm import compiling
 from lm.compiling import compile_or_run, cut_off_libraries, is_cut_off
@@ -167,7 +168,7 @@ print(round(loss.item(), 3), round(x.grad.sum().item(), 3))
 def test_every_file_of_the_cache_damaged(tmp_path):
     """Each kind in each way, as Inductor wrote them itself; the next run finds nothing wrong any more."""
     cache, whole = tmp_path / "cache", tmp_path / "whole"
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
 
     def run() -> tuple[str, list[str]]:
         command = [sys.executable, "-c", PROGRAM]
@@ -199,7 +200,7 @@ def test_every_file_of_the_cache_damaged(tmp_path):
 def test_compilations_that_are_killed(tmp_path):
     """At whatever moment, with the compilers that they have started; the next run goes on with what they leave."""
     cache, rng = tmp_path / "cache", random.Random(0)
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM]
     start = time.monotonic()
     whole = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -3,16 +3,16 @@ and that a committed configuration means what PyYAML makes of it."""
 
 import math
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from lm.config_files import check_config, load
 from lm.report import flatten
 from tokenization import InputError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 SCALARS = {  # by the core schema of YAML 1.2.2, chapter 10.3
     "010": 10,

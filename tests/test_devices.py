@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from events import read_events
+from helpers import ROOT
+from helpers.events import read_events
 
 from lm.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parent.parent
 STEPS = (
     "--trainer.max_steps=8",
     "--model.warmup_steps=4",

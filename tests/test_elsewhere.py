@@ -9,8 +9,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from served import Running
-from test_export import save_run
+from helpers.models import save_run
+from helpers.serving import Running
 
 from lm.checkpoint import TOKENIZER
 from tokenization import Tokenizer

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_export import save_run
+from helpers.models import save_run
 from torch.nn import functional
 
 from lm.evaluation import document_windows, file_windows, score_documents, split_documents, total_losses

@@ -8,33 +8,16 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from helpers.models import VARIANTS, save_run
 from safetensors.torch import load_file
-from test_checkpoint import SETTINGS
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lm.checkpoint import BEST, TOKENIZER, load_checkpoint, load_model, save_checkpoint
+from lm.checkpoint import BEST, TOKENIZER, load_checkpoint, save_checkpoint
 from lm.export import half_split
 from lm.generation import generate
 from lm.sampling import Sampling
-from lm.transformer import TransformerLM
 from tokenization import Tokenizer
 from tokenization.pretokenization import PATTERNS
-
-SHAPE = {"vocab_size": 320, "context_length": 32, "d_model": 64, "num_layers": 2, "num_heads": 4, "rope_theta": 500.0}
-VARIANTS = {"plain": {}, "tied": {"tie_embeddings": True}, "padded": {"vocab_multiple": 192}}
-
-
-def save_run(folder, token_data, **settings) -> TransformerLM:
-    torch.manual_seed(0)
-    settings = SETTINGS | {"vocab_multiple": 1, "tie_embeddings": False, "qk_norm": False} | SHAPE | settings
-    model = TransformerLM(**settings)
-    for weight in model.parameters():
-        if weight.ndim == 1:  # gains that are not all 1
-            weight.data = 1 + 0.3 * torch.randn_like(weight)
-    weights = {f"model.{name}": weight for name, weight in model.state_dict().items()}
-    Tokenizer.load(token_data / "tok").save(folder / TOKENIZER)
-    save_checkpoint({"state_dict": weights, "hyper_parameters": settings, "global_step": 3}, folder / BEST)
-    return load_model(folder / BEST)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)

@@ -5,10 +5,10 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm.accounting import forward_flops_per_token, training_flops_per_token
@@ -362,8 +362,7 @@ def test_contradictory_settings(lm, fit_arguments, tmp_path):
 
 
 def test_without_a_compiler_it_trains_all_the_same(fit_arguments, tmp_path):
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root), "CXX": "no-such-compiler", "PATH": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CXX": "no-such-compiler", "PATH": ""}
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
     few = ("--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--model.compile=true")
     command = [sys.executable, "-m", "lm", *map(str, fit_arguments(tmp_path / "run", *few))]

@@ -12,7 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from events import read_events
+from helpers import ROOT
+from helpers.events import read_events
+from helpers.runs import SETTINGS, STEPS, TIMED, same
 from lightning import LightningModule, Trainer
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -24,20 +26,6 @@ from lm.module import LanguageModel
 from lm.recovery import Checkpoints
 from lm.schedule import cosine_warmup
 from tokenization import InputError, TokenFile
-
-ROOT = Path(__file__).parent.parent
-TIMED = ("train/tokens_per_second", "train/mfu", "train/peak_memory_gb")
-
-
-def same(a, b) -> bool:
-    """Equal, and tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -75,10 +63,6 @@ def cut_run(lm, fit_arguments):
                 lm(*fit_arguments(folder, *settings))
 
     return run
-
-
-STEPS, INTERVAL = 14, 4
-SETTINGS = [f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={INTERVAL}", "--checkpoints.every_n_steps=3"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from test_export import save_run
+from helpers.models import save_run
 
 from lm.checkpoint import BEST, load_model, load_tokenizer
 from lm.generation import Writer, generate

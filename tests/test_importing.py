@@ -8,36 +8,14 @@ import shutil
 import pytest
 import torch
 import yaml
+from helpers.llamas import SIZES, save_llama
+from helpers.models import SHAPE, VARIANTS, save_run
 from safetensors.torch import load_file, save_file
-from test_export import SHAPE, VARIANTS, save_run
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lm.checkpoint import BEST, TOKENIZER, load_checkpoint, load_model
 from lm.llama import model_settings
 from tokenization import InputError, Tokenizer
-from tokenization.interchange import export_huggingface
-
-SIZES = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 32,
-}
-
-
-def save_llama(folder, token_data, shards="5GB", **settings) -> LlamaForCausalLM:
-    """What transformers itself writes."""
-    torch.manual_seed(1)
-    rope = {"rope_type": "default", "rope_theta": 777.0}
-    config = LlamaConfig(**{**SIZES, "rms_norm_eps": 1e-5, "rope_parameters": rope} | settings)
-    model = LlamaForCausalLM(config)
-    for weight in model.parameters():
-        weight.data = torch.randn_like(weight) * 0.2 + (weight.ndim == 1)
-    model.save_pretrained(folder, max_shard_size=shards)
-    export_huggingface(Tokenizer.load(token_data / "tok"), folder / "tokenizer.json")
-    return model
 
 
 @torch.inference_mode()

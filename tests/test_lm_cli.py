@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 
 from lm.__main__ import COMMANDS
 from lm.checkpoint import MODEL_SETTINGS
 from lm.transformer import TransformerLM
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 

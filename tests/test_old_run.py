@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import FIXTURES
-from events import read_events
+from helpers import FIXTURES
+from helpers.events import read_events
 from safetensors.torch import load_file
 
 from lm.checkpoint import load_checkpoint

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from events import read_events
-from test_fit import ROOT, SETTINGS, STEPS, TIMED, same
+from helpers.events import read_events
+from helpers.faults import Moment, send, spoil_gradient, spoil_loss, watch_weights
+from helpers.processes import start, wait_until
+from helpers.runs import SETTINGS, STEPS, TIMED, same
 
-from lm import nonfinite, recovery, transformer
+from lm import nonfinite, recovery
 from lm.callbacks import TextSamples
 from lm.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 from lm.events import read_curves
@@ -70,31 +71,6 @@ def assert_joined(cut: Path, whole: Path) -> None:
     ]
 
 
-class Moment:
-    """Calls an action when one of the run's functions is called for the nth time, before or after its work."""
-
-    def __init__(self, owner, name, count: int, action, after: bool = False):
-        self.owner, self.name, self.count, self.action, self.after = owner, name, count, action, after
-
-    def arm(self, patch: pytest.MonkeyPatch) -> None:
-        original, calls = getattr(self.owner, self.name), [0]
-
-        def wrapper(*args, **kwargs):
-            calls[0] += 1
-            if calls[0] == self.count and not self.after:
-                self.action()
-            result = original(*args, **kwargs)
-            if calls[0] == self.count and self.after:
-                self.action()
-            return result
-
-        patch.setattr(self.owner, self.name, wrapper)
-
-
-def send(signum: int):
-    return lambda: os.kill(os.getpid(), signum)
-
-
 class Broken(Exception):
     pass
 
@@ -135,22 +111,6 @@ def test_a_signal_saves_and_the_run_goes_on(moment, variant, signum, lm, fit_arg
     assert_joined(tmp_path / "run", whole[variant])
 
 
-def start(arguments: list[object], **settings) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lm", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings
-    )
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("that has not come about")
-
-
 ENDLESS = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", "--checkpoints.every_n_steps=20"]
 
 
@@ -158,7 +118,7 @@ ENDLESS = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", 
 def test_the_exit_code_of_a_real_process(signum, code, fit_arguments, tmp_path):
     run = tmp_path / "run"
     process = start(fit_arguments(run, *ENDLESS, "--data.num_workers=1"), start_new_session=True)
-    wait_for((run / "last.ckpt").exists)
+    wait_until((run / "last.ckpt").exists)
     os.killpg(process.pid, signum)  # as a terminal does: to the workers, too
     out, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
@@ -177,16 +137,13 @@ def test_a_second_interrupt_leaves_at_once(fit_arguments, tmp_path):
         "from lm.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    arguments = map(str, fit_arguments(run, *ENDLESS, "--checkpoints.every_n_steps=100000"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, program, *arguments], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: (run / "config.yaml").exists())
+    arguments = fit_arguments(run, *ENDLESS, "--checkpoints.every_n_steps=100000")
+    process = start(arguments, (program,), stderr=None)
+    wait_until(lambda: (run / "config.yaml").exists())
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
-    wait_for(lambda: "saving" in process.stdout.readline())
+    wait_until(lambda: "saving" in process.stdout.readline())
     before = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=5) == 130
@@ -273,43 +230,6 @@ def test_a_full_disk_does_not_end_a_run(lm, fit_arguments, whole, monkeypatch, t
 
 
 # --- numbers that are none -------------------------------------------------------------------------------------------
-
-
-def spoil_loss(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
-    """The loss of these steps is NaN, although the gradient that it has by itself is finite."""
-    original = transformer.linear_cross_entropy
-    step = LanguageModel.training_step
-
-    def training_step(self, batch, batch_idx):
-        patch.setattr(transformer, "linear_cross_entropy", lambda *args: original(*args) + spoilt)
-        spoilt = torch.nan if self.global_step + 1 in bad else 0.0
-        return step(self, batch, batch_idx)
-
-    patch.setattr(LanguageModel, "training_step", training_step)
-
-
-def spoil_gradient(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
-    backward = LanguageModel.backward
-
-    def spoilt(self, loss, *args, **kwargs):
-        backward(self, loss, *args, **kwargs)
-        if self.global_step + 1 in bad:
-            next(self.parameters()).grad[0, 0] = torch.inf
-
-    patch.setattr(LanguageModel, "backward", spoilt)
-
-
-def watch_weights(patch: pytest.MonkeyPatch) -> dict[int, list[torch.Tensor]]:
-    """Weights and moments when each step ends."""
-    seen: dict[int, list[torch.Tensor]] = {}
-
-    def remember(self, trainer, pl_module, *_):
-        state = trainer.optimizers[0].state
-        moments = [value for weight in state for value in (state[weight]["m"], state[weight]["v"])]
-        seen[trainer.global_step] = [tensor.detach().clone() for tensor in [*pl_module.parameters(), *moments]]
-
-    patch.setattr(Throughput, "on_train_batch_start", remember)
-    return seen
 
 
 @pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
@@ -419,7 +339,7 @@ def test_nobody_reads_the_device():
 def test_a_second_run_in_a_folder_is_refused(lm, fit_arguments, tmp_path):
     run = tmp_path / "run"
     process = start(fit_arguments(run, *ENDLESS))
-    wait_for((run / "last.ckpt").exists)
+    wait_until((run / "last.ckpt").exists)
     for arguments in (fit_arguments(run, *SETTINGS, f"--ckpt_path={run / 'last.ckpt'}", "--trainer.max_steps=200000"),):
         result = lm(*arguments)
         assert (result.code, result.out) == (2, "")

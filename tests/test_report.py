@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from events import read_events
+from helpers.events import read_events
 
 from lm.events import read_curves
 from lm.report import by_number, differences, duration, find_runs

@@ -5,14 +5,13 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from test_fit import ROOT, SETTINGS, STEPS
-from test_recovery import Moment, send
+from helpers.faults import Moment, send
+from helpers.processes import start
+from helpers.runs import SETTINGS, STEPS
 
 from lm import command_line, module
 from lm.checkpoint import load_checkpoint
@@ -32,23 +31,13 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def stopped(lm, fit_arguments, tmp_path_factory) -> Path:
-    """A run that SIGTERM has ended after step 6."""
-    run = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        Moment(LanguageModel, "training_step", 6, send(signal.SIGTERM)).arm(patch)
-        assert lm(*fit_arguments(run, *SETTINGS)).code == 143
-    return run
-
-
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_before_training_a_signal_ends_at_once(
-    moment, signum, lm, fit_arguments, stopped, monkeypatch, capfd, tmp_path
+    moment, signum, lm, fit_arguments, stopped_run, monkeypatch, capfd, tmp_path
 ):
     owner, name = MOMENTS[moment]
-    run = Path(shutil.copytree(stopped, tmp_path / "run")) if signum == signal.SIGTERM else tmp_path / "run"
+    run = Path(shutil.copytree(stopped_run, tmp_path / "run")) if signum == signal.SIGTERM else tmp_path / "run"
     before = {path.name: path.read_bytes() for path in run.glob("*.ckpt")}
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     arguments = fit_arguments(run, *SETTINGS, "--ckpt_path=auto")
@@ -88,23 +77,20 @@ sys.exit(main(sys.argv[3:]))
 
 @pytest.mark.parametrize(("name", "signum"), [("numpy", signal.SIGTERM), ("lightning.pytorch.cli", signal.SIGINT)])
 def test_during_imports(name, signum, fit_arguments, tmp_path):
-    command = [sys.executable, "-c", IMPORTING, name, str(int(signum)), *map(str, fit_arguments(tmp_path / "run"))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 128 + signum
-    assert (done.stdout, done.stderr) == ("", f"\nlm fit: {signal.Signals(signum).name}; ended, nothing is lost\n")
+    process = start(fit_arguments(tmp_path / "run"), ("-c", IMPORTING, name, int(signum)))
+    written = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum
+    assert written == ("", f"\nlm fit: {signal.Signals(signum).name}; ended, nothing is lost\n")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_at_every_moment_of_a_real_run(signum, lm, fit_arguments, tmp_path):
+def test_at_every_moment_of_a_real_run(signum, fit_arguments, whole_run, tmp_path):
     """Processes are signalled ever later, and go on, until one ends well; then together they are one whole run."""
-    assert lm(*fit_arguments(tmp_path / "whole", *SETTINGS)).code == 0
-    run, environment = tmp_path / "run", os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lm", *map(str, fit_arguments(run, *SETTINGS, "--ckpt_path=auto"))]
+    run = tmp_path / "run"
     for trial in range(30):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = start(fit_arguments(run, *SETTINGS, "--ckpt_path=auto"))
         time.sleep(0.1 * 1.3**trial)
         process.send_signal(signum)
         out, err = process.communicate(timeout=60)
@@ -117,6 +103,6 @@ def test_at_every_moment_of_a_real_run(signum, lm, fit_arguments, tmp_path):
         assert "nothing is lost" in err or "goes on from step" in out
     else:
         raise AssertionError("no process has come to the end")
-    a, b = (load_checkpoint(folder / "last.ckpt") for folder in (run, tmp_path / "whole"))
+    a, b = (load_checkpoint(folder / "last.ckpt") for folder in (run, whole_run))
     assert a["global_step"] == b["global_step"]
     assert all(a["state_dict"][name].equal(b["state_dict"][name]) for name in b["state_dict"])

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from lm.divergence import RISE, LossWatch
 from lm.module import LanguageModel
 from lm.recovery import Checkpoints
 from lm.sweep_results import Results, edge_of_stability
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT
 
 from tokenization import END_OF_TEXT, TokenFile, Tokenizer, train_bpe
 from tokenization.__main__ import main
 
 TEXT = f"The cat's tale.\nThe cat saw the other cat, and the other cat saw her.{END_OF_TEXT}\nA hat! É 漢字 😀\n" * 20
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)

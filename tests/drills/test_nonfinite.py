@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from events import read_events
+from helpers import ROOT
+from helpers.events import read_events
 from torch.utils.tensorboard import SummaryWriter
 
 from lm import evaluation
@@ -36,7 +37,6 @@ SETTINGS = [
     "--samples.max_new_tokens=2",
 ]
 many = pytest.mark.slow
-ROOT = Path(__file__).parent.parent.parent
 
 
 def strict(text: str):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
+from helpers.models import save_run
 from torch.utils.tensorboard import SummaryWriter
 
 import tokenization.__main__
@@ -93,8 +95,6 @@ def test_every_output_is_known_for_one_and_has_a_call_that_works():
 @pytest.fixture(scope="module")
 def pristine(lm, token_data, tmp_path_factory) -> Path:
     """A folder with inputs for every command, and a file of every kind that there is."""
-    from test_export import save_run
-
     folder = tmp_path_factory.mktemp("pristine")
     (folder / "texts").mkdir()
     for name in ("text.txt", "texts/a.txt", "texts/b.txt"):
@@ -112,7 +112,7 @@ def pristine(lm, token_data, tmp_path_factory) -> Path:
     (folder / "site.html").write_text("<!doctype html>\n<html></html>")
     (folder / "empty").touch()
     (folder / "cellar").mkdir()
-    config = yaml.safe_load((Path(__file__).parents[2] / "configs/debug.yaml").read_text())
+    config = yaml.safe_load((ROOT / "configs/debug.yaml").read_text())
     config["trainer"] |= {"default_root_dir": "other", "max_steps": 2, "val_check_interval": 2, "log_every_n_steps": 1}
     config["trainer"] |= {"enable_progress_bar": False, "limit_val_batches": 1}
     config["model"] |= {"vocab_size": 320, "context_length": 16, "d_model": 16, "num_heads": 2, "warmup_steps": 1}

@@ -8,9 +8,6 @@ unbroken run's, bit for bit. What is tried follows from the parser, so that a se
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import types
 import typing
 from collections import Counter
@@ -18,13 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.processes import start
+from helpers.runs import STEPS, same
 from jsonargparse._typehints import ActionTypeHint
-from test_fit import ROOT, SETTINGS, STEPS, same
-from test_recovery import Moment, send
 
 from lm.checkpoint import load_checkpoint
 from lm.cli import LINKED, SettingsCLI
-from lm.module import LanguageModel
 
 Change = tuple[str, object]
 
@@ -106,23 +102,6 @@ def changes(run: Path, folder: Path, data: Path) -> list[Change]:
     return found
 
 
-@pytest.fixture(scope="module")
-def unbroken(lm, fit_arguments, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    assert lm(*fit_arguments(run, *SETTINGS)).code == 0
-    return run
-
-
-@pytest.fixture(scope="module")
-def stopped(lm, fit_arguments, tmp_path_factory) -> Path:
-    """The same, ended by SIGTERM after step 6."""
-    run = tmp_path_factory.mktemp("stopped") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        Moment(LanguageModel, "training_step", 6, send(signal.SIGTERM)).arm(patch)
-        assert lm(*fit_arguments(run, *SETTINGS)).code == 143
-    return run
-
-
 def contents(run: Path) -> dict[Path, bytes]:
     return {path.relative_to(run): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
@@ -140,10 +119,8 @@ def outcome(lm, change: Change, run: Path, unbroken: Path) -> str:
     arguments = ["fit", "-c", run / "config.yaml", f"--trainer.default_root_dir={run}"]
     arguments += [f"--ckpt_path={run / 'last.ckpt'}", f"--{name}={word}"]
     if name == "trainer.strategy":  # which leaves a process group behind
-        done = subprocess.run(
-            [sys.executable, "-m", "lm", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-        )
-        code, out, err = done.returncode, done.stdout, done.stderr
+        process = start(arguments)
+        (out, err), code = process.communicate(), process.returncode
     else:
         try:
             result = lm(*arguments)
@@ -167,15 +144,15 @@ def outcome(lm, change: Change, run: Path, unbroken: Path) -> str:
 
 
 @pytest.mark.parametrize("share", [20, pytest.param(1, marks=pytest.mark.slow)])
-def test_every_setting(share, lm, stopped, unbroken, token_data, monkeypatch, tmp_path):
+def test_every_setting(share, lm, stopped_run, whole_run, token_data, monkeypatch, tmp_path):
     """share: of the changes one in so many is tried."""
     data = shutil.copytree(token_data, tmp_path / "data")
-    shutil.copytree(stopped, tmp_path / "run-0")
+    shutil.copytree(stopped_run, tmp_path / "run-0")
     monkeypatch.chdir(tmp_path)
     found, wrong = Counter(), []
-    for number, change in enumerate(changes(stopped, tmp_path, data)[::share], start=1):
-        run = Path(shutil.copytree(stopped, tmp_path / f"run-{number}"))
-        what = outcome(lm, change, run, unbroken)
+    for number, change in enumerate(changes(stopped_run, tmp_path, data)[::share], start=1):
+        run = Path(shutil.copytree(stopped_run, tmp_path / f"run-{number}"))
+        what = outcome(lm, change, run, whole_run)
         found[what] += 1
         if what not in ("refused", "announced", "announced and exact"):
             wrong.append((*change, what))
@@ -184,9 +161,9 @@ def test_every_setting(share, lm, stopped, unbroken, token_data, monkeypatch, tm
     assert wrong == []
 
 
-def test_every_setting_is_tried(stopped, token_data, tmp_path):
+def test_every_setting_is_tried(stopped_run, token_data, tmp_path):
     """Each that the parser has, but those that are named above with a reason, and those that follow from others."""
-    parser = SettingsCLI(["fit", "-c", str(stopped / "config.yaml")])._subcommand_parsers["fit"]
+    parser = SettingsCLI(["fit", "-c", str(stopped_run / "config.yaml")])._subcommand_parsers["fit"]
     names = {action.dest for action in parser._actions if isinstance(action, ActionTypeHint)} - set(LINKED)
-    tried = {name for name, _ in changes(stopped, tmp_path, token_data)}
+    tried = {name for name, _ in changes(stopped_run, tmp_path, token_data)}
     assert names - tried == set(UNTRIED)

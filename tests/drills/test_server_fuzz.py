@@ -15,8 +15,8 @@ from collections import Counter
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from served import Running
-from test_export import save_run
+from helpers.models import save_run
+from helpers.serving import Running
 
 from lm.checkpoint import BEST, load_tokenizer
 from lm.completions import NUMBERS, OTHERS, WITHOUT, Limits

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.llamas import SIZES, save_llama
 from safetensors.torch import load_file, save, save_file
-from test_importing import SIZES, save_llama
 from transformers import LlamaForCausalLM
 
 from lm.checkpoint import BEST, load_model, load_tokenizer

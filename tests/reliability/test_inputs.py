@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_checkpoint import Calls, sign
-from test_recovery import spoil_gradient, spoil_loss, watch_weights
+from helpers.checkpoints import Calls, archive, sign
+from helpers.faults import spoil_gradient, spoil_loss, watch_weights
 
 from lm.checkpoint import load_checkpoint, load_tokenizer, verify
 from tokenization import InputError, TokenFile
@@ -71,12 +71,6 @@ def test_flipped_bits_and_truncations_are_noticed(factor, files, rng, figure):
 
 
 # --- malice ----------------------------------------------------------------------------------------------------------
-
-
-def archive(content: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
 
 
 def bomb(content: bytes) -> bytes:

@@ -5,15 +5,14 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, has_ended, wait_until
-from events import read_events
-from test_fit import TIMED, same
+from helpers.events import read_events
+from helpers.processes import has_ended, start, wait_until
+from helpers.runs import LONGER, TIMED, same
 
 from lm.checkpoint import load_checkpoint, save_checkpoint, verify
 from lm.run_folder import find_newest, sweep
@@ -57,7 +56,7 @@ def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, f
     done = finished = in_saves = 0
     while True:
         run, log = tmp_path / f"run{finished}", tmp_path / "log"
-        pid = server.start(fit_arguments(run, *SETTINGS, "--ckpt_path=auto"), log)
+        pid = server.start(fit_arguments(run, *LONGER, "--ckpt_path=auto"), log)
         wait_until(lambda: has_ended(pid) or holds_lock(run, pid))  # noqa: B023
         time.sleep(rng.uniform(0, seconds))
         if rng.random() < 0.5:  # a save is short: every other kill waits for the next one to begin
@@ -68,7 +67,7 @@ def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, f
         done += code != 0
         in_saves += code != 0 and is_saving(run)
         if done >= kills:
-            code = server.run(fit_arguments(run, *SETTINGS, "--ckpt_path=auto"), log)
+            code = server.run(fit_arguments(run, *LONGER, "--ckpt_path=auto"), log)
         if code == 0:
             assert_same_run(run, whole)
             finished += 1
@@ -81,9 +80,8 @@ def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, f
 def test_kill_9_of_a_command_as_a_user_starts_it(unbroken, fit_arguments, server, figure, tmp_path):
     """`python -m lm fit`, and not a fork of it."""
     whole, _ = unbroken
-    arguments = [str(argument) for argument in fit_arguments(tmp_path / "run", *SETTINGS, "--ckpt_path=auto")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "lm", *arguments], env=environment, stdout=subprocess.DEVNULL)
+    arguments = fit_arguments(tmp_path / "run", *LONGER, "--ckpt_path=auto")
+    process = start(arguments, stdout=subprocess.DEVNULL, stderr=None)
     wait_until((tmp_path / "run" / "last.ckpt").exists)
     process.kill()
     assert process.wait() == -signal.SIGKILL

@@ -3,16 +3,14 @@ that is killed brings the other to its end, from which they go on exactly."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, wait_until
-from events import read_events
-from test_fit import TIMED, same
+from helpers.events import read_events
+from helpers.processes import start, wait_until
+from helpers.runs import TIMED, same
 
 from lm.checkpoint import load_checkpoint, read_manifest
 from lm.run_folder import LOCK, run_lock
@@ -90,12 +88,6 @@ TOGETHER = (
     "--checkpoints.every_n_steps=5",
     "--samples.max_new_tokens=3",
 )
-
-
-def start(arguments: list[object]) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lm", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def second_process(first: int) -> int:

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from events import read_events
+from helpers import ROOT
+from helpers.events import read_events
 
 from lm.checkpoint import LAST, load_checkpoint
 from tokenization import END_OF_TEXT, Tokenizer
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens
 
-ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 SMALLER = {"trainer.max_steps": 4, "trainer.accumulate_grad_batches": 1, "data.batch_size": 4}
 KILLER = """

@@ -1,8 +1,8 @@
 """Servers with a tiny model, which all tests of a file share."""
 
 import pytest
-from served import Running
-from test_export import save_run
+from helpers.models import save_run
+from helpers.serving import Running
 
 from lm.checkpoint import BEST, load_model, load_tokenizer
 from lm.completions import Limits

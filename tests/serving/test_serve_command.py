@@ -14,8 +14,8 @@ import time
 
 import pytest
 import torch
-from served import Running
-from test_export import save_run
+from helpers.models import save_run
+from helpers.serving import Running
 
 from lm.checkpoint import BEST, save_checkpoint
 from lm.serve import read_key
