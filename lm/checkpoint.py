@@ -25,7 +25,7 @@ from lm.finite import in_words, named_tensors, nonfinite_names
 from lm.strict_json import to_json
 from lm.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
-from tokenization.files import writing
+from tokenization.files import file_sha256, writing
 
 LAST, BEST, TOKENIZER, CONFIG = "last.ckpt", "best.ckpt", "tokenizer", "config.yaml"
 
@@ -67,11 +67,6 @@ class DigestingFile:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:

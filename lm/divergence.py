@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.nonfinite import Diverged
 from lm.strict_json import to_json
-from tokenization.files import writing
+from tokenization.files import write_text
 
 WINDOW = 5  # losses; one bad batch does not count
 RISE = 1.5
@@ -74,8 +74,7 @@ class StopWhenRisen(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Diverged) and trainer.is_global_zero:
             mark = {"steps": trainer.global_step, "reason": str(exception)}
-            with writing(Path(trainer.default_root_dir) / MARK) as file:
-                file.write(to_json(mark).encode() + b"\n")
+            write_text(Path(trainer.default_root_dir) / MARK, to_json(mark) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.watch.first, "recent": list(self.watch.recent)}

@@ -26,7 +26,7 @@ from lm.sweep import Settings, read_arguments, read_files
 from lm.sweep_results import begins_with, check_results
 from tokenization import InputError
 from tokenization.errors import ArgumentParser
-from tokenization.files import writing
+from tokenization.files import write_text
 
 SHARE = 1 / 3
 TABLE, PLOT = "find-lr.csv", "find-lr.png"
@@ -128,8 +128,7 @@ def report(test: RangeTest, output: Path) -> None:
     text = io.StringIO(newline="")
     columns = [[value if math.isfinite(value) else None for value in column] for column in (test.losses, smoothed)]
     csv.writer(text).writerows([COLUMNS, *zip(test.rates, *columns, strict=True)])
-    with writing(output / TABLE) as file:
-        file.write(text.getvalue().encode())
+    write_text(output / TABLE, text.getvalue())
     if test.diverged:
         print(f"diverged at step {len(test.rates)}, learning rate {test.rates[-1]:.2g}")
     else:

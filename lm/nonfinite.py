@@ -16,6 +16,7 @@ from torch import Tensor
 from lm.checkpoint import LAST, read_manifest
 from lm.finite import named_tensors, nonfinite_names
 from tokenization import InputError
+from tokenization.files import writing
 
 
 class Diverged(InputError):
@@ -65,7 +66,8 @@ class StopWhenDiverged(Callback):
         path = folder / f"nonfinite-step-{step}.pt"
         if trainer.is_global_zero:
             inputs, targets = trainer.datamodule.training_batches(batches)  # type: ignore[attr-defined]
-            torch.save({"step": step, "batches": list(batches), "inputs": inputs, "targets": targets}, path)
+            with writing(path) as file:
+                torch.save({"step": step, "batches": list(batches), "inputs": inputs, "targets": targets}, file)
         raise Diverged(
             f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} (batches {batches[0]} to"
             f" {batches[-1]}, saved as {path}); {last_good(folder / LAST)}; lower model.learning_rate, or look at the"

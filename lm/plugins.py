@@ -23,7 +23,7 @@ from lm.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from lm.checks import settings_of
 from lm.events import EVENT_FILES
 from tokenization import InputError
-from tokenization.files import writing
+from tokenization.files import write_text
 
 
 class SaveConfig(SaveConfigCallback):
@@ -43,8 +43,7 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            with writing(Path(trainer.default_root_dir) / CONFIG) as file:
-                file.write(self.content.encode())
+            write_text(Path(trainer.default_root_dir) / CONFIG, self.content)
             settings = {
                 f"{group}.{name}": value if isinstance(value, (bool, int, float, str)) else str(value)
                 for group in ("model", "data")

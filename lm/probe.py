@@ -34,6 +34,7 @@ from lm.plugins import RunCheckpointIO
 from lm.strict_json import to_json
 from lm.throughput import Throughput
 from tokenization import InputError
+from tokenization.files import write_text
 
 SECONDS, STEPS = 8.0, 8  # of steps that nothing else interrupts, at least
 UNCOUNTED = 2  # steps at the beginning, in which the model is compiled and memory fetched
@@ -134,7 +135,7 @@ def work() -> None:
         ]
     except InputError as error:
         found = {"error": str(error)}
-    Path(path).write_text(to_json(found))
+    write_text(path, to_json(found))
 
 
 def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:

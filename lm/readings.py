@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.strict_json import to_json
-from tokenization.files import writing
+from tokenization.files import write_text
 
 MODEL = ("model name", "model", "cpu family", "stepping", "CPU implementer", "CPU part", "CPU variant")
 
@@ -43,8 +43,7 @@ def keep(name: str, reading: Any) -> bool:
     with contextlib.suppress(OSError, RuntimeError):
         path = readings_path()
         text = to_json(_read_all() | {name: reading}, indent=1)
-        with writing(path) as file:
-            file.write(text.encode())
+        write_text(path, text)
         return True
     return False
 

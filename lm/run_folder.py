@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import CONFIG, LAST, TOKENIZER, file_sha256, read_manifest, verify
+from lm.checkpoint import CONFIG, LAST, TOKENIZER, read_manifest, verify
 from tokenization import InputError
-from tokenization.files import delete_empty, missing_folders, of_file, writing
+from tokenization.files import delete_empty, file_sha256, missing_folders, of_file, writing
 
 LOCK = ".lock"
 OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, LOCK, "diverged.json")

@@ -20,7 +20,7 @@ from lm.events import Curve, Curves, read_curves
 from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_sweep, mean
 from lm.strict_json import to_json
 from tokenization import InputError
-from tokenization.files import writing
+from tokenization.files import write_text
 from tokenization.outputs import check_file, check_folder
 
 COLUMNS = (
@@ -139,14 +139,12 @@ class Results:
             print(f"lm sweep: {line}", file=sys.stderr)
         self.rows[name] = summarise(in_json(value), folder, curves)
         content = {"parameter": self.parameter, "runs": self.sorted(), "settings": self.settings}
-        with writing(self.folder / "sweep.json") as file:
-            file.write(to_json(content, indent=1).encode() + b"\n")
+        write_text(self.folder / "sweep.json", to_json(content, indent=1) + "\n")
         text = io.StringIO(newline="")
         sheet = csv.DictWriter(text, COLUMNS)
         sheet.writeheader()
         sheet.writerows(self.sorted())
-        with writing(self.folder / TABLE) as file:
-            file.write(text.getvalue().encode())
+        write_text(self.folder / TABLE, text.getvalue())
 
     def sorted(self) -> list[Row]:
         rows = list(self.rows.values())

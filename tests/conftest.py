@@ -16,6 +16,7 @@ from helpers.runs import SETTINGS
 
 from tokenization import END_OF_TEXT, Tokenizer, formats
 from tokenization.bpe import learn_merges
+from tokenization.files import write_text
 from tokenization.pretokenization import count_pretokens
 
 # What a shell starts with & ignores Ctrl-C, and so would the processes that tests start.
@@ -36,8 +37,8 @@ def gpt2_files(tmp_path_factory) -> Path:
     pairs = [tuple(line.split(" ")) for line in text.splitlines()]
     tokens = [*formats.byte_alphabet().values(), *(left + right for left, right in pairs), END_OF_TEXT]
     table = {token: token_id for token_id, token in enumerate(tokens)}
-    formats.write_text(folder / "vocab.json", json.dumps(table))
-    formats.write_text(folder / "merges.txt", "#version: 0.2\n" + text)
+    write_text(folder / "vocab.json", json.dumps(table))
+    write_text(folder / "merges.txt", "#version: 0.2\n" + text)
     return folder
 
 

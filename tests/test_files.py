@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -171,10 +172,14 @@ def leave(path: Path, process: int, host: str = files.HOST, age: float = 0.0, fo
 
 def test_the_next_writer_sweeps_what_ended_processes_left_and_nothing_else(tmp_path):
     path, ended = tmp_path / "a.bin", ended_process()
-    swept = [leave(path, ended), leave(path, ended + 0, "elsewhere", age=2 * 86400)]
+    swept = [
+        leave(path, ended),
+        leave(path, ended, "elsewhere", age=2 * 86400),
+        leave(path, os.getpid(), age=2 * 86400),  # a container gives every run the same process id
+    ]
     stays = [
         leave(path, os.getppid()),
-        leave(path, 1),
+        leave(path, 1, age=3600),
         leave(path, ended, "abroad", age=3600),
         leave(tmp_path / "b.bin", ended),
         leave(tmp_path / "a.bin.json", ended),
@@ -210,16 +215,72 @@ def test_two_who_write_the_same_file_do_not_disturb_each_other(tmp_path):
     assert names(tmp_path) == ["a", "b"]
 
 
+def start(work: Callable[[], object]) -> int:
+    """Runs the work in a process of its own, which exits with 0 when it succeeds; returns its id."""
+    if not (pid := os.fork()):
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 @pytest.mark.parametrize("context", [writing, making])
-def test_a_writer_that_is_killed_leaves_one_file_which_the_next_sweeps(tmp_path, context):
+def test_a_writer_that_is_killed_leaves_the_old_file_and_one_more_which_the_next_sweeps(tmp_path, context):
     path = tmp_path / "a"
-    pid = os.fork()
-    if not pid:
+    if context is writing:
+        write(path, b"old")
+
+    def die() -> None:
         with context(path) as file:
             file.write(b"half") if context is writing else file.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    (left,) = names(tmp_path)
+
+    pid = start(die)
+    assert exit_code(pid) == -signal.SIGKILL
+    (left,) = set(names(tmp_path)) - {"a"}
     assert f".{pid}." in left
+    assert not path.exists() if context is making else path.read_bytes() == b"old"
     write(path, b"whole")
     assert names(tmp_path) == ["a"]
+
+
+def test_two_processes_that_write_the_same_file_at_once(tmp_path):
+    """Each writes a megabyte of its own letter, many times; whoever reads meanwhile sees one letter only."""
+    path, size = tmp_path / "a", 1 << 20
+    write(path, b"x" * size)
+    writers = {start(lambda letter=letter: [write(path, letter * size) for _ in range(20)]) for letter in (b"y", b"z")}
+    while writers:
+        assert path.read_bytes() in (b"x" * size, b"y" * size, b"z" * size)
+        ended = {pid: status for pid, status in (os.waitpid(pid, os.WNOHANG) for pid in writers) if pid}
+        assert not any(ended.values())
+        writers -= ended.keys()
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("context", [writing, making])
+def test_a_read_only_folder_is_named_and_stays_as_it_is(tmp_path, context):
+    folder = tmp_path / "folder"
+    write(folder / "a", b"old")
+    tmp_path.chmod(0o755)
+    folder.chmod(0o555)
+
+    def fail() -> None:
+        os.chdir(tmp_path)
+        if os.geteuid() == 0:  # root may write everywhere
+            os.setuid(65534)
+        name = "folder/a" if context is writing else "folder/b"
+        with pytest.raises(PermissionError) as failed, context(name):
+            pass
+        assert failed.value.filename == name
+
+    assert exit_code(start(fail)) == 0
+    folder.chmod(0o755)
+    assert names(folder) == ["a"]
+    assert (folder / "a").read_bytes() == b"old"

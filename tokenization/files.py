@@ -1,40 +1,47 @@
-"""Files that are whole or not there: how both packages write.
+"""Atomic writes, for both packages: a file is there as a whole, or not at all.
 
-    writing(path)    the file is written beside its target, flushed to the disk, and then takes its name
-    making(path)     the same for a new file or folder that a library writes by its path
+    writing(path)    opens a file beside its target, flushes it to the disk, and renames it to the target
+    making(path)     does the same for a new file or folder that a library writes by its path
 
-Whoever reads sees the old content or the new, never a part of either, whenever the process or the power ends. Nothing
-is written through a link: the new file takes the link's place. A temporary name says which process of which host
-writes there; what a killed process has left is deleted by the next one that writes the same file.
+A reader sees the old content or the new, never a mixture, no matter when the process is killed or the power fails. A
+symbolic link is replaced, not followed. A temporary name holds the host, the process id and a random word. A killed
+process leaves its temporary file behind; the next write of the same file deletes it, if the process has ended or has
+not written for a day. Process ids of other hosts cannot be looked up, and one of this host may have been given to
+another process since, so that for these the day alone decides.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from tokenization.errors import InputError
 
 HOST = re.sub(r"[^0-9A-Za-z-]", "-", socket.gethostname())[:40]
-FOREIGN_SECONDS = 24 * 60 * 60  # another host's process counts as ended when it has not written for so long
+ABANDONED_SECONDS = 24 * 60 * 60  # without a write, whoever the writer is
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file that stands under its name when the block ends well; until then, and otherwise, what stood there stays."""
+def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces `path` when the block ends without an exception.
+
+    Missing folders are made. After an exception the old file is unchanged and nothing else is left. Raises OSError
+    with the name of the target, and not the temporary one.
+    """
     with writing_together(path) as (file,):
         yield file
 
 
 @contextlib.contextmanager
-def writing_together(*names: str | os.PathLike) -> Iterator[list[BinaryIO]]:
-    """Files that are all whole before the first takes its name; they take them in this order."""
+def writing_together(*names: str | os.PathLike[str]) -> Iterator[list[BinaryIO]]:
+    """Open several files as `writing` does; none is replaced before all are on the disk, and then in this order."""
     paths = [Path(name) for name in names]
     temporaries = [temporary_name(path) for path in paths]
     files: list[BinaryIO] = []
@@ -56,7 +63,7 @@ def writing_together(*names: str | os.PathLike) -> Iterator[list[BinaryIO]]:
         raise of_file(error, paths[-1], temporaries) from None
     finally:
         for file in files:
-            with contextlib.suppress(OSError):  # a full disk says so again
+            with contextlib.suppress(OSError):  # a full disk fails once more
                 file.close()
         for temporary in temporaries:
             with contextlib.suppress(OSError):
@@ -65,10 +72,10 @@ def writing_together(*names: str | os.PathLike) -> Iterator[list[BinaryIO]]:
 
 
 @contextlib.contextmanager
-def making(name: str | os.PathLike) -> Iterator[Path]:
-    """Where a new file or folder is to be written; when the block ends well, it is moved to its name.
+def making(name: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path for a new file or folder, which is moved to `name` when the block ends.
 
-    It has the rights that the umask leaves, whatever the library that writes it thinks of them.
+    Its permissions follow the umask, whatever the library that writes it sets.
     """
     path = Path(name)
     folder, new_folders = temporary_name(path), missing_folders([path])
@@ -93,27 +100,48 @@ def making(name: str | os.PathLike) -> Iterator[Path]:
         delete_empty(new_folders)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace a file's content by the text, as UTF-8."""
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[str | os.PathLike[str], str]) -> None:
+    """Replace several files, {path: text}; none before all are on the disk."""
+    with writing_together(*texts) as files:
+        for file, text in zip(files, texts.values(), strict=True):
+            file.write(text.encode())
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- folders and errors ----------------------------------------------------------------------------------------------
+
+
 def missing_folders(paths: list[Path]) -> list[Path]:
-    """Those that are still to be made for the paths, the innermost first."""
+    """List the folders that do not exist yet above these paths, innermost first."""
     parents = (parent for path in paths for parent in path.parents)
     return [folder for folder in dict.fromkeys(parents) if not os.path.lexists(folder)]
 
 
 def delete_empty(folders: list[Path]) -> None:
-    """Those that were made for what could not be written; the others are not empty."""
+    """Delete those of the folders that are empty: what they were made for could not be written."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def of_file(error: OSError, path: Path, temporaries: list[Path]) -> OSError:
-    """The same error with the name that was asked for: a failed write names no file, or a temporary one."""
+    """Return the error with the name of the target: a failed write has no file name, or a temporary one."""
     ours = error.filename is None or any(str(error.filename).startswith(str(temporary)) for temporary in temporaries)
     return OSError(error.errno, error.strerror, str(path)) if ours and error.errno is not None else error
 
 
 def flush(path: Path) -> None:
-    """Has the disk keep a file, or the names in a folder."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -125,23 +153,24 @@ def flush(path: Path) -> None:
 
 
 def stem(path: Path) -> str:
-    """The beginning of a temporary name, which must not become too long for a name."""
+    """Return the beginning of the temporary names of a path; a long name is cut, to leave room for the rest."""
     return f".{os.fsencode(path.name)[:100].decode(errors='ignore')}."
 
 
 def temporary_name(path: Path) -> Path:
+    """Return a name beside the path that no other process or thread uses."""
     return path.with_name(f"{stem(path)}{HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def delete_leftovers(path: Path) -> None:
-    """Deletes what processes that have ended left of this file or folder."""
+    """Delete the temporary files and folders that killed processes left of this path."""
     pattern = re.compile(re.escape(stem(path)) + r"([0-9A-Za-z-]*)\.(\d+)\.[0-9a-f]{8}\.tmp")
     with os.scandir(path.parent) as entries:
         leftovers = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
     for entry, match in leftovers:
         with contextlib.suppress(FileNotFoundError):  # another process deletes them, too
-            seconds = time.time() - entry.stat(follow_symlinks=False).st_mtime
-            if is_alive(int(match[2])) if match[1] == HOST else seconds < FOREIGN_SECONDS:
+            ended = match[1] == HOST and not is_alive(int(match[2]))
+            if not ended and time.time() - entry.stat(follow_symlinks=False).st_mtime < ABANDONED_SECONDS:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry)
@@ -150,10 +179,11 @@ def delete_leftovers(path: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
+    """Whether this host has a process of this id, of any user."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # it is somebody else's
+    except (PermissionError, OverflowError):  # another user's; or more than any process id
         return True
     return True

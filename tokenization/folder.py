@@ -20,6 +20,7 @@ from typing import Any
 
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
+from tokenization.files import write_texts
 from tokenization.formats import (
     MERGES_VERSION,
     bytes_to_text,
@@ -28,7 +29,6 @@ from tokenization.formats import (
     read_text,
     read_vocabulary,
     vocabulary_table,
-    write_texts,
 )
 from tokenization.pretokenization import END_OF_TEXT, GPT2_PATTERN, check_special_tokens
 from tokenization.tokenizer_json import TokenizerParts, read_tokenizer_json

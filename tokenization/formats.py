@@ -9,13 +9,12 @@ A special token stands in vocab.json as its plain text. Folders with these files
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
-from tokenization.files import writing_together
 
 MERGES_VERSION = "#version: 0.2"
 MAX_ID = (1 << 32) - 1  # what a token file can hold
@@ -100,17 +99,6 @@ def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[s
         clash = next((token for token in special_tokens if token in ordinary), None)
         raise InputError(f"special token {clash!r} reads like an ordinary token in vocab.json; give it another text")
     return table
-
-
-def write_text(path: Path, text: str) -> None:
-    write_texts({path: text})
-
-
-def write_texts(texts: Mapping[Path, str]) -> None:
-    """All whole or none at all."""
-    with writing_together(*texts) as files:
-        for file, text in zip(files, texts.values(), strict=True):
-            file.write(text.encode())
 
 
 def read_text(path: str | os.PathLike) -> str:

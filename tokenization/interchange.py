@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tokenization.bpe import Merges
 from tokenization.errors import InputError
+from tokenization.files import write_text
 from tokenization.formats import (
     MAX_ID,
     bytes_to_text,
@@ -21,7 +22,6 @@ from tokenization.formats import (
     read_json,
     read_text,
     vocabulary_table,
-    write_text,
 )
 from tokenization.oniguruma import to_oniguruma
 from tokenization.tokenizer import Tokenizer, merge_by_rank
@@ -99,7 +99,7 @@ def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
     made = [ranks.get(left + right, -1) for left, right in tokenizer.merges]
     if made != sorted(made) or -1 in made:
         raise InputError(f"{path}: this tokenizer's merges are not in the order of its ids, as .tiktoken needs them")
-    write_text(Path(path), "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()))
+    write_text(path, "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()))
 
 
 # --- Hugging Face -----------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
             "merges": [[bytes_to_text(left), bytes_to_text(right)] for left, right in tokenizer.merges],
         },
     }
-    write_text(Path(path), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def is_huggingface(path: Path) -> bool:
