@@ -50,7 +50,7 @@ VERIFY_HELP = (
 
 def run_verify(argv: list[str]) -> None:
     from lm.run_folder import describe
-    from tokenization.errors import ArgumentParser
+    from tokenization.commands import ArgumentParser
 
     parser = ArgumentParser(prog="lm verify", description=VERIFY_HELP)
     parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="a checkpoint, or a run's folder for all in it")

@@ -19,8 +19,8 @@ from lm.machine import native_precision
 from lm.peaks import GPU_PEAKS, peak_flops
 from lm.strict_json import to_json
 from tokenization import InputError
-from tokenization.errors import ArgumentParser
-from tokenization.outputs import check_file, output_path
+from tokenization.commands import ArgumentParser, output_path
+from tokenization.outputs import check_file
 
 DESCRIPTION = f"""What a run costs, before it runs: parameters, memory and FLOPs by part, as the handout counts and as
 our fast path does. Besides the options below it takes every setting that `lm fit` takes.

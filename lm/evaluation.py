@@ -26,7 +26,7 @@ from lm.machine import keep_large_blocks, use_granted_cores
 from lm.strict_json import to_json
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
-from tokenization.errors import ArgumentParser
+from tokenization.commands import ArgumentParser
 from tokenization.token_file import TokenFile
 
 LOGITS = 1 << 25  # at once, at most: 128 MiB

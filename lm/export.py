@@ -26,11 +26,11 @@ from lm.strict_json import to_json
 from lm.support import Support
 from lm.transformer import TransformerBlock, TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
-from tokenization.errors import ArgumentParser
+from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import making
 from tokenization.formats import bytes_to_text, vocabulary_table
 from tokenization.interchange import export_huggingface
-from tokenization.outputs import check_new, output_path
+from tokenization.outputs import check_new
 from tokenization.pretokenization import GPT2_PATTERN
 
 LAYER_NAMES = {  # ours: transformers', llama.cpp's

@@ -25,7 +25,7 @@ from lm.nonfinite import Diverged
 from lm.sweep import Settings, read_arguments, read_files
 from lm.sweep_results import begins_with, check_results
 from tokenization import InputError
-from tokenization.errors import ArgumentParser
+from tokenization.commands import ArgumentParser
 from tokenization.files import write_text
 
 SHARE = 1 / 3

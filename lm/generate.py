@@ -21,7 +21,7 @@ from lm.sampling import Sampling
 from lm.strict_json import to_json
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
-from tokenization.errors import ArgumentParser
+from tokenization.commands import ArgumentParser
 
 HELP = """Write texts, token by token, with a trained model. The run's folder is all it needs.
 

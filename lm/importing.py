@@ -23,10 +23,10 @@ from lm.llama import model_settings
 from lm.machine import available_memory
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
-from tokenization.errors import ArgumentParser
+from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import making
 from tokenization.interchange import import_huggingface
-from tokenization.outputs import check_new, output_path
+from tokenization.outputs import check_new
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 

@@ -27,9 +27,9 @@ from lm.events import EVENT_FILES, Curve, Curves, read_curves
 from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, draw_losses, is_plot, mean, run_colour
 from lm.run_folder import refuse_names_of_runs
 from tokenization import InputError
-from tokenization.errors import ArgumentParser
+from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import writing
-from tokenization.outputs import check_file, output_path
+from tokenization.outputs import check_file
 
 HELP = """One page about a run, or several compared: losses, curves, settings, samples. It opens in any browser.
 

@@ -18,7 +18,7 @@ from lm.machine import use_granted_cores
 from lm.server import Server, run_server
 from lm.serving import Engine
 from tokenization import InputError
-from tokenization.errors import ArgumentParser
+from tokenization.commands import ArgumentParser
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 KEY_VARIABLE = "LM_API_KEY"

@@ -31,8 +31,8 @@ from lm.run_folder import run_lock
 from lm.strict_json import to_json
 from lm.sweep_results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
 from tokenization import InputError
-from tokenization.errors import ArgumentParser
-from tokenization.outputs import check_folder, output_path
+from tokenization.commands import ArgumentParser, output_path
+from tokenization.outputs import check_folder
 
 HELP = """Train shortly with each of several values of one setting, and compare.
 

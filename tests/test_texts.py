@@ -85,7 +85,7 @@ def test_a_file_with_two_names_is_two_documents_and_that_is_said(folder, small):
         "a.txt",
     ]
     assert not texts.passed_over
-    assert texts.describe() == "reading 7 files, 3 under another name once more: hard.txt, soft.txt, a.txt"
+    assert texts.summary() == "reading 7 files, 3 under another name once more: hard.txt, soft.txt, a.txt"
     assert small.encode_files(["texts"], "t.bin", num_processes=1).description.documents == 6
 
 
@@ -101,15 +101,15 @@ def test_what_is_passed_over_is_said_with_the_reason(folder):
     texts = Texts(["texts"])
     assert [file.name for file in texts.files] == ["a.txt", "b.TXT", "d.txt", "merges.txt", "c.Txt.GZ"]
     assert texts.files[3].parent.name == "own"  # which is no tokenizer's
-    assert texts.describe() == (
+    assert texts.summary() == (
         "reading 5 files; passing over 7 (no .txt, .txt.gz, .txt.zst; name a file to have it read): c.md, d.jsonl,"
         " e.txt.bz2, f.md, g.MD, noname, vocab.json, and 2 (no file): gone.txt, pipe.txt, and 1 (a tokenizer's):"
         " merges.txt"
     )
     for number in range(500):
         Path(f"texts/{number:04}.md").touch()
-    assert ": 0000.md and 502 more .md, d.jsonl, e.txt.bz2, noname, vocab.json, and" in Texts(["texts"]).describe()
-    assert Texts(["texts/a.txt"]).describe() == "reading 1 file"
+    assert ": 0000.md and 502 more .md, d.jsonl, e.txt.bz2, noname, vocab.json, and" in Texts(["texts"]).summary()
+    assert Texts(["texts/a.txt"]).summary() == "reading 1 file"
 
 
 @pytest.mark.parametrize("inputs", [[""], ["texts", ""], []])

@@ -20,7 +20,7 @@ import pytest
 from helpers import ROOT
 
 from tokenization import END_OF_TEXT, TokenFile, Tokenizer, train_bpe
-from tokenization.__main__ import main
+from tokenization.__main__ import COMMANDS, HELP, main
 
 TEXT = f"The cat's tale.\nThe cat saw the other cat, and the other cat saw her.{END_OF_TEXT}\nA hat! É 漢字 😀\n" * 20
 
@@ -104,7 +104,7 @@ def test_inspecting(capsys, small):
 
 def test_comparing_gives_the_table_of_tokenizers_against_texts(capsys, small, monkeypatch):
     clock = SimpleNamespace(perf_counter=partial(next, itertools.count(0, 0.001)))
-    monkeypatch.setattr("tokenization.__main__.time", clock)
+    monkeypatch.setattr("tokenization.commands.compare.time", clock)
     Tokenizer({n: bytes([n]) for n in range(256)}, [], []).save("bytes")
     Path("more.txt").write_text("the cat and the rain " * 50)
     assert run("compare tok bytes --text text.txt more.txt") == 0
@@ -335,6 +335,35 @@ def test_bad_input_gets_one_line_and_nothing_is_written(work, damaged, capsys, a
     assert re.fullmatch(rf"tokenization {arguments.split()[0]}: .*{BAD_INPUT[arguments]}.*\n", err)
     assert out == ""
     assert contents(work) == before
+
+
+def test_the_files_of_the_commands_are_the_commands_of_the_help(capsys):
+    files = {path.stem for path in (ROOT / "tokenization/commands").glob("*.py")} - {"__init__"}
+    assert set(COMMANDS.values()) == files
+    assert re.match(r"usage: tokenization {([\w,]+)}", HELP)[1].split(",") == list(COMMANDS)
+    for name in COMMANDS:
+        assert f"\n  tokenization {name} " in HELP
+        with pytest.raises(SystemExit, match=r"^0$"):
+            run(f"{name} --help")
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: tokenization {name} [-h]")
+        assert f"\n  tokenization {name} " in out  # an example
+    assert run("--help") == 0
+    assert capsys.readouterr().out == HELP
+
+
+def test_the_help_imports_nothing_that_takes_time():
+    program = "import sys; from tokenization.__main__ import main; main(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "tokenization.errors" in loaded
+    assert not {"numba", "numpy", "regex", "torch", "tqdm"} & set(loaded)
+
+
+def test_a_misspelt_command_or_option_gets_a_suggestion(capsys):
+    for arguments, meant in (("ecnode text.txt", "encode"), ("inspect tok --cuont=3", "--count")):
+        assert run(arguments) == 2
+        assert f"; did you mean {meant}?; `tokenization " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class TrainingReport:
 
 
 def train_bpe(
-    input_path: str | os.PathLike | Sequence[str | os.PathLike],
+    input_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     vocab_size: int,
     special_tokens: Sequence[str] = (),
     *,

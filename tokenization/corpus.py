@@ -44,7 +44,7 @@ class Corpus:
     errors: what happens to bytes that are not UTF-8: "strict" names the place and stops, "replace" puts U+FFFD.
     """
 
-    def __init__(self, inputs: Sequence[str | os.PathLike], errors: str = "strict", progress: str = ""):
+    def __init__(self, inputs: Sequence[str | os.PathLike[str]], errors: str = "strict", progress: str = ""):
         self.files = Texts(inputs).files
         self.name = f"{self.files[0]}" + (f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else "")
         self.errors = errors
@@ -128,7 +128,7 @@ def map_in_order(
     items: Iterable[Item],
     num_processes: int,
     initializer: Callable[..., None],
-    initargs: tuple,
+    initargs: tuple[Any, ...],
 ) -> Iterator[tuple[Item, Result]]:
     """(item, function(item)) for every item, in order, computed by processes that have run the initializer.
 
@@ -155,6 +155,6 @@ def map_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(initializer: Callable[..., None], initargs: tuple) -> None:
+def _start_worker(initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     initializer(*initargs)

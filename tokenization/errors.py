@@ -1,13 +1,10 @@
 """What a user can put right: the message names the value, the file and the remedy in one line; commands exit with 2."""
 
-import argparse
 import difflib
 import errno
 import os
-import re
 import sys
 from collections.abc import Iterable
-from typing import NoReturn
 
 LONGEST = 1000  # characters of a message
 FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -30,15 +27,6 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, 1)
     close = close or [by_last[last] for last in difflib.get_close_matches(name.rpartition(".")[2], by_last, 1)]
     return f"; did you mean {close[0]}?" if close else ""
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong with a command line as everything else is said, and not below a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", message)
-        message += did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
-        raise InputError(f"{message}; `{self.prog} --help` lists what there is")
 
 
 def describe_os_error(error: OSError) -> str:

@@ -14,7 +14,7 @@ do not fit. Folders without digests are older ones, or somebody else's:
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tokenization.formats import (
     read_vocabulary,
     vocabulary_table,
 )
+from tokenization.outputs import check_folder
 from tokenization.pretokenization import END_OF_TEXT, GPT2_PATTERN, check_special_tokens
 from tokenization.tokenizer_json import TokenizerParts, read_tokenizer_json
 
@@ -40,7 +41,7 @@ SETTINGS, DIGESTS = {"pattern", "special_tokens"}, {"files_sha256", "config_sha2
 NEEDS_CONFIG = f"{MERGES_VERSION} with {CONFIG_FILE}"
 
 
-def write_folder(folder: str | os.PathLike, parts: TokenizerParts) -> None:
+def write_folder(folder: str | os.PathLike[str], parts: TokenizerParts) -> None:
     """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two."""
     table = vocabulary_table(parts.vocab, parts.special_tokens)
     lines = [NEEDS_CONFIG, *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in parts.merges)]
@@ -67,7 +68,7 @@ def config_text(config: dict[str, Any]) -> str:
     return json.dumps(config | {"config_sha256": digest}, ensure_ascii=False, indent=2) + "\n"
 
 
-def read_folder(folder: str | os.PathLike) -> TokenizerParts:
+def read_folder(folder: str | os.PathLike[str]) -> TokenizerParts:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
@@ -96,7 +97,7 @@ def has_digests(config: Mapping[str, Any]) -> bool:
     return config.keys() >= DIGESTS
 
 
-def is_verified(folder: str | os.PathLike) -> bool:
+def is_verified(folder: str | os.PathLike[str]) -> bool:
     """Whether the digests in a folder that loads say that it is as it was written; older and foreign ones have none."""
     path = Path(folder) / CONFIG_FILE
     return path.exists() and has_digests(read_json(path))
@@ -108,6 +109,21 @@ def is_own_config(path: Path) -> bool:
         return not path.exists() or bool(read_json(path).keys() & (SETTINGS | DIGESTS))
     except InputError:
         return True
+
+
+def check_new_tokenizer(folder: Path, inputs: Iterable[str | os.PathLike[str]], overwrite: bool) -> None:
+    """Raise InputError where `write_folder` could not write, or would replace what it must not.
+
+    inputs: files and folders that must stay. overwrite: whether a tokenizer in the folder may be replaced; files of
+    another program never are.
+    """
+    check_folder(folder, inputs, FILES)
+    held = [name for name in FILES if (folder / name).exists()]
+    if held and not overwrite:
+        what = "a tokenizer" if VOCAB_FILE in held else f"a file {held[0]}"
+        raise InputError(f"{folder}: already holds {what}; name another folder, or replace it with --overwrite")
+    if not is_own_config(folder / CONFIG_FILE):
+        raise InputError(f"{folder}: holds the {CONFIG_FILE} of another program; name another folder")
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:

@@ -44,11 +44,11 @@ def text_to_bytes(text: str) -> bytes:
     return bytes(values[character] for character in text)
 
 
-def read_vocabulary(path: str | os.PathLike, special_tokens: Sequence[str]) -> Vocabulary:
+def read_vocabulary(path: str | os.PathLike[str], special_tokens: Sequence[str]) -> Vocabulary:
     return parse_vocabulary(path, read_json(path), special_tokens)
 
 
-def parse_vocabulary(path: str | os.PathLike, table: dict[str, Any], special_tokens: Sequence[str]) -> Vocabulary:
+def parse_vocabulary(path: str | os.PathLike[str], table: dict[str, Any], special_tokens: Sequence[str]) -> Vocabulary:
     """{token in the alphabet: id} -> {id: bytes}; checked to be one-to-one and to hold every single byte."""
     vocab: Vocabulary = {}
     special = set(special_tokens)
@@ -68,7 +68,7 @@ def parse_vocabulary(path: str | os.PathLike, table: dict[str, Any], special_tok
     return vocab
 
 
-def check_single_bytes(path: str | os.PathLike, vocab: Vocabulary) -> None:
+def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
     missing = {bytes([value]) for value in range(256)} - set(vocab.values())
     if missing:
         raise InputError(
@@ -77,7 +77,7 @@ def check_single_bytes(path: str | os.PathLike, vocab: Vocabulary) -> None:
         )
 
 
-def read_merges(path: str | os.PathLike) -> Merges:
+def read_merges(path: str | os.PathLike[str]) -> Merges:
     merges: Merges = []
     for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):  # "# #" is a merge like any other
@@ -101,7 +101,7 @@ def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[s
     return table
 
 
-def read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
     path = Path(path)
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # to read from a pipe or a device may never end
@@ -113,7 +113,7 @@ def read_text(path: str | os.PathLike) -> str:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; it is not a tokenizer's file") from None
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     text = read_text(path)
     try:
         value = json.loads(text)

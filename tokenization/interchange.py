@@ -43,7 +43,7 @@ KNOWN_SPECIAL_TOKENS = {
 # --- tiktoken ---------------------------------------------------------------------------------------------------------
 
 
-def import_tiktoken(path: str | os.PathLike, pattern: str, special_tokens: Mapping[str, int]) -> Tokenizer:
+def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: Mapping[str, int]) -> Tokenizer:
     """special_tokens: {text: id}. The merges are recovered from the ranks; see recover_merges."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -92,7 +92,7 @@ def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
     return merges
 
 
-def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
+def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     """Ranks are ids, so the merges must stand in the order of the ids that they make."""
     special = {token.encode() for token in tokenizer.special_tokens}
     ranks = {token: token_id for token_id, token in sorted(tokenizer.vocab.items()) if token not in special}
@@ -105,7 +105,7 @@ def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
 # --- Hugging Face -----------------------------------------------------------------------------------------------------
 
 
-def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike) -> None:
+def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
     """tokenizer.json: text is split by the pattern, then written in the byte alphabet, then merged."""
     vocab = vocabulary_table(tokenizer.vocab, tokenizer.special_tokens)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -145,5 +145,5 @@ def is_huggingface(path: Path) -> bool:
         return False
 
 
-def import_huggingface(path: str | os.PathLike) -> Tokenizer:
+def import_huggingface(path: str | os.PathLike[str]) -> Tokenizer:
     return Tokenizer(*read_tokenizer_json(path))

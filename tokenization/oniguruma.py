@@ -43,12 +43,12 @@ _PORTABLE = regex.compile(
 )
 
 
-def to_oniguruma(pattern: str, path: str | os.PathLike) -> str:
+def to_oniguruma(pattern: str, path: str | os.PathLike[str]) -> str:
     """The pattern as a tokenizer.json has it; path: of that file, for messages."""
     return _PUBLISHED.get(pattern) or translate(pattern, _TO, "(?>{}{})", f"{path}: cannot be exported")
 
 
-def from_oniguruma(pattern: str, path: str | os.PathLike) -> str:
+def from_oniguruma(pattern: str, path: str | os.PathLike[str]) -> str:
     return _FROM_PUBLISHED.get(pattern) or translate(pattern, _FROM, "(?:{}{})+", f"{path}: cannot be imported")
 
 

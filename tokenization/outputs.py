@@ -4,7 +4,6 @@ An output is refused where it is one of the inputs, under whatever name, or a li
 stands; and where nothing can be written. What is of its own kind is replaced only if that is asked for.
 """
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -13,16 +12,9 @@ from pathlib import Path
 from tokenization.errors import InputError
 
 
-def output_path(text: str) -> Path:
-    """The type of each option that names an output: any name but none, which an unset variable of a shell gives."""
-    if not text:
-        raise argparse.ArgumentTypeError("is empty; name what is to be written")
-    return Path(text)
-
-
 def check_file(
     path: Path,
-    inputs: Iterable[str | os.PathLike],
+    inputs: Iterable[str | os.PathLike[str]],
     kind: str,
     is_kind: Callable[[Path], bool],
     overwrite: bool | None = None,
@@ -52,7 +44,7 @@ def check_new(path: Path) -> None:
     check_place(path, path.parent)
 
 
-def check_folder(path: Path, inputs: Iterable[str | os.PathLike] = (), names: Sequence[str] = ()) -> None:
+def check_folder(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), names: Sequence[str] = ()) -> None:
     """Of a folder that may exist, into which files of these names are to be written."""
     if path.is_symlink() and not path.exists():
         refuse_link(path)
@@ -86,7 +78,7 @@ def refuse_link(path: Path) -> None:
         raise InputError(f"{path}: is a link to {os.readlink(path)}; name that file itself, or delete the link")
 
 
-def refuse_input(path: Path, inputs: Iterable[str | os.PathLike]) -> None:
+def refuse_input(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
     if not path.exists():
         return
     about = path.stat()

@@ -44,7 +44,7 @@ class Texts:
     under both, as two documents, and that is said.
     """
 
-    def __init__(self, inputs: Sequence[str | os.PathLike]):
+    def __init__(self, inputs: Sequence[str | os.PathLike[str]]):
         self.files: list[Path] = []
         self.passed_over: dict[str, dict[Path, None]] = {}  # by the reason, each path once
         self.second_names: list[Path] = []
@@ -124,15 +124,15 @@ class Texts:
             folders[:] = new
             yield from (Path(root, name) for name in names)
 
-    def describe(self) -> str:
-        """The numbers of files and why some are passed over, in one line."""
-        parts = [
+    def summary(self) -> str:
+        """Say in one line how many files are read, and which are passed over, and why."""
+        reasons = [
             f"{len(paths):,} ({reason}): {list_briefly(list(paths))}" for reason, paths in self.passed_over.items()
         ]
         read = "1 file" if len(self.files) == 1 else f"{len(self.files):,} files"
         if again := self.second_names:
             read += f", {len(again):,} under another name once more: {list_briefly(again)}"
-        return f"reading {read}" + (f"; passing over {', and '.join(parts)}" if parts else "")
+        return f"reading {read}" + (f"; passing over {', and '.join(reasons)}" if reasons else "")
 
 
 def has_text_name(path: Path) -> bool:
@@ -157,7 +157,7 @@ def list_briefly(paths: list[Path], at_most: int = 8) -> str:
     return ", ".join(names[:at_most]) + (", ..." if len(names) > at_most else "")
 
 
-def reads(inputs: Sequence[str | os.PathLike], path: Path) -> str | None:
+def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
     """The folder or glob among the inputs that would take a new file of this name as text; None where none does."""
     for name in map(str, inputs):
         inside = Path(name).resolve() in path.resolve().parents

@@ -29,7 +29,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
 
 
-def description_path(path: str | os.PathLike) -> Path:
+def description_path(path: str | os.PathLike[str]) -> Path:
     return Path(f"{os.fspath(path)}.json")
 
 
@@ -58,7 +58,7 @@ class TokenFileWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike, vocab_size: int, tokenizer_sha256: str, separator_id: int | None = None
+        self, path: str | os.PathLike[str], vocab_size: int, tokenizer_sha256: str, separator_id: int | None = None
     ):
         self.path = Path(path)
         self.vocab_size = vocab_size
@@ -95,7 +95,9 @@ class TokenFileWriter:
         self.num_tokens += token_ids.size
         self.num_documents += int(np.count_nonzero(token_ids == self.separator_id))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None:
             self._open.__exit__(kind, error, trace)
             return
@@ -126,7 +128,7 @@ class TokenFile:
     description: Description
 
     @classmethod
-    def open(cls, path: str | os.PathLike, verify: bool = True) -> "TokenFile":
+    def open(cls, path: str | os.PathLike[str], verify: bool = True) -> "TokenFile":
         """verify: reads every byte, for the digest and the largest id; without it size and dtype alone are checked."""
         path = Path(path)
         if not path.is_file():

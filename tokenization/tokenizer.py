@@ -93,8 +93,8 @@ class Tokenizer:
     @classmethod
     def from_files(
         cls,
-        vocab_filepath: str | os.PathLike,
-        merges_filepath: str | os.PathLike,
+        vocab_filepath: str | os.PathLike[str],
+        merges_filepath: str | os.PathLike[str],
         special_tokens: Sequence[str] | None = None,
     ) -> "Tokenizer":
         """vocab.json and merges.txt in GPT-2's format, its own two files among them."""
@@ -102,11 +102,11 @@ class Tokenizer:
         return cls(vocab, formats.read_merges(merges_filepath), special_tokens)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "Tokenizer":
+    def load(cls, folder: str | os.PathLike[str]) -> "Tokenizer":
         """A folder that `save` wrote, one with Hugging Face's tokenizer.json, or one with GPT-2's two files."""
         return cls(*read_folder(folder))
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         write_folder(folder, TokenizerParts(self.vocab, self.merges, self.special_tokens, self.pattern))
 
     @property
@@ -201,8 +201,8 @@ class Tokenizer:
 
     def encode_files(
         self,
-        inputs: Sequence[str | os.PathLike],
-        output: str | os.PathLike,
+        inputs: Sequence[str | os.PathLike[str]],
+        output: str | os.PathLike[str],
         num_processes: int | None = None,
         errors: str = "strict",
         progress: bool = False,

@@ -57,7 +57,7 @@ class TokenizerParts(NamedTuple):
     pattern: str
 
 
-def read_tokenizer_json(path: str | os.PathLike) -> TokenizerParts:
+def read_tokenizer_json(path: str | os.PathLike[str]) -> TokenizerParts:
     content = read_json(path)
     try:
         return read_parts(path, content)
@@ -67,7 +67,7 @@ def read_tokenizer_json(path: str | os.PathLike) -> TokenizerParts:
         raise InputError(f"{path}: is not the tokenizer.json of a byte-level BPE ({error!r})") from None
 
 
-def read_parts(path: str | os.PathLike, content: dict[str, Any]) -> TokenizerParts:
+def read_parts(path: str | os.PathLike[str], content: dict[str, Any]) -> TokenizerParts:
     model, added = content["model"], content.get("added_tokens") or []
     known = ("version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model")
     refuse_other_keys(path, "", content, known)
@@ -89,7 +89,9 @@ def read_parts(path: str | os.PathLike, content: dict[str, Any]) -> TokenizerPar
     return TokenizerParts(vocab, merges, list(special_tokens), split_pattern(path, content["pre_tokenizer"]))
 
 
-def refuse_other_keys(path: str | os.PathLike, where: str, content: Mapping[str, Any], known: Collection[str]) -> None:
+def refuse_other_keys(
+    path: str | os.PathLike[str], where: str, content: Mapping[str, Any], known: Collection[str]
+) -> None:
     """Refuses a key that is not known and asks for something."""
     for key, value in content.items():
         if key not in known and value:
@@ -101,7 +103,7 @@ def refuse_other_keys(path: str | os.PathLike, where: str, content: Mapping[str,
 MAX_PAIRS = 1_000_000  # that are compared; published files have some hundred
 
 
-def check_order(path: str | os.PathLike, added: list[dict[str, Any]]) -> None:
+def check_order(path: str | os.PathLike[str], added: list[dict[str, Any]]) -> None:
     """Refuses added tokens that overlap, one of them `normalized`: Hugging Face looks for that one later, although it
     may be the longer one."""
     early = [token["content"] for token in added if not token.get("normalized")]
@@ -132,7 +134,7 @@ def steps(component: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
 BYTE_LEVEL_KEYS = ("type", "trim_offsets", "use_regex")
 
 
-def check_steps(path: str | os.PathLike, content: dict[str, Any]) -> None:
+def check_steps(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Post-processors that add no token, and decoders that give the bytes back."""
     for step in steps(content.get("post_processor"), "processors"):
         if step["type"] == "TemplateProcessing" and [list(piece) for piece in step["single"]] == [["Sequence"]]:
@@ -148,7 +150,7 @@ def check_steps(path: str | os.PathLike, content: dict[str, Any]) -> None:
         refuse_other_keys(path, "decoder.", step, (*BYTE_LEVEL_KEYS, "add_prefix_space"))
 
 
-def split_pattern(path: str | os.PathLike, pre_tokenizer: dict[str, Any]) -> str:
+def split_pattern(path: str | os.PathLike[str], pre_tokenizer: dict[str, Any]) -> str:
     """The regular expression of a ByteLevel pre-tokenizer, or of a Split before it."""
     *splits, last = steps(pre_tokenizer, "pretokenizers")
     if last["type"] == "ByteLevel" and len(splits) == (not last.get("use_regex", True)):

@@ -14,6 +14,7 @@ import subprocess
 from argparse import Action
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 import tokenization.__main__
 from lm.__main__ import COMMANDS
 from tokenization import Tokenizer
-from tokenization.errors import ArgumentParser
-from tokenization.outputs import output_path
+from tokenization.commands import ArgumentParser, output_path
 
 WORKS = {  # for each option that names an output, a call that works
     "tokenization train --output": ["train text.txt texts --vocab-size 270 --processes 1 --output"],
@@ -54,8 +54,8 @@ class Caught(Exception):
 
 def parsers() -> Iterator[tuple[str, ArgumentParser]]:
     """ "lm export" and its parser, for each command of both programs but Lightning's own."""
-    (commands,) = (action for action in tokenization.__main__.build_parser()._actions if action.dest == "command")
-    yield from ((f"tokenization {name}", parser) for name, parser in commands.choices.items())  # type: ignore[union-attr, misc]
+    for name, file in tokenization.__main__.COMMANDS.items():
+        yield f"tokenization {name}", import_module(f"tokenization.commands.{file}").make_parser()
 
     def catch(parser: ArgumentParser, *_: object) -> None:
         raise Caught(parser)

@@ -1,0 +1,84 @@
+"""The commands of `tokenization`, one file each, and what they share.
+
+Every file has HELP, `make_parser` and `run`, which takes the arguments behind the command's name and prints the result.
+`run` raises InputError before it begins to work where the arguments, an input or an output will not do.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from tokenization.errors import InputError, did_you_mean
+from tokenization.pretokenization import PATTERNS
+from tokenization.texts import Texts
+
+TEXT_HELP = "files, folders (their .txt, .txt.gz and .txt.zst files) or globs"
+TOKENIZER_HELP = "the folder of a tokenizer"
+REPLACE_TOKENIZER_HELP = "replace the tokenizer that the folder holds"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that raises InputError, with one line, instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", message)
+        message += did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
+        raise InputError(f"{message}; `{self.prog} --help` lists what there is")
+
+
+def command_parser(name: str, description: str) -> ArgumentParser:
+    """Return a parser without arguments for `tokenization NAME`, which shows the description as it is written."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return ArgumentParser(prog=f"tokenization {name}", description=description, formatter_class=raw)
+
+
+def output_path(text: str) -> Path:
+    """Convert the value of an option that names an output; an empty one comes from an unset shell variable."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name what is to be written")
+    return Path(text)
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the commands that read whole text files in parallel."""
+    parser.add_argument(
+        "--processes",
+        "--threads",
+        type=int,
+        metavar="N",
+        help="how many work at the same time (default: one per core); the result does not depend on it",
+    )
+    parser.add_argument(
+        "--errors",
+        choices=("strict", "replace"),
+        default="strict",
+        help="what to do with bytes that are not UTF-8: stop and say where, or put U+FFFD (default: strict)",
+    )
+
+
+def check_processes(num_processes: int | None) -> None:
+    """Raise InputError for a number of processes below 1."""
+    if num_processes is not None and num_processes < 1:
+        raise InputError(f"--processes {num_processes}: at least one is needed")
+
+
+def read_pattern(argument: str) -> str:
+    """Return the pattern of this name, or the argument itself if it is a regular expression.
+
+    A plain word that is no name raises InputError: it is a misspelt name more often than a pattern.
+    """
+    if argument in PATTERNS:
+        return PATTERNS[argument]
+    if re.fullmatch(r"\w[\w.-]*|", argument):
+        raise InputError(
+            f"--pattern {argument!r}: no such pattern; there are {', '.join(PATTERNS)}, and regular expressions"
+            f" (put one that is a plain word in brackets: '({argument})')"
+        )
+    return argument
+
+
+def announce(texts: Texts) -> None:
+    """Print what is read and what is passed over, unless every file was named by itself."""
+    if texts.passed_over or texts.second_names or len(texts.files) != texts.num_inputs:
+        print(texts.summary(), flush=True)

@@ -1,0 +1,50 @@
+"""`tokenization import`: make a tokenizer's folder from another project's files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenization.commands import REPLACE_TOKENIZER_HELP, ArgumentParser, command_parser, output_path, read_pattern
+from tokenization.errors import InputError
+from tokenization.folder import check_new_tokenizer, is_verified
+from tokenization.interchange import KNOWN_SPECIAL_TOKENS, import_huggingface, import_tiktoken
+from tokenization.tokenizer import Tokenizer
+
+HELP = """Make a tokenizer's folder from a Hugging Face tokenizer.json, from tiktoken's ranks, or from an older or
+foreign folder with vocab.json and merges.txt. A .tiktoken file holds neither its pattern nor its special tokens:
+--pattern gpt2, cl100k or o200k stands for both. What would give other ids here is refused by name.
+
+  tokenization import tokenizer.json --output data/theirs
+  tokenization import cl100k_base.tiktoken --pattern cl100k --output data/cl100k
+"""
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of this command."""
+    parser = command_parser("import", HELP)
+    parser.add_argument("source", help="a tokenizer.json, a *.tiktoken file, or a tokenizer's folder")
+    parser.add_argument("--pattern", help="of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
+    parser.add_argument("--output", required=True, type=output_path, help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help=REPLACE_TOKENIZER_HELP)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Import a tokenizer and print its size."""
+    args = make_parser().parse_args(argv)
+    check_new_tokenizer(args.output, [args.source], args.overwrite)
+    tokenizer = read_source(args.source, args.pattern)
+    tokenizer.save(args.output)
+    print(f"{len(tokenizer.vocab):,} tokens, {len(tokenizer.merges):,} merges -> {args.output}")
+    if not is_verified(args.source):
+        print(f"{args.source} has no digest, so nothing shows whether it is as it was published")
+
+
+def read_source(source: str, pattern: str | None) -> Tokenizer:
+    """Read a file or folder of a kind that its name shows; pattern: the argument, needed for tiktoken's files alone."""
+    if source.endswith(".tiktoken"):
+        if pattern is None:
+            raise InputError(f"{source}: a .tiktoken file does not hold its pattern; give --pattern, e.g. cl100k")
+        return import_tiktoken(source, read_pattern(pattern), KNOWN_SPECIAL_TOKENS.get(pattern, {}))
+    if pattern is not None:
+        raise InputError(f"{source}: a tokenizer.json holds its own pattern; leave --pattern out")
+    return Tokenizer.load(source) if Path(source).is_dir() else import_huggingface(source)
