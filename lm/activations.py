@@ -61,7 +61,9 @@ def arrange(settings: Mapping[str, Any], precision: str, num_tokens: float) -> A
 
 def make_model(settings: Mapping[str, Any]) -> TransformerLM:
     """Shapes and no weights."""
-    return TransformerLM(**{name: settings[name] for name in MODEL_SETTINGS if name in settings}, device="meta")
+    model = TransformerLM(**{name: settings[name] for name in MODEL_SETTINGS if name in settings}, device="meta")
+    model.z_loss = settings.get("z_loss", 0.0)
+    return model
 
 
 def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> dict[str, int]:

@@ -1,0 +1,189 @@
+"""Proves that the contracts hold off what they are for. Three additions are right in the plain model and unknown to the
+rest: the product refuses each by name wherever it would be ignored; and where somebody only declares that a part
+supports it, or that an optimizer skips a step, the contract of that part fails."""
+
+import pytest
+import torch
+from helpers.additions import Lion, add_alibi, add_grouped_queries, add_lion
+from helpers.contracts import (
+    Broken,
+    bad_steps_are_skipped,
+    cached_is_plain,
+    counted_is_kept,
+    counted_is_measured,
+    exported_is_the_model,
+    fast_is_plain,
+    kept_is_measured,
+    loaded_is_saved,
+    make,
+    tokens,
+    ways,
+)
+from helpers.models import save_run
+from helpers.registries import EXAMPLES, all_values, combinations, few
+
+from lm import accounting, decoding, export, fast
+from lm.accounting import forward_flops, parameters_by_part, state_bytes
+from lm.activations import Arrangement
+from lm.decoding import CachedReader
+from lm.export import FORMATS, llama_settings
+from lm.layers import SwiGLU
+from lm.module import LanguageModel
+from tokenization import InputError
+
+PARTS = (fast.SUPPORT, decoding.SUPPORT, accounting.SUPPORT, export.SUPPORT)
+PLAIN = combinations()[0]
+ALIBI, GROUPED = PLAIN | {"position_encoding": "alibi"}, PLAIN | {"num_kv_heads": 1}
+REFUSING = {
+    "the fast path": lambda model: model.speed_up("blocks"),
+    "generation with a cache": lambda model: CachedReader(model, 1, torch.float32),
+    "the accounting of parameters": parameters_by_part,
+    "the accounting": forward_flops,
+    "export as a Llama": llama_settings,
+}
+
+
+@pytest.fixture
+def alibi(monkeypatch):
+    add_alibi(monkeypatch)
+    return ALIBI
+
+
+@pytest.fixture
+def grouped(monkeypatch):
+    add_grouped_queries(monkeypatch)
+    return GROUPED
+
+
+def declare(monkeypatch, name, *values):
+    """Claims that every part supports a setting."""
+    for part in PARTS:
+        monkeypatch.setitem(part.options, name, (*part.options.get(name, ()), *values))
+
+
+def new_folder(folder, name):
+    (folder / name).mkdir()
+    return folder / name
+
+
+# --- what the product does -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", REFUSING)
+def test_a_new_position_encoding_is_refused(part, alibi):
+    model = make(alibi)
+    ids = tokens(alibi)[:, :-1]
+    assert (model(ids) - make(PLAIN | {"position_encoding": "none"})(ids)).abs().max() > 0.01  # it does something
+    with pytest.raises(InputError, match=f"^{part}.* does not support position_encoding alibi, only rope"):
+        REFUSING[part](model)
+
+
+@pytest.mark.parametrize("part", REFUSING)
+def test_a_new_setting_is_refused(part, grouped):
+    assert make(grouped).num_parameters() < make(PLAIN).num_parameters()
+    with pytest.raises(InputError, match=f"^{part}.* does not support num_kv_heads 1, only None"):
+        REFUSING[part](make(grouped))
+    REFUSING[part](make(PLAIN))  # which is as it was
+
+
+@pytest.mark.parametrize("part", REFUSING)
+def test_a_module_of_ones_own_is_refused(part):
+    class Gated(SwiGLU):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = make(PLAIN)
+    model.layers[1].ffn.__class__ = Gated
+    with pytest.raises(InputError, match=f"^{part}.* does not support Gated, the model's layers.1.ffn"):
+        REFUSING[part](model)
+
+
+def test_no_command_computes_another_model(alibi, lm, token_data, tmp_path):
+    save_run(tmp_path / "run", token_data, position_encoding="alibi")
+    for arguments in (["generate"], ["test", token_data / "valid.bin"], ["export", "--output", tmp_path / "new"]):
+        done = lm(arguments[0], tmp_path / "run", *arguments[1:])
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert "does not support position_encoding alibi" in done.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_new_optimizer_is_refused(monkeypatch):
+    add_lion(monkeypatch)
+    with pytest.raises(InputError, match="optimizer lion would train on numbers that are not finite: its class, Lion"):
+        LanguageModel(**PLAIN, optimizer="lion")
+    with pytest.raises(InputError, match="does not know what optimizer lion keeps, only adamw or muon"):
+        state_bytes(make(PLAIN), "lion")
+
+
+# --- what the contracts do -------------------------------------------------------------------------------------------
+
+
+def test_registries_grow_by_themselves(monkeypatch):
+    add_alibi(monkeypatch)
+    assert any(settings["position_encoding"] == "alibi" for settings in few())
+    add_grouped_queries(monkeypatch)
+    with pytest.raises(LookupError, match="no example value for the new setting num_kv_heads"):
+        combinations()
+    monkeypatch.setitem(EXAMPLES, "num_kv_heads", (None, 1))
+    assert all_values()["num_kv_heads"] == (None, 1)
+    assert {settings["num_kv_heads"] for settings in few()} == {None, 1}
+
+
+def test_contracts_fail_where_a_part_refuses(alibi):
+    for check, arguments in {
+        fast_is_plain: [ways()],
+        cached_is_plain: [],
+        counted_is_measured: [],
+        kept_is_measured: [Arrangement()],
+    }.items():
+        with pytest.raises(Broken, match="does not support position_encoding alibi"):
+            check(alibi, *arguments)
+
+
+def test_an_export_may_refuse_by_name(alibi, grouped, small, tmp_path):
+    for settings in (alibi, grouped):
+        exported_is_the_model(settings, "hf", small, tmp_path)
+
+
+def test_alibi_that_is_only_declared(alibi, monkeypatch, small, tmp_path):
+    declare(monkeypatch, "position_encoding", "alibi")
+    for way in ways():
+        if way["attention"] != "plain":
+            with pytest.raises(Broken, match=r"^lm/fast\.py: .*not close"):
+                fast_is_plain(alibi, [way])
+    with pytest.raises(Broken, match=r"^lm/decoding\.py: .*not close"):
+        cached_is_plain(alibi)
+    for form in ("hf", "gguf"):
+        with pytest.raises(Broken, match=r"^lm/export\.py: .*not close"):
+            exported_is_the_model(alibi, form, small, new_folder(tmp_path, form))
+
+
+def test_grouped_queries_that_are_only_declared(grouped, monkeypatch, small, tmp_path):
+    declare(monkeypatch, "num_kv_heads", None, 1)
+    fast_is_plain(grouped, ways())  # which needs no more
+    with pytest.raises(Broken, match=r"^lm/decoding\.py: .*unflatten"):
+        cached_is_plain(grouped)
+    with pytest.raises(Broken, match=r"^lm/accounting\.py: .* forward, .* counted"):
+        counted_is_measured(grouped)
+    with pytest.raises(Broken, match=r"^lm/checkpoint\.py: .*num_kv_heads"):
+        loaded_is_saved(grouped, tmp_path)
+    for form in ("hf", "gguf"):
+        with pytest.raises(Broken, match=r"(?s)^lm/export\.py: .*(mismatch|shape)"):
+            exported_is_the_model(grouped, form, small, new_folder(tmp_path, form))
+
+
+def test_lion_that_only_seems_to_skip(monkeypatch):
+    class Careless(Lion):
+        take = None
+
+    add_lion(monkeypatch, Careless)
+    with pytest.raises(Broken, match=r"^the optimizer: .*lion has changed weights or state, on_a_gpu True"):
+        bad_steps_are_skipped(PLAIN, "lion", float("nan"))
+    with pytest.raises(Broken, match=r"^lm/accounting\.py: .*does not know what optimizer lion keeps"):
+        counted_is_kept(PLAIN, "lion")
+
+
+def test_a_new_format_needs_a_reader(monkeypatch, small, tmp_path):
+    monkeypatch.setitem(FORMATS, "onnx", FORMATS["hf"])
+    with pytest.raises(Broken, match=r"^lm/export\.py: .*no way to read the new format onnx"):
+        exported_is_the_model(PLAIN, "onnx", small, tmp_path)

@@ -1,0 +1,37 @@
+"""Proves for every combination of the model's settings that each other way to compute it computes the same: the fast
+path in every way, the cache, a checkpoint, and an export in every format, or that the export refuses by name."""
+
+import pytest
+from helpers.contracts import cached_is_plain, exported_is_the_model, fast_is_plain, loaded_is_saved, ways
+from helpers.registries import combinations, few, label
+
+from lm.export import FORMATS
+
+ALL, FEW = (pytest.mark.parametrize("settings", of, ids=label) for of in (combinations(), few()))
+
+
+@ALL
+def test_the_fast_path(settings):
+    """Each attention with all other ways at once, and with none."""
+    fast_is_plain(settings, [way for way in ways() if len(set(list(way.values())[1:])) == 1])
+
+
+@FEW
+def test_the_fast_path_in_every_way(settings):
+    fast_is_plain(settings, ways())
+
+
+@ALL
+def test_the_cache(settings):
+    cached_is_plain(settings)
+
+
+@FEW
+def test_a_checkpoint(settings, tmp_path):
+    loaded_is_saved(settings, tmp_path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@ALL
+def test_an_export(settings, form, small, tmp_path):
+    exported_is_the_model(settings, form, small, tmp_path)

@@ -1,0 +1,46 @@
+"""Proves for every optimizer that its state is what `lm account` counts, and that a bad step changes nothing."""
+
+import json
+
+import pytest
+from helpers.contracts import bad_steps_are_skipped, counted_is_kept
+from helpers.registries import few, label
+
+from lm.module import OPTIMIZERS, LanguageModel
+
+FEW = pytest.mark.parametrize("settings", few(), ids=label)
+EACH = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+
+
+@EACH
+@FEW
+def test_its_state(settings, optimizer):
+    counted_is_kept(settings, optimizer)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@EACH
+@FEW
+def test_bad_steps(settings, optimizer, bad):
+    bad_steps_are_skipped(settings, optimizer, bad)
+
+
+def test_lm_account_counts_the_newest(lm):
+    optimizer = list(OPTIMIZERS)[-1]
+    sizes = [f"--model.{name}={few()[0][name]}" for name in ("d_model", "num_layers", "num_heads", "vocab_size")]
+    done = lm("account", "gpt2-small", *sizes, f"--model.optimizer={optimizer}", "--json")
+    assert done.code == 0, done.err
+    figures = json.loads(done.out)
+    of = {name: figures["settings"][name] for name in ("d_model", "num_layers", "num_heads", "vocab_size", "d_ff")}
+    made = LanguageModel(**of, context_length=8, optimizer=optimizer).configure_optimizers()
+    for group in made.param_groups:
+        for weight in group["params"]:
+            weight.grad = weight.detach().clone()
+    made.step()
+    kept = sum(value.nbytes for state in made.state.values() for value in state.values() if hasattr(value, "nbytes"))
+    assert figures["state_bytes"]["optimizer state"] == kept
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="optimizer is 'sgd'; it can be adamw, muon"):
+        LanguageModel(10, 4, 8, 1, 1, optimizer="sgd")

@@ -1,0 +1,252 @@
+"""What every part must hold to for every model: each contract takes a model's settings and fails by naming the part.
+
+The plain model is the measure, and torch's own counters are. A part that refuses the settings breaks its contract, but
+for an export, which may refuse by name.
+"""
+
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.registries import Settings, label
+from lm import accounting
+from lm.activations import Arrangement, kept_bytes
+from lm.attention import CAUSAL_ATTENTIONS
+from lm.checkpoint import load_model, save_checkpoint
+from lm.decoding import CachedReader
+from lm.export import FORMATS
+from lm.module import LanguageModel
+from lm.transformer import TransformerLM
+from tokenization import InputError, Tokenizer
+
+BATCH = 3
+
+
+class Broken(AssertionError):
+    """A part does not hold to its contract."""
+
+
+def contract(part: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes whatever goes wrong in a contract name the part and the settings."""
+
+    def wrap(check: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(check)
+        def checked(settings: Settings, *arguments: Any) -> None:
+            try:
+                check(settings, *arguments)
+            except Exception as error:
+                raise Broken(f"{part}: {check.__doc__} Not so for {label(settings)}: {error}") from error
+
+        return checked
+
+    return wrap
+
+
+def make(settings: Settings) -> TransformerLM:
+    """Returns a model whose gains are not all 1: those would hide a norm in the wrong place."""
+    torch.manual_seed(0)
+    model = TransformerLM(**settings)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            weight.data.uniform_(0.5, 1.5)
+    return model
+
+
+def tokens(settings: Settings) -> Tensor:
+    """Returns (BATCH, context_length + 1) token ids."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(settings["vocab_size"], (BATCH, settings["context_length"] + 1), generator=generator)
+
+
+def close(found: Tensor, expected: Tensor, what: str) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda words: f"{what}: {words}")
+
+
+def loss_and_gradients(model: TransformerLM, settings: Settings) -> dict[str, Tensor]:
+    ids = tokens(settings)
+    loss = model(ids[:, :-1], targets=ids[:, 1:])
+    loss.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return {"loss": loss.detach()} | gradients
+
+
+def ways() -> list[dict[str, Any]]:
+    """Returns all arguments of speed_up: each attention with each value of each of the others."""
+    flags = [name for name, of in inspect.signature(TransformerLM.speed_up).parameters.items() if of.default is False]
+    chosen = itertools.product(CAUSAL_ATTENTIONS, *[(False, True)] * len(flags))
+    return [{"attention": attention, **dict(zip(flags, values, strict=True))} for attention, *values in chosen]
+
+
+@contract("lm/fast.py")
+def fast_is_plain(settings: Settings, ways: Sequence[dict[str, Any]]) -> None:
+    """Every fast way has the plain model's loss, gradients and logits."""
+    plain = make(settings)
+    expected, logits = loss_and_gradients(plain, settings), plain(tokens(settings)[:, :-1])
+    for way in ways:
+        fast = make(settings)
+        fast.speed_up(**way)
+        found = loss_and_gradients(fast, settings)
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            close(value, expected[name], f"{way}, {name}")
+        close(fast(tokens(settings)[:, :-1]), logits, f"{way}, logits")
+
+
+@contract("lm/decoding.py")
+@torch.inference_mode()
+def cached_is_plain(settings: Settings) -> None:
+    """What comes next by the cache is what the model itself says, in a batch, and as the window slides."""
+    model, context = make(settings).eval(), settings["context_length"]
+    texts = [[1], list(range(3, 2 + context)), list(range(context))]
+    reader = CachedReader(model, len(texts), torch.float32)
+    for row, text in enumerate(texts):
+        close(reader.read(row, text, every=True), model(torch.tensor([text]))[0], f"prompt {row}")
+    for step in range(context + 2):
+        if step == context:
+            reader.drop(0)
+            texts[0] = texts.pop()  # the last row takes its place
+        drawn = [(step * 7 + row) % settings["vocab_size"] for row in range(len(texts))]
+        texts = [[*text, token_id] for text, token_id in zip(texts, drawn, strict=True)]
+        texts = [text if len(text) <= context else text[-(context // 2) :] for text in texts]
+        found = reader.step(drawn)
+        for row, text in enumerate(texts):
+            close(found[row], model(torch.tensor([text]))[0, -1], f"step {step}, row {row}")
+
+
+@contract("lm/checkpoint.py")
+@torch.inference_mode()
+def loaded_is_saved(settings: Settings, folder: Path) -> None:
+    """A trained model comes back from its checkpoint as the same one."""
+    task = LanguageModel(**settings)
+    assert task.model.settings.items() >= settings.items(), "the task does not hand on its settings"
+    task.model.load_state_dict(make(settings).state_dict())
+    content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "global_step": 1}
+    save_checkpoint(content, folder / "best.ckpt")
+    ids = tokens(settings)[:, :-1]
+    close(load_model(folder / "best.ckpt")(ids), make(settings)(ids), "logits")
+
+
+@contract("lm/export.py")
+@torch.inference_mode()
+def exported_is_the_model(settings: Settings, form: str, tokenizer: Tokenizer, folder: Path) -> None:
+    """What is exported has the model's scores, or the export names a setting that it does not support."""
+    from helpers.foreign_models import READERS
+
+    settings = settings | {"vocab_size": tokenizer.vocab_size + 3}
+    model = make(settings).eval()
+    assert form in READERS, f"no way to read the new format {form}: tests/helpers/foreign_models.py needs one"
+    try:
+        FORMATS[form][0](model, tokenizer, folder / "exported", "fp32")
+    except InputError as error:
+        if not any(f"{name} {value}" in str(error) for name, value in settings.items()):
+            raise
+        return
+    ids = tokens(settings)[:, :-1]
+    for scores in READERS[form](folder / "exported", model):
+        close(scores(ids), model(ids), form)
+
+
+@contract("lm/accounting.py")
+def counted_is_measured(settings: Settings) -> None:
+    """Parameters and FLOPs are those that torch counts."""
+    model, ids = make(settings), tokens(settings)
+    assert sum(accounting.parameters_by_part(model).values()) == sum(w.numel() for w in model.parameters())
+    with FlopCounterMode(display=False) as forward:
+        loss = model(ids[:, :-1], targets=ids[:, 1:])
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    rows, d_model = model.lm_head.weight.shape  # those that vocab_multiple adds are not counted
+    added = 2 * settings["context_length"] * (rows - settings["vocab_size"]) * d_model
+    expected = BATCH * (sum(accounting.forward_flops(model).values()) + added)
+    assert forward.get_total_flops() == expected, f"{forward.get_total_flops()} forward, {expected} counted"
+    assert backward.get_total_flops() == 2 * expected
+
+
+@contract("lm/activations.py")
+def kept_is_measured(settings: Settings, how: Arrangement) -> None:
+    """What is kept for the backward pass is what autograd saves."""
+    found, expected = sum(kept_bytes(settings, BATCH, how).values()), really_kept(settings, how)
+    # Compiled, the partitioner of torch weighs what it keeps.
+    assert abs(found - expected) <= (0.01 * expected if how.compiled else 0), f"{found} counted, {expected} kept"
+
+
+def really_kept(settings: Settings, how: Arrangement) -> int:
+    """Returns the bytes that a real forward pass saves; parameters and tables excepted, each storage once."""
+    model, ids = make(settings), tokens(settings)
+    if how.fast:
+        model.speed_up(how.attention)
+    if how.compiled:  # what is kept is decided before code is generated, for which no compiler is needed
+        model.compile(backend="aot_eager_decomp_partition")
+    known = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=how.half),
+    ):
+        loss = model(ids[:, :-1], targets=ids[:, 1:])
+    loss.backward()
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in known)
+
+
+# --- optimizers ------------------------------------------------------------------------------------------------------
+
+
+def train_a_step(settings: Settings, name: str) -> tuple[LanguageModel, Any]:
+    """Returns a task whose optimizer has made a step, with the gradients of it."""
+    torch.manual_seed(0)
+    task = LanguageModel(**settings, optimizer=name)
+    optimizer: Any = task.configure_optimizers()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    loss_and_gradients(task.model, settings)
+    optimizer.step()
+    return task, optimizer
+
+
+def tensors(task: LanguageModel, optimizer: Any) -> list[Tensor]:
+    """Returns the weights, and what the optimizer keeps of each."""
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return [*task.parameters(), *(value for value in kept if value.ndim)]
+
+
+@contract("lm/accounting.py")
+def counted_is_kept(settings: Settings, optimizer: str) -> None:
+    """The optimizer's state that is counted is what it keeps after a step."""
+    task, made = train_a_step(settings, optimizer)
+    kept = sum(tensor.nbytes for tensor in tensors(task, made)[len(list(task.parameters())) :])
+    assert accounting.state_bytes(task.model, optimizer)["optimizer state"] == kept, f"keeps {kept} bytes"
+
+
+@contract("the optimizer")
+def bad_steps_are_skipped(settings: Settings, optimizer: str, bad: float) -> None:
+    """A step whose gradient is not finite changes nothing: neither where the gradients are dropped, nor by `take`."""
+    for on_a_gpu in (False, True):
+        task, made = train_a_step(settings, optimizer)
+        before = [tensor.detach().clone() for tensor in tensors(task, made)]
+        for weight in task.parameters():
+            weight.grad = torch.full_like(weight, bad)
+        if on_a_gpu:  # where nobody looks at the norm, and the optimizer is told by a tensor
+            made.take = torch.tensor(False)
+        else:
+            task.log = lambda *_, **__: None  # type: ignore[method-assign]
+            task.configure_gradient_clipping(made)
+            assert int(task.skipped_steps.total) == 1
+        made.step()
+        after = tensors(task, made)
+        assert all(map(torch.equal, before, after)), f"{optimizer} has changed weights or state, on_a_gpu {on_a_gpu}"
+        made.take = None
+        loss_and_gradients(task.model, settings)
+        made.step()
+        assert not all(map(torch.equal, before, tensors(task, made))), f"{optimizer} makes no good step any more"
