@@ -12,12 +12,13 @@ WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data test test-repeat test-slow test-elsewhere drills torture gpu lint format clean-demo
+.PHONY: help install demo data test test-repeat test-slow test-elsewhere test-oldest coverage drills torture gpu lint \
+	format hooks clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
-	@echo "also: install, data (the demo's token files), lint, format, test-repeat, test-slow, test-elsewhere, drills,"
-	@echo "      torture, gpu, clean-demo"
+	@echo "also: install, data (the demo's token files), lint, format, hooks, test-repeat, test-slow, test-elsewhere,"
+	@echo "      test-oldest, coverage, drills, torture, gpu, clean-demo"
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -34,7 +35,7 @@ install: .venv/.installed
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[test,dev]'
 	@touch $@
 
 # --- the demo --------------------------------------------------------------------------------------------------------
@@ -81,6 +82,10 @@ format: .venv/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# ruff and mypy before each commit, from .venv.
+hooks: .venv/.installed-test
+	$(BIN)/pre-commit install
+
 test: lint
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 	$(BIN)/pytest -m repeat tests/reliability/test_repeat.py
@@ -96,6 +101,20 @@ test-slow: .venv/.installed-test
 test-elsewhere: .venv/.installed-test
 	$(PIP) -e '.[test,elsewhere]'
 	$(BIN)/pytest -m slow tests/test_elsewhere.py
+
+# Every dependency at the oldest version that pyproject.toml allows, in an environment of its own.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/pytest -n $(WORKERS) --dist worksteal
+
+.venv-oldest/.installed: pyproject.toml .ci/floors.py
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) .ci/floors.py > .venv-oldest/floors.txt
+	.venv-oldest/bin/pip install --disable-pip-version-check -c .venv-oldest/floors.txt $(PIP_FLAGS) -e '.[test]'
+	@touch $@
+
+# Which lines the tests run; what Numba has compiled is not seen.
+coverage: .venv/.installed-test
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered
 
 # Wrong values, files, settings and requests by the thousand: the long forms of tests/drills.
 drills: .venv/.installed-test

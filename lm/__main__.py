@@ -14,8 +14,9 @@ from lm.contention import choose_waiting
 from lm.machine import keep_large_blocks, use_granted_cores
 from lm.signals import interruptible
 
-HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
+HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
 
+  lm init work                                    put the configurations and sample stories into a folder
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
                                                   the same with other values; they count more than the file's,
@@ -40,7 +41,7 @@ HELP = """usage: lm {fit,validate,account,sweep,find-lr,report,generate,serve,te
   lm find-lr -c configs/demo.yaml                 a quick look for the learning rate
   lm report checkpoints/demo                      a run, or several compared, as one page with curves
 
-`lm COMMAND --help` lists what each one takes.
+`lm COMMAND --help` lists what each one takes; `lm --version` prints the version.
 """
 
 VERIFY_HELP = (
@@ -94,6 +95,7 @@ def training() -> Iterator[None]:
 
 
 COMMANDS = {
+    "init": defined_in("lm.init", "run_init"),
     "fit": run_lightning,
     "validate": run_lightning,
     "account": defined_in("lm.account", "run_account"),
@@ -127,12 +129,16 @@ def main(argv: list[str] | None = None) -> int:
 def run_command(argv: list[str]) -> int:
     from tokenization import InputError
     from tokenization.errors import describe_os_error, did_you_mean, drop_stdout
+    from tokenization.version import own_version
 
     name = " ".join(["lm", *argv[:1]])
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(HELP, end="", flush=True)
             return 0 if argv else 2
+        if argv[0] == "--version":
+            print(f"lm {own_version()}", flush=True)
+            return 0
         if argv[0] not in COMMANDS:
             meant = did_you_mean(argv[0], COMMANDS)
             raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`{meant}")

@@ -32,7 +32,7 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **settings: Any) -> None:
         super().__init__(parser, config, **settings)
         try:
-            self.content = parser.dump(config, skip_none=False)
+            self.content = parser.dump(config, skip_unset=False)
         except ValueError as error:  # an argument of a class that YAML does not have
             reason = str(error).partition("Errors:")[2].partition("- Not a valid")[0] or str(error)
             words = " ".join(reason.split()).strip("- ")

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
 from lm.finite import in_words
 from lm.nonfinite import Diverged, last_good, lost_tensors
-from lm.signals import SIGNALS, Interrupted, leave_if_asked
+from lm.signals import Interrupted, heeded, leave_if_asked
 from tokenization import InputError, Tokenizer
 from tokenization.files import writing_together
 
@@ -33,7 +33,7 @@ class Signals:
     def __init__(self, quiet: bool) -> None:
         self.received: int | None = None
         self.quiet = quiet
-        for signum in SIGNALS:
+        for signum in heeded():
             signal.signal(signum, self)  # Lightning puts back what was there when the run ends
 
     def __call__(self, signum: int, frame: Any) -> None:

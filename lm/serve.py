@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import os
 import re
-import signal
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +16,7 @@ from lm.generation import PRECISIONS, Writer, make_reader
 from lm.machine import use_granted_cores
 from lm.server import Server, run_server
 from lm.serving import Engine
+from lm.signals import heeded
 from tokenization import InputError
 from tokenization.commands import ArgumentParser
 
@@ -72,7 +72,7 @@ def run_serve(argv: list[str]) -> None:
     server = Server(engine, tokenizer, checkpoint.resolve().parent.name, limits, names, key)
 
     def ready(address: str, stop: asyncio.Event) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in heeded():
             asyncio.get_running_loop().add_signal_handler(signum, stop.set)
         print(f"{checkpoint} is served at {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
         if not names and key is None:

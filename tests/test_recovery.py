@@ -336,9 +336,9 @@ def test_nobody_reads_the_device():
 # --- one writer ------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_in_a_folder_is_refused(lm, fit_arguments, tmp_path):
+def test_a_second_run_in_a_folder_is_refused(lm, fork_server, fit_arguments, tmp_path):
     run = tmp_path / "run"
-    process = start(fit_arguments(run, *ENDLESS))
+    process = fork_server.start(fit_arguments(run, *ENDLESS), tmp_path / "log")
     wait_until((run / "last.ckpt").exists)
     for arguments in (fit_arguments(run, *SETTINGS, f"--ckpt_path={run / 'last.ckpt'}", "--trainer.max_steps=200000"),):
         result = lm(*arguments)
@@ -347,8 +347,8 @@ def test_a_second_run_in_a_folder_is_refused(lm, fit_arguments, tmp_path):
             f"lm fit: {run}: another run writes to it, process {process.pid} of host {socket.gethostname()}; wait for"
             " its end, or name another folder with --trainer.default_root_dir\n"
         )
-    process.kill()
-    process.communicate()
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert json.loads((run / LOCK).read_text())["pid"] == process.pid
     result = lm("fit", "-c", run / "config.yaml", "--ckpt_path", "auto", "--trainer.fast_dev_run", "true")
     assert result.code == 0  # a trial run takes no lock

@@ -84,6 +84,21 @@ def test_during_imports(name, signum, fit_arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_ctrl_c_is_ignored_where_the_process_was_started_so(lm, fit_arguments, monkeypatch, capfd, tmp_path):
+    """As a script's `lm fit &` is, within the reach of a Ctrl-C that is meant for another."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        Moment(TokenDataModule, "setup", 1, send(signal.SIGINT)).arm(monkeypatch)
+        Moment(LanguageModel, "training_step", 3, send(signal.SIGINT)).arm(monkeypatch)
+        result = lm(*fit_arguments(tmp_path / "run", *SETTINGS))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.code == 0
+    assert f"ended at step {STEPS} of {STEPS}" in result.out
+    assert "SIGINT" not in capfd.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_at_every_moment_of_a_real_run(signum, fit_arguments, whole_run, tmp_path):

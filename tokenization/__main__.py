@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from tokenization.errors import InputError, describe_os_error, did_you_mean, drop_stdout
+from tokenization.version import own_version
 
 HELP = """usage: tokenization {train,encode,decode,inspect,compare,import,export} ...
 
@@ -22,7 +23,7 @@ HELP = """usage: tokenization {train,encode,decode,inspect,compare,import,export
   tokenization export data/tokenizer --output tokenizer.json
                                                   write a tokenizer for Hugging Face or tiktoken
 
-`tokenization COMMAND --help` lists the options of each command.
+`tokenization COMMAND --help` lists the options of each command; `tokenization --version` prints the version.
 """
 COMMANDS = {  # each is a file in commands/
     "train": "train",
@@ -42,6 +43,8 @@ def run_command(argv: list[str]) -> None:
     name, *arguments = argv
     if name in ("-h", "--help"):
         print(HELP, end="")
+    elif name == "--version":
+        print(f"tokenization {own_version()}")
     elif name in COMMANDS:
         import_module(f"tokenization.commands.{COMMANDS[name]}").run(arguments)
     else:

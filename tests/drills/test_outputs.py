@@ -40,8 +40,9 @@ WORKS = {  # for each option that names an output, a call that works
     "lm account --plot": ["account -c config.yaml --plot"],
     "lm sweep --output": ["sweep -c config.yaml --param model.learning_rate --values 0.001 0.01 --output"],
     "lm find-lr --output": ["find-lr -c config.yaml --steps 20 --output"],
+    "lm init folder": ["init"],
 }
-COSTLY = ("lm sweep", "lm find-lr")  # read a whole configuration first, and train
+COSTLY = ("lm sweep", "lm find-lr", "lm init")  # read a whole configuration first, and train; write megabytes
 REPLACED = {"lm report --output": "page.html", "lm report --plot": "plot.png", "lm account --plot": "plot.png"}
 
 
@@ -71,7 +72,7 @@ def parsers() -> Iterator[tuple[str, ArgumentParser]]:
 
 def outputs() -> dict[str, Action]:
     return {
-        f"{name} {action.option_strings[-1]}": action
+        f"{name} {(action.option_strings or [action.dest])[-1]}": action
         for name, parser in parsers()
         for action in parser._actions
         if action.type is output_path
@@ -255,7 +256,9 @@ def calls(costly: bool) -> Iterator[tuple[str, str]]:
 def is_folder_output(option: str) -> bool:
     """Whose output may be a folder that exists, if nothing in it is replaced."""
     return (
-        option in ("tokenization train --output", "tokenization import --output") or "lr" in option or "sweep" in option
+        option in ("tokenization train --output", "tokenization import --output", "lm init folder")
+        or "lr" in option
+        or "sweep" in option
     )
 
 
@@ -313,6 +316,10 @@ def test_links_devices_and_places_where_nothing_can_be_made(trial, figure, costl
         ("lm sweep --output", "dangling"),
         ("lm find-lr --output", "text.txt/new"),
         ("lm find-lr --output", ""),
+        ("lm init folder", "text.txt"),
+        ("lm init folder", "text.txt/new"),
+        ("lm init folder", "dangling"),
+        ("lm init folder", ""),
         ("lm account --plot", "photo.png"),
         ("lm account --plot", "config.yaml"),
     ],

@@ -1,4 +1,4 @@
-"""Shared by the harness: a server that forks `lm` commands, the unbroken run, and the figures printed at the end.
+"""Shared by the harness: the unbroken run, and the figures printed at the end.
 
 Each test of the harness comes in two sizes: a short one in the suite, a long one behind the marker torture.
 """
@@ -8,27 +8,20 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.processes import LmServer, wait_until
+from helpers.processes import wait_until
 from helpers.runs import LONGER
 
 FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
-def server():
-    server = LmServer()
-    yield server
-    server.end()
-
-
-@pytest.fixture(scope="session")
-def unbroken(server, fit_arguments, tmp_path_factory) -> tuple[Path, float]:
+def unbroken(fork_server, fit_arguments, tmp_path_factory) -> tuple[Path, float]:
     """A run of 40 steps that nothing happens to, and the seconds that its training takes."""
     folder = tmp_path_factory.mktemp("unbroken")
-    server.start(fit_arguments(folder / "run", *LONGER), folder / "log")
+    process = fork_server.start(fit_arguments(folder / "run", *LONGER), folder / "log")
     wait_until((folder / "run" / ".lock").exists)
     before = time.monotonic()
-    assert server.wait() == 0, (folder / "log").read_text()
+    assert process.wait() == 0, (folder / "log").read_text()
     return folder / "run", time.monotonic() - before
 
 

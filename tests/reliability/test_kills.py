@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.events import read_events
-from helpers.processes import has_ended, start, wait_until
+from helpers.processes import start, wait_until
 from helpers.runs import LONGER, TIMED, same
 
 from lm.checkpoint import load_checkpoint, save_checkpoint, verify
@@ -51,23 +51,23 @@ def is_saving(run: Path) -> bool:
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.torture)])
-def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, figure, tmp_path):
+def test_kill_9_at_random_moments(kills, fork_server, unbroken, fit_arguments, rng, figure, tmp_path):
     whole, seconds = unbroken
     done = finished = in_saves = 0
     while True:
         run, log = tmp_path / f"run{finished}", tmp_path / "log"
-        pid = server.start(fit_arguments(run, *LONGER, "--ckpt_path=auto"), log)
-        wait_until(lambda: has_ended(pid) or holds_lock(run, pid))  # noqa: B023
+        process = fork_server.start(fit_arguments(run, *LONGER, "--ckpt_path=auto"), log)
+        wait_until(lambda: process.has_ended() or holds_lock(run, process.pid))  # noqa: B023
         time.sleep(rng.uniform(0, seconds))
         if rng.random() < 0.5:  # a save is short: every other kill waits for the next one to begin
-            wait_until(lambda: has_ended(pid) or is_saving(run), pause=0)  # noqa: B023
-        os.kill(pid, signal.SIGKILL)
-        code = server.wait()
+            wait_until(lambda: process.has_ended() or is_saving(run), pause=0)  # noqa: B023
+        os.kill(process.pid, signal.SIGKILL)
+        code = process.wait()
         assert code in (0, -signal.SIGKILL), log.read_text()
         done += code != 0
         in_saves += code != 0 and is_saving(run)
         if done >= kills:
-            code = server.run(fit_arguments(run, *LONGER, "--ckpt_path=auto"), log)
+            code = fork_server.run(fit_arguments(run, *LONGER, "--ckpt_path=auto"), log)
         if code == 0:
             assert_same_run(run, whole)
             finished += 1
@@ -77,7 +77,7 @@ def test_kill_9_at_random_moments(kills, server, unbroken, fit_arguments, rng, f
            f" {finished} equal to the unbroken one in weights and curves")  # fmt: skip
 
 
-def test_kill_9_of_a_command_as_a_user_starts_it(unbroken, fit_arguments, server, figure, tmp_path):
+def test_kill_9_of_a_command_as_a_user_starts_it(unbroken, fit_arguments, fork_server, figure, tmp_path):
     """`python -m lm fit`, and not a fork of it."""
     whole, _ = unbroken
     arguments = fit_arguments(tmp_path / "run", *LONGER, "--ckpt_path=auto")
@@ -85,7 +85,7 @@ def test_kill_9_of_a_command_as_a_user_starts_it(unbroken, fit_arguments, server
     wait_until((tmp_path / "run" / "last.ckpt").exists)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert server.run(arguments, tmp_path / "log") == 0
+    assert fork_server.run(arguments, tmp_path / "log") == 0
     assert_same_run(tmp_path / "run", whole)
 
 

@@ -1,0 +1,110 @@
+"""Runs `lm` and `tokenization` in processes that are forked from one which has imported everything.
+
+As a program it is the server (`fork_server.py SOCKET`) or, with more arguments, a client that stands for the command
+(`fork_server.py SOCKET lm generate ...`). A client sends its three standard streams, and in one line of JSON the
+module's name, the arguments, the folder and the environment. It gets the process id, and the exit code when it asks
+for it: until then an ended process keeps its id.
+"""
+
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+
+
+def serve(path: str) -> None:
+    """Forks commands until standard input ends."""
+    import select
+
+    for name in ("lm.cli", "lm.generation", "tokenization.kernels"):
+        importlib.import_module(name)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        print("ready", flush=True)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            if not os.fork():
+                listener.close()
+                keep(connection)
+            connection.close()
+
+
+def keep(connection: socket.socket) -> None:
+    """Forks one command and waits for it, in a process of its own."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    content, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    while not content.endswith(b"\n"):
+        content += connection.recv(1 << 16)
+    pid = os.fork()
+    if not pid:
+        connection.close()
+        run(streams, *json.loads(content))
+    for stream in streams:
+        os.close(stream)
+    connection.sendall(b"%d\n" % pid)
+    connection.recv(1)
+    _, status = os.waitpid(pid, 0)
+    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
+
+
+def run(streams: list[int], module: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    """Turns this process into the command, in a process group of its own."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [module, *arguments]
+    code: object = 1
+    try:
+        code = importlib.import_module(f"{module}.__main__").main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(code or 0))  # type: ignore[call-overload]
+
+
+class Forked:
+    """A command that a server has forked."""
+
+    def __init__(
+        self, path: str, module: str, arguments: list[str], streams: list[int], environment: Mapping[str, str]
+    ):
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(path)
+        content = json.dumps([module, arguments, os.getcwd(), dict(environment)]).encode() + b"\n"
+        sent = socket.send_fds(self._connection, [content], streams)
+        self._connection.sendall(content[sent:])
+        self._answers = self._connection.makefile()
+        self.pid = int(self._answers.readline())
+
+    def has_ended(self) -> bool:
+        """Tells whether it has ended, before anybody waits for it."""
+        with open(f"/proc/{self.pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+
+    def wait(self) -> int:
+        """Waits for its end and returns the exit code: -9 after a kill -9."""
+        self._connection.sendall(b"\n")
+        code = int(self._answers.readline())
+        self._answers.close()
+        self._connection.close()
+        return code
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        serve(sys.argv[1])
+    else:
+        code = Forked(sys.argv[1], sys.argv[2], sys.argv[3:], [0, 1, 2], os.environ).wait()
+        sys.exit(code if code >= 0 else 128 - code)
