@@ -102,9 +102,10 @@ test-elsewhere: .venv/.installed-test
 	$(PIP) -e '.[test,elsewhere]'
 	$(BIN)/pytest -m slow tests/test_elsewhere.py
 
-# Every dependency at the oldest version that pyproject.toml allows, in an environment of its own.
+# Every dependency at the oldest version that pyproject.toml allows, in an environment of its own. Old libraries may
+# warn of newer ones.
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/pytest -n $(WORKERS) --dist worksteal
+	.venv-oldest/bin/pytest -n $(WORKERS) --dist worksteal -W default
 
 .venv-oldest/.installed: pyproject.toml .ci/floors.py
 	$(PYTHON) -m venv .venv-oldest

@@ -213,8 +213,8 @@ def test_a_folder_that_cannot_be_made(lm, fit_arguments, work, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["frobnicate"], "lm frobnicate: no such command; there are fit, validate, account, "),
-        (["fitt"], "lm fitt: no such command; there are fit, "),
+        (["frobnicate"], "lm frobnicate: no such command; there are init, fit, validate, account, "),
+        (["fitt"], "lm fitt: no such command; there are init, fit, "),
         (["fit"], "lm fit: give a configuration: `lm fit -c configs/demo.yaml`"),
         (["validate", "tok"], "lm validate: tok: no such checkpoint"),
         (["generate", "--tempertaure=1", "tok"], "lm generate: unrecognized arguments: --tempertaure=1; did you mean"),
