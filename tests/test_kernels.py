@@ -17,13 +17,18 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer, TrainingReport, native, train_bpe
-from tokenization import kernels as compiled
 from tokenization import pretokenization as pretokenization_module
 from tokenization.bpe import learn_merges
 from tokenization.corpus import Corpus
-from tokenization.native import Window, address, class_table
+from tokenization.native import Window
+from tokenization.native import table as table_module
+from tokenization.native.memory import address_of
+from tokenization.native.pairs import PAIRS_SIZE, Trainer
+from tokenization.native.scanner import class_table, find_starts
+from tokenization.native.text import first_invalid
 from tokenization.pretokenization import count_pretokens, pretokenize
 
+NATIVE_MODULES = [module for name, module in sys.modules.items() if name.startswith("tokenization.native.")]
 SPECIAL_TOKENS = [END_OF_TEXT, "<|end of|>", " \n<|x|>", "<|end"]
 WORDS = [
     *"aBlvest '-!=19\n\t\r\x0b\x0c\x1c\x00\x85\xa0",
@@ -83,8 +88,8 @@ def starts_of(data: bytes, begin: int = 0, wanted: int = 1 << 20) -> list[int]:
     """What the scanner finds from `begin` on: where pieces begin, and where the last whole one ends."""
     window = Window.of_bytes(data)
     starts = np.empty(len(data) + 256, np.int64)
-    first = address(window.buffer)
-    count = compiled.find_starts(first + begin, first + len(data), wanted, address(class_table()), address(starts))
+    first = address_of(window.buffer)
+    count = find_starts(first + begin, first + len(data), wanted, address_of(class_table()), address_of(starts))
     return (starts[: count + 1] - first).tolist()
 
 
@@ -145,8 +150,8 @@ def test_validity_is_pythons():
             wrong = window.length
         except UnicodeDecodeError as error:
             wrong = error.start
-        start = address(window.buffer)
-        assert compiled.first_invalid(start, start + window.length) - start == wrong
+        start = address_of(window.buffer)
+        assert first_invalid(start, start + window.length) - start == wrong
 
 
 # --- encoding ---
@@ -187,12 +192,12 @@ def test_ids_beyond_16_bits(tokenizer):
 
 def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
     """Smallest tables: they fill up, grow, and are emptied when they may not grow."""
-    monkeypatch.setattr(native.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
+    monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
     source = random.Random(6)
     rare = " ".join("".join(source.choices("abcdefghij", k=source.randint(3, 30))) for _ in range(30000))
     expected = tokenizer.encode(rare)
     for max_slots in (1 << 13, 1 << 14, 1 << 21):
-        monkeypatch.setattr(native, "MAX_SLOTS", max_slots)
+        monkeypatch.setattr(table_module, "MAX_SLOTS", max_slots)
         encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype("<u2"))
         for _ in range(2):
             assert encode(encoder, rare) == expected
@@ -237,8 +242,8 @@ def test_threads_share_a_table(tokenizer, text, tmp_path, monkeypatch):
     """Four threads fill small tables at the same time, which grow and are replaced under them."""
     source, path = random.Random(12), tmp_path / "text.txt"
     path.write_text(" ".join("".join(source.choices("abcdefghij", k=source.randint(2, 25))) for _ in range(40_000)))
-    monkeypatch.setattr(native.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
-    monkeypatch.setattr(native, "WINDOW_BYTES", 1 << 13)
+    monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
+    monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1 << 13)
 
     def ids(num_threads: int) -> list[int]:
         encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype("<u2"))
@@ -247,7 +252,7 @@ def test_threads_share_a_table(tokenizer, text, tmp_path, monkeypatch):
 
     expected = ids(1)
     for max_slots in (1 << 13, 1 << 15, 1 << 20):
-        monkeypatch.setattr(native, "MAX_SLOTS", max_slots)
+        monkeypatch.setattr(table_module, "MAX_SLOTS", max_slots)
         assert ids(4) == expected
 
 
@@ -271,9 +276,11 @@ class GuardedNumpy:
 @pytest.mark.skipif(sys.platform == "win32", reason="has no mprotect")
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(native, "np", GuardedNumpy())
-    monkeypatch.setattr(native, "WINDOW_BYTES", 999)
-    monkeypatch.setattr(native.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
+    for module in NATIVE_MODULES:
+        if hasattr(module, "np"):
+            monkeypatch.setattr(module, "np", GuardedNumpy())
+    monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 999)
+    monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
     monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", 0)
     source, path = random.Random(seed), tmp_path / "text.txt"
     for dtype in ("<u2", "<u4"):
@@ -362,7 +369,7 @@ def test_merges_on_random_text(tmp_path, monkeypatch, ties):
         pool, length = source.choice(pools), source.choice([2, 30, 300, 3000])
         special_tokens = source.choice([(), (END_OF_TEXT,), ("ab", "b a", END_OF_TEXT)])
         path.write_text("x" + END_OF_TEXT.join("".join(source.choices(pool, k=length)) for _ in range(2)), newline="")
-        monkeypatch.setattr(native, "FLOOR_SHARE", source.choice([1, 128]))
+        monkeypatch.setattr("tokenization.native.learning.FLOOR_SHARE", source.choice([1, 128]))
         size = 259 + source.choice([0, 5, 50, 500])
         expected = train(path, size, ties, monkeypatch, 1 << 60, special_tokens, threads=1)
         assert train(path, size, ties, monkeypatch, 0, special_tokens, threads=1) == expected
@@ -372,18 +379,18 @@ def test_lists_that_grow(text, tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text(text, newline="")
     expected = train(path, 3000, "lexicographic", monkeypatch, 0)
-    set_lists = native.Trainer.set_lists
+    enlarge_lists = Trainer.enlarge_lists
     calls = []
 
-    def start_small(trainer, num_places, num_pairs):
-        calls.append(num_pairs)
-        if len(calls) == 1:
-            num_places, num_pairs = num_places - (1 << 16), 2000
-        set_lists(trainer, num_places, num_pairs)
+    def enlarge(trainer):
+        calls.append(trainer[PAIRS_SIZE])
+        enlarge_lists(trainer)
 
-    monkeypatch.setattr(native.Trainer, "set_lists", start_small)
+    monkeypatch.setattr(Trainer, "enlarge_lists", enlarge)
+    monkeypatch.setattr("tokenization.native.pairs.SPARE_PLACES", 0)
+    monkeypatch.setattr("tokenization.native.pairs.FIRST_PAIRS", 2000)
     assert train(path, 3000, "lexicographic", monkeypatch, 0) == expected
-    assert len(calls) > 2
+    assert len(calls) > 1
 
 
 def test_merges_of_huggingface(text, tmp_path, always_compiled):
@@ -420,7 +427,7 @@ def test_token_files_equal_the_reference(tokenizer, text, tmp_path, monkeypatch,
     paths = files_of(tmp_path, text[-20000:])
     expected = tokenizer.encode_files(paths, tmp_path / "expected.bin", 1).description
     monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", 0)
-    monkeypatch.setattr(native, "WINDOW_BYTES", window)
+    monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", window)
     for threads in (1, 2, 3):
         assert tokenizer.encode_files(paths, tmp_path / "ids.bin", threads).description == expected
         assert (tmp_path / "ids.bin").read_bytes() == (tmp_path / "expected.bin").read_bytes()
@@ -430,7 +437,7 @@ def test_token_files_equal_the_reference(tokenizer, text, tmp_path, monkeypatch,
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xe4\xb8", b"\x80"])
 def test_invalid_utf8(tokenizer, tmp_path, monkeypatch, from_bytes, bad):
     monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", from_bytes)
-    monkeypatch.setattr(native, "WINDOW_BYTES", 1000)
+    monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
     path = tmp_path / "text.txt"
     good = "naïve words \n" * 300
     for data, position in ((good.encode() + bad + b" rest\n", len(good.encode())), (b"end" + bad, 3)):
@@ -502,19 +509,6 @@ print(report.path)
     assert run_python(code) == "plain Python (numba is not installed)\n"
 
 
-def test_without_a_place_for_the_cache(monkeypatch):
-    """numba.njit(cache=True) raises where neither the package's folder nor the user's can be written."""
-    real = compiled.numba.njit
-
-    def refuse(*args, cache: bool = False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return real(*args, **options)
-
-    monkeypatch.setattr(compiled.numba, "njit", refuse)
-    assert compiled.compiled(lambda number: number + 1)(2) == 3
-
-
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
@@ -558,7 +552,9 @@ def test_nothing_is_left_to_compile_while_phases_are_timed(work, tokenizer, text
     path = tmp_path / "text.txt"
     path.write_text(text, newline="")
     native.compile_kernels(work)
-    known = {kernel: len(kernel.signatures) for kernel in vars(compiled).values() if hasattr(kernel, "signatures")}
+    kernels = {value for module in NATIVE_MODULES for value in vars(module).values() if hasattr(value, "signatures")}
+    known = {kernel: len(kernel.signatures) for kernel in kernels}
+    assert len(known) > 50
     if work == "training":
         report = TrainingReport()
         train_bpe(path, 1000, [END_OF_TEXT], num_processes=2, report=report)

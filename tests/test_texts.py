@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenization import END_OF_TEXT, InputError, TokenFile, native
+from tokenization import END_OF_TEXT, InputError, TokenFile
 from tokenization.corpus import Corpus, zstd
+from tokenization.native.text import SpecialTokens
+from tokenization.native.windows import cut_into_windows
 from tokenization.texts import Texts, reads
 
 TEXT = "The cat's tale, told in 漢字 and with a 😀.\n" * 200
@@ -220,7 +222,7 @@ PACK = {"t.txt": bytes, "t.txt.gz": gzip.compress, "t.TXT.ZST": zstd.compress}
 
 
 def windows(corpus: Corpus) -> str:
-    return "".join(window.text for window in native.windows(corpus, native.SpecialTokens({})))
+    return "".join(window.text for window in cut_into_windows(corpus, SpecialTokens({})))
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
@@ -257,7 +259,7 @@ def test_places_count_the_byte_order_mark(tmp_path, read):
     path = tmp_path / "t.txt"
     path.write_bytes(b"\xef\xbb\xbfgood \x80")
     if read is windows:
-        window = next(native.windows(Corpus([path]), native.SpecialTokens({})))
+        window = next(cut_into_windows(Corpus([path]), SpecialTokens({})))
         with pytest.raises(InputError, match="not UTF-8 at byte 8"):
             window.valid("strict")
     else:

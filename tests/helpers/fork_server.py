@@ -19,7 +19,7 @@ def serve(path: str) -> None:
     """Forks commands until standard input ends."""
     import select
 
-    for name in ("lm.cli", "lm.generation", "tokenization.kernels"):
+    for name in ("lm.cli", "lm.generation", "tokenization.native"):
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

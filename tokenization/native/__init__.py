@@ -1,0 +1,47 @@
+"""The tokenizer at native speed: kernels compiled by Numba for the pre-tokens of GPT-2's pattern.
+
+    text (UTF-8) -> find_starts -> pre-tokens -> table -------> counts       (count_window)
+                    64 bytes at a time           |  ^---------> ids          (encode_window)
+                                                 merge_pretoken              (what the table does not know yet)
+    counts -> words in one row of cells -> make_merges -> merges
+
+Each kernel stands beside the class that owns its memory. bpe.py and tokenizer.py say in plain Python what the kernels
+must compute; importing this package imports Numba.
+"""
+
+import numba
+
+from tokenization.native.cells import fill_cells, list_byte_pairs
+from tokenization.native.compiling import compile_now
+from tokenization.native.counting import add_table, count_corpus, count_window
+from tokenization.native.encoding import Encoder, can_encode, encode_window
+from tokenization.native.learning import learn_merges, make_merges
+from tokenization.native.merging import fill_merges
+from tokenization.native.pairs import add_token
+from tokenization.native.table import rehash, summarize
+from tokenization.native.text import first_invalid, last_cut
+from tokenization.native.windows import Window
+
+__all__ = [
+    "Encoder",
+    "Window",
+    "can_encode",
+    "compile_kernels",
+    "count_corpus",
+    "learn_merges",
+]
+
+_COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
+_LEARNING = (summarize, fill_cells, add_token, list_byte_pairs, make_merges)
+_KERNELS = {
+    "training": _COUNTING + _LEARNING,
+    "encoding": (first_invalid, last_cut, fill_merges, encode_window, rehash),
+}
+
+
+def compile_kernels(work: str) -> None:
+    """Compiles the kernels for "training" or "encoding", or loads them from the cache, before anything is timed."""
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise RuntimeError("NUMBA_DISABLE_JIT is set")
+    for kernel in _KERNELS[work]:
+        compile_now(kernel)

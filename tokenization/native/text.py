@@ -1,0 +1,118 @@
+"""Examines text before it is scanned: whether it is valid, where special tokens stand, where it may be cut."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tokenization.native.compiling import compiled
+from tokenization.native.instructions import bytes_in_range, load8, load64, same_bytes, trailing_zeros
+from tokenization.native.memory import PADDING, address_of
+from tokenization.native.scanner import SPACE, character_length, class_at, code_point, is_ascii_space
+
+SPECIAL_TEXT, SPECIAL_LENGTH, SPECIAL_ID = range(0, 24, 8)  # fields of a special token's row of int64
+SPECIAL_ROW = 24
+
+
+class SpecialTokens:
+    """Special tokens as kernels read them: rows of fields, longer tokens first."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        tokens = sorted(((text.encode(), token_id) for text, token_id in ids.items()), key=lambda item: -len(item[0]))
+        self.longest = len(tokens[0][0]) if tokens else 1
+        self._text = np.frombuffer(b"".join(token for token, _ in tokens) + bytes(PADDING), np.uint8)
+        self._first = np.frombuffer(bytes({token[0] for token, _ in tokens}) + b"\0", np.uint8)
+        self._rows = np.zeros((len(tokens) + 1, SPECIAL_ROW // 8), np.int64)
+        place = address_of(self._text)
+        for row, (token, token_id) in zip(self._rows, tokens, strict=False):
+            row[SPECIAL_TEXT // 8], row[SPECIAL_LENGTH // 8], row[SPECIAL_ID // 8] = place, len(token), token_id
+            place += len(token)
+        self.table = address_of(self._rows), len(tokens)
+        self.arguments = *self.table, address_of(self._first), len(self._first) - 1
+
+
+@compiled
+def first_invalid(position: int, end: int) -> int:
+    """Returns the address of the first byte that is not part of a whole UTF-8 character; `end` if there is none."""
+    while position < end:
+        high = bytes_in_range(position, 0x80, 128)
+        if not high:
+            position += 64
+            continue
+        position += trailing_zeros(high)
+        while position < end and load8(position) >= 0x80:
+            lead = load8(position)
+            length = character_length(lead)
+            if length == 1 or lead > 0xF4 or position + length > end:
+                return position
+            for offset in range(1, length):
+                if load8(position + offset) & 0xC0 != 0x80:
+                    return position
+            code = code_point(position, length)
+            shortest = 0x80 if length == 2 else 0x800 if length == 3 else 0x10000
+            if code < shortest or code > 0x10FFFF or (code >= 0xD800 and code < 0xE000):
+                return position
+            position += length
+    return end
+
+
+@compiled
+def next_special(
+    position: int, end: int, specials: int, num_specials: int, first_bytes: int, num_first_bytes: int
+) -> tuple[int, int]:
+    """Returns (address, index) of the next special token in [position, end); (end, -1) if there is none.
+
+    specials: rows of SpecialTokens, longer tokens first. first_bytes: the bytes that special tokens begin with.
+    """
+    while position < end:
+        found = 0
+        for index in range(num_first_bytes):
+            found |= bytes_in_range(position, load8(first_bytes + index), 1)
+        while found:
+            address = position + trailing_zeros(found)
+            for index in range(num_specials):
+                special = specials + SPECIAL_ROW * index
+                length = load64(special + SPECIAL_LENGTH)
+                if address + length <= end and same_bytes(address, load64(special + SPECIAL_TEXT), length):
+                    return address, index
+            found &= found - 1
+        position += 64
+    return end, -1
+
+
+@compiled
+def last_cut(begin: int, lowest: int, end: int, classes: int, specials: int, num_specials: int) -> int:
+    """Returns the last address above `lowest` where a text that goes on behind `end` can be cut; `begin` if none.
+
+    A cut lies before a white-space byte, after a character that is not white space, and not inside a special token.
+    """
+    address = end - 1
+    while address > lowest:
+        if is_ascii_space(load8(address)) and ends_word(begin, address, classes):
+            whole = True
+            for index in range(num_specials):
+                special = specials + SPECIAL_ROW * index
+                whole &= not spans(
+                    begin, address, end, load64(special + SPECIAL_TEXT), load64(special + SPECIAL_LENGTH)
+                )
+            if whole:
+                return address
+        address -= 1
+    return begin
+
+
+@compiled
+def ends_word(begin: int, end: int, classes: int) -> bool:
+    """Tells whether the text before `end` ends with a valid character that is not white space."""
+    start = end - 1
+    while start > begin and end - start < 4 and load8(start) & 0xC0 == 0x80:
+        start -= 1
+    return start >= begin and first_invalid(start, end) == end and class_at(start, classes) != SPACE
+
+
+@compiled
+def spans(begin: int, address: int, end: int, special: int, length: int) -> bool:
+    """Tells whether the special token occurs in [begin, end) across the address."""
+    for start in range(max(begin, address - length + 1), min(address, end - length + 1)):
+        if same_bytes(start, special, length):
+            return True
+    return False
