@@ -1,41 +1,44 @@
-"""The command `lm`, also `python -m lm`: what each of its commands is, and how it fails.
+"""The command `lm`, also `python -m lm`: finds the command's file in lm/commands/, and says how it failed.
 
-Verify is written out here; the others are in the files that do their work. What takes long to import is imported when
-signals are listened to.
+    0    done                       2    refused, with one line on stderr that says what to change
+    130  ended by Ctrl-C            143  by SIGTERM            141  nobody reads the output any more
+
+A command's file is imported when signals are listened to, as its imports may take long.
 """
 
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 
 from lm.contention import choose_waiting
-from lm.machine import keep_large_blocks, use_granted_cores
 from lm.signals import interruptible
+from tokenization.errors import InputError, describe_os_error, did_you_mean, drop_stdout
+from tokenization.version import own_version
 
 HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
 
   lm init work                                    put the configurations and sample stories into a folder
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
-                                                  the same with other values; they count more than the file's,
-                                                  wherever -c stands; a name that does not exist is an error
+                                                  the same with other values, which override the file's wherever
+                                                  -c stands; a name that does not exist is an error
   lm fit -c configs/demo.yaml --print_config      every setting there is, with its value
   lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt
-                                                  go on where the run stopped; `--ckpt_path auto` finds the newest
-                                                  checkpoint that is whole, and begins where there is none
+                                                  resume the run where it stopped; `--ckpt_path auto` finds the
+                                                  newest whole checkpoint, and starts afresh where there is none
   lm validate checkpoints/demo                    loss, perplexity and bits per byte on the validation file
   lm generate checkpoints/demo --prompt "Once upon a time"
-                                                  write a text, or many from a file; --interactive to talk
+                                                  write a text, or one for each prompt of a file; --interactive
+                                                  for a conversation
   lm serve checkpoints/demo                       a page to write with, and OpenAI's API, on this machine
   lm test checkpoints/demo data/demo/valid.bin    how well a model predicts a text, or each document of it
   lm export checkpoints/demo --format hf --output exported
-                                                  for transformers, llama.cpp and others
-  lm import exported --output checkpoints/again   a Llama of transformers' as a run of ours
+                                                  convert the model for transformers, llama.cpp and others
+  lm import exported --output checkpoints/again   import a Hugging Face Llama as a run
   lm verify checkpoints/demo                      is every checkpoint still what was saved?
   lm account -c configs/demo.yaml                 what a run will cost: parameters, memory, FLOPs; with --probe
-                                                  also the time of all of it, from some of its steps
+                                                  also its time, estimated from some of its steps
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 4e-3 1.6e-2 --trainer.max_steps 200
                                                   a short training with each value, a table and a plot
   lm find-lr -c configs/demo.yaml                 a quick look for the learning rate
@@ -43,77 +46,27 @@ HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,ser
 
 `lm COMMAND --help` lists what each one takes; `lm --version` prints the version.
 """
-
-VERIFY_HELP = (
-    """Read checkpoints and the tokenizer beside them, and compare every byte with the digests saved with them."""
-)
-
-
-def run_verify(argv: list[str]) -> None:
-    from lm.run_folder import describe
-    from tokenization.commands import ArgumentParser
-
-    parser = ArgumentParser(prog="lm verify", description=VERIFY_HELP)
-    parser.add_argument("checkpoints", nargs="+", metavar="CKPT", help="a checkpoint, or a run's folder for all in it")
-    for path in parser.parse_args(argv).checkpoints:
-        for line in describe(path):
-            print(line)
-
-
-def run_lightning(argv: list[str]) -> None:
-    from lm.cli import RunCLI
-
-    RunCLI(argv)
-
-
-def defined_in(module: str, function: str) -> Callable[[list[str]], None]:
-    """A command that its own file defines, which is read when it is called."""
-
-    def run(argv: list[str]) -> None:
-        getattr(import_module(module), function)(argv[1:])
-
-    return run
-
-
-@contextmanager
-def training() -> Iterator[None]:
-    """The machine made ready; what Lightning and jsonargparse refuse comes out in one line."""
-    keep_large_blocks()
-    use_granted_cores()
-    from jsonargparse import ArgumentError
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from tokenization import InputError
-
-    try:
-        yield
-    except ArgumentError as error:
-        message = textwrap.shorten(str(error), 400)  # on one line, however much of a wrong file it quotes
-        raise InputError(f"{message}; `lm fit --print_config` shows every setting") from None
-    except MisconfigurationException as error:
-        raise InputError(" ".join(str(error).split())) from None
-
-
-COMMANDS = {
-    "init": defined_in("lm.init", "run_init"),
-    "fit": run_lightning,
-    "validate": run_lightning,
-    "account": defined_in("lm.account", "run_account"),
-    "sweep": defined_in("lm.sweep", "run_sweep"),
-    "find-lr": defined_in("lm.find_lr", "run_find_lr"),
-    "report": defined_in("lm.report", "run_report"),
-    "generate": defined_in("lm.generate", "run_generate"),
-    "serve": defined_in("lm.serve", "run_serve"),
-    "test": defined_in("lm.evaluation", "run_test"),
-    "export": defined_in("lm.export", "run_export"),
-    "import": defined_in("lm.importing", "run_import"),
-    "verify": lambda argv: run_verify(argv[1:]),
+COMMANDS = {  # each is a file in commands/
+    "init": "init",
+    "fit": "fit",
+    "validate": "validate",
+    "account": "account",
+    "sweep": "sweep",
+    "find-lr": "find_lr",
+    "report": "report",
+    "generate": "generate",
+    "serve": "serve",
+    "test": "test",
+    "export": "export",
+    "import": "import_",
+    "verify": "verify",
 }
 TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # that read the settings of a run
 COMPUTING = (*TRAINING, "generate", "serve", "test")  # on as many threads as there are cores
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs `lm` with these arguments (default: the process's) and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         with interruptible(argv[0]) if argv and argv[0] in TRAINING else nullcontext():
@@ -127,10 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(argv: list[str]) -> int:
-    from tokenization import InputError
-    from tokenization.errors import describe_os_error, did_you_mean, drop_stdout
-    from tokenization.version import own_version
-
+    """Runs a command and returns its exit code; what it refuses becomes one line on stderr."""
     name = " ".join(["lm", *argv[:1]])
     try:
         if not argv or argv[0] in ("-h", "--help"):
@@ -139,13 +89,7 @@ def run_command(argv: list[str]) -> int:
         if argv[0] == "--version":
             print(f"lm {own_version()}", flush=True)
             return 0
-        if argv[0] not in COMMANDS:
-            meant = did_you_mean(argv[0], COMMANDS)
-            raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`{meant}")
-        if argv[0] in COMPUTING:
-            choose_waiting()
-        with training() if argv[0] in TRAINING else nullcontext():
-            COMMANDS[argv[0]](argv)
+        find_command(argv[0])(argv[1:])
         sys.stdout.flush()
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -157,6 +101,17 @@ def run_command(argv: list[str]) -> int:
         print(f"{name}: {describe_os_error(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def find_command(name: str) -> Callable[[list[str]], None]:
+    """Imports a command's file and returns its function; InputError where there is no such command."""
+    if name not in COMMANDS:
+        meant = did_you_mean(name, COMMANDS)
+        raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`{meant}")
+    if name in COMPUTING:
+        choose_waiting()  # before torch is imported
+    run: Callable[[list[str]], None] = import_module(f"lm.commands.{COMMANDS[name]}").run
+    return run
 
 
 if __name__ == "__main__":

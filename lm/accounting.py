@@ -158,13 +158,6 @@ def training_seconds(model: TransformerLM, num_tokens: float, peak: float, mfu: 
     return training_flops_per_token(model) * num_tokens / (peak * mfu)
 
 
-def duration(seconds: float) -> str:
-    """4000 -> "1 h 07 min"; 75 -> "1 min 15 s"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-
 def worth_compiling(model: TransformerLM, num_tokens: float, device_type: str) -> bool:
     """Where the run would take some minutes without, by a guess at the device's speed."""
     return num_tokens * training_flops_per_token(model) / (1e11 if device_type == "cpu" else 1e14) > 120

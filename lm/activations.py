@@ -45,6 +45,10 @@ class Arrangement:
     compiled: bool = False
     recompute: bool = False
 
+    def __str__(self) -> str:
+        words = ["bfloat16" if self.half else "float32", f"attention {self.attention}"]
+        return ", ".join([*words, *(word for word in ("fast", "compiled", "recompute") if getattr(self, word))])
+
 
 def arrange(settings: Mapping[str, Any], precision: str, num_tokens: float) -> Arrangement:
     """As `lm fit` would on a CPU. settings: those of a LanguageModel; num_tokens: of the whole run."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm.generation import Drawn, Text
-from lm.pieces import Piece, describe
+from lm.pieces import Continuation, token_record
 from tokenization import Tokenizer
 
 
@@ -38,7 +38,7 @@ class Completions:
 
     model: str
     tokenizer: Tokenizer
-    pieces: list[Piece]
+    continuations: list[Continuation]
     copies: int  # of each prompt
     stream: bool
     include_usage: bool
@@ -48,23 +48,23 @@ class Completions:
 
     @property
     def texts(self) -> list[Text]:
-        return [piece.text for piece in self.pieces]
+        return [continuation.text for continuation in self.continuations]
 
     @property
     def over(self) -> bool:
-        return all(piece.over for piece in self.pieces)
+        return all(continuation.over for continuation in self.continuations)
 
-    def take(self, drawn: Drawn) -> dict[str, Any] | None:
+    def feed(self, drawn: Drawn) -> dict[str, Any] | None:
         """A token of one of the texts; what a stream says of it, or None where there is nothing to say yet."""
-        piece = self.pieces[drawn.text.number]
-        before = len(piece.listed)
-        shown = piece.take(drawn)
-        wants_logprobs = piece.text.top is not None
-        if not (shown or piece.over or wants_logprobs):
+        continuation = self.continuations[drawn.text.number]
+        before = len(continuation.listed)
+        shown = continuation.feed(drawn)
+        wants_logprobs = continuation.text.top is not None
+        if not (shown or continuation.over or wants_logprobs):
             return None
-        logprobs = self.logprobs(piece.listed[before:]) if wants_logprobs else None
-        reason = piece.finish_reason if piece.over else None
-        choice = {"index": piece.text.number, "text": shown, "logprobs": logprobs, "finish_reason": reason}
+        logprobs = self.logprobs(continuation.listed[before:]) if wants_logprobs else None
+        reason = continuation.finish_reason if continuation.over else None
+        choice = {"index": continuation.text.number, "text": shown, "logprobs": logprobs, "finish_reason": reason}
         return self.head() | {"choices": [choice]}
 
     def head(self) -> dict[str, Any]:
@@ -74,12 +74,12 @@ class Completions:
     def whole(self) -> dict[str, Any]:
         choices = [
             {
-                "index": piece.text.number,
-                "text": piece.written,
-                "logprobs": self.logprobs(piece.listed) if piece.text.top is not None else None,
-                "finish_reason": piece.finish_reason,
+                "index": continuation.text.number,
+                "text": continuation.written,
+                "logprobs": self.logprobs(continuation.listed) if continuation.text.top is not None else None,
+                "finish_reason": continuation.finish_reason,
             }
-            for piece in self.pieces
+            for continuation in self.continuations
         ]
         return self.head() | {"choices": choices, "usage": self.usage()}
 
@@ -89,7 +89,7 @@ class Completions:
 
     def logprobs(self, listed: Sequence[tuple[Drawn, int]]) -> dict[str, Any]:
         """The first token of a prompt has none: nothing came before it."""
-        each = [describe(self.tokenizer, drawn) for drawn, _ in listed]
+        each = [token_record(self.tokenizer, drawn) for drawn, _ in listed]
         return {
             "tokens": [one["token"] for one in each],
             "token_logprobs": [one["logprob"] for one in each],
@@ -98,6 +98,10 @@ class Completions:
         }
 
     def usage(self) -> dict[str, int]:
-        read = sum(len(piece.text.prompt) for piece in self.pieces if piece.text.number % self.copies == 0)
-        written = sum(len(piece.drawn) for piece in self.pieces)
+        read = sum(
+            len(continuation.text.prompt)
+            for continuation in self.continuations
+            if continuation.text.number % self.copies == 0
+        )
+        written = sum(len(continuation.drawn) for continuation in self.continuations)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from lm.accounting import duration
+from lm.durations import format_duration
 from lm.generation import generate
 from lm.optimizer import joint_norm
 from lm.progress import validation_line
@@ -138,7 +138,7 @@ class TrainingBar(ProgressBar):
                 figures["tokens/s"] = f"{float(metrics['train/tokens_per_second']):,.0f}"
                 figures["MFU"] = f"{float(metrics['train/mfu']):.0%}"
             if "left" in metrics:
-                figures["left"] = duration(float(metrics["left"]))
+                figures["left"] = format_duration(float(metrics["left"]))
             bar.set_postfix(figures, refresh=False)
         bar.update(trainer.global_step - bar.n)
 

@@ -22,12 +22,11 @@ from typing import Any, BinaryIO
 import torch
 
 from lm.finite import in_words, named_tensors, nonfinite_names
+from lm.run_folder import BEST, CONFIG, LAST, TOKENIZER
 from lm.strict_json import to_json
 from lm.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
 from tokenization.files import file_sha256, writing
-
-LAST, BEST, TOKENIZER, CONFIG = "last.ckpt", "best.ckpt", "tokenizer", "config.yaml"
 
 MODEL_SETTINGS = (
     "vocab_size",

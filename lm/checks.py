@@ -12,8 +12,9 @@ from jsonargparse import Namespace
 
 from lm.accounting import state_bytes
 from lm.activations import expected_peak, make_model
-from lm.checkpoint import LAST, MODEL_SETTINGS
+from lm.checkpoint import MODEL_SETTINGS
 from lm.machine import available_memory, held_memory
+from lm.run_folder import LAST
 from lm.transformer import FEED_FORWARDS
 from tokenization import InputError, outputs
 

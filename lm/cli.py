@@ -7,24 +7,21 @@ import contextlib
 import inspect
 import logging
 import sys
+import textwrap
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, Namespace
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lm.callbacks import Norms, TextSamples, TrainingBar
-from lm.checkpoint import (
-    MODEL_SETTINGS,
-    TOKENIZER,
-    find_checkpoint,
-    load_checkpoint,
-    read_manifest,
-)
+from lm.checkpoint import MODEL_SETTINGS, find_checkpoint, load_checkpoint, read_manifest
 from lm.checks import (
     announce_needs,
     check_continuation,
@@ -44,11 +41,12 @@ from lm.data import TokenDataModule
 from lm.devices import HELP, find_device
 from lm.machine import native_precision
 from lm.module import LanguageModel
+from lm.newest import find_newest, make_last
 from lm.nonfinite import StopWhenDiverged
 from lm.plugins import FullySharded, RunCheckpointIO, RunLogger, SaveConfig
 from lm.progress import ProgressLines, ending, time_is_up
 from lm.recovery import Checkpoints
-from lm.run_folder import find_newest, make_last, run_lock, sweep
+from lm.run_folder import TOKENIZER, delete_leftovers, run_lock
 from lm.signals import leave_if_asked
 from lm.throughput import Throughput
 from tokenization import InputError, Tokenizer
@@ -298,7 +296,7 @@ class RunCLI(LightningCLI):
             raise InputError(f"{config.ckpt_path}: another run has just replaced it; start again")
         if self.automatic and config.ckpt_path is not None:
             make_last(config.ckpt_path)
-        for path in sweep(config.trainer.default_root_dir):
+        for path in delete_leftovers(config.trainer.default_root_dir):
             self.news.append(f"{path}: left half-written by a run that was killed; deleted")
 
 
@@ -326,3 +324,15 @@ class SettingsCLI(RunCLI):
 
     def _set_seed(self) -> None:
         pass
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turns what Lightning and jsonargparse refuse into an InputError of one line."""
+    try:
+        yield
+    except ArgumentError as error:
+        message = textwrap.shorten(str(error), 400)  # on one line, however much of a wrong file it quotes
+        raise InputError(f"{message}; `lm fit --print_config` shows every setting") from None
+    except MisconfigurationException as error:
+        raise InputError(" ".join(str(error).split())) from None

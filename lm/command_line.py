@@ -6,8 +6,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from lm.checkpoint import CONFIG, TOKENIZER, find_checkpoint, read_manifest
+from lm.checkpoint import find_checkpoint, read_manifest
 from lm.config_files import check_config, read
+from lm.run_folder import CONFIG, TOKENIZER
 from tokenization import InputError
 from tokenization.errors import did_you_mean
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from lm.answers import Completions, Refused
 from lm.generation import Text
-from lm.pieces import Piece, TextStream
+from lm.pieces import Continuation, TextStream
 from lm.sampling import Sampling
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.pretokenization import cut_into_pieces
@@ -82,15 +82,15 @@ def read_request(body: Any, served: Served) -> Completions:
         raise Refused(str(error), str(error).split()[0]) from None
     seed = number(body, "seed")
     seed = secrets.randbelow(1 << 31) if seed is None else seed
-    prompts = read_prompts(body, copies, served)
+    prompts = parse_prompts(body, copies, served)
     scores_prompt = echo and top is not None
     notice = check_context(prompts, scores_prompt, served.context_length)
-    pieces: list[Piece] = []
+    continuations: list[Continuation] = []
     for prompt, ids in prompts:
         for _ in range(copies):
-            text = Text(ids, max_tokens, sampling, seed + len(pieces), top, len(pieces), scores_prompt)
-            pieces.append(Piece(prompt, text, TextStream(served.tokenizer, stops), echo))
-    return Completions(served.name, served.tokenizer, pieces, copies, stream, include_usage, notice)
+            text = Text(ids, max_tokens, sampling, seed + len(continuations), top, len(continuations), scores_prompt)
+            continuations.append(Continuation(prompt, text, TextStream(served.tokenizer, stops), echo))
+    return Completions(served.name, served.tokenizer, continuations, copies, stream, include_usage, notice)
 
 
 # --- one setting each ------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def read_stream_options(body: Mapping[str, Any]) -> bool:
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def read_prompts(body: Mapping[str, Any], copies: int, served: Served) -> list[tuple[str, list[int]]]:
+def parse_prompts(body: Mapping[str, Any], copies: int, served: Served) -> list[tuple[str, list[int]]]:
     """(text, ids) of each: a string, ids, or a list of either. They are counted first, and encoded then."""
     value = body.get("prompt")
     if value is None:

@@ -1,24 +1,23 @@
-"""Where a trained model computes: the option --device of the commands that use one."""
+"""Where a trained model computes: the devices that --device names."""
 
-import argparse
-
-import torch
+from typing import TYPE_CHECKING
 
 from tokenization import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 HELP = "where the model computes; auto takes a CUDA GPU if there is one, else the CPU"
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=DEVICES, default="auto", help=f"{HELP} (default: auto)")
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device that the name stands for; InputError where this machine has none.
+def find_device(name: str) -> "torch.device":
+    """Returns the device that the name stands for; InputError where this machine has none.
 
     auto passes over Apple's GPUs: nobody has run this there yet.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):

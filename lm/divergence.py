@@ -16,12 +16,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.nonfinite import Diverged
+from lm.run_folder import DIVERGED
 from lm.strict_json import to_json
 from tokenization.files import write_text
 
 WINDOW = 5  # losses; one bad batch does not count
 RISE = 1.5
-MARK = "diverged.json"  # in the folder of a run that was cut short
 
 
 class LossWatch:
@@ -74,7 +74,7 @@ class StopWhenRisen(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, Diverged) and trainer.is_global_zero:
             mark = {"steps": trainer.global_step, "reason": str(exception)}
-            write_text(Path(trainer.default_root_dir) / MARK, to_json(mark) + "\n")
+            write_text(Path(trainer.default_root_dir) / DIVERGED, to_json(mark) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.watch.first, "recent": list(self.watch.recent)}

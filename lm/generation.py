@@ -137,7 +137,7 @@ class Writer:
             drawn = draw(chosen, sampling, [text.ids for text in alike], [text.generator for text in alike])
             for row, token_id in zip(rows, drawn, strict=True):
                 self.unread[row] = token_id
-        found = [self.take(*each) for each in zip(texts, self.unread, logits, strict=True)]
+        found = [self._append(*each) for each in zip(texts, self.unread, logits, strict=True)]
         for text in texts:
             if text.finish:
                 self.drop(text)
@@ -152,7 +152,7 @@ class Writer:
             else logits
         )
 
-    def take(self, text: Text, token_id: int, logits: Tensor) -> Drawn:
+    def _append(self, text: Text, token_id: int, logits: Tensor) -> Drawn:
         if text.error or not text.max_new_tokens:
             text.finish = text.finish or "length"
             return Drawn(text, None, last=True)

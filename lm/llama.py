@@ -1,20 +1,29 @@
-"""Translates a Llama's config.json into a model's settings, and refuses by name what our Transformer cannot be.
+"""Our Transformer as a Llama, and a Llama as our Transformer: settings, the names of weights, and their order.
 
-    SIZES         keys that become settings
+    SIZES         keys of a Llama's config.json that become settings
     CHOICES       keys for which our Transformer has one value, or few
     INDIFFERENT   keys that do not change what the model computes
 
 A key in none of these tables might change it, and is refused as well. An absent key stands for transformers' default.
+What our Transformer has and no Llama does is refused on the way out.
+
+One thing differs in the weights: RoPE rotates adjacent features (0, 1), (2, 3) here and in llama.cpp, and i with
+i + d_k / 2 in transformers, so that the rows of q_proj and k_proj change places for it. Without that everything loads,
+runs, and is wrong.
 """
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 from lm.checkpoint import MODEL_SETTINGS
 from lm.foreign import shown
 from lm.layers import RMSNorm
-from lm.transformer import LARGEST, MOST_LAYERS
+from lm.support import Support
+from lm.transformer import LARGEST, MOST_LAYERS, TransformerBlock, TransformerLM
 from tokenization import InputError
 
 SIZES = {  # ours: transformers'
@@ -58,6 +67,20 @@ INDIFFERENT = """
     num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
     suppress_tokens begin_suppress_tokens
 """
+SUPPORT = Support(
+    part="export as a Llama",
+    remedy="`--format safetensors` takes any model",
+    options={
+        "norm_position": ("pre",),
+        "position_encoding": ("rope",),
+        "feed_forward": ("swiglu",),
+        "tie_embeddings": (False, True),
+        "qk_norm": (False,),
+    },
+)
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
 
 
 def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -120,3 +143,100 @@ def rope_theta(config: dict[str, Any], path: Path) -> float:
         if theta != thetas[0]:
             raise InputError(f"{path}: rope_theta is {shown(thetas[0])} in one place and {shown(theta)} in another")
     return float(thetas[0]) if thetas else 10000.0
+
+
+def llama_settings(model: TransformerLM) -> dict[str, Any]:
+    """Returns transformers' config.json; raises InputError where the model is not a Llama."""
+    SUPPORT.check(model)
+    block = cast(TransformerBlock, model.layers[0])
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.token_embeddings.weight.shape[1],
+        "intermediate_size": block.ffn.w1.weight.shape[0],
+        "num_hidden_layers": len(model.layers),
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_heads,
+        "head_dim": model.d_k,
+        "hidden_act": "silu",
+        "rms_norm_eps": block.ln1.eps,
+        "rope_theta": model.settings["rope_theta"],
+        "max_position_embeddings": model.context_length,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": tied(model),
+    }
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+LAYER_NAMES = {  # ours: transformers', llama.cpp's
+    "ln1": ("input_layernorm", "attn_norm"),
+    "attn.q_proj": ("self_attn.q_proj", "attn_q"),
+    "attn.k_proj": ("self_attn.k_proj", "attn_k"),
+    "attn.v_proj": ("self_attn.v_proj", "attn_v"),
+    "attn.output_proj": ("self_attn.o_proj", "attn_output"),
+    "ln2": ("post_attention_layernorm", "ffn_norm"),
+    "ffn.w1": ("mlp.gate_proj", "ffn_gate"),
+    "ffn.w3": ("mlp.up_proj", "ffn_up"),
+    "ffn.w2": ("mlp.down_proj", "ffn_down"),
+}
+OTHER_NAMES = {
+    "token_embeddings": ("model.embed_tokens", "token_embd"),
+    "ln_final": ("model.norm", "output_norm"),
+    "lm_head": ("lm_head", "output"),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def tied(model: TransformerLM) -> bool:
+    return model.token_embeddings.weight is model.lm_head.weight
+
+
+def other_names(model: TransformerLM, which: int) -> dict[str, str]:
+    """Maps our state dict's keys to transformers' (0) or llama.cpp's (1), leaving out a head that is tied."""
+    names = {}
+    for key in model.state_dict():
+        part = key.removesuffix(".weight")
+        if part.startswith("layers."):
+            _, number, name = part.split(".", 2)
+            prefix = f"model.layers.{number}." if which == 0 else f"blk.{number}."
+            names[key] = f"{prefix}{LAYER_NAMES[name][which]}.weight"
+        elif not (part == "lm_head" and tied(model)):
+            names[key] = f"{OTHER_NAMES[part][which]}.weight"
+    return names
+
+
+def half_split(weight: Tensor, num_heads: int) -> Tensor:
+    """Reorders the rows of q_proj or k_proj so that each head's features 0, 2, 4, ... come before 1, 3, 5, ..."""
+    return weight.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
+
+
+def interleaved(weight: Tensor, num_heads: int) -> Tensor:
+    """export.half_split undone: in each head the features i and i + d_k / 2 become neighbours."""
+    return weight.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+
+
+def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
+    """Returns the weights by our names, without the rows that vocab_multiple added: others would score them."""
+    tables = ("token_embeddings.weight", "lm_head.weight")
+    return {
+        key: weight.detach()[: model.vocab_size] if key in tables else weight.detach()
+        for key, weight in model.state_dict().items()
+    }
+
+
+def converted(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Converts the weights; raises InputError for one that the dtype cannot hold."""
+    result = {}
+    for name, weight in weights.items():
+        result[name] = weight.detach().to(DTYPES[dtype], memory_format=torch.contiguous_format, copy=True)
+        refuse_overflow(name, weight, bool(result[name].isfinite().all()), dtype)
+    return result
+
+
+def refuse_overflow(name: str, weight: Tensor, holds: bool, dtype: str) -> None:
+    if not holds:
+        largest = weight.detach().abs().max().item()
+        raise InputError(f"--dtype {dtype}: cannot hold {name}, whose numbers reach {largest:.4g}; fp32 can")

@@ -13,8 +13,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lm.checkpoint import LAST, read_manifest
+from lm.checkpoint import read_manifest
 from lm.finite import named_tensors, nonfinite_names
+from lm.run_folder import LAST
 from tokenization import InputError
 from tokenization.files import writing
 

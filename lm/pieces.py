@@ -1,5 +1,5 @@
-"""What one sees of a text that is being written: characters instead of tokens, up to a stop string, and how likely each
-token was."""
+"""What can be shown of a text that is being written: characters instead of tokens, up to a stop string, and how likely
+each token was."""
 
 import codecs
 from bisect import bisect_left
@@ -12,8 +12,11 @@ from tokenization import InputError, Tokenizer
 
 
 class TextStream:
-    """The characters of a text as its tokens come: only whole ones, and none that may yet turn out to be of a stop
-    string. The text ends before the first of these; stopped says that it has."""
+    """Turns a text's tokens into characters as they come.
+
+    It gives out only whole characters, and none that may yet turn out to belong to a stop string. The text ends before
+    the first stop string; stopped says that it has.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
         if "" in stops:
@@ -25,7 +28,7 @@ class TextStream:
         self.offsets: list[int] = []  # of each token: the character that its first byte belongs to
 
     def feed(self, token_id: int) -> str:
-        """What can be shown now."""
+        """Adds a token, and returns the characters that can be shown now."""
         data = self.tokenizer.decode_bytes([token_id])
         self.held += self.decoder.decode(data[:1])
         begins_whole = bool(data) and not self.decoder.getstate()[0]  # its first byte has completed a character
@@ -36,13 +39,13 @@ class TextStream:
         )
 
     def close(self) -> str:
-        """What is left, when no token comes any more."""
+        """Returns the characters that are left when no token follows."""
         self.held += self.decoder.decode(b"", final=True)
         return self._release(0)
 
     @property
     def tokens_shown(self) -> int:
-        """How many tokens begin within what has been shown."""
+        """The number of tokens that begin within what has been shown."""
         return bisect_left(self.offsets, self.shown)
 
     def _release(self, kept: int) -> str:
@@ -57,8 +60,8 @@ class TextStream:
 
 
 @dataclass
-class Piece:
-    """A prompt, and what comes of it. echo: the prompt is written before that."""
+class Continuation:
+    """A prompt and the text that continues it. echo: the text begins with the prompt."""
 
     prompt: str
     text: Text
@@ -69,8 +72,8 @@ class Piece:
     listed: list[tuple[Drawn, int]] = field(default_factory=list)  # the tokens of what is written, and where they begin
     over: bool = False  # nothing more of it comes
 
-    def take(self, drawn: Drawn) -> str:
-        """A token more, or the end; what can be shown now."""
+    def feed(self, drawn: Drawn) -> str:
+        """Adds a token, or the end, and returns the characters that can be shown now."""
         begins = not self.drawn and not self.listed
         shown = self.prompt if begins and self.echo else ""
         if begins and self.echo:
@@ -86,6 +89,7 @@ class Piece:
         return shown
 
     def list_prompt(self) -> None:
+        """Lists the prompt's tokens, for an echo with log-probabilities."""
         stream = TextStream(self.stream.tokenizer)
         for each in self.text.scored:
             assert each.token_id is not None
@@ -93,7 +97,10 @@ class Piece:
         self.listed += zip(self.text.scored, stream.offsets, strict=True)
 
     def list_tokens(self, newest: Drawn) -> None:
-        """None that a stop string has cut off; the end of the text is the last, where the model has drawn it."""
+        """Lists the tokens of what is written, but none that a stop string cuts off.
+
+        Where the model has drawn the end of the text, it comes last.
+        """
         before, start = (len(self.text.scored), len(self.prompt)) if self.echo else (0, 0)
         whole = self.over and not self.stream.stopped
         until = len(self.drawn) if whole else self.stream.tokens_shown
@@ -108,7 +115,7 @@ class Piece:
         return "stop" if self.stream.stopped else self.text.finish
 
     def record(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """For a line of JSON."""
+        """Returns the continuation as an object of JSON."""
         found = {
             "prompt": self.prompt,
             "text": self.written,
@@ -117,15 +124,17 @@ class Piece:
             "seed": self.text.seed,
         }
         if self.text.top is not None:
-            found["logprobs"] = [describe(tokenizer, drawn) for drawn, _ in self.listed if drawn.token_id is not None]
+            found["logprobs"] = [
+                token_record(tokenizer, drawn) for drawn, _ in self.listed if drawn.token_id is not None
+            ]
         return found
 
 
 LEAST = -9999.0  # of log-probabilities, as in OpenAI's API: JSON has no infinity
 
 
-def describe(tokenizer: Tokenizer, drawn: Drawn) -> dict[str, Any]:
-    """A token that was drawn, with its log-probability, and those of the likeliest where they were asked for."""
+def token_record(tokenizer: Tokenizer, drawn: Drawn) -> dict[str, Any]:
+    """Returns a drawn token and its log-probability, and the likeliest tokens where they were asked for."""
     token_id = tokenizer.end_of_text_id if drawn.token_id is None else drawn.token_id
     assert token_id is not None
     score = drawn.log_probability
@@ -139,7 +148,7 @@ def describe(tokenizer: Tokenizer, drawn: Drawn) -> dict[str, Any]:
 
 
 def name_token(tokenizer: Tokenizer, token_id: int) -> str:
-    """Its text; a token that is not UTF-8 by itself is shown by its bytes, as OpenAI's API does."""
+    """Returns a token's text; one that is not UTF-8 by itself is named by its bytes, as in OpenAI's API."""
     data = tokenizer.decode_bytes([token_id])
     try:
         return data.decode()
@@ -147,12 +156,14 @@ def name_token(tokenizer: Tokenizer, token_id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def write_pieces(writer: Writer, pieces: Sequence[Piece], rows: int) -> Iterator[tuple[Piece, str]]:
-    """Each with what can be shown of it, as it grows; so many at once."""
-    by_number = {piece.text.number: piece for piece in pieces}
-    for drawn in write_texts(writer, (piece.text for piece in pieces), rows):
-        piece = by_number[drawn.text.number]
-        shown = piece.take(drawn)
-        if piece.over and not piece.text.finish:  # a stop string has ended it
-            writer.drop(piece.text)
-        yield piece, shown
+def write_continuations(
+    writer: Writer, continuations: Sequence[Continuation], rows: int
+) -> Iterator[tuple[Continuation, str]]:
+    """Writes the continuations, at most `rows` at a time, and yields each with what it has more to show."""
+    by_number = {continuation.text.number: continuation for continuation in continuations}
+    for drawn in write_texts(writer, (continuation.text for continuation in continuations), rows):
+        continuation = by_number[drawn.text.number]
+        shown = continuation.feed(drawn)
+        if continuation.over and not continuation.text.finish:  # a stop string has ended it
+            writer.drop(continuation.text)
+        yield continuation, shown

@@ -19,9 +19,10 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from lm.checkpoint import CONFIG, load_checkpoint, save_checkpoint
+from lm.checkpoint import load_checkpoint, save_checkpoint
 from lm.checks import settings_of
 from lm.events import EVENT_FILES
+from lm.run_folder import CONFIG
 from tokenization import InputError
 from tokenization.files import write_text
 

@@ -25,12 +25,12 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.accounting import training_flops_per_token
 from lm.activations import make_model
-from lm.checkpoint import LAST
-from lm.cli import RunCLI
+from lm.cli import RunCLI, refusals
 from lm.contention import OtherPrograms
 from lm.machine import peak_memory
 from lm.peaks import Peak
 from lm.plugins import RunCheckpointIO
+from lm.run_folder import LAST
 from lm.strict_json import to_json
 from lm.throughput import Throughput
 from tokenization import InputError
@@ -119,11 +119,9 @@ class ProbeCLI(RunCLI):
 
 def work() -> None:
     """In a process of its own: `lm fit` with these arguments; what the clock saw goes to this file, as JSON."""
-    from lm.__main__ import training
-
     path, *argv = sys.argv[1:]
     try:
-        with training():
+        with refusals():
             cli = ProbeCLI(argv)
         data = cli.datamodule
         windows = (len(data.files["validate"]) - 1) // data.context_length

@@ -7,8 +7,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Timer
 
-from lm.accounting import duration
-from lm.checkpoint import CONFIG, LAST
+from lm.durations import format_duration
+from lm.run_folder import CONFIG, LAST
 
 
 def validation_line(trainer: Trainer) -> str:
@@ -33,7 +33,7 @@ class ProgressLines(Callback):
         speed = metrics.get("train/tokens_per_second", math.nan)
         line = f"step {step} of {trainer.max_steps}: loss {metrics['train/loss']:.4f}, {speed:,.0f} tokens/s"
         if "left" in metrics:
-            line += f", {duration(float(metrics['left']))} to go"
+            line += f", {format_duration(float(metrics['left']))} to go"
         trainer.print(line, flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

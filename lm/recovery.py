@@ -15,9 +15,9 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lm.checkpoint import BEST, CONFIG, LAST, TOKENIZER
 from lm.finite import in_words
 from lm.nonfinite import Diverged, last_good, lost_tensors
+from lm.run_folder import BEST, CONFIG, LAST, TOKENIZER
 from lm.signals import Interrupted, heeded, leave_if_asked
 from tokenization import InputError, Tokenizer
 from tokenization.files import writing_together

@@ -1,4 +1,4 @@
-"""`lm report`: a run, or several compared, as one HTML page that needs no network and no other file.
+"""A report: a run, or several compared, as one HTML page that needs no network and no other file.
 
     results         last and best losses, tokens, time, speed          from the event files (events.py)
     settings        those in which the runs differ                     from each config.yaml
@@ -8,35 +8,22 @@
 Whatever comes from a run is escaped: its texts, names and settings are shown, and never read as HTML.
 """
 
-import argparse
 import math
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from lm.accounting import duration
-from lm.checkpoint import CONFIG
 from lm.config_files import read
-from lm.divergence import MARK
+from lm.durations import format_duration
 from lm.events import EVENT_FILES, Curve, Curves, read_curves
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, draw_losses, is_plot, mean, run_colour
-from lm.run_folder import refuse_names_of_runs
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, mean, run_colour
+from lm.run_folder import CONFIG, DIVERGED
 from tokenization import InputError
-from tokenization.commands import ArgumentParser, output_path
-from tokenization.files import writing
-from tokenization.outputs import check_file
 
-HELP = """One page about a run, or several compared: losses, curves, settings, samples. It opens in any browser.
-
-  lm report checkpoints/demo
-  lm report checkpoints/demo checkpoints/deeper --output comparison.html
-  lm report checkpoints/sweep-demo-learning_rate      every run of a sweep
-"""
 SAMPLE = "sample/text_summary"
 HIDDEN = {"trainer.default_root_dir", "ckpt_path", "config"}  # of which every run has its own
 GENERATOR = '<meta name="generator" content="lm report">'
@@ -162,11 +149,11 @@ def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
     ]
     columns = [(title, [figure(run, tag, of, form) for run in runs]) for title, tag, of, form in figures]
     columns[0][1][:] = [
-        "diverged" if (run.folder / MARK).exists() else cell for run, cell in zip(runs, columns[0][1], strict=True)
+        "diverged" if (run.folder / DIVERGED).exists() else cell for run, cell in zip(runs, columns[0][1], strict=True)
     ]
     columns.insert(1, ("best, at step", [best(run) for run in runs]))
     columns.insert(4, ("steps", [f"{run.end[0]:,}" for run in runs]))
-    columns.insert(5, ("time without pauses", [duration(run.end[1]) for run in runs]))
+    columns.insert(5, ("time without pauses", [format_duration(run.end[1]) for run in runs]))
     return [(title, cells) for title, cells in columns if any(cell != "-" for cell in cells)]
 
 
@@ -228,31 +215,3 @@ def sample(run: Run) -> Iterator[str]:
         yield f'<p class="note">{escape(run.name)}: none</p>'
         return
     yield f'<p class="note">{escape(run.name)}, step {texts.steps[-1]:,}</p><pre>{escape(texts.values[-1])}</pre>'
-
-
-def run_report(argv: list[str]) -> None:
-    parser = ArgumentParser(prog="lm report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs")
-    parser.add_argument(
-        "--output", type=output_path, default=Path("report.html"), help="the page (default: report.html)"
-    )
-    parser.add_argument("--plot", type=output_path, metavar="PNG", help="also the losses of all runs as one picture")
-    args = parser.parse_args(argv)
-    if args.output.is_dir() or not args.output.parent.is_dir():
-        raise InputError(f"--output {args.output}: is a folder or lies in none that exists; name a file to write")
-    check_file(args.output, args.runs, "a page of `lm report`", is_report)
-    if args.plot:
-        check_file(args.plot, args.runs, "a plot of `lm`", is_plot)
-        if args.plot.absolute() == args.output.absolute():
-            raise InputError(f"--plot {args.plot}: is --output, too; name two files")
-    refuse_names_of_runs([args.output, *filter(None, [args.plot])], args.runs)
-    runs = find_runs(args.runs)
-    for line in damage(runs):
-        print(f"lm report: {line}", file=sys.stderr)
-    if not can_draw():
-        print(HOW_TO_GET_PLOTS)
-    elif args.plot:
-        draw_losses([run.name for run in runs], [run.curves for run in runs], args.plot)
-    with writing(args.output) as file:
-        file.write(page(runs).encode(errors="replace"))
-    print(f"{args.output}: {', '.join(run.name for run in runs)}")

@@ -4,8 +4,11 @@
     tokenizer/   a copy of the tokenizer           best.ckpt      the state of the lowest validation loss
     events.*     what TensorBoard shows            step-N.ckpt    states that are kept, if one asks for them
 
-While a run writes to it, .lock in it says which process of which host that is. This file finds the checkpoint to go on
-from, says what would be different then, and clears away what a killed run left half-written.
+    diverged.json  how a run of `lm sweep` diverged
+
+While a run writes to it, .lock in it names the process and the host. This file takes the lock, keeps other commands'
+output from under a run's own names, and deletes what a killed run left half-written. It imports neither torch nor
+Lightning, so that a command can read a folder without them.
 """
 
 import contextlib
@@ -13,34 +16,30 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint import CONFIG, LAST, TOKENIZER, read_manifest, verify
 from tokenization import InputError
-from tokenization.files import delete_empty, file_sha256, missing_folders, of_file, writing
+from tokenization.files import delete_empty, missing_folders, of_file
 
-LOCK = ".lock"
-OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, LOCK, "diverged.json")
-
-
-# --- one writer ------------------------------------------------------------------------------------------------------
+LAST, BEST, TOKENIZER, CONFIG = "last.ckpt", "best.ckpt", "tokenizer", "config.yaml"
+DIVERGED, LOCK = "diverged.json", ".lock"
+OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, LOCK, DIVERGED)
 
 
 @contextlib.contextmanager
-def run_lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Holds the folder for this process; InputError where another run has it.
+def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the folder for this process; InputError where another run holds it.
 
-    The kernel gives the lock back when its process ends in whatever way, so that one that is left over on this host
-    counts for nothing. A lock of another host may be a living one that this file system does not tell us about.
+    The kernel releases the lock however its process ends, so a leftover lock file of this host counts for nothing. One
+    of another host may be held by a live process that this file system does not tell us about.
     """
     path, here = Path(folder) / LOCK, socket.gethostname()
     new_folders = missing_folders([path])
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, owner = _take(path)
+    descriptor, owner = _acquire(path)
     if owner and owner.get("host") != here:
         os.close(descriptor)
         raise InputError(
@@ -62,8 +61,8 @@ def run_lock(folder: str | os.PathLike) -> Iterator[None]:
         delete_empty(new_folders)
 
 
-def _take(path: Path) -> tuple[int, dict[str, Any]]:
-    """A descriptor that holds the lock, and what a former owner left in the file."""
+def _acquire(path: Path) -> tuple[int, dict[str, Any]]:
+    """Returns a descriptor that holds the lock, and what a former owner left in the file."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -96,66 +95,17 @@ def _owner(descriptor: int) -> dict[str, Any]:
 
 
 def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path]) -> None:
-    """A page or an export may lie in a run's folder, but not under a name that the run would take for its own."""
+    """Refuses to write a page or an export into a run's folder under a name that the run would take for its own."""
     folders = [run.resolve() for run in runs]
     for path in outputs:
         if path.resolve().parent in folders and any(path.match(pattern) for pattern in OWN_FILES):
             raise InputError(f"{path}: would be taken for the run's own {path.name}; choose another name")
 
 
-def sweep(folder: str | os.PathLike) -> list[Path]:
-    """Deletes what killed runs left half-written, and says what it was. For the holder of the lock."""
+def delete_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Deletes what killed runs left half-written and returns the paths; call it only while holding the run's lock."""
     folder = Path(folder)
-    left_over = [*folder.glob(".*.ckpt.*.tmp"), *folder.glob(f"{TOKENIZER}/.*.tmp")]
-    for path in left_over:
+    leftovers = [*folder.glob(".*.ckpt.*.tmp"), *folder.glob(f"{TOKENIZER}/.*.tmp")]
+    for path in leftovers:
         path.unlink()
-    return left_over
-
-
-# --- going on --------------------------------------------------------------------------------------------------------
-
-
-def find_newest(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
-    """The checkpoint of the highest step that verifies, or None where there is none at all; and why, a line each."""
-    paths, steps, reasons = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.name != LAST), {}, []
-    for path in paths:
-        try:
-            steps[path] = read_manifest(path)["step"]
-        except InputError as error:
-            reasons.append(f"passed over: {error}")
-    for path in sorted(steps, key=lambda path: -steps[path]):  # stable: last.ckpt comes before others of its step
-        try:
-            verify(path)
-        except InputError as error:
-            reasons.append(f"passed over: {error}")
-        else:
-            return path, [*reasons, f"{path}: step {steps[path]}, the newest of {len(paths)} that verifies"]
-    if paths:
-        raise InputError(f"{folder}: none of its {len(paths)} checkpoints verifies; {reasons[0]}")
-    return None, [f"{folder}: holds no checkpoint; a new run begins"]
-
-
-def make_last(path: str | os.PathLike) -> None:
-    """The newest checkpoint is last.ckpt, too: the run may have been killed after best.ckpt, and before it."""
-    path = Path(path)
-    last = path.with_name(LAST)
-    if path.name == LAST or (last.exists() and file_sha256(last) == file_sha256(path)):
-        return
-    with writing(last) as file, open(path, "rb") as content:
-        shutil.copyfileobj(content, file)
-
-
-def describe(path: str | os.PathLike) -> Iterator[str]:
-    """What `lm verify` says of a checkpoint, or of all in a folder; InputError for the first that does not verify."""
-    path = Path(path)
-    for file in (sorted(path.glob("*.ckpt")) if path.is_dir() else []) or [path]:
-        manifest = verify(file)
-        config = file.parent / CONFIG
-        same = config.is_file() and file_sha256(config) == manifest.get("config_sha256")
-        yield f"{file}: whole, step {manifest['step']}, {file.stat().st_size:,} bytes"
-        for name in ("tokenizer_sha256", "train_sha256", "val_sha256", "config_sha256"):
-            if manifest.get(name) is not None:
-                yield f"  {name:18}{manifest[name]}"
-        if manifest.get("train_sha256") is None:
-            yield "  weights and a tokenizer alone, as `lm import` writes them: no training text is recorded"
-        yield f"  {CONFIG} is {'the one it was saved under' if same else 'another than it was saved under'}"
+    return leftovers

@@ -120,7 +120,7 @@ class Server:
             if wanted.stream:
                 return await self.stream(request, wanted, tokens)
             async for drawn in tokens:
-                take(wanted, drawn)
+                feed(wanted, drawn)
         whole = await loop.run_in_executor(self.aside, lambda: to_json(wanted.whole()))
         return web.Response(body=whole, content_type="application/json")
 
@@ -189,7 +189,7 @@ class Server:
 
         try:
             async for drawn in tokens:
-                if (chunk := take(wanted, drawn)) is not None:
+                if (chunk := feed(wanted, drawn)) is not None:
                     await send(to_json(chunk))
             if wanted.include_usage:
                 await send(to_json(wanted.last_chunk()))
@@ -204,9 +204,9 @@ class Server:
         return response
 
 
-def take(wanted: Completions, drawn: Drawn) -> dict[str, Any] | None:
+def feed(wanted: Completions, drawn: Drawn) -> dict[str, Any] | None:
     try:
-        return wanted.take(drawn)
+        return wanted.feed(drawn)
     except InputError as error:  # an id that the tokenizer has no bytes for
         raise Refused(str(error), None, 500) from None
 

@@ -1,4 +1,4 @@
-"""`lm sweep`: one setting, several values, a short `lm fit` for each, one after another; then a table and a plot.
+"""A sweep: one setting, several values, a short `lm fit` for each, one after another; then a table and a plot.
 
     OUTPUT/sweep.json, sweep.csv, sweep.png     the results          OUTPUT/NAME-VALUE/     each run's folder
     OUTPUT/NAME-VALUE.log                       what it printed
@@ -8,16 +8,14 @@ a run that diverges (divergence.py) is cut short, and is a result. With model.le
 moves in proportion, so that every run has a cosine of one shape.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +23,18 @@ from jsonargparse import Namespace
 
 from lm.checks import check_length
 from lm.cli import SettingsCLI
-from lm.divergence import MARK
 from lm.figures import is_plot
-from lm.run_folder import run_lock
+from lm.run_folder import DIVERGED, run_lock
 from lm.strict_json import to_json
 from lm.sweep_results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
 from tokenization import InputError
-from tokenization.commands import ArgumentParser, output_path
 from tokenization.outputs import check_folder
 
-HELP = """Train shortly with each of several values of one setting, and compare.
-
-  lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 3e-3 1e-2 3e-2 --trainer.max_steps 200
-  lm sweep -c configs/demo.yaml --param data.batch_size --values 1 4 16 64 --output checkpoints/batch-sizes
-
-Everything else that `lm fit` takes can be given, too. Started again, it goes on.
-"""
 RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
 
 
 class Settings(SettingsCLI):
-    """Those of a short run by a long one's configuration: its last step is validated, whatever comes before it."""
+    """The settings of a short run by a long one's configuration: its last step is validated in any case."""
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
@@ -54,30 +43,14 @@ class Settings(SettingsCLI):
         trainer.val_check_interval = min(trainer.val_check_interval, batches)
 
 
-def read_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """A command's own arguments, and those that are for `lm fit`."""
-    parser.add_argument("-c", "--config", action="append", required=True, help="the configuration to begin with")
-    parser.add_argument(
-        "--output", type=output_path, help="folder of the results (default: beside the configuration's run)"
-    )
-    args, rest = parser.parse_known_args(argv)
-    for name in ("--trainer.default_root_dir", "--ckpt_path", "--print_config"):
-        if any(argument.partition("=")[0] == name for argument in rest):
-            raise InputError(f"{name}: has no effect here; --output names the folder of the results")
-    return args, [*(f"--config={path}" for path in args.config), *rest]
-
-
 def read_files(paths: list[str], config: Namespace) -> list[Path]:
-    """The files and folders that a run reads."""
+    """Lists the files and folders that a run reads."""
     data = config.data
     return [Path(path) for path in (*paths, data.train_path, data.val_path, data.tokenizer)]
 
 
-# --- the runs --------------------------------------------------------------------------------------------------------
-
-
 class Sweep:
-    """The runs of a sweep, by the name of their folders."""
+    """The runs of a sweep, by the names of their folders, each with its value as it was given and its settings."""
 
     def __init__(self, parameter: str, values: list[str], arguments: list[str], output: Path | None):
         self.parameter, self.arguments = parameter, arguments
@@ -104,7 +77,7 @@ class Sweep:
             config.model.min_learning_rate = float(f"{share * config.model.learning_rate:.6g}")
 
     def _common_settings(self, config: Namespace) -> dict[str, Any]:
-        """All that the runs of the sweep have in common, so that runs of different sweeps are not compared."""
+        """Returns all that the runs have in common, so that runs of different sweeps are not compared."""
         own = {self.parameter, "config", "trainer.default_root_dir", *([LOWEST_RATE] if self.parameter == RATE else [])}
         own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # said elsewhere, and linked
         flat = {name: in_json(value) for name, value in vars(config.clone().as_flat()).items() if name not in own}
@@ -124,10 +97,29 @@ class Sweep:
         flags = [f"--{key}={setting}" for key, setting in changes.items()]
         return [sys.executable, "-m", "lm", "fit", *self.arguments, watch, *flags]
 
-    def run(self, name: str, words: str) -> None:
-        """Trains one run to its end, or on from where it was; InputError where it failed in a way of its own."""
+    def lowest_rates(self) -> list[float]:
+        """Returns each run's model.min_learning_rate; empty where the sweep does not change it."""
+        return [config.model.min_learning_rate for _, config in self.runs.values()] if self.parameter == RATE else []
+
+    @contextlib.contextmanager
+    def opened(self, configs: list[str]) -> Iterator[Results]:
+        """Holds the folder of the results, and yields those of an earlier start.
+
+        configs: the files that the arguments name; InputError where the results would replace one, or anything else.
+        """
+        inputs = [path for _, config in self.runs.values() for path in read_files(configs, config)]
+        check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), PLOT: is_plot})
+        check_folder(self.output, inputs, ["sweep.json", *(f"{name}.log" for name in self.runs)])
+        with run_lock(self.output):
+            yield Results.read(self.output, self.parameter, self.settings)
+
+    def run(self, name: str, show: Callable[[str], None]) -> None:
+        """Trains one run to its end, or on from where it was; InputError where it failed other than by diverging.
+
+        show: is told the newest line that the run has printed, twice a second.
+        """
         folder, log = self.output / name, self.output / f"{name}.log"
-        if (folder / MARK).exists():
+        if (folder / DIVERGED).exists():
             return
         with open(log, "ab") as file:
             process = subprocess.Popen(self.command(name), stdout=file, stderr=file, stdin=subprocess.DEVNULL)
@@ -135,14 +127,14 @@ class Sweep:
                 while process.poll() is None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(timeout=0.5)
-                    show_progress(words, log)
-        if process.returncode and not (folder / MARK).exists():
+                    show(last_line(log))
+        if process.returncode and not (folder / DIVERGED).exists():
             raise InputError(f"{folder}: {last_line(log)}; {log} has all it printed; started again, the sweep goes on")
 
 
 @contextlib.contextmanager
-def ended_with_us(process: subprocess.Popen) -> Iterator[None]:
-    """Whoever ends the sweep ends its run, which saves itself first."""
+def ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Ends the process, which saves its run first, when the sweep is ended."""
 
     def leave(signum: int, frame: Any) -> None:
         raise SystemExit(128 + signum)
@@ -160,48 +152,8 @@ def ended_with_us(process: subprocess.Popen) -> Iterator[None]:
 
 
 def last_line(log: Path) -> str:
-    """The end of what a run has printed; of a progress bar, its newest state."""
+    """Returns the last line that a run has printed; of a progress bar, its newest state."""
     with open(log, "rb") as file:
         file.seek(max(0, file.seek(0, io.SEEK_END) - 2000))
         lines = [line.strip() for line in re.split(r"[\r\n]", file.read().decode(errors="replace"))]
     return next((line for line in reversed(lines) if line), "nothing printed")
-
-
-def show_progress(words: str, log: Path) -> None:
-    """On one line of a terminal."""
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns - 1
-        print("\r\x1b[K" + f"{words}  {last_line(log)}"[:width], end="", file=sys.stderr, flush=True)
-
-
-def end_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def run_sweep(argv: list[str]) -> None:
-    parser = ArgumentParser(
-        prog="lm sweep", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--param", required=True, help="the setting, as `lm fit` calls it: model.learning_rate, ...")
-    parser.add_argument("--values", nargs="+", required=True, help="its values")
-    args, arguments = read_arguments(parser, argv)
-    sweep = Sweep(args.param.removeprefix("--"), args.values, arguments, args.output)
-    inputs = [path for _, config in sweep.runs.values() for path in read_files(args.config, config)]
-    check_results(sweep.output, inputs, {TABLE: begins_with(COLUMNS), PLOT: is_plot})
-    check_folder(sweep.output, inputs, ["sweep.json", *(f"{name}.log" for name in sweep.runs)])
-    with run_lock(sweep.output):
-        results = Results.read(sweep.output, sweep.parameter, sweep.settings)
-        if sweep.parameter == RATE:
-            rates = ", ".join(f"{config.model.min_learning_rate:.3g}" for _, config in sweep.runs.values())
-            print(f"{LOWEST_RATE} moves in proportion: {rates}")
-        for number, (name, (_, config)) in enumerate(sweep.runs.items(), start=1):
-            words = f"{number} of {len(sweep.runs)}  {sweep.parameter} {config[sweep.parameter]}"
-            if name in results.rows:
-                print(f"{words}: was done before")
-                continue
-            sweep.run(name, words)
-            results.add(name, config[sweep.parameter])
-            end_progress()
-            print(f"{words}: {results.in_words(name)}", flush=True)
-    print(results.table(), *results.conclusion(), results.draw(), sep="\n")

@@ -9,15 +9,14 @@ import io
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.divergence import MARK
 from lm.events import Curve, Curves, read_curves
 from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_sweep, mean
+from lm.run_folder import DIVERGED
 from lm.strict_json import to_json
 from tokenization import InputError
 from tokenization.files import write_text
@@ -62,7 +61,7 @@ def summarise(value: Any, folder: Path, curves: Curves) -> Row:
     tokens_per_second is the median. A run that ends no lower than its first logged loss has diverged as well as one
     that was cut short.
     """
-    mark = folder / MARK
+    mark = folder / DIVERGED
     train, validation = (curves.get(tag, Curve()).values for tag in ("train/loss", "val/loss"))
     speeds = list(filter(math.isfinite, curves.get("train/tokens_per_second", Curve()).values))
     last = validation[-1] if validation and not mark.exists() else math.nan
@@ -131,12 +130,10 @@ class Results:
                 )
         return cls(folder, parameter, settings, rows)
 
-    def add(self, name: str, value: Any) -> None:
-        """Takes the results of a run that has just ended, and saves all."""
+    def add(self, name: str, value: Any) -> list[str]:
+        """Adds the results of a run that has just ended, saves all, and returns what of its curves is damaged."""
         folder = self.folder / name
         curves = read_curves(folder)  # of a run that was cut short before its first logged step, none
-        for line in curves.damage:
-            print(f"lm sweep: {line}", file=sys.stderr)
         self.rows[name] = summarise(in_json(value), folder, curves)
         content = {"parameter": self.parameter, "runs": self.sorted(), "settings": self.settings}
         write_text(self.folder / "sweep.json", to_json(content, indent=1) + "\n")
@@ -145,6 +142,7 @@ class Results:
         sheet.writeheader()
         sheet.writerows(self.sorted())
         write_text(self.folder / TABLE, text.getvalue())
+        return curves.damage
 
     def sorted(self) -> list[Row]:
         rows = list(self.rows.values())

@@ -9,8 +9,9 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from lm.accounting import duration, forward_flops, training_flops_per_token, training_seconds
+from lm.accounting import forward_flops, training_flops_per_token, training_seconds
 from lm.contention import OtherPrograms
+from lm.durations import format_duration
 from lm.machine import peak_memory
 from lm.peaks import peak_flops, record_peak
 from lm.transformer import TransformerLM
@@ -76,8 +77,8 @@ class Throughput(Callback):
         tokens, now = steps * batch * model.context_length, self.peak.now
         seconds = training_seconds(model, tokens, now * trainer.world_size, TYPICAL_MFU)
         trainer.print(
-            f"{steps:,} steps to go, at a first guess {duration(seconds)} (at half of the {now / 1e9:,.0f} GFLOP/s that"
-            " the device gives just now; `lm account --probe` measures it)"
+            f"{steps:,} steps to go, at a first guess {format_duration(seconds)} (at half of the"
+            f" {now / 1e9:,.0f} GFLOP/s that the device gives just now; `lm account --probe` measures it)"
         )
 
     def on_validation_start(self, *_: Any) -> None:
@@ -138,7 +139,7 @@ class Throughput(Callback):
             return
         pl_module.log("left", left, prog_bar=True, logger=False)
         if not self.told:
-            trainer.print(f"step {trainer.global_step}: by the steps so far, {duration(left)} to go")
+            trainer.print(f"step {trainer.global_step}: by the steps so far, {format_duration(left)} to go")
             self.told = True
 
     def _look_for_others(self, trainer: Trainer, every: float = LOOK_EVERY) -> None:

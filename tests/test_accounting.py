@@ -12,9 +12,9 @@ from jsonargparse import Namespace
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm import accounting, machine
-from lm.account import not_counted
 from lm.accounting import PARTS, adamw_flops, forward_flops, handout_activations, largest_batch, preset, state_bytes
 from lm.activations import Arrangement, arrange, kept_bytes, make_model
+from lm.estimate import not_counted
 from lm.muon import Muon
 from lm.optimizer import AdamW, adamw_update
 from lm.probe import predict, validations_and_saves

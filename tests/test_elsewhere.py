@@ -12,7 +12,7 @@ import torch
 from helpers.models import save_run
 from helpers.serving import Running
 
-from lm.checkpoint import TOKENIZER
+from lm.run_folder import TOKENIZER
 from tokenization import Tokenizer
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,10 @@ from helpers.models import VARIANTS, save_run
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from lm.checkpoint import BEST, TOKENIZER, load_checkpoint, save_checkpoint
-from lm.export import half_split
+from lm.checkpoint import load_checkpoint, save_checkpoint
 from lm.generation import generate
+from lm.llama import half_split
+from lm.run_folder import BEST, TOKENIZER
 from lm.sampling import Sampling
 from tokenization import Tokenizer
 from tokenization.pretokenization import PATTERNS

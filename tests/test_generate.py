@@ -13,8 +13,9 @@ import pytest
 import torch
 from helpers.models import save_run
 
-from lm.checkpoint import BEST, load_model, load_tokenizer
+from lm.checkpoint import load_model, load_tokenizer
 from lm.generation import Writer, generate
+from lm.run_folder import BEST
 from lm.sampling import Sampling
 from tokenization import Tokenizer
 

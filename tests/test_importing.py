@@ -13,8 +13,9 @@ from helpers.models import SHAPE, VARIANTS, save_run
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lm.checkpoint import BEST, TOKENIZER, load_checkpoint, load_model
+from lm.checkpoint import load_checkpoint, load_model
 from lm.llama import model_settings
+from lm.run_folder import BEST, TOKENIZER
 from tokenization import InputError, Tokenizer
 
 

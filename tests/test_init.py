@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lm.init import starter_files
+from lm.commands.init import starter_files
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lm import peaks, readings, throughput
-from lm.accounting import duration
 from lm.contention import OtherPrograms, choose_waiting, ran_ourselves
+from lm.durations import format_duration
 from lm.events import read_curves
 from lm.module import LanguageModel
 from lm.peaks import GPU_PEAKS, measure, peak_flops, record_peak
@@ -195,10 +195,10 @@ def test_a_run_says_how_long_it_takes(lm, fit_arguments, tmp_path, cache, monkey
     (before, first), *later = guesses
     assert before == 60 + 5 * 2  # at step 6; of a validation, only the number of its batches is known
     assert first == pytest.approx(44 * 2 + 3 * (max(batches) + 1) * 2 / 3)
-    assert re.findall(r"step (\d+): by the steps so far, (.*) to go", done.out) == [("6", duration(first))]
+    assert re.findall(r"step (\d+): by the steps so far, (.*) to go", done.out) == [("6", format_duration(first))]
     assert re.findall(r"step (6|48) of 50: .* tokens/s, (.*) to go", done.out) == [
-        ("6", duration(first)),
-        ("48", duration(clock.now - later[-1][0])),
+        ("6", format_duration(first)),
+        ("48", format_duration(clock.now - later[-1][0])),
     ]
     for then, left in later[3:]:  # from step 24 on a validation has been seen
         assert then + left == pytest.approx(clock.now)

@@ -23,8 +23,9 @@ from lm.callbacks import TextSamples
 from lm.checkpoint import load_checkpoint, read_manifest, save_checkpoint
 from lm.events import read_curves
 from lm.module import LanguageModel
+from lm.newest import find_newest
 from lm.optimizer import AdamW
-from lm.run_folder import LOCK, find_newest, run_lock, sweep
+from lm.run_folder import LOCK, delete_leftovers, run_lock
 from lm.throughput import Throughput
 from tokenization import InputError, TokenFile
 
@@ -381,7 +382,7 @@ def test_what_a_killed_run_left_is_swept(lm, fit_arguments, whole, tmp_path):
     assert result.code == 0
     assert f"{half}: left half-written by a run that was killed; deleted" in result.out
     assert (half.exists(), kept.exists()) == (False, True)
-    assert sweep(run) == []
+    assert delete_leftovers(run) == []
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from helpers.events import read_events
 
+from lm.durations import format_duration
 from lm.events import read_curves
-from lm.report import by_number, differences, duration, find_runs
+from lm.report import by_number, differences, find_runs
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_what_is_no_run(lm, runs, tmp_path):
 
 
 def test_durations():
-    assert [duration(seconds) for seconds in (4000, 75, 9.6)] == ["1 h 06 min", "1 min 15 s", "10 s"]
+    assert [format_duration(seconds) for seconds in (4000, 75, 9.6)] == ["1 h 06 min", "1 min 15 s", "10 s"]
 
 
 def test_runs_in_order():

@@ -15,8 +15,8 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.__main__ import main as lm
-from lm.__main__ import training
 from lm.cli import RunCLI
+from lm.commands.fit import training
 from lm.compiling import can_compile
 from lm.events import read_curves
 from lm.transformer import TransformerLM

@@ -29,10 +29,11 @@ from gpu_stages.bench import (
     random_data,
     why_not_compiled,
 )
-from lm.checkpoint import BEST, LAST, load_checkpoint, load_model
+from lm.checkpoint import load_checkpoint, load_model
 from lm.generation import generate
 from lm.muon import muon_update, orthogonalize
 from lm.optimizer import AdamW, clip_gradients
+from lm.run_folder import BEST, LAST
 from lm.sampling import Sampling
 from lm.transformer import TransformerLM
 

@@ -22,16 +22,17 @@ from helpers.contracts import (
 from helpers.models import save_run
 from helpers.registries import EXAMPLES, all_values, combinations, few
 
-from lm import accounting, decoding, export, fast
+from lm import accounting, decoding, fast, llama
 from lm.accounting import forward_flops, parameters_by_part, state_bytes
 from lm.activations import Arrangement
+from lm.commands.export import FORMATS
 from lm.decoding import CachedReader
-from lm.export import FORMATS, llama_settings
 from lm.layers import SwiGLU
+from lm.llama import llama_settings
 from lm.module import LanguageModel
 from tokenization import InputError
 
-PARTS = (fast.SUPPORT, decoding.SUPPORT, accounting.SUPPORT, export.SUPPORT)
+PARTS = (fast.SUPPORT, decoding.SUPPORT, accounting.SUPPORT, llama.SUPPORT)
 PLAIN = combinations()[0]
 ALIBI, GROUPED = PLAIN | {"position_encoding": "alibi"}, PLAIN | {"num_kv_heads": 1}
 REFUSING = {
@@ -154,7 +155,7 @@ def test_alibi_that_is_only_declared(alibi, monkeypatch, small, tmp_path):
     with pytest.raises(Broken, match=r"^lm/decoding\.py: .*not close"):
         cached_is_plain(alibi)
     for form in ("hf", "gguf"):
-        with pytest.raises(Broken, match=r"^lm/export\.py: .*not close"):
+        with pytest.raises(Broken, match=r"^lm/llama\.py: .*not close"):
             exported_is_the_model(alibi, form, small, new_folder(tmp_path, form))
 
 
@@ -168,7 +169,7 @@ def test_grouped_queries_that_are_only_declared(grouped, monkeypatch, small, tmp
     with pytest.raises(Broken, match=r"^lm/checkpoint\.py: .*num_kv_heads"):
         loaded_is_saved(grouped, tmp_path)
     for form in ("hf", "gguf"):
-        with pytest.raises(Broken, match=r"(?s)^lm/export\.py: .*(mismatch|shape)"):
+        with pytest.raises(Broken, match=r"(?s)^lm/llama\.py: .*(mismatch|shape)"):
             exported_is_the_model(grouped, form, small, new_folder(tmp_path, form))
 
 
@@ -185,5 +186,5 @@ def test_lion_that_only_seems_to_skip(monkeypatch):
 
 def test_a_new_format_needs_a_reader(monkeypatch, small, tmp_path):
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["hf"])
-    with pytest.raises(Broken, match=r"^lm/export\.py: .*no way to read the new format onnx"):
+    with pytest.raises(Broken, match=r"^lm/llama\.py: .*no way to read the new format onnx"):
         exported_is_the_model(PLAIN, "onnx", small, tmp_path)

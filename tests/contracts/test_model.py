@@ -5,7 +5,7 @@ import pytest
 from helpers.contracts import cached_is_plain, exported_is_the_model, fast_is_plain, loaded_is_saved, ways
 from helpers.registries import combinations, few, label
 
-from lm.export import FORMATS
+from lm.commands.export import FORMATS
 
 ALL, FEW = (pytest.mark.parametrize("settings", of, ids=label) for of in (combinations(), few()))
 

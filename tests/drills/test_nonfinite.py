@@ -18,10 +18,11 @@ from helpers.events import read_events
 from torch.utils.tensorboard import SummaryWriter
 
 from lm import evaluation
-from lm.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
+from lm.checkpoint import load_checkpoint, save_checkpoint
 from lm.checks import check_numbers
 from lm.module import LanguageModel
-from lm.run_folder import find_newest
+from lm.newest import find_newest
+from lm.run_folder import BEST, LAST
 from lm.sweep_results import Results
 from lm.transformer import TransformerLM
 from tokenization import InputError

@@ -20,8 +20,8 @@ from lm import accounting
 from lm.activations import Arrangement, kept_bytes
 from lm.attention import CAUSAL_ATTENTIONS
 from lm.checkpoint import load_model, save_checkpoint
+from lm.commands.export import FORMATS
 from lm.decoding import CachedReader
-from lm.export import FORMATS
 from lm.module import LanguageModel
 from lm.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
@@ -133,7 +133,7 @@ def loaded_is_saved(settings: Settings, folder: Path) -> None:
     close(load_model(folder / "best.ckpt")(ids), make(settings)(ids), "logits")
 
 
-@contract("lm/export.py")
+@contract("lm/llama.py")
 @torch.inference_mode()
 def exported_is_the_model(settings: Settings, form: str, tokenizer: Tokenizer, folder: Path) -> None:
     """What is exported has the model's scores, or the export names a setting that it does not support."""

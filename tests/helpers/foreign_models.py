@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from lm.export import other_names
-from lm.importing import read_llama
+from lm.huggingface import read_llama
+from lm.llama import other_names
 from lm.transformer import TransformerLM
 
 Scores = Callable[[Tensor], Tensor]

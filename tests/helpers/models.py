@@ -2,7 +2,8 @@
 
 import torch
 
-from lm.checkpoint import BEST, TOKENIZER, load_model, save_checkpoint
+from lm.checkpoint import load_model, save_checkpoint
+from lm.run_folder import BEST, TOKENIZER
 from lm.transformer import TransformerLM
 from tokenization import Tokenizer
 

@@ -11,11 +11,11 @@ import time
 import openai
 import torch
 
+from lm.commands.serve import LOCAL_NAMES
 from lm.completions import Limits
 from lm.decoding import CachedReader
 from lm.generation import Writer, generate
 from lm.sampling import Sampling
-from lm.serve import LOCAL_NAMES
 from lm.server import Server, run_server
 from lm.serving import Engine
 

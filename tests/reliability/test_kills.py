@@ -15,7 +15,8 @@ from helpers.processes import start, wait_until
 from helpers.runs import LONGER, TIMED, same
 
 from lm.checkpoint import load_checkpoint, save_checkpoint, verify
-from lm.run_folder import find_newest, sweep
+from lm.newest import find_newest
+from lm.run_folder import delete_leftovers
 from tokenization import InputError, files
 
 
@@ -200,7 +201,7 @@ def test_a_fault_at_every_operation_of_a_save(kind, figure, tmp_path):
         content = load_checkpoint(path)
         assert same(content, small_checkpoint(content["global_step"]))
         seen.add(content["global_step"])
-        left = sweep(tmp_path)
+        left = delete_leftovers(tmp_path)
         assert len(left) <= 1 if expected == 9 else not left
         assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "calls"}
     assert 1 in seen  # 2 where the fault came after the rename

@@ -4,8 +4,9 @@ import pytest
 from helpers.models import save_run
 from helpers.serving import Running
 
-from lm.checkpoint import BEST, load_model, load_tokenizer
+from lm.checkpoint import load_model, load_tokenizer
 from lm.completions import Limits
+from lm.run_folder import BEST
 
 
 @pytest.fixture(scope="module")

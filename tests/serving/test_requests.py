@@ -8,8 +8,8 @@ import threading
 import openai
 import pytest
 
+from lm.commands.serve import LOCAL_NAMES, local_names
 from lm.sampling import Sampling
-from lm.serve import LOCAL_NAMES, local_names
 
 BAD = [
     ({}, 400, "prompt is missing"),

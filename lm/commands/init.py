@@ -7,14 +7,19 @@ import os
 import shlex
 from pathlib import Path
 
+from lm.commands import new_parser
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import writing
 from tokenization.outputs import check_folder
 
-HELP = """Put the configurations and the sample stories into a folder. A file that is already there is never changed."""
+HELP = """Put the configurations and the sample stories into a folder. A file that is already there is never changed.
 
-STARTER = Path(__file__).parent / "starter"
+  lm init work        into the folder work
+  lm init             here
+"""
+
+STARTER = Path(__file__).parent.parent / "starter"
 
 NEXT = """\
   tokenization train data/tinystories-train.txt.gz --vocab-size 2048 --output data/demo/tokenizer
@@ -31,10 +36,14 @@ def starter_files() -> list[str]:
     return sorted(str(path.relative_to(STARTER)) for path in paths)
 
 
-def run_init(argv: list[str]) -> None:
-    parser = ArgumentParser(prog="lm init", description=HELP)
+def make_parser() -> ArgumentParser:
+    parser = new_parser("init", HELP)
     parser.add_argument("folder", nargs="?", type=output_path, default=".", help="made if missing (default: here)")
-    folder = parser.parse_args(argv).folder
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    folder = make_parser().parse_args(argv).folder
     names = starter_files()
     check_folder(folder, names=names)
     contents = {folder / name: (STARTER / name).read_bytes() for name in names}

@@ -1,6 +1,5 @@
 """`lm serve`: a model as a web server on this machine, or beyond it with a key."""
 
-import argparse
 import asyncio
 import os
 import re
@@ -10,8 +9,9 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
+from lm.commands import add_device, add_run, new_parser
 from lm.completions import Limits
-from lm.devices import add_device, find_device
+from lm.devices import find_device
 from lm.generation import PRECISIONS, Writer, make_reader
 from lm.machine import use_granted_cores
 from lm.server import Server, run_server
@@ -29,7 +29,7 @@ HELP = """Serve a trained model on this machine.
   curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" \\
        -d '{"prompt": "Once upon a time", "max_tokens": 100, "temperature": 0.7}'
 
-/v1/completions is OpenAI's, streams included; beside its settings there are top_k, min_p and repetition_penalty.
+/v1/completions is OpenAI's, streams included; besides its settings it takes top_k, min_p and repetition_penalty.
 /health says how many texts are being written and how many wait. With a --host other than this machine, everyone who
 reaches the port can write, unless there is a key: --api-key KEY, or better LM_API_KEY in the environment, where no
 list of processes shows it. A request then needs Authorization: Bearer KEY, and the page asks for it.
@@ -37,14 +37,14 @@ list of processes shows it. A request then needs Authorization: Bearer KEY, and 
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lm serve", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run's folder, of which best.ckpt is taken, or a checkpoint")
+    parser = new_parser("serve", HELP)
+    add_run(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     for name, default, text in (
         ("slots", 8, "texts that are written at once"),
-        ("queue", 64, "texts that wait, at most; more are answered by 429"),
-        ("max-tokens", Limits.max_tokens, "tokens that a request may ask for"),
+        ("queue", 64, "the most texts that may wait; more are answered by 429"),
+        ("max-tokens", Limits.max_tokens, "the most tokens that a request may ask for"),
         ("timeout", int(Limits.seconds), "seconds that a request may take, with its wait"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
@@ -54,7 +54,7 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def run_serve(argv: list[str]) -> None:
+def run(argv: list[str]) -> None:
     args = make_parser().parse_args(argv)
     for name, least in (("slots", 1), ("queue", 0), ("max_tokens", 1), ("timeout", 1)):
         if getattr(args, name) < least:
@@ -86,14 +86,14 @@ def run_serve(argv: list[str]) -> None:
 
 
 def local_names(host: str) -> tuple[str, ...]:
-    """What a request may call this host, where only this machine is to reach it."""
+    """Returns what a request may call this host where only this machine is to reach it; nothing where others may."""
     with suppress(ValueError):
         return (host, *LOCAL_NAMES) if ip_address(host).is_loopback else ()
     return (host, *LOCAL_NAMES) if host == "localhost" else ()
 
 
 def read_key(given: str | None) -> str | None:
-    """Never shown, not even where it is wrong."""
+    """Returns the key of --api-key or the environment; no message shows it, not even where it is wrong."""
     source, key = (KEY_VARIABLE, os.environ.get(KEY_VARIABLE)) if given is None else ("--api-key", given)
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise InputError(f"{source}: a key is of printable ASCII characters, one or more, and no space")

@@ -1,34 +1,76 @@
-"""Imports a Hugging Face Llama as a run: the inverse of export.py, and just as exact.
+"""Hugging Face's folder: writes a model as one, and reads a Llama from one as a run, just as exactly.
 
-    config.json -> the model's settings   model.safetensors, or its shards -> best.ckpt   tokenizer.json -> tokenizer/
+    config.json        the model's settings         model.safetensors, or its shards      the weights
+    tokenizer.json     the tokenizer                generation_config.json, tokenizer_config.json ...
 
-The run can be generated from, tested and validated like any other. `lm fit --init_from` begins a new run with its
-weights, and a config.yaml for that is written. Whatever the folder asks for that our Transformer does not do is refused
-by name: otherwise it would load, and be another model.
+transformers' LlamaForCausalLM and AutoTokenizer read what is written here. A run that is read can be generated from,
+tested and validated like any other, and `lm fit --init_from` begins a new one with its weights. What a folder asks for
+that our Transformer does not do is refused by name: otherwise it would load, and be another model.
 """
 
-import argparse
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lm.checkpoint import BEST, CONFIG, TABLE_BYTES, TOKENIZER, save_checkpoint
-from lm.export import other_names
+from lm.checkpoint import TABLE_BYTES, save_checkpoint
 from lm.foreign import FLOATS, SETTINGS, WORDS, Stored, read_bytes, read_json, read_weights, shown, stored_weights
-from lm.llama import model_settings
+from lm.llama import (
+    DTYPES,
+    converted,
+    half_split,
+    interleaved,
+    llama_settings,
+    model_settings,
+    other_names,
+    weights_without_padding,
+)
 from lm.machine import available_memory
+from lm.run_folder import BEST, CONFIG, TOKENIZER
+from lm.strict_json import to_json
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
-from tokenization.commands import ArgumentParser, output_path
-from tokenization.files import making
-from tokenization.interchange import import_huggingface
-from tokenization.outputs import check_new
+from tokenization.interchange import export_huggingface, import_huggingface
 
-# --- weights ---------------------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def huggingface_weights(model: TransformerLM) -> dict[str, Tensor]:
+    weights, ours = {}, weights_without_padding(model)
+    for key, name in other_names(model, 0).items():
+        weight = ours[key]
+        turned = key.endswith(("q_proj.weight", "k_proj.weight"))
+        weights[name] = half_split(weight, model.num_heads) if turned else weight
+    return weights
+
+
+def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
+    end = tokenizer.end_of_text_id
+    config = llama_settings(model) | {"bos_token_id": end, "eos_token_id": end, "dtype": str(DTYPES[dtype])[6:]}
+    special = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    files = {
+        "config.json": config,
+        "generation_config.json": {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end},
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": model.context_length,
+            **special,
+        },
+    }
+    folder.mkdir(parents=True)
+    save_file(converted(huggingface_weights(model), dtype), folder / "model.safetensors", metadata={"format": "pt"})
+    export_huggingface(tokenizer, folder / "tokenizer.json")
+    for name, content in files.items():
+        (folder / name).write_text(to_json(content, indent=1) + "\n", encoding="utf-8")
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def check_weights(stored: dict[str, Stored], shapes: dict[str, list[int]], folder: Path) -> None:
@@ -46,11 +88,6 @@ def check_weights(stored: dict[str, Stored], shapes: dict[str, list[int]], folde
             raise InputError(
                 f"{file}: {name} is in {dtype}, and only {', '.join(FLOATS)} are read; import the unquantized model"
             )
-
-
-def neighbours(weight: Tensor, num_heads: int) -> Tensor:
-    """export.half_split undone: in each head the features i and i + d_k / 2 become neighbours."""
-    return weight.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
 
 
 def our_weights(model: TransformerLM, stored: dict[str, Stored], folder: Path) -> dict[str, Tensor]:
@@ -72,13 +109,10 @@ def our_weights(model: TransformerLM, stored: dict[str, Stored], folder: Path) -
     ours = {}
     for key, name in names.items():
         turned = key.endswith(("q_proj.weight", "k_proj.weight"))
-        ours[key] = neighbours(weights[name], model.num_heads) if turned else weights[name]
+        ours[key] = interleaved(weights[name], model.num_heads) if turned else weights[name]
     if head in state and head not in ours:
         ours[head] = ours["token_embeddings.weight"]
     return ours
-
-
-# --- the run ---------------------------------------------------------------------------------------------------------
 
 
 def empty_model(settings: dict[str, Any], path: Path) -> TransformerLM:
@@ -113,6 +147,9 @@ def read_llama(source: Path) -> tuple[dict[str, Any], Tokenizer, dict[str, Tenso
     return settings, tokenizer, our_weights(empty_model(settings, path), stored, source)
 
 
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
 def write_run(
     folder: Path, run: Path, settings: dict[str, Any], tokenizer: Tokenizer, weights: dict[str, Tensor]
 ) -> None:
@@ -135,41 +172,3 @@ def write_config(settings: dict[str, Any], run: Path, path: Path) -> None:
     }
     config["data"]["batch_size"] = 8
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-
-
-HELP = """Import a Hugging Face Llama as a run. Its folder has config.json, model.safetensors and tokenizer.json.
-
-  lm import exported/demo --output checkpoints/again
-  lm generate checkpoints/again --prompt "Once upon a time"
-
-The tokenizer must be a byte-level BPE, and the model must not use grouped-query attention. Whatever does not fit is
-refused by name. Nothing in the folder is executed, whoever wrote it. A YAML configuration is different: its class_path
-imports and runs any module, so read a stranger's before you use it.
-"""
-
-
-def run_import(argv: list[str]) -> None:
-    parser = ArgumentParser(prog="lm import", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a folder that save_pretrained or `lm export --format hf` wrote")
-    parser.add_argument("--output", required=True, type=output_path, help="the run's folder, which must not exist yet")
-    args = parser.parse_args(argv)
-    source, run = args.folder, args.output
-    check_new(run)
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder; nothing is downloaded here, so fetch the model first")
-    settings, tokenizer, weights = read_llama(source)
-    with making(run) as written:
-        write_run(written, run, settings, tokenizer, weights)
-    print(f"{source} -> {run}: {settings['num_layers']} layers of {settings['d_model']}, {tokenizer.vocab_size} tokens")
-    print(how_texts_end(read_json(source / SETTINGS).get("eos_token_id"), tokenizer))
-    print(f"to train it further, encode text with {run / TOKENIZER}, then: lm fit -c {run / CONFIG}")
-    print("a configuration is code (class_path imports and runs any module): never use a stranger's YAML unread")
-
-
-def how_texts_end(eos_token_id: Any, tokenizer: Tokenizer) -> str:
-    end = tokenizer.end_of_text_id
-    if end is None:
-        return f"its tokenizer has no {END_OF_TEXT}, so only --max-new-tokens ends a text"
-    if eos_token_id in (end, [end], None):
-        return f"texts end with {END_OF_TEXT}"
-    return f"texts end with {END_OF_TEXT}, token {end}, not with the config's eos_token_id, {shown(eos_token_id)}"

@@ -1,19 +1,16 @@
 """`lm account`: what a configuration or a preset costs, as a table, as JSON, or as a picture.
 
-The mathematics is in accounting.py and activations.py; here the command line is read, as `lm fit` reads it, and the
-answer is laid out. Nothing is trained, but for --probe, which is in probe.py.
+The command line is read as `lm fit` reads it. Nothing is trained, except with --probe.
 """
 
 import argparse
 import re
 from typing import Any
 
-from jsonargparse import Namespace
-
-from lm import accounting, activations
-from lm.accounting import PARTS, PRESETS
-from lm.activations import Arrangement, arrange, make_model, run_tokens
-from lm.cli import SettingsCLI
+from lm.accounting import EDITIONS, PARTS, PRESETS, preset
+from lm.commands import new_parser
+from lm.commands.fit import training
+from lm.estimate import estimate, training_time
 from lm.figures import is_plot
 from lm.machine import native_precision
 from lm.peaks import GPU_PEAKS, peak_flops
@@ -22,8 +19,8 @@ from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.outputs import check_file
 
-DESCRIPTION = f"""What a run costs, before it runs: parameters, memory and FLOPs by part, as the handout counts and as
-our fast path does. Besides the options below it takes every setting that `lm fit` takes.
+HELP = f"""What a run costs, before it runs: parameters, memory and FLOPs by part, as the handout counts and as our fast
+path does. Besides the options below it takes every setting that `lm fit` takes.
 
   lm account -c configs/tinystories-cpu.yaml                        the model and batch of a configuration
   lm account -c configs/demo.yaml --model.num_layers 8 --probe      some steps of it, and from them the whole run
@@ -38,19 +35,14 @@ DEVICES |= {"A100 fp32": 19.5e12, "H100 tf32": 495e12}  # the handout's
 UNITS = {"": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-def account_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="lm account",
-        usage="lm account {-c CONFIG | PRESET} [options] [--model.SETTING VALUE ...]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def make_parser() -> ArgumentParser:
+    usage = "lm account {-c CONFIG | PRESET} [options] [--model.SETTING VALUE ...]"
+    parser = new_parser("account", HELP, usage=usage, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="append", default=[], help="a configuration of `lm fit`, or several")
     parser.add_argument(
         "--edition",
         type=int,
-        choices=accounting.EDITIONS,
+        choices=EDITIONS,
         default=2026,
         help="of the handout: d_ff of the GPT-2 presets, and which activations count (default: 2026)",
     )
@@ -64,9 +56,36 @@ def account_parser() -> ArgumentParser:
     return parser
 
 
-def run_account(argv: list[str]) -> None:
+def run(argv: list[str]) -> None:
     name = argv[0] if argv and not argv[0].startswith("-") else None
-    args, rest = account_parser().parse_known_args(argv[name is not None :])
+    args, rest = make_parser().parse_known_args(argv[name is not None :])
+    check(args, name)
+    memory, device = parse_bytes(args.memory), find_peak(args.device) if args.device else None
+    settings = [f"--config={path}" for path in args.config] or preset_arguments(str(name), args.edition)
+    arguments = ["fit", *settings, *rest]
+    with training():
+        from lm.cli import SettingsCLI
+
+        config = SettingsCLI(arguments).config.fit
+        try:
+            result = estimate(config, args.edition, memory) | {"name": name or ", ".join(args.config)}
+        except ValueError as error:  # the model's word that its settings do not fit together
+            raise InputError(str(error)) from None
+        if device:
+            result["training"] = training_time(config, args.tokens, *device, args.mfu or 0.5)
+        if args.plot:
+            from lm.shares import plot
+
+            plot(vars(config.model), args.plot)
+        if args.probe:
+            from lm.probe import probe
+
+            result["prediction"] = probe(arguments, config)
+    print(to_json(result, indent=2) if args.json else "\n".join(table(result)))
+
+
+def check(args: argparse.Namespace, name: str | None) -> None:
+    """Raises InputError where the arguments do not go together. name: the preset's."""
     if (name is None) == (not args.config):
         raise InputError(f"what is to be accounted for: -c CONFIG, or one of {', '.join(PRESETS)}?")
     if name is not None and name not in PRESETS:
@@ -84,28 +103,10 @@ def run_account(argv: list[str]) -> None:
             )
     if args.plot:
         check_file(args.plot, args.config, "a plot of `lm`", is_plot)
-    memory, device = parse_bytes(args.memory), find_device(args.device) if args.device else None
-    settings = [f"--config={path}" for path in args.config] or preset_arguments(name, args.edition)
-    arguments = ["fit", *settings, *rest]
-    config = SettingsCLI(arguments).config.fit
-    try:
-        result = account(config, args.edition, memory) | {"name": name or ", ".join(args.config)}
-    except ValueError as error:  # the model's word that its settings do not fit together
-        raise InputError(str(error)) from None
-    if device:
-        result["training"] = duration(config, args.tokens, *device, args.mfu or 0.5)
-    if args.plot:
-        from lm.shares import plot
-
-        plot(vars(config.model), args.plot)
-    if args.probe:
-        from lm.probe import probe
-
-        result["prediction"] = probe(arguments, config)
-    print(to_json(result, indent=2) if args.json else "\n".join(table(result)))
 
 
 def parse_bytes(text: str) -> float:
+    """Reads an amount of memory: "80GB" -> 80e9."""
     match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kmgt]i?b)?", text.strip(), re.IGNORECASE)
     try:
         amount = float(match[1]) * UNITS[(match[2] or "").upper()] if match else 0.0
@@ -116,8 +117,8 @@ def parse_bytes(text: str) -> float:
     return amount
 
 
-def find_device(name: str) -> tuple[str, float]:
-    """Return a device's name, with where its speed is from if it was measured, and its FLOP/s at its best."""
+def find_peak(name: str) -> tuple[str, float]:
+    """Returns a device's name, with where its speed is from if it was measured, and its peak FLOP/s."""
     if name == "cpu":
         peak = peak_flops("cpu", native_precision("cpu"))
         return f"cpu, {peak.source}", peak.flops
@@ -130,79 +131,18 @@ def find_device(name: str) -> tuple[str, float]:
     return name, flops
 
 
-def preset_arguments(name: str | None, edition: int) -> list[str]:
-    settings = accounting.preset(str(name), edition)
-    arguments = [f"--model.{key}={value}" for key, value in settings.items()]
-    return [
-        *arguments,
-        *(f"--data.{key}=none" for key in ("train_path", "val_path", "tokenizer")),
-        "--data.batch_size=1",
-    ]
-
-
-def account(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
-    """Everything that follows from shapes alone."""
-    settings, batch_size = vars(config.model), config.data.batch_size
-    model, how = make_model(settings), arrange(settings, config.trainer.precision, run_tokens(config))
-    forward = accounting.forward_flops(model)
-    handout = {part: 4 * count for part, count in accounting.handout_activations(model, edition).items()}
-    one, two = (activations.kept_bytes(settings, size, how) for size in (1, 2))
-    ours = activations.kept_bytes(settings, batch_size, how)
-    state = accounting.state_bytes(model, settings["optimizer"])
-    per_text = sum(two.values()) - sum(one.values())
-    fixed = sum(state.values())
-    return {
-        "settings": {**settings, "d_ff": len(model.layers[0].ffn.w1.weight)},  # type: ignore[union-attr, arg-type]
-        "batch_size": batch_size,
-        "edition": edition,
-        "arrangement": describe(how),
-        "parameters": accounting.parameters_by_part(model),
-        "state_bytes": state,
-        "forward_flops": forward,
-        "training_flops": {part: 3 * flops for part, flops in forward.items()},
-        "training_flops_per_token": accounting.training_flops_per_token(model),
-        "adamw_flops": accounting.adamw_flops(model.num_parameters()),
-        "activation_bytes": {"handout": handout, "ours": ours},  # of one text; of the batch
-        "memory": memory,
-        "largest_batch": {
-            "handout": accounting.largest_batch(memory, fixed, sum(handout.values())),
-            "ours": accounting.largest_batch(memory, fixed + sum(one.values()) - per_text, per_text),
-        },
-        "peak_bytes": activations.expected_peak(config),
-        "not_counted": not_counted(config.trainer),
-    }
-
-
-COUNTED: dict[str, tuple[object, ...]] = {  # of the Trainer's settings, the values that these figures are for
-    "accelerator": ("auto", "cpu"),
-    "devices": ("auto", 1, "1"),
-    "num_nodes": (1,),
-    "strategy": ("auto",),
-    "precision": ("32", "32-true", "bf16", "bf16-mixed"),
-}
-
-
-def not_counted(trainer: Namespace) -> list[str]:
-    """What the run would do on other devices or in other precisions than the figures are for."""
-    return [f"trainer.{name} {trainer[name]}" for name, values in COUNTED.items() if trainer[name] not in values]
-
-
-def describe(how: Arrangement) -> str:
-    words = ["bfloat16" if how.half else "float32", f"attention {how.attention}"]
-    words += [word for word in ("fast", "compiled", "recompute") if getattr(how, word)]
-    return ", ".join(words)
-
-
-def duration(config: Namespace, tokens: float | None, device: str, peak: float, mfu: float) -> dict[str, Any]:
-    tokens = tokens or run_tokens(config)
-    seconds = accounting.training_seconds(make_model(vars(config.model)), tokens, peak, mfu)
-    return {"tokens": tokens, "device": device, "flops_per_second": peak, "mfu": mfu, "seconds": seconds}
+def preset_arguments(name: str, edition: int) -> list[str]:
+    """Returns a preset as arguments of `lm fit`, without a text."""
+    arguments = [f"--model.{key}={value}" for key, value in preset(name, edition).items()]
+    no_data = (f"--data.{key}=none" for key in ("train_path", "val_path", "tokenizer"))
+    return [*arguments, *no_data, "--data.batch_size=1"]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
 def table(result: dict[str, Any]) -> list[str]:
+    """Lays out everything, a line each."""
     settings, batch_size = result["settings"], result["batch_size"]
     sizes = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff")
     lines = [f"{result['name']}: " + ", ".join(f"{key} {settings[key]}" for key in sizes), *by_part(result)]
@@ -239,10 +179,11 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def by_part(result: dict[str, Any]) -> list[str]:
+    """Lays out parameters, FLOPs and activations, a row for each part."""
     heads = ("parameters", "%", "forward FLOPs", "%", "training FLOPs", "handout MB", "ours MB")
     widths = (16, 7, 15, 7, 16, 12, 12)
 
-    def row(name: str, cells: tuple) -> str:
+    def row(name: str, cells: tuple[str, ...]) -> str:
         return f"{name:<14}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
     columns = [result[key] for key in ("parameters", "forward_flops", "training_flops")]
@@ -260,6 +201,7 @@ def by_part(result: dict[str, Any]) -> list[str]:
 
 
 def spell(prediction: dict[str, Any]) -> dict[str, str]:
+    """Puts what a probe predicts into words, by what they are about."""
     busy = prediction["other_programs"]
     return {
         "predicted from a probe": f"{prediction['steps_probed']:.0f} steps",

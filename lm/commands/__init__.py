@@ -1,0 +1,44 @@
+"""The commands of `lm`, one file each, and what they share.
+
+Every file but two has HELP and `make_parser`, and each has `run`, which takes the arguments behind the command's name,
+calls the library and prints the result; `lm fit` and `lm validate` have Lightning's parser. Nothing here imports torch
+or Lightning, so that --help comes at once.
+"""
+
+import argparse
+from typing import Any
+
+from lm.devices import DEVICES, HELP
+from tokenization import InputError
+from tokenization.commands import ArgumentParser, output_path
+
+
+def new_parser(command: str, description: str, **settings: Any) -> ArgumentParser:
+    """Returns the parser of `lm COMMAND`, whose description keeps its line breaks."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return ArgumentParser(prog=f"lm {command}", description=description, formatter_class=layout, **settings)
+
+
+def add_run(parser: ArgumentParser) -> None:
+    parser.add_argument("run", help="a run's folder, for its best.ckpt, or a checkpoint")
+
+
+def add_device(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", choices=DEVICES, default="auto", help=f"{HELP} (default: auto)")
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Adds what every experiment takes: the configuration of its runs, and the folder of its results."""
+    parser.add_argument("-c", "--config", action="append", required=True, help="the configuration to begin with")
+    parser.add_argument(
+        "--output", type=output_path, help="folder of the results (default: beside the configuration's run)"
+    )
+
+
+def read_with_settings(parser: ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns an experiment's own arguments and those that it hands on to `lm fit`."""
+    args, rest = parser.parse_known_args(argv)
+    for name in ("--trainer.default_root_dir", "--ckpt_path", "--print_config"):
+        if any(argument.partition("=")[0] == name for argument in rest):
+            raise InputError(f"{name}: has no effect here; --output names the folder of the results")
+    return args, [*(f"--config={path}" for path in args.config), *rest]

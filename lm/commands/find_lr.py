@@ -1,0 +1,58 @@
+"""`lm find-lr`: the learning-rate range test."""
+
+import math
+from typing import TYPE_CHECKING
+
+from lm.commands import add_settings, new_parser, read_with_settings
+from lm.commands.fit import training
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, smooth
+from tokenization import InputError
+from tokenization.commands import ArgumentParser
+
+if TYPE_CHECKING:
+    from lm.find_lr import RangeTest
+
+HELP = """Learning-rate range test: one short training whose learning rate grows exponentially, step by step.
+
+  lm find-lr -c configs/demo.yaml
+  lm find-lr -c configs/demo.yaml --steps 200 --highest 1 --data.batch_size 16
+
+Every option of `lm fit` can be given, too.
+"""
+
+
+def make_parser() -> ArgumentParser:
+    parser = new_parser("find-lr", HELP, allow_abbrev=False)
+    parser.add_argument("--lowest", type=float, default=1e-5, help="the first learning rate (default: 1e-5)")
+    parser.add_argument("--highest", type=float, default=10.0, help="the last (default: 10)")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps (default: 100)")
+    add_settings(parser)
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    args, arguments = read_with_settings(make_parser(), argv)
+    if not 0 < args.lowest < args.highest < math.inf:
+        raise InputError(f"--lowest {args.lowest} must be above 0, and below --highest {args.highest}")
+    if args.steps < 20:
+        raise InputError(f"--steps {args.steps}: at least 20 are needed")
+    with training():
+        from lm.find_lr import PLOT, TABLE, RangeTest, run_range_test
+
+        test = RangeTest(args.lowest, args.highest, args.steps)
+        output = run_range_test(test, arguments, args.config, args.output)
+        print_suggestion(test)
+        print(f"written: {output}: {TABLE}, {PLOT}" if can_draw() else HOW_TO_GET_PLOTS)
+
+
+def print_suggestion(test: "RangeTest") -> None:
+    from lm.find_lr import HALF_WINDOW, suggest
+
+    lowest, suggestion = suggest(test.rates, test.losses)
+    loss = min(filter(math.isfinite, smooth(test.losses, HALF_WINDOW)))
+    if test.diverged:
+        print(f"diverged at step {len(test.rates)}, learning rate {test.rates[-1]:.2g}")
+    else:
+        print(f"did not diverge up to {test.rates[-1]:.2g}")
+    print(f"the smoothed loss is lowest, {loss:.3f}, at {lowest:.2g}")
+    print(f"suggestion: --model.learning_rate {suggestion:g} (a third of that)")

@@ -1,0 +1,250 @@
+"""`lm generate`: texts from a trained model, as they are written or as JSON lines, and conversations with it."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Generator, Iterator
+
+from tqdm import tqdm
+
+from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
+from lm.commands import add_device, new_parser
+from lm.conversation import Conversation
+from lm.devices import find_device
+from lm.generation import PRECISIONS, Text, Writer, make_reader
+from lm.machine import use_granted_cores
+from lm.pieces import Continuation, TextStream, write_continuations
+from lm.prompts import read_prompts
+from lm.sampling import Sampling
+from lm.strict_json import to_json
+from lm.terminal import keys_ignored
+from lm.transformer import TransformerLM
+from tokenization import END_OF_TEXT, InputError, Tokenizer
+from tokenization.commands import ArgumentParser
+
+Writing = Iterator[tuple[Continuation, str]]  # each continuation with what it has more to show
+
+HELP = """Write texts, token by token, with a trained model. The run's folder is all it needs.
+
+  lm generate checkpoints/demo --prompt "Once upon a time" --temperature 0.7 --top-p 0.9 --seed 3
+  lm generate checkpoints/demo --prompt "The cat" --prompt "A dog was sad"      two texts at once
+  lm generate checkpoints/demo --prompt "Tom said" --stop . --logprobs 3 --json
+                                                    one sentence, with how likely each token and its rivals were
+  lm generate checkpoints/demo --prompts begun.txt --json > texts.jsonl         a text for each line of a file
+  lm generate checkpoints/demo --interactive        type a beginning, watch it go on, type on
+
+A JSON line has prompt, text (what was written after it), finish_reason ("stop": the model or a stop string ended it;
+"length": --max-new-tokens did), tokens, seed, and with --logprobs the tokens with their natural log-probabilities, as
+the model gives them before temperature and the rest.
+"""
+HELP_WITHIN = """\
+Type how a text begins; the model goes on. What you type next is added as it stands, and it goes on from there
+  (an empty line)     go on without a word of mine
+  /new                forget the text, and begin another
+  /again              take back what was written last, and write something else
+  /temperature 0.5    also /top_k /top_p /min_p /repetition_penalty, /max_new_tokens 100, /seed 3
+  /quit               or Ctrl-D; Ctrl-C stops a text that is being written
+"""
+
+
+def make_parser() -> ArgumentParser:
+    parser = new_parser("generate", HELP)
+    parser.add_argument("checkpoint", help="a run's folder, for its best.ckpt, or a checkpoint")
+    parser.add_argument(
+        "--prompt", action="append", help="how a text begins (default: Once upon a time); may be given several times"
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='prompts, one a line; of a .jsonl each {"prompt": TEXT}; - is the standard input',
+    )
+    parser.add_argument("--interactive", action="store_true", help="a conversation in the terminal; /help there")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of texts, in the prompts' order")
+    parser.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="with --json: each token's log-probability, and those of the N likeliest",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="the text ends before this; may be given several times",
+    )
+    add_sampling(parser)
+    parser.add_argument("--batch-size", type=int, default=16, help="the most texts written at once (default: 16)")
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="fp32",
+        help="of the weights: bf16 is up to twice as fast where the processor has bfloat16, and rounds to 3 digits;"
+        " fp32 writes what the checkpoint would (default: fp32)",
+    )
+    add_device(parser)
+    return parser
+
+
+def add_sampling(parser: ArgumentParser) -> None:
+    """Adds how the next token is drawn, and when a text ends."""
+
+    def add(name: str, kind: type, default: object, text: str) -> None:
+        parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {default or 'keep all'})")
+
+    add("--max-new-tokens", int, 256, "the most tokens; the model may end the text earlier")
+    add("--temperature", float, Sampling.temperature, "below 1 is more predictable; 0 takes the likeliest token")
+    add("--top-k", int, Sampling.top_k, "draw among the k likeliest tokens only")
+    add("--top-p", float, Sampling.top_p, "draw among the fewest likely tokens whose probabilities reach this sum")
+    add("--min-p", float, Sampling.min_p, "drop tokens less than this share as likely as the likeliest")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1 makes tokens that the text has already less likely (default: 1)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="the same seed writes the same text; each further text takes the next one (default: 0)",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("logprobs", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: at least {least} is needed")
+    if not 0 <= args.seed < 1 << 63:
+        raise InputError(f"--seed {args.seed}: it must be at least 0 and below 2^63")
+    if args.logprobs is not None and not args.json:
+        raise InputError(f"--logprobs {args.logprobs}: goes with --json, where there is a place for them")
+    if args.interactive and (args.json or args.prompts or args.prompt):
+        raise InputError("--interactive: asks for the beginnings itself; leave out --prompt, --prompts and --json")
+    if args.prompt and args.prompts:
+        raise InputError("--prompt and --prompts: one of them; a file holds as many as one likes")
+    for name in ("prompt", "stop"):
+        for text in getattr(args, name) or []:
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise InputError(f"--{name}: is not UTF-8 text")
+
+
+def run(argv: list[str]) -> None:
+    args = make_parser().parse_args(argv)
+    check(args)
+    device = find_device(args.device)
+    use_granted_cores()
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
+    prompts = read_prompts(args.prompts) if args.prompts else args.prompt or ["Once upon a time"]
+    checkpoint = find_checkpoint(args.checkpoint)
+    model = load_model(checkpoint).to(device)
+    tokenizer = load_tokenizer(checkpoint, model.vocab_size)
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    rows = 1 if args.interactive else min(args.batch_size, len(prompts))
+    writer = Writer.of_tokens(make_reader(model, rows, PRECISIONS[args.precision]), tokenizer)
+    if args.interactive:
+        converse(Conversation(writer, tokenizer, sampling, args.seed, args.max_new_tokens, args.stop))
+        return
+    continuations = []
+    for number, prompt in enumerate(prompts):
+        ids = tokenizer.encode(prompt or END_OF_TEXT)  # a new document begins after the end of another
+        text = Text(ids, args.max_new_tokens, sampling, args.seed + number, args.logprobs, number)
+        continuations.append(Continuation(prompt, text, TextStream(tokenizer, args.stop)))
+    announce_sliding(continuations, model, args.max_new_tokens)
+    writing = write_continuations(writer, continuations, rows)
+    if args.json:
+        print_records(writing, continuations, tokenizer)
+    elif len(continuations) == 1:
+        print_as_written(writing, prompts[0])
+    else:
+        print_texts(writing, continuations)
+
+
+def announce_sliding(continuations: list[Continuation], model: TransformerLM, max_new_tokens: int) -> None:
+    longest = max(len(continuation.text.prompt) for continuation in continuations)
+    if longest + max_new_tokens > model.context_length:
+        print(
+            f"[{longest} + up to {max_new_tokens} tokens do not fit the context: the window slides, the model"
+            f" sees the last {model.context_length // 2} to {model.context_length} tokens]",
+            file=sys.stderr,
+        )
+
+
+def print_as_written(writing: Writing, prompt: str) -> None:
+    print(prompt, end="", flush=True)
+    for _, shown in writing:
+        print(shown, end="", flush=True)
+    print()
+
+
+def in_order(writing: Writing, continuations: list[Continuation]) -> Iterator[Continuation]:
+    """Yields the continuations in order, each when it and all before it are over."""
+    following = 0
+    with tqdm(total=len(continuations), desc="writing", unit=" texts", disable=None, delay=2, file=sys.stderr) as bar:
+        for continuation, _ in writing:
+            bar.update(continuation.over)
+            while following < len(continuations) and continuations[following].over:
+                yield continuations[following]
+                following += 1
+
+
+def print_records(writing: Writing, continuations: list[Continuation], tokenizer: Tokenizer) -> None:
+    for continuation in in_order(writing, continuations):
+        print(to_json(continuation.record(tokenizer), ensure_ascii=False), flush=True)
+
+
+def print_texts(writing: Writing, continuations: list[Continuation]) -> None:
+    """Prints each of several texts when it is over, under a line with its number and seed."""
+    for continuation in in_order(writing, continuations):
+        number, seed = continuation.text.number + 1, continuation.text.seed
+        print(f"[{number} of {len(continuations)}, seed {seed}]")
+        print(f"{continuation.prompt}{continuation.written}\n", flush=True)
+
+
+def converse(conversation: Conversation) -> None:
+    """Answers each line of the standard input, until it ends."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # arrows and history, where Python has them
+    terminal = sys.stdin.isatty()
+    if terminal:
+        print("Type how a text begins, or /help.")
+    while True:
+        try:
+            if not answer(conversation, input("> " if terminal else "")):
+                return
+        except InputError as error:
+            print(error, file=sys.stderr)
+        except EOFError:
+            return
+        except KeyboardInterrupt:  # while one types
+            print()
+
+
+def answer(conversation: Conversation, line: str) -> bool:
+    """Does what the line says; False ends the conversation."""
+    command, *values = line.split() if line.startswith("/") else [""]
+    if command in ("/quit", "/exit"):
+        return False
+    if command == "/help":
+        print(HELP_WITHIN, end="")
+    elif command == "/new":
+        conversation.forget()
+    elif command == "/again":
+        print(conversation.take_back(), end="")
+        print_until_stopped(conversation.go_on())
+    elif command:
+        conversation.set(command[1:], values)
+    else:
+        print_until_stopped(conversation.go_on(line))
+    return True
+
+
+def print_until_stopped(writing: Generator[str, None, None]) -> None:
+    """Prints what the model writes; Ctrl-C stops it."""
+    try:
+        with contextlib.closing(writing), contextlib.suppress(KeyboardInterrupt), keys_ignored():
+            for written in writing:
+                print(written, end="", flush=True)
+    finally:
+        print()

@@ -1,0 +1,55 @@
+"""`lm import`: a Hugging Face Llama as a run."""
+
+from pathlib import Path
+from typing import Any
+
+from lm.commands import new_parser
+from lm.foreign import SETTINGS, read_json, shown
+from lm.huggingface import read_llama, write_run
+from lm.run_folder import CONFIG, TOKENIZER
+from tokenization import END_OF_TEXT, InputError, Tokenizer
+from tokenization.commands import ArgumentParser, output_path
+from tokenization.files import making
+from tokenization.outputs import check_new
+
+HELP = """Import a Hugging Face Llama as a run. Its folder has config.json, model.safetensors and tokenizer.json.
+
+  lm import exported/demo --output checkpoints/again
+  lm generate checkpoints/again --prompt "Once upon a time"
+
+The tokenizer must be a byte-level BPE, and the model must not use grouped-query attention. Whatever does not fit is
+refused by name. Nothing in the folder is executed, whoever wrote it. A YAML configuration is different: its class_path
+imports and runs any module, so read a stranger's before you use it.
+"""
+
+
+def make_parser() -> ArgumentParser:
+    parser = new_parser("import", HELP)
+    parser.add_argument("folder", type=Path, help="a folder that save_pretrained or `lm export --format hf` wrote")
+    parser.add_argument("--output", required=True, type=output_path, help="the run's folder, which must not exist yet")
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    args = make_parser().parse_args(argv)
+    source, run = args.folder, args.output
+    check_new(run)
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; nothing is downloaded here, so fetch the model first")
+    settings, tokenizer, weights = read_llama(source)
+    with making(run) as written:
+        write_run(written, run, settings, tokenizer, weights)
+    print(f"{source} -> {run}: {settings['num_layers']} layers of {settings['d_model']}, {tokenizer.vocab_size} tokens")
+    print(how_texts_end(read_json(source / SETTINGS).get("eos_token_id"), tokenizer))
+    print(f"to train it further, encode text with {run / TOKENIZER}, then: lm fit -c {run / CONFIG}")
+    print("a configuration is code (class_path imports and runs any module): never use a stranger's YAML unread")
+
+
+def how_texts_end(eos_token_id: Any, tokenizer: Tokenizer) -> str:
+    """Says which token ends a text of the imported model."""
+    end = tokenizer.end_of_text_id
+    if end is None:
+        return f"its tokenizer has no {END_OF_TEXT}, so only --max-new-tokens ends a text"
+    if eos_token_id in (end, [end], None):
+        return f"texts end with {END_OF_TEXT}"
+    return f"texts end with {END_OF_TEXT}, token {end}, not with the config's eos_token_id, {shown(eos_token_id)}"

@@ -1,0 +1,52 @@
+"""`lm report`: a run, or several compared, as one HTML page."""
+
+import sys
+from pathlib import Path
+
+from lm.commands import new_parser
+from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_losses, is_plot
+from lm.report import damage, find_runs, is_report, page
+from lm.run_folder import refuse_names_of_runs
+from tokenization import InputError
+from tokenization.commands import ArgumentParser, output_path
+from tokenization.files import writing
+from tokenization.outputs import check_file
+
+HELP = """One page about a run, or several compared: losses, curves, settings, samples. It opens in any browser.
+
+  lm report checkpoints/demo
+  lm report checkpoints/demo checkpoints/deeper --output comparison.html
+  lm report checkpoints/sweep-demo-learning_rate      every run of a sweep
+"""
+
+
+def make_parser() -> ArgumentParser:
+    parser = new_parser("report", HELP)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs")
+    parser.add_argument(
+        "--output", type=output_path, default=Path("report.html"), help="the page (default: report.html)"
+    )
+    parser.add_argument("--plot", type=output_path, metavar="PNG", help="also the losses of all runs as one picture")
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    args = make_parser().parse_args(argv)
+    if args.output.is_dir() or not args.output.parent.is_dir():
+        raise InputError(f"--output {args.output}: is a folder or lies in none that exists; name a file to write")
+    check_file(args.output, args.runs, "a page of `lm report`", is_report)
+    if args.plot:
+        check_file(args.plot, args.runs, "a plot of `lm`", is_plot)
+        if args.plot.absolute() == args.output.absolute():
+            raise InputError(f"--plot {args.plot}: is --output, too; name two files")
+    refuse_names_of_runs([args.output, *filter(None, [args.plot])], args.runs)
+    runs = find_runs(args.runs)
+    for line in damage(runs):
+        print(f"lm report: {line}", file=sys.stderr)
+    if not can_draw():
+        print(HOW_TO_GET_PLOTS)
+    elif args.plot:
+        draw_losses([run.name for run in runs], [run.curves for run in runs], args.plot)
+    with writing(args.output) as file:
+        file.write(page(runs).encode(errors="replace"))
+    print(f"{args.output}: {', '.join(run.name for run in runs)}")

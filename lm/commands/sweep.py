@@ -1,0 +1,65 @@
+"""`lm sweep`: a short training with each of several values of one setting, a table and a plot."""
+
+import shutil
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lm.commands import add_settings, new_parser, read_with_settings
+from lm.commands.fit import training
+from tokenization.commands import ArgumentParser
+
+if TYPE_CHECKING:
+    from lm.sweep import Sweep
+    from lm.sweep_results import Results
+
+HELP = """Train shortly with each of several values of one setting, and compare.
+
+  lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 3e-3 1e-2 3e-2 --trainer.max_steps 200
+  lm sweep -c configs/demo.yaml --param data.batch_size --values 1 4 16 64 --output checkpoints/batch-sizes
+
+Every option of `lm fit` can be given, too. The same command again resumes a sweep that was interrupted.
+"""
+
+
+def make_parser() -> ArgumentParser:
+    parser = new_parser("sweep", HELP, allow_abbrev=False)
+    parser.add_argument("--param", required=True, help="the setting, as `lm fit` calls it: model.learning_rate, ...")
+    parser.add_argument("--values", nargs="+", required=True, help="its values")
+    add_settings(parser)
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    args, arguments = read_with_settings(make_parser(), argv)
+    with training():
+        from lm.sweep import Sweep
+
+        sweep = Sweep(args.param.removeprefix("--"), args.values, arguments, args.output)
+        with sweep.opened(args.config) as results:
+            run_all(sweep, results)
+        print(results.table(), *results.conclusion(), results.draw(), sep="\n")
+
+
+def run_all(sweep: "Sweep", results: "Results") -> None:
+    """Trains every run that has no result yet, and prints a line for each."""
+    if rates := sweep.lowest_rates():
+        print(f"model.min_learning_rate moves in proportion: {', '.join(f'{rate:.3g}' for rate in rates)}")
+    for number, (name, (_, config)) in enumerate(sweep.runs.items(), start=1):
+        title = f"{number} of {len(sweep.runs)}  {sweep.parameter} {config[sweep.parameter]}"
+        if name in results.rows:
+            print(f"{title}: was done before")
+            continue
+        sweep.run(name, partial(show_progress, title))
+        damage = results.add(name, config[sweep.parameter])
+        show_progress()
+        for line in damage:
+            print(f"lm sweep: {line}", file=sys.stderr)
+        print(f"{title}: {results.in_words(name)}", flush=True)
+
+
+def show_progress(*words: str) -> None:
+    """Replaces the last line of a terminal; writes nothing elsewhere."""
+    if sys.stderr.isatty():
+        line = "  ".join(words)[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

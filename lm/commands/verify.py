@@ -1,0 +1,44 @@
+"""`lm verify`: are checkpoints, and the tokenizer beside them, byte for byte what was saved?"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lm.checkpoint import verify
+from lm.commands import new_parser
+from lm.run_folder import CONFIG
+from tokenization.commands import ArgumentParser
+from tokenization.files import file_sha256
+
+HELP = """Read checkpoints and the tokenizer beside them, and compare every byte with the digests saved with them.
+
+  lm verify checkpoints/demo                  every checkpoint of a run
+  lm verify checkpoints/demo/best.ckpt        one of them
+"""
+DIGESTS = ("tokenizer_sha256", "train_sha256", "val_sha256", "config_sha256")
+
+
+def make_parser() -> ArgumentParser:
+    parser = new_parser("verify", HELP)
+    parser.add_argument(
+        "checkpoints", nargs="+", type=Path, metavar="CKPT", help="a checkpoint, or a run's folder for all in it"
+    )
+    return parser
+
+
+def run(argv: list[str]) -> None:
+    for path in make_parser().parse_args(argv).checkpoints:
+        for checkpoint in (sorted(path.glob("*.ckpt")) if path.is_dir() else []) or [path]:
+            print(*findings(checkpoint), sep="\n")
+
+
+def findings(checkpoint: Path) -> Iterator[str]:
+    """Yields what is known of a checkpoint, a line each; InputError where it does not verify."""
+    manifest, config = verify(checkpoint), checkpoint.parent / CONFIG
+    same = config.is_file() and file_sha256(config) == manifest.get("config_sha256")
+    yield f"{checkpoint}: whole, step {manifest['step']}, {checkpoint.stat().st_size:,} bytes"
+    for name in DIGESTS:
+        if manifest.get(name) is not None:
+            yield f"  {name:18}{manifest[name]}"
+    if manifest.get("train_sha256") is None:
+        yield "  weights and a tokenizer alone, as `lm import` writes them: no training text is recorded"
+    yield f"  {CONFIG} is {'the one it was saved under' if same else 'another than it was saved under'}"
