@@ -19,7 +19,7 @@ def test_parameters_and_flops(settings):
     counted_is_measured(settings)
 
 
-@pytest.mark.parametrize(("settings", "how"), zip(few(), itertools.cycle(ARRANGEMENTS), strict=False))
+@pytest.mark.parametrize(("settings", "how"), list(zip(few(), itertools.cycle(ARRANGEMENTS), strict=False)))
 def test_what_is_kept(settings, how):
     kept_is_measured(settings, how)
 

@@ -108,8 +108,8 @@ def cached_is_plain(settings: Settings) -> None:
     reader = CachedReader(model, len(texts), torch.float32)
     for row, text in enumerate(texts):
         close(reader.read(row, text, every=True), model(torch.tensor([text]))[0], f"prompt {row}")
-    for step in range(context + 2):
-        if step == context:
+    for step in range(4):
+        if step == 2:
             reader.drop(0)
             texts[0] = texts.pop()  # the last row takes its place
         drawn = [(step * 7 + row) % settings["vocab_size"] for row in range(len(texts))]

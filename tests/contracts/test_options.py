@@ -1,0 +1,21 @@
+"""Proves that the command line offers what the registries hold, and nothing else."""
+
+import inspect
+from typing import get_args
+
+import pytest
+from helpers.registries import all_values
+
+from lm.attention import CAUSAL_ATTENTIONS
+from lm.module import OPTIMIZERS, LanguageModel
+from lm.schedule import SCHEDULES
+from lm.transformer import TransformerLM
+
+CHOICES = {name: of for name, of in all_values().items() if isinstance(of[0], str)}
+CHOICES |= {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "attention": ("auto", *CAUSAL_ATTENTIONS)}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_is_offered_in_full(name):
+    parameters = {**inspect.signature(TransformerLM).parameters, **inspect.signature(LanguageModel).parameters}
+    assert set(get_args(parameters[name].annotation)) == set(CHOICES[name])
