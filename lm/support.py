@@ -38,7 +38,7 @@ class Support:
 
     def check(self, model: TransformerLM) -> None:
         """Raises InputError for a setting or a module of the model that the part does not support."""
-        parameters = inspect.signature(type(model)).parameters
+        parameters = inspect.signature(type(model).__init__).parameters  # fully_shard puts a __new__ before it
         for name, value in model.settings.items():
             supported = self.options.get(name, (parameters[name].default,))
             if name not in NUMBERS and value not in supported:

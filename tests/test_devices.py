@@ -1,14 +1,10 @@
 """Proves that two processes train as one that accumulates two batches does: other batches on each, the gradient's norm
 and the losses over all of them, one run in one folder, and a resumed run is the uninterrupted one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT
 from helpers.events import read_events
 
 from lm.checkpoint import load_checkpoint
@@ -27,14 +23,12 @@ TWO = ("--trainer.devices=2", "--trainer.val_check_interval=4")
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def two_processes(request, fit_arguments):
+def two_processes(request, fork_server, fit_arguments):
     def run(folder: Path, *settings: object) -> None:
         settings = (f"--trainer.strategy={request.param}", *settings)
-        arguments = map(str, fit_arguments(folder, *STEPS, *TWO, *settings))
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "lm", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        log = folder.with_suffix(".log")
+        process = fork_server.start(fit_arguments(folder, *STEPS, *TWO, *settings), log)
+        assert process.wait() == 0, log.read_text()
 
     return run
 

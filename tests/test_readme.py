@@ -47,7 +47,7 @@ def workplace(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory)
     (folder / "bin").mkdir()
     for command in ("tokenization", "lm"):
         script = folder / "bin" / command
-        script.write_text(fork_server.script(command))
+        script.write_text(f'#!/bin/sh\nexec "{fork_server.python}" -m {command} "$@"\n')
         script.chmod(0o755)
     return folder
 

@@ -31,7 +31,7 @@ def arguments(fit_arguments, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sweep(lm, arguments, tmp_path_factory):
+def sweep(lm, fork_server, arguments, tmp_path_factory):
     """A sweep whose first run was cut before step 6, one that diverges, and what it printed."""
     from lm.sweep import Sweep
 
@@ -51,6 +51,7 @@ def sweep(lm, arguments, tmp_path_factory):
             lm(*half[3:])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setattr(sys, "executable", fork_server.python)
         result = lm("sweep", *arguments, "--param=model.learning_rate", "--output", output, "--values", "1e-2", "1000")
     return output, result
 

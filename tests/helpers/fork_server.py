@@ -1,6 +1,6 @@
 """Runs `lm` and `tokenization` in processes that are forked from one which has imported everything.
 
-As a program it is the server (`fork_server.py SOCKET`) or, with more arguments, a client that stands for the command
+As a program it is the server (`fork_server.py serve SOCKET PYTHON`) or a client that stands for a command
 (`fork_server.py SOCKET lm generate ...`). A client sends its three standard streams, and in one line of JSON the
 module's name, the arguments, the folder and the environment. It gets the process id, and the exit code when it asks
 for it: until then an ended process keeps its id.
@@ -15,8 +15,8 @@ import sys
 from collections.abc import Mapping
 
 
-def serve(path: str) -> None:
-    """Forks commands until standard input ends."""
+def serve(path: str, python: str) -> None:
+    """Forks commands until standard input ends; python stands for the interpreter in what they start."""
     import select
 
     for name in ("lm.cli", "lm.generation", "tokenization.native"):
@@ -30,11 +30,11 @@ def serve(path: str) -> None:
             connection, _ = listener.accept()
             if not os.fork():
                 listener.close()
-                keep(connection)
+                keep(connection, python)
             connection.close()
 
 
-def keep(connection: socket.socket) -> None:
+def keep(connection: socket.socket, python: str) -> None:
     """Forks one command and waits for it, in a process of its own."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     content, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
@@ -43,7 +43,7 @@ def keep(connection: socket.socket) -> None:
     pid = os.fork()
     if not pid:
         connection.close()
-        run(streams, *json.loads(content))
+        run(python, streams, *json.loads(content))
     for stream in streams:
         os.close(stream)
     connection.sendall(b"%d\n" % pid)
@@ -53,7 +53,9 @@ def keep(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def run(streams: list[int], module: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+def run(
+    python: str, streams: list[int], module: str, arguments: list[str], folder: str, environment: dict[str, str]
+) -> None:
     """Turns this process into the command, in a process group of its own."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -62,12 +64,18 @@ def run(streams: list[int], module: str, arguments: list[str], folder: str, envi
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [module, *arguments]
+    import traceback
+
+    program = importlib.import_module(f"{module}.__main__")
+    sys.argv = [str(program.__file__), *arguments]
+    sys.executable = python  # two that train together: the first starts the second
     code: object = 1
     try:
-        code = importlib.import_module(f"{module}.__main__").main(arguments)
+        code = program.main(arguments)
     except SystemExit as leaving:
         code = leaving.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -93,8 +101,9 @@ class Forked:
         with open(f"/proc/{self.pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] == "Z"
 
-    def wait(self) -> int:
+    def wait(self, seconds: float | None = 300) -> int:
         """Waits for its end and returns the exit code: -9 after a kill -9."""
+        self._connection.settimeout(seconds)
         self._connection.sendall(b"\n")
         code = int(self._answers.readline())
         self._answers.close()
@@ -103,8 +112,8 @@ class Forked:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        serve(sys.argv[1])
+    if sys.argv[1] == "serve":
+        serve(*sys.argv[2:])
     else:
-        code = Forked(sys.argv[1], sys.argv[2], sys.argv[3:], [0, 1, 2], os.environ).wait()
+        code = Forked(sys.argv[1], sys.argv[2], sys.argv[3:], [0, 1, 2], os.environ).wait(None)
         sys.exit(code if code >= 0 else 128 - code)

@@ -30,14 +30,30 @@ def wait_until(condition, pause: float = 0.003, seconds: float = 120) -> bool:
     raise AssertionError("that has not come about")
 
 
+PYTHON = f"""#!/bin/sh
+case "$1 $2" in
+    "-m lm" | "-m tokenization") module=$2; shift 2 ;;
+    "{ROOT}/lm/__main__.py "*) module=lm; shift ;;
+    *) exec "{sys.executable}" "$@" ;;
+esac
+exec "{sys.executable}" -I -S "$(dirname "$0")/fork_server.py" "$(dirname "$0")/socket" "$module" "$@"
+"""
+
+
 class ForkServer:
-    """Runs `lm` commands in processes of their own, each forked when everything is imported."""
+    """Runs commands in processes of their own, each forked when everything is imported.
+
+    python is the path of an interpreter whose `-m lm` and `-m tokenization` are such forks.
+    """
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()  # a short path: that of a socket has 100 characters at most
-        self._socket = f"{self._folder.name}/socket"
-        self._program = str(Path(__file__).with_name("fork_server.py"))
-        command = [sys.executable, self._program, self._socket]
+        folder = Path(self._folder.name)
+        self._socket, self.python, program = str(folder / "socket"), str(folder / "python"), folder / "fork_server.py"
+        program.symlink_to(Path(__file__).with_name("fork_server.py"))
+        (folder / "python").write_text(PYTHON)
+        (folder / "python").chmod(0o755)
+        command = [sys.executable, str(program), "serve", self._socket, self.python]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, **pipes)
         assert self._process.stdout is not None
@@ -53,10 +69,6 @@ class ForkServer:
     def run(self, arguments: list[object], log: Path) -> int:
         """Runs a command to its end and returns its exit code."""
         return self.start(arguments, log).wait()
-
-    def script(self, module: str) -> str:
-        """Returns a shell script that does what `python -m MODULE` does, by a fork of the server."""
-        return f'#!/bin/sh\nexec "{sys.executable}" -I -S "{self._program}" "{self._socket}" {module} "$@"\n'
 
     def end(self) -> None:
         self._process.communicate(timeout=120)
