@@ -21,6 +21,8 @@ from helpers.contracts import (
 )
 from helpers.models import save_run
 from helpers.registries import EXAMPLES, all_values, combinations, few
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from lm import accounting, decoding, fast, llama
 from lm.accounting import forward_flops, parameters_by_part, state_bytes
@@ -188,3 +190,15 @@ def test_a_new_format_needs_a_reader(monkeypatch, small, tmp_path):
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["hf"])
     with pytest.raises(Broken, match=r"^lm/llama\.py: .*no way to read the new format onnx"):
         exported_is_the_model(PLAIN, "onnx", small, tmp_path)
+
+
+def test_a_sharded_model_is_known():
+    """fully_shard puts classes of its own in the place of ours."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, mesh = make(PLAIN), init_device_mesh("cpu", (1,))
+        for module in (*model.layers, model):
+            fully_shard(module, mesh=mesh)
+        assert forward_flops(model) == forward_flops(make(PLAIN))
+    finally:
+        torch.distributed.destroy_process_group()
