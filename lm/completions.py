@@ -16,7 +16,7 @@ from lm.generation import Text
 from lm.pieces import Continuation, TextStream
 from lm.sampling import Sampling
 from tokenization import END_OF_TEXT, InputError, Tokenizer
-from tokenization.pretokenization import cut_into_pieces
+from tokenization.pretokenization import cut_into_chunks
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def encode_at_most(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
     """The ids of a text, which is encoded no further than so many of them."""
     ids: list[int] = []
     blocks = (text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
-    for piece in cut_into_pieces(blocks, tokenizer.special_tokens, tokenizer.pattern, BLOCK):
+    for piece in cut_into_chunks(blocks, tokenizer.special_tokens, tokenizer.pattern, BLOCK):
         ids += tokenizer.encode(piece)
         if len(ids) > most:
             raise Refused(f"prompt has more than {most} tokens; {most} at most are read", "prompt")

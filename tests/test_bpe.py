@@ -10,10 +10,9 @@ from itertools import pairwise
 
 import pytest
 
-from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, bpe, corpus, train_bpe
-from tokenization.bpe import learn_merges, merge_word
-from tokenization.pretokenization import count_pretokens, cut_into_pieces
-from tokenization.tokenizer import merge_by_rank
+from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, corpus, train_bpe, training
+from tokenization.bpe import learn_merges, merge_by_rank, merge_word
+from tokenization.pretokenization import count_pretokens, cut_into_chunks
 
 HANDOUT = {b"low": 5, b"lower": 2, b"widest": 3, b"newest": 6}
 HANDOUT_MERGES = "s t, e st, o w, l ow, w est, n e, ne west, w i, wi d, wid est, low e, lowe r"
@@ -151,9 +150,11 @@ def test_no_merge_crosses_documents_or_takes_a_special_token(tmp_path):
 def test_any_number_of_processes_and_any_blocks_give_the_same(text_file, monkeypatch):
     expected = train_bpe(text_file, 380, [END_OF_TEXT], num_processes=1)
     num_pieces = []
-    small_pieces = partial(cut_into_pieces, size=300)
+    small_pieces = partial(cut_into_chunks, size=300)
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 101)
-    monkeypatch.setattr(bpe, "cut_into_pieces", lambda *args: (num_pieces.append(1) or p for p in small_pieces(*args)))
+    monkeypatch.setattr(
+        training, "cut_into_chunks", lambda *args: (num_pieces.append(1) or p for p in small_pieces(*args))
+    )
     for num_processes in (1, 2, 3):
         assert train_bpe(text_file, 380, [END_OF_TEXT], num_processes=num_processes) == expected
     assert len(num_pieces) > 3 * 10
@@ -172,7 +173,7 @@ def test_order_of_files_does_not_matter_and_gz_is_unpacked(text_file, tmp_path):
 
 def test_memory_grows_with_different_pretokens_not_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(bpe, "cut_into_pieces", partial(cut_into_pieces, size=4096))
+    monkeypatch.setattr(training, "cut_into_chunks", partial(cut_into_chunks, size=4096))
 
     def peak(repeats: int) -> int:
         (tmp_path / "t.txt").write_text("the same few words again and again\n" * repeats)

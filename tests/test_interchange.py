@@ -17,7 +17,7 @@ from tokenization import END_OF_TEXT, InputError, Tokenizer, pretokenization
 from tokenization.__main__ import main
 from tokenization.formats import bytes_to_text, vocabulary_table
 from tokenization.interchange import export_huggingface, export_tiktoken, import_huggingface, import_tiktoken
-from tokenization.pretokenization import PATTERNS, cut_into_pieces, find_cut, pretokenize
+from tokenization.pretokenization import PATTERNS, cut_into_chunks, find_cut, pretokenize
 from tokenization.tokenizer_json import COMPLETE, LLAMA3_PATTERN
 
 SEEDS = range(300)
@@ -126,7 +126,7 @@ def test_no_pretoken_reaches_across_a_safe_cut(name, random_text) -> None:
 def test_pieces_of_a_pattern_without_safe_cuts_end_at_special_tokens() -> None:
     text = "a b c" + END_OF_TEXT + "d e f"
     assert find_cut(text, [END_OF_TEXT], r"\S+|\s+") == text.rindex("d")
-    pieces = list(cut_into_pieces([text * 5, text * 5], [END_OF_TEXT], r"\S+|\s+", size=3))
+    pieces = list(cut_into_chunks([text * 5, text * 5], [END_OF_TEXT], r"\S+|\s+", size=3))
     assert "".join(pieces) == text * 10
     assert len(pieces) == 3
     assert all(piece.endswith(END_OF_TEXT) for piece in pieces[:-1])

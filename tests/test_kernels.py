@@ -522,7 +522,7 @@ def test_a_numba_that_cannot_be_used_is_said_and_done_without(tmp_path, variable
     code = f"""
 from tokenization import *
 from tokenization import pretokenization
-from tokenization.tokenizer import EncodingReport
+from tokenization.encoding import EncodingReport
 pretokenization.KERNELS_FROM_BYTES = 0
 training, encoding = TrainingReport(), EncodingReport()
 tokenizer = Tokenizer(*train_bpe({str(tmp_path / "text.txt")!r}, 260, report=training))

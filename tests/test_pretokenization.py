@@ -13,7 +13,7 @@ from tokenization.formats import bytes_to_text
 from tokenization.pretokenization import (
     check_pattern,
     count_pretokens,
-    cut_into_pieces,
+    cut_into_chunks,
     find_cut,
     pretokenize,
     split_on_special_tokens,
@@ -31,7 +31,7 @@ def whole(text: str, special_tokens=(), pattern: str = GPT2_PATTERN) -> list[str
 
 
 def in_pieces(blocks, special_tokens=(), pattern: str = GPT2_PATTERN, size: int = 1) -> list[str]:
-    pieces = cut_into_pieces(blocks, special_tokens, pattern, size)
+    pieces = cut_into_chunks(blocks, special_tokens, pattern, size)
     return [token for piece in pieces for token in whole(piece, special_tokens, pattern)]
 
 
@@ -87,7 +87,7 @@ def test_pieces_split_as_the_whole_at_every_cut(special_tokens, size):
         assert in_pieces([TRICKY[:cut], TRICKY[cut:]], special_tokens, size=size) == expected
     for step in range(1, 8):
         blocks = [TRICKY[start : start + step] for start in range(0, len(TRICKY), step)]
-        assert "".join(cut_into_pieces(blocks, special_tokens, size=size)) == TRICKY
+        assert "".join(cut_into_chunks(blocks, special_tokens, size=size)) == TRICKY
         assert in_pieces(blocks, special_tokens, size=size) == expected
 
 
@@ -112,12 +112,12 @@ def test_another_pattern_is_cut_after_special_tokens_only(special_tokens):
     pattern = r"\S+\s*|\s+"  # here "a " is one pre-token: a cut before white space would be wrong
     text = f"a b c{END_OF_TEXT}d e {END_OF_TEXT * 2} f g h"
     assert in_pieces(list(text), special_tokens, pattern) == whole(text, special_tokens, pattern)
-    assert len(list(cut_into_pieces(list(text), special_tokens, pattern, 1))) > 2
-    assert list(cut_into_pieces(list("a b c"), [], pattern, 1)) == ["a b c"]
+    assert len(list(cut_into_chunks(list(text), special_tokens, pattern, 1))) > 2
+    assert list(cut_into_chunks(list("a b c"), [], pattern, 1)) == ["a b c"]
 
 
 def test_ordinary_text_comes_in_pieces_near_the_size_asked_for():
-    pieces = list(cut_into_pieces(["word " * 10] * 200, [END_OF_TEXT], size=500))
+    pieces = list(cut_into_chunks(["word " * 10] * 200, [END_OF_TEXT], size=500))
     assert all(len(piece) <= 600 for piece in pieces)
     assert all(len(piece) >= 400 for piece in pieces[:-1])
 
@@ -128,7 +128,7 @@ def test_a_text_without_a_place_to_cut_is_searched_a_few_times_only(block, monke
     monkeypatch.setattr(
         pretokenization, "find_cut", lambda text, *rest: searched.append(len(text)) or find_cut(text, *rest)
     )
-    assert list(cut_into_pieces([block * 100] * 1000, [END_OF_TEXT], size=100)) == [block * 100_000]
+    assert list(cut_into_chunks([block * 100] * 1000, [END_OF_TEXT], size=100)) == [block * 100_000]
     assert sum(searched) < 3 * 100_000
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, corpus
-from tokenization import tokenizer as tokenizer_module
+from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, corpus, encoding
 from tokenization.corpus import Corpus, map_in_order, zstd
-from tokenization.pretokenization import cut_into_pieces
+from tokenization.pretokenization import cut_into_chunks
 from tokenization.texts import Texts
 from tokenization.token_file import TokenFileWriter, description_path, token_dtype
 
@@ -289,10 +288,10 @@ def test_each_file_is_found_once_and_in_order(folder, monkeypatch):
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
 def test_any_number_of_processes_any_pieces_and_blocks_give_the_same_file(folder, monkeypatch, small, num_processes):
     pieces: list[str] = []
-    tiny = partial(cut_into_pieces, size=150)
+    tiny = partial(cut_into_chunks, size=150)
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 37)
     monkeypatch.setattr(
-        tokenizer_module, "cut_into_pieces", lambda *args: (pieces.append(piece) or piece for piece in tiny(*args))
+        encoding, "cut_into_chunks", lambda *args: (pieces.append(piece) or piece for piece in tiny(*args))
     )
     file = small.encode_files([folder], folder / "t.bin", num_processes)
     assert len(pieces) > 10
@@ -319,7 +318,7 @@ def test_any_number_of_processes_any_pieces_and_blocks_give_the_same_file(folder
 )
 @pytest.mark.parametrize("size", [1, 1 << 20])
 def test_documents_of_several_files_are_kept_apart(tmp_path, monkeypatch, small, texts, joined, documents, size):
-    monkeypatch.setattr(tokenizer_module, "cut_into_pieces", partial(cut_into_pieces, size=size))
+    monkeypatch.setattr(encoding, "cut_into_chunks", partial(cut_into_chunks, size=size))
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.txt").write_text(text, newline="")
     file = small.encode_files([tmp_path], tmp_path / "t.bin", num_processes=1)

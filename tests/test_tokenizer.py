@@ -17,9 +17,8 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer
 from tokenization import tokenizer as tokenizer_module
-from tokenization.bpe import learn_merges
-from tokenization.pretokenization import cut_into_pieces
-from tokenization.tokenizer import merge_by_rank
+from tokenization.bpe import learn_merges, merge_by_rank
+from tokenization.pretokenization import cut_into_chunks
 
 BYTES = {value: bytes([value]) for value in range(256)}
 SPECIAL_TOKENS = [END_OF_TEXT, END_OF_TEXT * 2, "<|", "a b", "\n\n", "\u3000é 漢", "😀"]
@@ -229,7 +228,7 @@ def test_an_id_outside_the_vocabulary_is_refused(token_id, small):
 
 @pytest.mark.parametrize("size", [1, 5, 1 << 20])
 def test_a_stream_encodes_as_the_whole_at_every_cut(size, special, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "cut_into_pieces", partial(cut_into_pieces, size=size))
+    monkeypatch.setattr(tokenizer_module, "cut_into_chunks", partial(cut_into_chunks, size=size))
     expected = special.encode(TRICKY)
     for cut in range(len(TRICKY) + 1):
         assert list(special.encode_iterable([TRICKY[:cut], "", TRICKY[cut:]])) == expected
@@ -241,7 +240,7 @@ def test_a_stream_encodes_as_the_whole_at_every_cut(size, special, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(100))
 def test_a_stream_of_random_text_encodes_as_the_whole(seed, special, random_text, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "cut_into_pieces", partial(cut_into_pieces, size=1 + seed % 9))
+    monkeypatch.setattr(tokenizer_module, "cut_into_chunks", partial(cut_into_chunks, size=1 + seed % 9))
     rng = random.Random(seed)
     text = "".join(random_text(seed * 100 + n, 15) + rng.choice(SPECIAL_TOKENS) for n in range(6))
     cuts = [0, *sorted(rng.choices(range(len(text)), k=10)), len(text)]
@@ -249,7 +248,7 @@ def test_a_stream_of_random_text_encodes_as_the_whole(seed, special, random_text
 
 
 def test_a_stream_is_lazy(special, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "cut_into_pieces", partial(cut_into_pieces, size=100))
+    monkeypatch.setattr(tokenizer_module, "cut_into_chunks", partial(cut_into_chunks, size=100))
     taken = []
     endless = (taken.append(n) or f"line {n}\n" for n in itertools.count())
     token_ids = special.encode_iterable(endless)
@@ -260,7 +259,7 @@ def test_a_stream_is_lazy(special, monkeypatch):
 
 
 def test_a_stream_takes_constant_memory(special, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "cut_into_pieces", partial(cut_into_pieces, size=4096))
+    monkeypatch.setattr(tokenizer_module, "cut_into_chunks", partial(cut_into_chunks, size=4096))
 
     def peak(lines: int) -> int:
         tracemalloc.start()
@@ -454,3 +453,36 @@ def test_any_bytes_come_back(gpt2, small, random_text):
 def test_special_tokens_are_a_list_and_not_its_letters(small):
     with pytest.raises(InputError, match="is the string '<x>'; it must be a list"):
         Tokenizer(small.vocab, small.merges, "<x>")
+
+
+def test_length_and_repr(gpt2):
+    assert len(gpt2) == 50257
+    assert repr(gpt2) == "<Tokenizer: 50,257 tokens, special ['<|endoftext|>'], pattern gpt2>"
+    single = {n: bytes([n]) for n in range(256)}
+    tokenizer = Tokenizer(single | {1000: b"ab"}, [(b"a", b"b")], [f"<{n}>" for n in range(20)], r"\w+" * 100)
+    assert (len(tokenizer), tokenizer.vocab_size) == (277, 1021)  # ids are left out
+    assert "'<0>', '<1>'" in repr(tokenizer)
+    assert "..." in repr(tokenizer)
+    assert len(repr(tokenizer)) < 200
+
+
+def test_from_files_refuses_merges_that_do_not_make_the_vocabulary(gpt2_files, small, tmp_path):
+    """GPT-2's own files, cut after a line that is whole; and a special token that is not named."""
+    lines = (gpt2_files / "merges.txt").read_text().splitlines()
+    merges = tmp_path / "merges.txt"
+    merges.write_text("\n".join(lines[:30_001]))
+    with pytest.raises(
+        InputError, match=r"merges\.txt: 20000 tokens of vocab\.json are made by no merge \(first '.*'\)"
+    ):
+        Tokenizer.from_files(gpt2_files / "vocab.json", merges)
+    merges.write_text("\n".join(lines[:-1]))
+    with pytest.raises(
+        InputError, match=r"1 token of vocab\.json is made by no merge .*: merges\.txt is cut, or a special"
+    ):
+        Tokenizer.from_files(gpt2_files / "vocab.json", merges, [END_OF_TEXT])
+
+    Tokenizer(small.vocab, small.merges, [END_OF_TEXT, "<pad>"]).save(tmp_path)
+    files = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    with pytest.raises(InputError, match=r"first '<pad>'.* a special token is not named in special_tokens$"):
+        Tokenizer.from_files(*files, [END_OF_TEXT])
+    assert Tokenizer.from_files(*files, ["<pad>"]).encode("<pad>") == [300]

@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenization.bpe import TrainingReport, train_bpe
     from tokenization.errors import InputError
     from tokenization.pretokenization import END_OF_TEXT, GPT2_PATTERN
     from tokenization.token_file import TokenFile
     from tokenization.tokenizer import Tokenizer
+    from tokenization.training import TrainingReport, train_bpe
 
 __all__ = ["END_OF_TEXT", "GPT2_PATTERN", "InputError", "TokenFile", "Tokenizer", "TrainingReport", "train_bpe"]
 
@@ -21,8 +21,8 @@ _MODULES = {
     "InputError": "errors",
     "TokenFile": "token_file",
     "Tokenizer": "tokenizer",
-    "TrainingReport": "bpe",
-    "train_bpe": "bpe",
+    "TrainingReport": "training",
+    "train_bpe": "training",
 }
 
 

@@ -1,198 +1,48 @@
-"""Training a byte-level BPE vocabulary (Sennrich et al. 2016; handout, section 2): the plain-Python reference.
+"""Byte-level BPE (Sennrich et al. 2016; handout, section 2): learning merges and applying them, in plain Python.
 
-    1. count the pre-tokens of the text, in parallel processes        (count_corpus)
-    2. write each as a list of byte tokens, and count adjacent pairs  (PairCounts)
-    3. merge the most frequent pair into a new token, everywhere; of equally frequent pairs the one whose byte
-       strings are lexicographically greater, or the older one; repeat (learn_merges)
+    learn_merges    counts of pre-tokens -> vocabulary and merges: the most frequent pair of adjacent tokens becomes a
+                    new token, everywhere; of equally frequent pairs the one whose byte strings are lexicographically
+                    greater, or the older one; and again
+    merge_by_rank   the tokens of one pre-token -> the same after all merges, the oldest first
 
-A merge only touches the words that hold the pair, so the counts are corrected there and never taken again. Two
-merges that spell the same bytes give one token: the vocabulary maps ids to distinct byte strings.
+A merge changes only the words that hold the pair, so that counts are corrected there and never made anew. Two merges
+that spell the same bytes give one token: the vocabulary maps ids to distinct byte strings.
 
-Large texts take the compiled kernels (native.py), which give the same result.
+The compiled kernels in native/ give the same results on large files.
 """
 
 import heapq
-import os
-import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
 from itertools import pairwise
-from types import ModuleType
 
 from tqdm import tqdm
 
-from tokenization.corpus import Corpus, available_cores, map_in_order
-from tokenization.errors import InputError
-from tokenization.pretokenization import (
-    GPT2_PATTERN,
-    check_pattern,
-    check_special_tokens,
-    count_pretokens,
-    cut_into_pieces,
-    kernels_for,
-)
+from tokenization.pretokenization import check_special_tokens
 
 Vocabulary = dict[int, bytes]
 Merges = list[tuple[bytes, bytes]]
 Pair = tuple[int, int]
+Ranks = dict[Pair, tuple[int, int]]  # (left id, right id) -> (rank, merged id)
 TIES = ("lexicographic", "huggingface")
 
 
-@dataclass
-class TrainingReport:
-    """Where the time went, in seconds of this process, and what came out."""
-
-    path: str = ""  # which code counted and merged, and why
-    seconds: dict[str, float] = field(default_factory=dict)
-    text_bytes: int = 0
-    pretokens: int = 0
-    unique_pretokens: int = 0
-    peak_memory_bytes: int | None = None  # of this process; None where the system does not tell
-    worker_memory_bytes: int | None = None  # of the largest counting process
-    vocab_size: int = 0
-    longest_token: bytes = b""
-
-    def lines(self) -> list[str]:
-        seconds = ", ".join(f"{phase} {time:.1f} s" for phase, time in self.seconds.items())
-        memory = "not known on this system"
-        if self.peak_memory_bytes is not None:
-            memory = f"{self.peak_memory_bytes / 1e6:.0f} MB"
-            if self.worker_memory_bytes:
-                memory += f", and {self.worker_memory_bytes / 1e6:.0f} MB in the largest counting process"
-        return [
-            f"text            {self.text_bytes / 1e6:.1f} MB, {self.pretokens:,} pre-tokens,"
-            f" {self.unique_pretokens:,} of them different",
-            f"vocabulary      {self.vocab_size:,} tokens",
-            f"computed by     {self.path}",
-            f"time            {sum(self.seconds.values()):.1f} s: {seconds}",
-            f"peak memory     {memory}",
-            f"longest token   {len(self.longest_token)} bytes: {self.longest_token!r}",
-        ]
-
-
-def train_bpe(
-    input_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    vocab_size: int,
-    special_tokens: Sequence[str] = (),
-    *,
-    pattern: str = GPT2_PATTERN,
-    ties: str = "lexicographic",
-    num_processes: int | None = None,
-    errors: str = "strict",
-    progress: bool = False,
-    report: TrainingReport | None = None,
-) -> tuple[Vocabulary, Merges]:
-    """Learns a vocabulary of at most vocab_size tokens: 256 bytes, then the special tokens, then one per merge.
-
-    input_path: a file, folder or glob, or several; .gz is unpacked. special_tokens: never split, never merged.
-    ties: of equally frequent pairs, "lexicographic" takes the one whose byte strings are greater (the handout's rule),
-    "huggingface" the older one (the merges of Hugging Face's BpeTrainer; bytes are in the order of GPT-2's alphabet).
-    num_processes: for counting (the kernels take as many threads); None is one per core.
-    errors: "strict" or "replace", for bytes that are not UTF-8.
-    report: filled in. Returns (vocab, merges); fewer tokens than asked for when the text has no more pairs.
-    Raises InputError for what the user can put right. Memory grows with the number of different pre-tokens.
-    """
-    smallest = len(initial_vocabulary(special_tokens))
-    if vocab_size < smallest:
-        raise InputError(
-            f"vocab_size {vocab_size} is too small: 256 bytes and {smallest - 256} special tokens need {smallest}"
-        )
-    check_pattern(pattern)
-    if ties not in TIES:
-        raise InputError(f"ties is {ties!r}; it must be {' or '.join(TIES)}")
-    report = report if report is not None else TrainingReport()
-    inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
-    corpus = Corpus(inputs, errors, "counting" if progress else "")
-    choice = kernels_for(pattern, corpus.file_bytes, "training")
-    report.path = choice.reason
-    processes = num_processes or available_cores()
-    if choice.native:
-        report.seconds["compiling"] = choice.seconds
-        vocab, merges = train_with_kernels(
-            choice.native, corpus, vocab_size, special_tokens, ties, processes, progress, report
-        )
-    else:
-        counts = count_corpus(corpus, special_tokens, pattern, processes, report)
-        vocab, merges = learn_merges(counts, vocab_size, special_tokens, ties, progress, report)
-    if not report.pretokens:
-        raise InputError(f"{corpus.name}: no text to learn from; the input is empty")
-    report.vocab_size = len(vocab)
-    learnt = set(vocab.values()) - {token.encode() for token in special_tokens}
-    report.longest_token = max(learnt, key=lambda token: (len(token), token))
-    report.peak_memory_bytes, report.worker_memory_bytes = peak_memory()
-    return vocab, merges
-
-
-def train_with_kernels(
-    native: ModuleType,
-    corpus: Corpus,
-    vocab_size: int,
-    special_tokens: Sequence[str],
-    ties: str,
-    num_threads: int,
-    progress: bool,
-    report: TrainingReport,
-) -> tuple[Vocabulary, Merges]:
-    """count_corpus and learn_merges in one, the counts staying in the kernels' memory."""
-    start = time.perf_counter()
-    with closing(corpus):
-        counts = native.count_corpus(corpus, special_tokens, num_threads)
-    counted = time.perf_counter()
-    report.seconds["reading"] = corpus.read_seconds
-    report.seconds["pre-tokenizing"] = counted - start - corpus.read_seconds
-    report.text_bytes, report.pretokens, report.unique_pretokens = corpus.num_bytes, counts.total, counts.unique
-    initial = list(initial_vocabulary(special_tokens).values())
-    order = [creation_order(value) for value in range(256)] if ties == "huggingface" else None
-    tokens, pairs = native.learn_merges(counts, initial, vocab_size, order, progress)
-    report.seconds["merges"] = time.perf_counter() - counted
-    return dict(enumerate(tokens)), [(tokens[left], tokens[right]) for left, right in pairs]
-
-
 def initial_vocabulary(special_tokens: Sequence[str]) -> Vocabulary:
-    """The id of a byte is its value; special tokens follow. One of a single byte is that byte's token."""
+    """Return the vocabulary before the first merge: the 256 bytes, whose ids are their values, and the special tokens.
+
+    A special token of a single byte is that byte's token.
+    """
     check_special_tokens(special_tokens)
     tokens = dict.fromkeys([bytes([value]) for value in range(256)] + [token.encode() for token in special_tokens])
     return dict(enumerate(tokens))
 
 
-_counting: tuple[Sequence[str], str] = ((), GPT2_PATTERN)  # special tokens and pattern, in each counting process
-
-
-def _start_counting(special_tokens: Sequence[str], pattern: str) -> None:
-    global _counting
-    _counting = (special_tokens, pattern)
-
-
-def _count_piece(piece: str) -> Counter[bytes]:
-    return count_pretokens(piece, *_counting)
-
-
-def count_corpus(
-    corpus: Corpus, special_tokens: Sequence[str], pattern: str, num_processes: int, report: TrainingReport
-) -> Counter[bytes]:
-    """How often each pre-token occurs in all the files together."""
-    start = time.perf_counter()
-    pieces = (piece for file in corpus.files for piece in cut_into_pieces(corpus.blocks(file), special_tokens, pattern))
-    counts: Counter[bytes] = Counter()
-    setup = (special_tokens, pattern)
-    with closing(corpus):
-        for _, piece_counts in map_in_order(_count_piece, pieces, num_processes, _start_counting, setup):
-            counts.update(piece_counts)
-    report.seconds["reading"] = corpus.read_seconds
-    report.seconds["pre-tokenizing"] = time.perf_counter() - start - corpus.read_seconds
-    report.text_bytes = corpus.num_bytes
-    report.pretokens, report.unique_pretokens = counts.total(), len(counts)
-    return counts
-
-
 class PairCounts:
-    """How often each adjacent pair of tokens occurs, in which words, and which pair comes next.
+    """The count of each pair of adjacent tokens, the words that hold it, and a heap to find the most frequent one.
 
     The heap holds (-count, order of the first token, order of the second, pair). Whenever a count changes, the pair
-    is pushed again; what was pushed before is stale, and is thrown away when it comes up.
+    is pushed again; its older entries are stale, and are dropped when they come to the top.
     """
 
     def __init__(self, words: list[list[int]], frequencies: list[int], vocab: Vocabulary, ties: str):
@@ -211,13 +61,14 @@ class PairCounts:
         heapq.heapify(self.heap)
 
     def add_token(self, token_id: int, token: bytes) -> None:
+        """Set the token's place among those of equally frequent pairs."""
         self.order[token_id] = creation_order(token_id) if self.ties == "huggingface" else descending_order(token)
 
     def _entry(self, pair: Pair) -> tuple[int, str | int, str | int, Pair]:
         return -self.counts[pair], self.order[pair[0]], self.order[pair[1]], pair
 
     def most_frequent(self) -> Pair | None:
-        """The next pair to merge; None when every word is a single token."""
+        """Return the next pair to merge, or None when every word is a single token."""
         while self.heap:
             entry = heapq.heappop(self.heap)
             if self.counts.get(entry[-1]) == -entry[0]:
@@ -225,6 +76,7 @@ class PairCounts:
         return None
 
     def merge(self, pair: Pair, new_id: int, new_token: bytes) -> None:
+        """Replace the pair by the new token in every word, and correct the counts."""
         self.add_token(new_id, new_token)
         changed: dict[Pair, int] = defaultdict(int)
         for index in self.where.pop(pair):
@@ -249,22 +101,22 @@ _COMPLEMENT = bytes(range(255, -1, -1))
 
 
 def descending_order(token: bytes) -> str:
-    """A sort key under which the lexicographically greater byte string comes first: heapq takes the smallest.
+    """Return a sort key that puts the lexicographically greater byte string first, as heapq pops the smallest.
 
-    Complementing each byte reverses the order but for prefixes; the mark at the end puts "ab" before "a".
+    Complementing each byte reverses the order except for prefixes; the mark at the end puts "ab" before "a".
     """
     return token.translate(_COMPLEMENT).decode("latin-1") + "\u0100"
 
 
 def creation_order(token_id: int) -> int:
-    """Hugging Face's order of ids: bytes as their characters in GPT-2's alphabet, the printable first; then by age."""
+    """Return a sort key for Hugging Face's order: bytes as in GPT-2's alphabet, printable ones first; then by age."""
     if 33 <= token_id <= 126 or 161 <= token_id <= 172 or 174 <= token_id <= 255:
         return token_id - 512
     return token_id - 256 if token_id < 256 else token_id
 
 
 def merge_word(word: list[int], pair: Pair, new_id: int) -> list[int]:
-    """[1, 2, 3, 1, 2], (1, 2) -> 9: [9, 3, 9]; from the left, so that "aaa" becomes "aa", "a"."""
+    """Replace a pair in a word: [1, 2, 3, 1, 2] with (1, 2) -> 9 is [9, 3, 9]; from the left: "aaa" is "aa", "a"."""
     merged: list[int] = []
     position, last = 0, len(word) - 1
     while position <= last:
@@ -283,9 +135,12 @@ def learn_merges(
     special_tokens: Sequence[str] = (),
     ties: str = "lexicographic",
     progress: bool = False,
-    report: TrainingReport | None = None,
+    seconds: dict[str, float] | None = None,
 ) -> tuple[Vocabulary, Merges]:
-    """Merges pairs of the pre-tokens in `counts` until the vocabulary is full or there are no pairs left."""
+    """Learn merges from the pre-tokens in `counts` until the vocabulary is full or no pair is left.
+
+    seconds: receives the time of each phase. Returns (vocab, merges).
+    """
     start = time.perf_counter()
     vocab = initial_vocabulary(special_tokens)
     ids = {token: token_id for token_id, token in vocab.items()}
@@ -301,18 +156,37 @@ def learn_merges(
                 vocab[new_id] = left + right
                 bar.update()
             pairs.merge(pair, new_id, left + right)
-    if report is not None:
-        report.seconds["initial counts"] = counted - start
-        report.seconds["merges"] = time.perf_counter() - counted
+    if seconds is not None:
+        seconds |= {"initial counts": counted - start, "merges": time.perf_counter() - counted}
     return vocab, merges
 
 
-def peak_memory() -> tuple[int | None, int | None]:
-    """The largest resident size, in bytes, of this process and of its largest finished child."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None, None
-    unit = 1 if sys.platform == "darwin" else 1024
-    usage = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return usage[0], usage[1]
+def merge_by_rank(token_ids: list[int], ranks: Ranks) -> list[int]:
+    """Apply merges to the token ids of one pre-token, the oldest merge first, each from the left; O(n log n).
+
+    The tokens form a linked list, and the heap holds the pairs that could merge. A pair whose tokens have changed
+    since it was pushed is stale, and is skipped.
+    """
+    token_ids = list(token_ids)
+    end = len(token_ids)
+    following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
+    heap: list[tuple[int, int, int, int, int]] = []
+
+    def push(left: int, right: int) -> None:
+        if left >= 0 and right < end and (merge := ranks.get((token_ids[left], token_ids[right]))):
+            heapq.heappush(heap, (merge[0], left, token_ids[left], token_ids[right], merge[1]))
+
+    for left in range(end - 1):
+        push(left, left + 1)
+    while heap:
+        _, left, left_id, right_id, merged_id = heapq.heappop(heap)
+        right = following[left]
+        if token_ids[left] != left_id or right == end or token_ids[right] != right_id:
+            continue
+        token_ids[left], token_ids[right] = merged_id, -1  # -1: no longer in the list
+        following[left] = following[right]
+        if following[left] < end:
+            preceding[following[left]] = left
+        push(preceding[left], left)
+        push(left, following[left])
+    return [token_id for token_id in token_ids if token_id >= 0]

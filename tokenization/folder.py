@@ -14,16 +14,17 @@ do not fit. Folders without digests are older ones, or somebody else's:
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
 from tokenization.files import write_texts
 from tokenization.formats import (
     MERGES_VERSION,
+    TokenizerDefinition,
     bytes_to_text,
+    check_merges,
     read_json,
     read_merges,
     read_text,
@@ -32,7 +33,7 @@ from tokenization.formats import (
 )
 from tokenization.outputs import check_folder
 from tokenization.pretokenization import END_OF_TEXT, GPT2_PATTERN, check_special_tokens
-from tokenization.tokenizer_json import TokenizerParts, read_tokenizer_json
+from tokenization.tokenizer_json import read_tokenizer_json
 
 FILES = VOCAB_FILE, MERGES_FILE, CONFIG_FILE = "vocab.json", "merges.txt", "tokenizer_config.json"
 TOKENIZER_JSON, ADDED_TOKENS_FILE = "tokenizer.json", "added_tokens.json"
@@ -41,16 +42,16 @@ SETTINGS, DIGESTS = {"pattern", "special_tokens"}, {"files_sha256", "config_sha2
 NEEDS_CONFIG = f"{MERGES_VERSION} with {CONFIG_FILE}"
 
 
-def write_folder(folder: str | os.PathLike[str], parts: TokenizerParts) -> None:
+def write_folder(folder: str | os.PathLike[str], definition: TokenizerDefinition) -> None:
     """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two."""
-    table = vocabulary_table(parts.vocab, parts.special_tokens)
-    lines = [NEEDS_CONFIG, *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in parts.merges)]
+    table = vocabulary_table(definition.vocab, definition.special_tokens)
+    lines = [NEEDS_CONFIG, *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in definition.merges)]
     texts = {
         VOCAB_FILE: json.dumps(table, ensure_ascii=False, indent=0) + "\n",
         MERGES_FILE: "\n".join(lines) + "\n",
     }
     files = {name: sha256(text) for name, text in texts.items()}
-    config = {"pattern": parts.pattern, "special_tokens": list(parts.special_tokens), "files_sha256": files}
+    config = {"pattern": definition.pattern, "special_tokens": list(definition.special_tokens), "files_sha256": files}
     texts = {CONFIG_FILE: config_text(config), **texts}
     try:
         write_texts({Path(folder) / name: text for name, text in texts.items()})
@@ -68,7 +69,7 @@ def config_text(config: dict[str, Any]) -> str:
     return json.dumps(config | {"config_sha256": digest}, ensure_ascii=False, indent=2) + "\n"
 
 
-def read_folder(folder: str | os.PathLike[str]) -> TokenizerParts:
+def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
@@ -89,8 +90,8 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerParts:
     if special_tokens is None:
         special_tokens = [END_OF_TEXT] if END_OF_TEXT.encode() in vocab.values() else []
     if not has_digests(config):
-        check_merges(folder, vocab, merges, special_tokens)
-    return TokenizerParts(vocab, merges, special_tokens, config.get("pattern", GPT2_PATTERN))
+        check_merges(folder / VOCAB_FILE, folder / MERGES_FILE, vocab, merges, special_tokens, CONFIG_FILE)
+    return TokenizerDefinition(vocab, merges, special_tokens, config.get("pattern", GPT2_PATTERN))
 
 
 def has_digests(config: Mapping[str, Any]) -> bool:
@@ -168,15 +169,3 @@ def check_gpt2_layout(folder: Path, config: Mapping[str, Any]) -> None:
                 f"{folder}: is not read as GPT-2's, for {reason}; let transformers write its tokenizer.json"
                 " (AutoTokenizer.from_pretrained, save_pretrained), and import that"
             )
-
-
-def check_merges(folder: Path, vocab: Vocabulary, merges: Merges, special_tokens: Sequence[str]) -> None:
-    """Finds a merges.txt that ends too early, where no digest would."""
-    made = {left + right for left, right in merges} | {token.encode() for token in special_tokens}
-    unmade = [token for token in vocab.values() if len(token) > 1 and token not in made]
-    if unmade:
-        count = f"{len(unmade)} tokens of {VOCAB_FILE} are" if len(unmade) > 1 else f"1 token of {VOCAB_FILE} is"
-        raise InputError(
-            f"{folder / MERGES_FILE}: {count} made by no merge (first {bytes_to_text(unmade[0])!r}): {MERGES_FILE} is"
-            f" cut, or a special token is not named in {CONFIG_FILE}"
-        )

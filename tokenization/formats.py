@@ -11,13 +11,22 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
 
 MERGES_VERSION = "#version: 0.2"
 MAX_ID = (1 << 32) - 1  # what a token file can hold
+
+
+class TokenizerDefinition(NamedTuple):
+    """What makes a tokenizer: the arguments of `Tokenizer`."""
+
+    vocab: Vocabulary
+    merges: Merges
+    special_tokens: list[str]
+    pattern: str
 
 
 @functools.cache
@@ -88,6 +97,29 @@ def read_merges(path: str | os.PathLike[str]) -> Merges:
             raise InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them") from None
         merges.append((left, right))
     return merges
+
+
+def check_merges(
+    vocab_path: str | os.PathLike[str],
+    merges_path: str | os.PathLike[str],
+    vocab: Vocabulary,
+    merges: Merges,
+    special_tokens: Sequence[str],
+    where: str,
+) -> None:
+    """Raise InputError where no merge makes a token that is neither a byte nor special: the merges file is cut.
+
+    where: the place that names the special tokens, for the message.
+    """
+    made = {left + right for left, right in merges} | {token.encode() for token in special_tokens}
+    unmade = [token for token in vocab.values() if len(token) > 1 and token not in made]
+    if unmade:
+        name, merges_name = Path(vocab_path).name, Path(merges_path).name
+        count = f"{len(unmade)} tokens of {name} are" if len(unmade) > 1 else f"1 token of {name} is"
+        raise InputError(
+            f"{merges_path}: {count} made by no merge (first {bytes_to_text(unmade[0])!r}): {merges_name} is cut, or a"
+            f" special token is not named in {where}"
+        )
 
 
 def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[str, int]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenization.bpe import Merges
+from tokenization.bpe import Merges, merge_by_rank
 from tokenization.errors import InputError
 from tokenization.files import write_text
 from tokenization.formats import (
@@ -24,7 +24,7 @@ from tokenization.formats import (
     vocabulary_table,
 )
 from tokenization.oniguruma import to_oniguruma
-from tokenization.tokenizer import Tokenizer, merge_by_rank
+from tokenization.tokenizer import Tokenizer
 from tokenization.tokenizer_json import read_tokenizer_json
 
 # The special tokens of OpenAI's own vocabularies, which their .tiktoken files leave out.
@@ -85,10 +85,10 @@ def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
     tokens = dict(by_rank)
     for rank, token in by_rank:
         if len(token) > 1:
-            parts = merge_by_rank([ranks[token[i : i + 1]] for i in range(len(token))], known)
-            if len(parts) == 2:
-                known[parts[0], parts[1]] = (rank, rank)
-                merges.append((tokens[parts[0]], tokens[parts[1]]))
+            pair = merge_by_rank([ranks[token[i : i + 1]] for i in range(len(token))], known)
+            if len(pair) == 2:
+                known[pair[0], pair[1]] = (rank, rank)
+                merges.append((tokens[pair[0]], tokens[pair[1]]))
     return merges
 
 

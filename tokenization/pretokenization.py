@@ -2,7 +2,7 @@
 
     text -> split_on_special_tokens -> pretokenize -> pre-tokens: no token ever reaches across two of them
 
-and where a text may be cut so that the parts, tokenized one by one, give the same as the whole: `cut_into_pieces`.
+and where a text may be cut so that the parts, tokenized one by one, give the same as the whole: `cut_into_chunks`.
 """
 
 import functools
@@ -44,9 +44,9 @@ _SAFE_CUTS = {
     O200K_PATTERN: r"(?<=[\r\n])(?=[\p{L}\p{N}])",
 }
 
-PIECE_CHARACTERS = 1 << 20
+CHUNK_CHARACTERS = 1 << 20
 MAX_PATTERN = 10_000  # characters; more take minutes to compile
-PATTERN_SECONDS = 5.0  # of the processor; reasonable patterns split PIECE_CHARACTERS in 0.5
+PATTERN_SECONDS = 5.0  # of the processor; reasonable patterns split CHUNK_CHARACTERS in 0.5
 _MATCHES_AT_ONCE = 1000
 KERNELS_FROM_BYTES = 4_000_000  # of text: with less, loading or compiling the kernels would take longer than they save
 
@@ -122,7 +122,7 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
     """Where a pattern of anybody's matches. After an empty match the search goes on one character further, as
     Oniguruma's does. Raises InputError where it takes more time than any reasonable pattern would."""
     compiled, position = regex.compile(pattern), 0
-    seconds = allowed = PATTERN_SECONDS * (1 + len(text) / PIECE_CHARACTERS)
+    seconds = allowed = PATTERN_SECONDS * (1 + len(text) / CHUNK_CHARACTERS)
     while position <= len(text):
         spans: list[tuple[int, int]] = []
         start = time.process_time()
@@ -179,12 +179,12 @@ def check_special_tokens(special_tokens: Sequence[str]) -> None:
             raise InputError(f"special token {token!r} is not UTF-8; no text could hold it")
 
 
-def cut_into_pieces(
-    blocks: Iterable[str], special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN, size: int = PIECE_CHARACTERS
+def cut_into_chunks(
+    blocks: Iterable[str], special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN, size: int = CHUNK_CHARACTERS
 ) -> Iterator[str]:
-    """The same text in pieces of about `size` characters that may be tokenized one by one.
+    """The same text in chunks of about `size` characters that may be tokenized one by one.
 
-    Where a text offers no place to cut (one endless word), a piece grows until there is one.
+    Where a text offers no place to cut (one endless word), a chunk grows until there is one.
     """
     buffer: list[str] = []
     length, wanted = 0, size

@@ -1,60 +1,50 @@
-"""Text to token ids and back, with a vocabulary and merges from bpe.py or from files (handout, section 2).
+"""The tokenizer: text to token ids and back, by a vocabulary and its merges (handout, section 2).
 
-encode:  text -> special tokens and pre-tokens -> bytes -> merges, the oldest first -> ids
-decode:  ids -> bytes -> text; what is not UTF-8 becomes U+FFFD
+    encode    text -> special tokens and pre-tokens -> bytes -> merges, the oldest first -> ids
+    decode    ids -> bytes -> text; what is not UTF-8 becomes U+FFFD
+
+Vocabulary and merges come from training.py, or from files: folder.py, interchange.py. Whole files are encoded by
+encoding.py.
 """
 
 import codecs
 import hashlib
-import heapq
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from tokenization import formats
-from tokenization.bpe import Merges, Vocabulary
-from tokenization.corpus import Corpus, available_cores, map_in_order
+from tokenization.bpe import Merges, Ranks, Vocabulary, merge_by_rank
+from tokenization.encoding import EncodingReport, encode_files
 from tokenization.errors import InputError
 from tokenization.folder import read_folder, write_folder
-from tokenization.outputs import refuse_input
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
     KERNELS_FROM_BYTES,
+    PATTERNS,
     Choice,
     check_pattern,
     check_special_tokens,
-    cut_into_pieces,
+    cut_into_chunks,
     kernels_for,
     pretokenize,
     split_on_special_tokens,
 )
-from tokenization.token_file import TokenFile, TokenFileWriter, description_path, token_dtype
-from tokenization.tokenizer_json import TokenizerParts
+from tokenization.token_file import TokenFile, token_dtype
 
 MAX_CACHED_PRETOKENS = 1 << 18
-Ranks = dict[tuple[int, int], tuple[int, int]]  # (left id, right id) -> (rank, merged id)
-
-
-@dataclass
-class EncodingReport:
-    """Which code turned files into ids."""
-
-    path: str = ""  # and why
-    compile_seconds: float = 0.0
 
 
 class Tokenizer:
-    """vocab: {id: bytes}; merges: pairs of byte strings in order of creation; special_tokens: never split.
+    """A byte-level BPE tokenizer.
 
-    Where special tokens overlap, the longest wins. One that the vocabulary lacks is appended to it.
+    vocab: {id: bytes}. merges: pairs of byte strings, in order of creation. special_tokens: never split; where two of
+    them overlap, the longer one wins; one that the vocabulary lacks is appended to it. pattern: a regular expression
+    that splits text before any merge. Raises InputError where these do not fit together.
     """
 
     def __init__(
@@ -85,7 +75,17 @@ class Tokenizer:
                     raise InputError(f"merge {rank + 1}, {left!r} with {right!r}: {token!r} is not in the vocabulary")
             self._ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
         self._cache: dict[str, list[int]] = {}
-        self._encoder: Any = None  # native.Encoder, once a text was large enough for it
+        self._encoder: Any = None  # a native.Encoder, once a string was large enough
+
+    def __len__(self) -> int:
+        """Return the number of tokens, special tokens among them; `vocab_size` is larger where ids are left out."""
+        return len(self.vocab)
+
+    def __repr__(self) -> str:
+        names = {pattern: name for name, pattern in PATTERNS.items()}
+        pattern = names.get(self.pattern) or reprlib.repr(self.pattern)
+        special_tokens = reprlib.repr(self.special_tokens)
+        return f"<Tokenizer: {len(self):,} tokens, special {special_tokens}, pattern {pattern}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_encoder": None}  # its memory is this process's
@@ -97,21 +97,33 @@ class Tokenizer:
         merges_filepath: str | os.PathLike[str],
         special_tokens: Sequence[str] | None = None,
     ) -> "Tokenizer":
-        """vocab.json and merges.txt in GPT-2's format, its own two files among them."""
+        """Read a vocab.json and a merges.txt in GPT-2's format, such as GPT-2's own.
+
+        Raises InputError where the merges do not make every token: the file is cut, or a special token is not named.
+        <|endoftext|> need not be named, and is an ordinary token then.
+        """
+        check_special_tokens(special_tokens or [])
         vocab = formats.read_vocabulary(vocab_filepath, special_tokens or ())
-        return cls(vocab, formats.read_merges(merges_filepath), special_tokens)
+        merges = formats.read_merges(merges_filepath)
+        unmerged = [*(special_tokens or ()), END_OF_TEXT]
+        formats.check_merges(vocab_filepath, merges_filepath, vocab, merges, unmerged, "special_tokens")
+        return cls(vocab, merges, special_tokens)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Tokenizer":
-        """A folder that `save` wrote, one with Hugging Face's tokenizer.json, or one with GPT-2's two files."""
+        """Read a folder that `save` wrote, one with Hugging Face's tokenizer.json, or one with GPT-2's two files.
+
+        Raises InputError where it is damaged, or would give other ids here than with its own library.
+        """
         return cls(*read_folder(folder))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        write_folder(folder, TokenizerParts(self.vocab, self.merges, self.special_tokens, self.pattern))
+        """Write vocab.json, merges.txt and tokenizer_config.json into a folder; all of them or none."""
+        write_folder(folder, formats.TokenizerDefinition(self.vocab, self.merges, self.special_tokens, self.pattern))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides the ids; token files and runs remember it."""
+        """The SHA-256 of everything that decides the ids, which token files and runs record."""
         vocab = sorted((token_id, token.hex()) for token_id, token in self.vocab.items())
         merges = [(left.hex(), right.hex()) for left, right in self.merges]
         content = json.dumps([vocab, merges, sorted(self.special_tokens), self.pattern])
@@ -119,45 +131,50 @@ class Tokenizer:
 
     @property
     def end_of_text_id(self) -> int | None:
+        """The id of <|endoftext|>, or None where it is no special token."""
         return self._special_ids.get(END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. Raises InputError for a lone surrogate: UTF-8 cannot hold it, so it has no bytes."""
+        """Return the token ids of a string. Raises InputError for a lone surrogate, which UTF-8 cannot hold."""
         if len(text) >= KERNELS_FROM_BYTES and (token_ids := self._encode_large(text)) is not None:
             return token_ids
         to_utf8(text)
         return self._encode_plainly(text)
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The ids of any bytes, of UTF-8 the same as `encode` gives; a byte that is not UTF-8 is split as a sign is."""
+        """Return the token ids of any bytes, and of UTF-8 those that `encode` gives.
+
+        A byte that is not UTF-8 is split off as a punctuation mark is.
+        """
         return self._encode_plainly(data.decode(errors="surrogateescape"))
 
     def _encode_plainly(self, text: str) -> list[int]:
         token_ids: list[int] = []
-        for index, part in enumerate(split_on_special_tokens(text, self.special_tokens)):
+        for index, stretch in enumerate(split_on_special_tokens(text, self.special_tokens)):
             if index % 2:
-                token_ids.append(self._special_ids[part])
+                token_ids.append(self._special_ids[stretch])
             else:
-                for pretoken in pretokenize(part, self.pattern):
+                for pretoken in pretokenize(stretch, self.pattern):
                     token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
         return token_ids
 
     def _encode_large(self, text: str) -> list[int] | None:
-        """`encode` through the kernels; None where they cannot be had, or to have a missing byte named."""
+        """Encode by the kernels; None where there are none, or where a byte has no token, which the caller names."""
         native = self.code_for(len(text)).native
         if native is None:
             return None
-        token_ids = self._kernel_encoder(native).encode(native.Window.of_bytes(to_utf8(text)))
+        token_ids = self.kernel_encoder(native).encode(native.Window.of_bytes(to_utf8(text)))
         return None if token_ids is None else token_ids.tolist()
 
     def code_for(self, num_bytes: int) -> Choice:
-        """Which code encodes a text of this size: the kernels, loaded or compiled by now, or plain Python; and why."""
+        """Choose the code that encodes so many bytes: the kernels, loaded or compiled by now, or plain Python."""
         choice = kernels_for(self.pattern, num_bytes, "encoding")
         if choice.native and not choice.native.can_encode(self.vocab_size, len(self.merges)):
             return Choice(None, "plain Python (too many tokens for the kernels)", choice.seconds)
         return choice
 
-    def _kernel_encoder(self, native: ModuleType) -> Any:
+    def kernel_encoder(self, native: ModuleType) -> Any:
+        """Return the native.Encoder of this tokenizer, made at the first call."""
         if self._encoder is None:
             dtype = token_dtype(self.vocab_size)
             self._encoder = native.Encoder(self._byte_ids, self._ranks, self._special_ids, dtype)
@@ -175,19 +192,20 @@ class Tokenizer:
         return token_ids
 
     def encode_iterable(self, strings: Iterable[str]) -> Iterator[int]:
-        """The ids of all the strings joined, one by one, without ever holding them all."""
-        for piece in cut_into_pieces(strings, self.special_tokens, self.pattern):
-            yield from self.encode(piece)
+        """Yield the token ids of all the strings joined, without holding them all at once."""
+        for chunk in cut_into_chunks(strings, self.special_tokens, self.pattern):
+            yield from self.encode(chunk)
 
     def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
         return "".join(self.decode_iterable(token_ids))
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
-        """What `encode_bytes` was given."""
+        """Return the bytes of token ids, as `encode_bytes` was given them."""
         return b"".join(map(self._token_bytes, token_ids))
 
     def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
-        """The same text bit by bit: a character comes as soon as all its bytes have."""
+        """Yield the text of token ids as it grows: a character as soon as all its bytes are there."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token_id in token_ids:
             yield decoder.decode(self._token_bytes(token_id))
@@ -208,115 +226,20 @@ class Tokenizer:
         progress: bool = False,
         report: EncodingReport | None = None,
     ) -> TokenFile:
-        """Text files to one token file, in parallel; the same bytes for any number of processes.
+        """Encode text files into one token file, in parallel; the same bytes for any number of processes.
 
-        Each file is a document or several of them: where one does not end with <|endoftext|> and another follows,
-        that token is put between them, if the vocabulary has it. report: filled in.
+        Each file is one document or several: where one does not end with <|endoftext|> and another follows, that token
+        is put between them, if the vocabulary has it. errors: "strict" or "replace", for bytes that are not UTF-8.
+        report: filled in. Raises InputError for unreadable or empty text, and an output that cannot be written.
         """
-        corpus = Corpus(inputs, errors, "encoding" if progress else "")
-        for path in (Path(output), description_path(output)):
-            refuse_input(path, corpus.files)
-        choice = self.code_for(corpus.file_bytes)
-        if report is not None:
-            report.path, report.compile_seconds = choice.reason, choice.seconds
-        current_file, in_document, separator_id = 0, False, self.end_of_text_id
-        with closing(corpus), TokenFileWriter(output, self.vocab_size, self.digest, separator_id) as writer:
-            for piece in self._encode_corpus(corpus, num_processes or available_cores(), choice.native):
-                if piece.file != current_file and in_document:
-                    if separator_id is None:
-                        writer.num_documents += 1  # and nothing marks its end
-                    else:
-                        writer.write(np.array([separator_id], writer.dtype))
-                    in_document = False
-                current_file = piece.file
-                writer.write(piece.token_ids)
-                writer.num_bytes += piece.num_bytes
-                in_document = piece.in_document or (in_document and not piece.ends_document)
-            if not writer.num_tokens:
-                raise InputError(f"{corpus.name}: no text to encode; the input is empty")
-            writer.num_documents += in_document  # one that no separator closes
-        return TokenFile.open(output)
-
-    def _encode_corpus(self, corpus: Corpus, num_processes: int, native: ModuleType | None) -> Iterator["EncodedPiece"]:
-        separator = END_OF_TEXT if self.end_of_text_id is not None else None
-        dtype = token_dtype(self.vocab_size)
-        if native:
-            for window, token_ids in self._kernel_encoder(native).encode_corpus(corpus, num_processes):
-                text = window.text_behind(separator)
-                if token_ids is None:  # a byte has no token: the reference says which
-                    token_ids = np.array(self.encode(window.text), dtype)
-                yield EncodedPiece(window.number, token_ids, window.length, *text)
-            return
-        pieces = (
-            (number, piece)
-            for number, file in enumerate(corpus.files)
-            for piece in cut_into_pieces(corpus.blocks(file), self.special_tokens, self.pattern)
-        )
-        encoded = map_in_order(_encode_piece, pieces, num_processes, _start_encoding, (self, dtype))
-        for (number, piece), token_ids in encoded:
-            _, found, rest = piece.rpartition(separator) if separator else ("", "", piece)
-            yield EncodedPiece(number, token_ids, len(piece.encode()), bool(found), bool(rest.strip()))
-
-
-class EncodedPiece(NamedTuple):
-    """The ids of a piece of a file, and what a count of documents must know of its text."""
-
-    file: int  # its number
-    token_ids: np.ndarray
-    num_bytes: int  # of its text
-    ends_document: bool  # whether a separator is in it
-    in_document: bool  # whether there is text behind the last one
+        return encode_files(self, inputs, output, num_processes, errors, progress, report)
 
 
 def to_utf8(text: str) -> bytes:
+    """Return the text as UTF-8. Raises InputError for a lone surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"the text has the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8 cannot hold; replace it first"
         ) from None
-
-
-def merge_by_rank(token_ids: list[int], ranks: Ranks) -> list[int]:
-    """Applies merges to one pre-token: always the oldest that fits, of equals the leftmost; n log n in its length.
-
-    The tokens form a linked list, and the heap holds the pairs that could merge. A pair whose tokens have changed
-    since it was pushed is stale, and is passed over.
-    """
-    token_ids = list(token_ids)
-    end = len(token_ids)
-    following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
-    heap: list[tuple[int, int, int, int, int]] = []
-
-    def push(left: int, right: int) -> None:
-        if left >= 0 and right < end and (merge := ranks.get((token_ids[left], token_ids[right]))):
-            heapq.heappush(heap, (merge[0], left, token_ids[left], token_ids[right], merge[1]))
-
-    for left in range(end - 1):
-        push(left, left + 1)
-    while heap:
-        _, left, left_id, right_id, merged_id = heapq.heappop(heap)
-        right = following[left]
-        if token_ids[left] != left_id or right == end or token_ids[right] != right_id:
-            continue
-        token_ids[left], token_ids[right] = merged_id, -1  # -1: no longer in the list
-        following[left] = following[right]
-        if following[left] < end:
-            preceding[following[left]] = left
-        push(preceding[left], left)
-        push(left, following[left])
-    return [token_id for token_id in token_ids if token_id >= 0]
-
-
-_encoder: tuple[Tokenizer, np.dtype] | None = None  # in each encoding process
-
-
-def _start_encoding(tokenizer: Tokenizer, dtype: np.dtype) -> None:
-    global _encoder
-    _encoder = (tokenizer, dtype)
-
-
-def _encode_piece(numbered_piece: tuple[int, str]) -> np.ndarray:
-    assert _encoder is not None
-    tokenizer, dtype = _encoder
-    return np.array(tokenizer.encode(numbered_piece[1]), dtype)

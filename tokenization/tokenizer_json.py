@@ -11,11 +11,10 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
-from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
-from tokenization.formats import parse_vocabulary, read_json, text_to_bytes
+from tokenization.formats import TokenizerDefinition, parse_vocabulary, read_json, text_to_bytes
 from tokenization.oniguruma import from_oniguruma, to_oniguruma
 from tokenization.pretokenization import GPT2_PATTERN, PATTERNS
 
@@ -48,26 +47,17 @@ MEANINGS = {
 }
 
 
-class TokenizerParts(NamedTuple):
-    """What makes a tokenizer: the arguments of `Tokenizer`."""
-
-    vocab: Vocabulary
-    merges: Merges
-    special_tokens: list[str]
-    pattern: str
-
-
-def read_tokenizer_json(path: str | os.PathLike[str]) -> TokenizerParts:
+def read_tokenizer_json(path: str | os.PathLike[str]) -> TokenizerDefinition:
     content = read_json(path)
     try:
-        return read_parts(path, content)
+        return parse_tokenizer_json(path, content)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{path}: is not the tokenizer.json of a byte-level BPE ({error!r})") from None
 
 
-def read_parts(path: str | os.PathLike[str], content: dict[str, Any]) -> TokenizerParts:
+def parse_tokenizer_json(path: str | os.PathLike[str], content: dict[str, Any]) -> TokenizerDefinition:
     model, added = content["model"], content.get("added_tokens") or []
     known = ("version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model")
     refuse_other_keys(path, "", content, known)
@@ -86,7 +76,7 @@ def read_parts(path: str | os.PathLike[str], content: dict[str, Any]) -> Tokeniz
     vocab = parse_vocabulary(path, model["vocab"] | special_tokens, list(special_tokens))
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
     merges = [(text_to_bytes(left), text_to_bytes(right)) for left, right in pairs]
-    return TokenizerParts(vocab, merges, list(special_tokens), split_pattern(path, content["pre_tokenizer"]))
+    return TokenizerDefinition(vocab, merges, list(special_tokens), split_pattern(path, content["pre_tokenizer"]))
 
 
 def refuse_other_keys(
@@ -124,11 +114,11 @@ def overlap(one: str, other: str) -> bool:
     return one in other or other in one or any(one[-n:] == other[:n] or other[-n:] == one[:n] for n in ends)
 
 
-def steps(component: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
+def steps(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     """The steps of a Sequence; anything else is a single step."""
     if component is None:
         return []
-    return component[parts] if component["type"] == "Sequence" else [component]
+    return component[key] if component["type"] == "Sequence" else [component]
 
 
 BYTE_LEVEL_KEYS = ("type", "trim_offsets", "use_regex")
@@ -137,7 +127,7 @@ BYTE_LEVEL_KEYS = ("type", "trim_offsets", "use_regex")
 def check_steps(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
     """Post-processors that add no token, and decoders that give the bytes back."""
     for step in steps(content.get("post_processor"), "processors"):
-        if step["type"] == "TemplateProcessing" and [list(piece) for piece in step["single"]] == [["Sequence"]]:
+        if step["type"] == "TemplateProcessing" and [list(item) for item in step["single"]] == [["Sequence"]]:
             continue
         if step["type"] != "ByteLevel":
             raise InputError(

@@ -14,11 +14,11 @@ import pytest
 import regex
 import tokenizers
 
-from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, TrainingReport, train_bpe
+from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, TrainingReport, encoding, train_bpe
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges
 from tokenization.interchange import export_huggingface, import_huggingface
-from tokenization.pretokenization import PATTERNS, count_pretokens, cut_into_pieces
+from tokenization.pretokenization import PATTERNS, count_pretokens, cut_into_chunks
 from tokenization.tokenizer_json import LLAMA3_PATTERN
 
 REAL = [
@@ -121,7 +121,7 @@ def test_no_text_is_lost(num_patterns, texts_each, tmp_path, random_text, monkey
             assert tokenizer.decode(token_ids) == text, (pattern, text)
             assert again.encode(text) == token_ids, (pattern, text)
             cuts = [0, *sorted(rng.choices(range(len(text) + 1), k=5)), len(text)]
-            monkeypatch.setattr(tokenizer_module, "cut_into_pieces", functools.partial(cut_into_pieces, size=7))
+            monkeypatch.setattr(tokenizer_module, "cut_into_chunks", functools.partial(cut_into_chunks, size=7))
             assert list(tokenizer.encode_iterable(text[a:b] for a, b in pairwise(cuts))) == token_ids, (pattern, text)
             texts += 1
             if theirs is not None:
@@ -137,7 +137,7 @@ def test_no_text_is_lost(num_patterns, texts_each, tmp_path, random_text, monkey
 @pytest.mark.parametrize("pattern", [r"\w+", r"\d", r"\b", "", "a*", r"\p{N}{1,3}", PATTERNS["cl100k"]])
 def test_every_byte_of_a_file_is_counted_and_encoded(pattern, tmp_path, random_text, monkeypatch):
     """Training, and token files from one process and from two, in pieces of a few characters."""
-    monkeypatch.setattr(tokenizer_module, "cut_into_pieces", functools.partial(cut_into_pieces, size=100))
+    monkeypatch.setattr(encoding, "cut_into_chunks", functools.partial(cut_into_chunks, size=100))
     text = END_OF_TEXT.join(random_text(seed, 200) for seed in range(8))
     path, report = tmp_path / "text.txt", TrainingReport()
     path.write_bytes(text.encode())

@@ -14,11 +14,12 @@ from tokenization.commands import (
     command_parser,
     output_path,
 )
+from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.outputs import check_file
 from tokenization.texts import Texts, reads
 from tokenization.token_file import description_path, is_token_file
-from tokenization.tokenizer import EncodingReport, Tokenizer
+from tokenization.tokenizer import Tokenizer
 
 HELP = """Turn text into a token file for training: raw uint16 ids (uint32 for more than 65,536 tokens), with a JSON
 file beside it. <|endoftext|> is put between files.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tokenization.bpe import TIES, TrainingReport, train_bpe
+from tokenization.bpe import TIES
 from tokenization.commands import (
     REPLACE_TOKENIZER_HELP,
     TEXT_HELP,
@@ -18,6 +18,7 @@ from tokenization.folder import check_new_tokenizer
 from tokenization.pretokenization import END_OF_TEXT
 from tokenization.texts import Texts
 from tokenization.tokenizer import Tokenizer
+from tokenization.training import TrainingReport, train_bpe
 
 HELP = """Learn a byte-level BPE vocabulary from text and write it as a folder with vocab.json and merges.txt
 (GPT-2's format) and tokenizer_config.json.

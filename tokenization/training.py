@@ -1,0 +1,179 @@
+"""Training a vocabulary on text files: reading, counting pre-tokens in parallel, learning merges, and a report.
+
+    files -> chunks (cut where no pre-token crosses) -> counts of pre-tokens -> learn_merges (bpe.py)
+
+Large files are counted and merged by the compiled kernels (native/), with the same result.
+"""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from tokenization.bpe import TIES, Merges, Vocabulary, creation_order, initial_vocabulary, learn_merges
+from tokenization.corpus import Corpus, available_cores, map_in_order
+from tokenization.errors import InputError
+from tokenization.pretokenization import (
+    GPT2_PATTERN,
+    check_pattern,
+    count_pretokens,
+    cut_into_chunks,
+    kernels_for,
+)
+
+
+@dataclass
+class TrainingReport:
+    """What training did: which code ran, how long each phase took, and how large everything was."""
+
+    path: str = ""  # which code counted and merged, and why
+    seconds: dict[str, float] = field(default_factory=dict)  # of this process, by phase
+    text_bytes: int = 0
+    pretokens: int = 0
+    unique_pretokens: int = 0
+    peak_memory_bytes: int | None = None  # of this process; None where the system does not tell
+    worker_memory_bytes: int | None = None  # of the largest counting process
+    vocab_size: int = 0
+    longest_token: bytes = b""
+
+    def lines(self) -> list[str]:
+        """Return the report as lines of text."""
+        seconds = ", ".join(f"{phase} {time:.1f} s" for phase, time in self.seconds.items())
+        memory = "not known on this system"
+        if self.peak_memory_bytes is not None:
+            memory = f"{self.peak_memory_bytes / 1e6:.0f} MB"
+            if self.worker_memory_bytes:
+                memory += f", and {self.worker_memory_bytes / 1e6:.0f} MB in the largest counting process"
+        return [
+            f"text            {self.text_bytes / 1e6:.1f} MB, {self.pretokens:,} pre-tokens,"
+            f" {self.unique_pretokens:,} of them different",
+            f"vocabulary      {self.vocab_size:,} tokens",
+            f"computed by     {self.path}",
+            f"time            {sum(self.seconds.values()):.1f} s: {seconds}",
+            f"peak memory     {memory}",
+            f"longest token   {len(self.longest_token)} bytes: {self.longest_token!r}",
+        ]
+
+
+def train_bpe(
+    input_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    vocab_size: int,
+    special_tokens: Sequence[str] = (),
+    *,
+    pattern: str = GPT2_PATTERN,
+    ties: str = "lexicographic",
+    num_processes: int | None = None,
+    errors: str = "strict",
+    progress: bool = False,
+    report: TrainingReport | None = None,
+) -> tuple[Vocabulary, Merges]:
+    """Learn a vocabulary of at most vocab_size tokens: 256 bytes, then the special tokens, then one per merge.
+
+    input_path: a file, folder or glob, or several; .gz and .zst files are decompressed. special_tokens: never split,
+    never merged. ties: which of equally frequent pairs is merged first: "lexicographic", the one whose byte strings are
+    greater (the handout's rule), or "huggingface", the older one (as in Hugging Face's BpeTrainer; bytes are in the
+    order of GPT-2's alphabet). num_processes: for counting (threads where the kernels count); None is one per core.
+    errors: "strict" or "replace", for bytes that are not UTF-8. report: filled in.
+
+    Returns (vocab, merges), with fewer tokens than requested when the text has no more pairs. Raises InputError for
+    bad arguments and unreadable or empty text. Memory grows with the number of different pre-tokens.
+    """
+    smallest = len(initial_vocabulary(special_tokens))
+    if vocab_size < smallest:
+        raise InputError(
+            f"vocab_size {vocab_size} is too small: 256 bytes and {smallest - 256} special tokens need {smallest}"
+        )
+    check_pattern(pattern)
+    if ties not in TIES:
+        raise InputError(f"ties is {ties!r}; it must be {' or '.join(TIES)}")
+    report = report if report is not None else TrainingReport()
+    inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
+    corpus = Corpus(inputs, errors, "counting" if progress else "")
+    choice = kernels_for(pattern, corpus.file_bytes, "training")
+    report.path = choice.reason
+    processes = num_processes or available_cores()
+    if choice.native:
+        report.seconds["compiling"] = choice.seconds
+        vocab, merges = train_with_kernels(
+            choice.native, corpus, vocab_size, special_tokens, ties, processes, progress, report
+        )
+    else:
+        counts = count_corpus(corpus, special_tokens, pattern, processes, report)
+        vocab, merges = learn_merges(counts, vocab_size, special_tokens, ties, progress, report.seconds)
+    if not report.pretokens:
+        raise InputError(f"{corpus.name}: no text to learn from; the input is empty")
+    report.vocab_size = len(vocab)
+    learnt = set(vocab.values()) - {token.encode() for token in special_tokens}
+    report.longest_token = max(learnt, key=lambda token: (len(token), token))
+    report.peak_memory_bytes, report.worker_memory_bytes = peak_memory()
+    return vocab, merges
+
+
+def train_with_kernels(
+    native: ModuleType,
+    corpus: Corpus,
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    ties: str,
+    num_threads: int,
+    progress: bool,
+    report: TrainingReport,
+) -> tuple[Vocabulary, Merges]:
+    """Count and merge by the kernels, so that the counts never leave their memory; fills in the report."""
+    start = time.perf_counter()
+    with closing(corpus):
+        counts = native.count_corpus(corpus, special_tokens, num_threads)
+    counted = time.perf_counter()
+    report.seconds["reading"] = corpus.read_seconds
+    report.seconds["pre-tokenizing"] = counted - start - corpus.read_seconds
+    report.text_bytes, report.pretokens, report.unique_pretokens = corpus.num_bytes, counts.total, counts.unique
+    initial = list(initial_vocabulary(special_tokens).values())
+    order = [creation_order(value) for value in range(256)] if ties == "huggingface" else None
+    tokens, pairs = native.learn_merges(counts, initial, vocab_size, order, progress)
+    report.seconds["merges"] = time.perf_counter() - counted
+    return dict(enumerate(tokens)), [(tokens[left], tokens[right]) for left, right in pairs]
+
+
+_counting: tuple[Sequence[str], str] = ((), GPT2_PATTERN)  # special tokens and pattern, in each counting process
+
+
+def _start_counting(special_tokens: Sequence[str], pattern: str) -> None:
+    global _counting
+    _counting = (special_tokens, pattern)
+
+
+def _count_chunk(chunk: str) -> Counter[bytes]:
+    return count_pretokens(chunk, *_counting)
+
+
+def count_corpus(
+    corpus: Corpus, special_tokens: Sequence[str], pattern: str, num_processes: int, report: TrainingReport
+) -> Counter[bytes]:
+    """Count each pre-token in all the files together; fills in the report."""
+    start = time.perf_counter()
+    chunks = (chunk for file in corpus.files for chunk in cut_into_chunks(corpus.blocks(file), special_tokens, pattern))
+    counts: Counter[bytes] = Counter()
+    setup = (special_tokens, pattern)
+    with closing(corpus):
+        for _, chunk_counts in map_in_order(_count_chunk, chunks, num_processes, _start_counting, setup):
+            counts.update(chunk_counts)
+    report.seconds["reading"] = corpus.read_seconds
+    report.seconds["pre-tokenizing"] = time.perf_counter() - start - corpus.read_seconds
+    report.text_bytes = corpus.num_bytes
+    report.pretokens, report.unique_pretokens = counts.total(), len(counts)
+    return counts
+
+
+def peak_memory() -> tuple[int | None, int | None]:
+    """Return the largest resident size of this process and of its largest finished child, in bytes; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None, None
+    unit = 1 if sys.platform == "darwin" else 1024
+    usage = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return usage[0], usage[1]
