@@ -138,7 +138,7 @@ def test_a_strangers_pattern_that_backtracks_for_ever_is_stopped(lm, tmp_path, t
     save_run(tmp_path / "run", tmp_path)
     result = lm("generate", tmp_path / "run" / BEST, "--prompt", "a" * 60 + "!")
     assert result.code == 2
-    assert re.fullmatch(r"lm generate: the split pattern .* goes back and forth in the text .*\n", result.err)
+    assert re.fullmatch(r"lm generate: the split pattern .* backtracks in the text .*\n", result.err)
 
 
 def converse(lm, run, monkeypatch, *lines: str, more=()) -> tuple[str, str]:

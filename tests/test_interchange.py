@@ -138,7 +138,7 @@ REFUSED = {
     "byte_fallback": lambda content: content["model"].update(byte_fallback=True),
     "not BPE": lambda content: content["model"].update(type="Unigram"),
     "dropout": lambda content: content["model"].update(dropout=0.1),
-    "white space with them": lambda content: content["added_tokens"][0].update(lstrip=True),
+    "absorb white space": lambda content: content["added_tokens"][0].update(lstrip=True),
     "not a split by a pattern": lambda content: content["pre_tokenizer"]["pretokenizers"].pop(0),
     "single bytes have no token": lambda content: content["model"]["vocab"].pop("!"),
     "not the tokenizer.json": lambda content: content.pop("model"),

@@ -63,7 +63,7 @@ def always_compiled(monkeypatch):
 
 
 def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
-    return tokenizer._kernel_encoder(native)
+    return tokenizer.kernel_encoder(native)
 
 
 def encode(encoder: native.Encoder, text: str) -> list[int]:

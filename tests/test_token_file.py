@@ -18,7 +18,7 @@ import pytest
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, corpus, encoding
 from tokenization.corpus import Corpus, map_in_order, zstd
 from tokenization.pretokenization import cut_into_chunks
-from tokenization.texts import Texts
+from tokenization.text_files import TextFiles
 from tokenization.token_file import TokenFileWriter, description_path, token_dtype
 
 STORIES = [f"The cat's tale.\n\nÉ 漢字 😀 number {n} " * (1 + n % 3) for n in range(40)]
@@ -271,18 +271,18 @@ def test_files_folders_globs_and_gz_give_one_token_file(folder, monkeypatch, sma
 
 
 def test_a_tokenizer_beside_the_text_is_no_text(folder, small):
-    before = Texts([folder]).files
+    before = TextFiles([folder]).files
     small.save(folder / "tokenizer")
-    assert Texts([folder]).files == before
-    assert Texts([folder / "tokenizer" / "merges.txt"]).files == [folder / "tokenizer" / "merges.txt"]
+    assert TextFiles([folder]).files == before
+    assert TextFiles([folder / "tokenizer" / "merges.txt"]).files == [folder / "tokenizer" / "merges.txt"]
 
 
 def test_each_file_is_found_once_and_in_order(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    found = [file.as_posix() for file in Texts(["deeper", ".", "notes.md", "a.txt", "[ab].txt*"]).files]
+    found = [file.as_posix() for file in TextFiles(["deeper", ".", "notes.md", "a.txt", "[ab].txt*"]).files]
     assert found == ["deeper/c.txt", "a.txt", "b.txt.gz", "notes.md"]
     (folder / "[ab].txt").touch()  # a file of this very name comes before what the pattern matches
-    assert [file.name for file in Texts(["[ab].txt"]).files] == ["[ab].txt"]
+    assert [file.name for file in TextFiles(["[ab].txt"]).files] == ["[ab].txt"]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3])
@@ -457,4 +457,4 @@ def test_what_names_no_text_is_refused(tmp_path, monkeypatch, inputs):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no such file|no \.txt, \.txt\.gz, \.txt\.zst file|no text was named"):
-        Texts(inputs)
+        TextFiles(inputs)

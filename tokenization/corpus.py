@@ -1,8 +1,8 @@
-"""Where text comes from: files, .gz and .zst among them, read as a stream of strings that fit in memory.
+"""Reading text files, .gz and .zst among them, as a stream of strings that fit in memory.
 
-    inputs -> Texts -> Corpus.blocks -> pieces (cut in pretokenization.py) -> map_in_order over processes
+    inputs -> TextFiles -> Corpus.blocks -> chunks (cut in pretokenization.py) -> map_in_order over processes
 
-A block ends wherever reading stopped; only a piece may be tokenized by itself.
+A block ends wherever reading stopped; only a chunk may be tokenized by itself.
 """
 
 import codecs
@@ -28,11 +28,11 @@ else:
     from backports import zstd
 
 from tokenization.errors import InputError
-from tokenization.texts import MARK, Texts, check_is_text
+from tokenization.text_files import MARK, TextFiles, check_is_text
 
 BLOCK_BYTES = 1 << 20
 PACKED: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".zst": zstd.ZstdFile}
-HEAD_BYTES = 4096  # which show what a file is
+HEAD_BYTES = 4096  # enough to show what a file is
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,15 +41,16 @@ Result = TypeVar("Result")
 class Corpus:
     """The text of several files. Reading is timed, and shown as a progress bar in bytes of the files.
 
-    errors: what happens to bytes that are not UTF-8: "strict" names the place and stops, "replace" puts U+FFFD.
+    errors: what happens to bytes that are not UTF-8: "strict" raises InputError with their position, "replace" puts
+    U+FFFD. progress: the title of the progress bar; none is shown for an empty one.
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike[str]], errors: str = "strict", progress: str = ""):
-        self.files = Texts(inputs).files
+        self.files = TextFiles(inputs).files
         self.name = f"{self.files[0]}" + (f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else "")
         self.errors = errors
         self.read_seconds = 0.0
-        self.num_bytes = 0  # of text, after unpacking
+        self.num_bytes = 0  # of text, decompressed
         self.file_bytes = sum(file.stat().st_size for file in self.files)
         self.bar = tqdm(
             total=self.file_bytes, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5
@@ -57,11 +58,15 @@ class Corpus:
 
     @contextmanager
     def opened(self, file: Path) -> Iterator[tuple[Callable[[memoryview], int], int]]:
-        """A function that fills a buffer with the file's next bytes, unpacked, and says how many, 0 at its end; and
-        the bytes before them: a byte order mark, which is no part of the text."""
+        """Open a file for reading its text as bytes.
+
+        Yields a function that fills a buffer with the next bytes, decompressed, and returns their number, 0 at the
+        end; and the number of bytes skipped before them: a byte order mark is not part of the text. Raises InputError
+        for a file that cannot be read, is damaged or is no text.
+        """
         try:
             with open(file, "rb") as raw:
-                seekable = raw.seekable()  # a pipe is not: it counts what comes out of it
+                seekable = raw.seekable()  # for a pipe, progress is what comes out of it
                 stream: Any = PACKED.get(file.suffix.lower(), lambda raw: raw)(raw)
                 head = stream.read(HEAD_BYTES)
                 check_is_text(file, head)
@@ -90,7 +95,7 @@ class Corpus:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
     def blocks(self, file: Path) -> Iterator[str]:
-        """The text of one file, some BLOCK_BYTES at a time, every character whole."""
+        """Yield the text of one file, at most BLOCK_BYTES bytes at a time, never cutting a character."""
         decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
         buffer = memoryview(bytearray(BLOCK_BYTES))
         with self.opened(file) as (fill, offset):
@@ -103,11 +108,12 @@ class Corpus:
                     yield text
 
     def close(self) -> None:
+        """Close the progress bar."""
         self.bar.close()
 
 
 def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, file: Path) -> str:
-    """The next characters; a character whose bytes are not all there yet waits in the decoder."""
+    """Decode the next bytes; a character whose bytes are not all there yet waits in the decoder."""
     pending = len(decoder.getstate()[0])
     try:
         return decoder.decode(data, final=not data)
@@ -116,10 +122,12 @@ def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, f
 
 
 def not_utf8(file: Path, position: int, byte: int) -> InputError:
+    """Return the error for a byte that is not UTF-8, at this position of the file's decompressed content."""
     return InputError(f"{file}: not UTF-8 at byte {position} (0x{byte:02x}); convert the file, or use --errors replace")
 
 
 def available_cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -130,9 +138,9 @@ def map_in_order(
     initializer: Callable[..., None],
     initargs: tuple[Any, ...],
 ) -> Iterator[tuple[Item, Result]]:
-    """(item, function(item)) for every item, in order, computed by processes that have run the initializer.
+    """Yield (item, function(item)) for every item, in order, computed by processes that have run the initializer.
 
-    Only a few items are under way at a time, however many there are. A single item starts no process.
+    Only a few items are in memory at a time, however many there are. A single item starts no process.
     """
     items = iter(items)
     beginning = list(islice(items, 2))
@@ -156,5 +164,5 @@ def map_in_order(
 
 
 def _start_worker(initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     initializer(*initargs)

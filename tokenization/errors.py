@@ -1,4 +1,4 @@
-"""What a user can put right: the message names the value, the file and the remedy in one line; commands exit with 2."""
+"""Errors that a user can correct: one line that names the value, the file and the remedy; commands exit with 2."""
 
 import difflib
 import errno
@@ -11,7 +11,7 @@ FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF
 
 
 class InputError(ValueError):
-    """A message for the user: printable, short and on one line, even where it quotes a file of anybody's."""
+    """An error with a message for the user: printable, short and on one line, whatever file it quotes."""
 
     def __str__(self) -> str:
         message = super().__str__()
@@ -21,7 +21,7 @@ class InputError(ValueError):
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Returns "; did you mean NAME?" for the closest of the names, by its last part if need be, or nothing."""
+    """Return "; did you mean NAME?" for the closest of the names, or "". Of a dotted name the last word may suffice."""
     names = list(names)
     by_last = {known.rpartition(".")[2]: known for known in reversed(names)}
     close = difflib.get_close_matches(name, names, 1)
@@ -30,7 +30,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line. A write that fails names no file; files.py names its own, so that it was one to the standard output."""
+    """Return one line for the user. A failed write without a file name was one to the standard output."""
     name = error.filename
     if name is None and error.errno in FAILED_WRITES:
         drop_stdout()
@@ -40,5 +40,5 @@ def describe_os_error(error: OSError) -> str:
 
 
 def drop_stdout() -> None:
-    """What waits to be written cannot be; Python would try it once more on leaving, and complain."""
+    """Discard buffered output that cannot be written; Python would try once more on exit, and print a traceback."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

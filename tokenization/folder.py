@@ -1,13 +1,13 @@
-"""A tokenizer as a folder: what `Tokenizer.save` writes, and the foreign layouts that `Tokenizer.load` reads too.
+"""A tokenizer's folder: the layout that `Tokenizer.save` writes, and those of others that `Tokenizer.load` reads.
 
     vocab.json, merges.txt   in GPT-2's format, see formats.py
     tokenizer_config.json    {"pattern": ..., "special_tokens": [...], "files_sha256": {...}, "config_sha256": ...}
 
 The configuration holds the SHA-256 of the other two files and of itself, so that no flipped bit, no cut file and no
-mixture of two tokenizers loads. It is renamed first: a folder whose writing was interrupted has digests that its files
-do not fit. Folders without digests are older ones, or somebody else's:
+mixture of two tokenizers loads. It is replaced first: in a folder whose writing was interrupted, its digests do not fit
+the other files. Folders without digests are older ones, or another program's:
 
-    tokenizer.json           Hugging Face's; it counts, whatever lies beside it
+    tokenizer.json           Hugging Face's; it has precedence over every other file
     vocab.json, merges.txt   GPT-2's own two files: its pattern, and <|endoftext|>
 """
 
@@ -38,12 +38,12 @@ from tokenization.tokenizer_json import read_tokenizer_json
 FILES = VOCAB_FILE, MERGES_FILE, CONFIG_FILE = "vocab.json", "merges.txt", "tokenizer_config.json"
 TOKENIZER_JSON, ADDED_TOKENS_FILE = "tokenizer.json", "added_tokens.json"
 SETTINGS, DIGESTS = {"pattern", "special_tokens"}, {"files_sha256", "config_sha256"}
-# merges.txt says that it is not complete without the configuration: alone, it would be taken for GPT-2's.
+# The first line of merges.txt says that it needs the configuration: without it, it would be read as GPT-2's.
 NEEDS_CONFIG = f"{MERGES_VERSION} with {CONFIG_FILE}"
 
 
 def write_folder(folder: str | os.PathLike[str], definition: TokenizerDefinition) -> None:
-    """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two."""
+    """Write all the files or none, so that no folder holds half a tokenizer, or halves of two."""
     table = vocabulary_table(definition.vocab, definition.special_tokens)
     lines = [NEEDS_CONFIG, *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in definition.merges)]
     texts = {
@@ -60,16 +60,18 @@ def write_folder(folder: str | os.PathLike[str], definition: TokenizerDefinition
 
 
 def sha256(text: str) -> str:
+    """Return the SHA-256 of a text as UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def config_text(config: dict[str, Any]) -> str:
-    """The configuration as JSON, with a digest of its own at the end."""
+    """Return the configuration as JSON, with a digest of itself at the end."""
     digest = sha256(json.dumps(config))
     return json.dumps(config | {"config_sha256": digest}, ensure_ascii=False, indent=2) + "\n"
 
 
 def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
+    """Read a tokenizer's folder of any of the layouts. Raises InputError where it is damaged or cannot be used."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
@@ -95,17 +97,18 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
 
 
 def has_digests(config: Mapping[str, Any]) -> bool:
+    """Return whether the configuration holds digests; older ones and other programs' do not."""
     return config.keys() >= DIGESTS
 
 
 def is_verified(folder: str | os.PathLike[str]) -> bool:
-    """Whether the digests in a folder that loads say that it is as it was written; older and foreign ones have none."""
+    """Return whether a folder that loads has digests, and so is as it was written."""
     path = Path(folder) / CONFIG_FILE
     return path.exists() and has_digests(read_json(path))
 
 
 def is_own_config(path: Path) -> bool:
-    """Whether write_folder may replace the file: it is missing, damaged or ours, and not one of transformers'."""
+    """Return whether write_folder may replace the file: it is missing, damaged or ours, not that of transformers."""
     try:
         return not path.exists() or bool(read_json(path).keys() & (SETTINGS | DIGESTS))
     except InputError:
@@ -128,7 +131,7 @@ def check_new_tokenizer(folder: Path, inputs: Iterable[str | os.PathLike[str]], 
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:
-    """Checks the types of the settings, and the digests where there are any."""
+    """Check the types of the settings, and the digests where there are any. Raises InputError."""
     path = folder / CONFIG_FILE
     special_tokens = config.get("special_tokens", [])
     if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
@@ -151,7 +154,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def check_gpt2_layout(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses two files in GPT-2's format that are not to be read as GPT-2's."""
+    """Raise InputError for two files in GPT-2's format that need more than GPT-2's tokenizer does."""
     if read_text(folder / MERGES_FILE).startswith(NEEDS_CONFIG):
         raise InputError(f"{folder / CONFIG_FILE}: is missing; it holds the pattern and the special tokens")
     added = [token.get("content") for token in (config.get("added_tokens_decoder") or {}).values()]

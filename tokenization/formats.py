@@ -1,9 +1,9 @@
-"""A tokenizer's tables as text, in the format that GPT-2's were published in.
+"""Reading and writing vocabularies and merges as text, in the format of GPT-2's.
 
     vocab.json   {token: id}, a token written in GPT-2's alphabet: one printable character per byte
-    merges.txt   "#version: 0.2", then a merge a line, in order of creation
+    merges.txt   "#version: 0.2", then one merge per line, in order of creation
 
-A special token stands in vocab.json as its plain text. Folders with these files are folder.py's.
+A special token stands in vocab.json as plain text. Folders with these files are read and written by folder.py.
 """
 
 import functools
@@ -31,7 +31,7 @@ class TokenizerDefinition(NamedTuple):
 
 @functools.cache
 def byte_alphabet() -> dict[int, str]:
-    """Byte -> character: printable Latin-1 stands for itself, the 68 others for the characters from U+0100 on."""
+    """Return {byte: character}: printable Latin-1 is itself, and the other 68 bytes are U+0100 and following."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = (value for value in range(256) if value not in printable)
     return {value: chr(value) for value in printable} | {value: chr(256 + n) for n, value in enumerate(others)}
@@ -39,32 +39,38 @@ def byte_alphabet() -> dict[int, str]:
 
 @functools.cache
 def byte_values() -> dict[str, int]:
+    """Return {character: byte}, the inverse of `byte_alphabet`."""
     return {character: value for value, character in byte_alphabet().items()}
 
 
 def bytes_to_text(token: bytes) -> str:
+    """Write a token in GPT-2's alphabet."""
     alphabet = byte_alphabet()
     return "".join(alphabet[value] for value in token)
 
 
 def text_to_bytes(text: str) -> bytes:
-    """Raises KeyError for a character outside the alphabet."""
+    """Read a token in GPT-2's alphabet. Raises KeyError for a character outside it."""
     values = byte_values()
     return bytes(values[character] for character in text)
 
 
 def read_vocabulary(path: str | os.PathLike[str], special_tokens: Sequence[str]) -> Vocabulary:
+    """Read a vocab.json; see `parse_vocabulary`."""
     return parse_vocabulary(path, read_json(path), special_tokens)
 
 
 def parse_vocabulary(path: str | os.PathLike[str], table: dict[str, Any], special_tokens: Sequence[str]) -> Vocabulary:
-    """{token in the alphabet: id} -> {id: bytes}; checked to be one-to-one and to hold every single byte."""
+    """Convert {token in the alphabet: id} into {id: bytes}. path: of the table, for messages.
+
+    Raises InputError unless the ids are distinct and every single byte has a token.
+    """
     vocab: Vocabulary = {}
     special = set(special_tokens)
     for text, token_id in table.items():
         if type(token_id) is not int or not 0 <= token_id <= MAX_ID or token_id in vocab:
             raise InputError(
-                f"{path}: token {text!r} has id {token_id!r}; ids must be different whole numbers from 0 to {MAX_ID}"
+                f"{path}: token {text!r} has id {token_id!r}; ids must be distinct whole numbers from 0 to {MAX_ID}"
             )
         try:
             vocab[token_id] = text.encode() if text in special else text_to_bytes(text)
@@ -78,6 +84,7 @@ def parse_vocabulary(path: str | os.PathLike[str], table: dict[str, Any], specia
 
 
 def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
+    """Raise InputError where one of the 256 bytes has no token of its own."""
     missing = {bytes([value]) for value in range(256)} - set(vocab.values())
     if missing:
         raise InputError(
@@ -87,6 +94,7 @@ def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
 
 
 def read_merges(path: str | os.PathLike[str]) -> Merges:
+    """Read a merges.txt: pairs of byte strings, in order of creation."""
     merges: Merges = []
     for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):  # "# #" is a merge like any other
@@ -123,20 +131,24 @@ def check_merges(
 
 
 def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[str, int]:
-    """{id: bytes} -> {token in the alphabet: id}."""
+    """Convert {id: bytes} into {token in the alphabet: id}; the inverse of `parse_vocabulary`.
+
+    Raises InputError where a special token and an ordinary one would be written alike.
+    """
     special = {token.encode(): token for token in special_tokens}
     table = {special.get(token) or bytes_to_text(token): token_id for token_id, token in vocab.items()}
     if len(table) != len(vocab):
         ordinary = {bytes_to_text(token) for token in vocab.values() if token not in special}
         clash = next((token for token in special_tokens if token in ordinary), None)
-        raise InputError(f"special token {clash!r} reads like an ordinary token in vocab.json; give it another text")
+        raise InputError(f"special token {clash!r} reads like an ordinary token in vocab.json; give it another name")
     return table
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a tokenizer's file as UTF-8. Raises InputError where that fails."""
     path = Path(path)
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # to read from a pipe or a device may never end
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading it may never end
             raise InputError(f"{path}: cannot be read (it is a pipe or a device); copy it to a file")
         return path.read_bytes().decode()
     except OSError as error:
@@ -146,6 +158,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a tokenizer's JSON file. Raises InputError for anything but an object."""
     text = read_text(path)
     try:
         value = json.loads(text)

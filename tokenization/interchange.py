@@ -1,9 +1,9 @@
-"""The same tokenizer in other projects' formats, in and out.
+"""Importing and exporting tokenizers in the formats of other projects.
 
     tokenizer.json   Hugging Face `tokenizers` and transformers: vocabulary, merges, pattern and special tokens
-    NAME.tiktoken    tiktoken: "base64(token) rank" a line; merges, pattern and special tokens are not in it
+    NAME.tiktoken    tiktoken: a line "base64(token) rank" per token; no merges, pattern or special tokens
 
-What a file asks for beyond byte-level BPE is refused by name (tokenizer_json.py): it would give other ids.
+Whatever a file requests beyond byte-level BPE is refused by name (tokenizer_json.py): ignored, it would give other ids.
 """
 
 import base64
@@ -44,7 +44,10 @@ KNOWN_SPECIAL_TOKENS = {
 
 
 def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: Mapping[str, int]) -> Tokenizer:
-    """special_tokens: {text: id}. The merges are recovered from the ranks; see recover_merges."""
+    """Read a .tiktoken file; the merges are recovered from the ranks, see `recover_merges`.
+
+    special_tokens: {token: id}, which the file does not hold. Raises InputError for a damaged file.
+    """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
@@ -65,7 +68,7 @@ def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: 
 
 
 def is_tiktoken(path: Path) -> bool:
-    """Whether a file looks like tiktoken's, by its first line."""
+    """Return whether a file looks like tiktoken's, by its first line."""
     with open(path, "rb") as file:
         token, _, rank = file.readline(1000).partition(b" ")
     try:
@@ -75,9 +78,9 @@ def is_tiktoken(path: Path) -> bool:
 
 
 def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
-    """The merge behind each token: the two parts that it falls into when only older tokens may merge.
+    """Return the merge behind each token: the two tokens that its bytes become when only older tokens may merge.
 
-    A token that is not the merge of two older ones can never come out of encoding, and has no merge.
+    A token that is not the merge of two older ones can never result from encoding, and has no merge.
     """
     merges: Merges = []
     known: dict[tuple[int, int], tuple[int, int]] = {}
@@ -93,7 +96,10 @@ def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
 
 
 def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-    """Ranks are ids, so the merges must stand in the order of the ids that they make."""
+    """Write a .tiktoken file. Its ranks are ids, so the merges must be in the order of the ids that they make.
+
+    Raises InputError where they are not.
+    """
     special = {token.encode() for token in tokenizer.special_tokens}
     ranks = {token: token_id for token_id, token in sorted(tokenizer.vocab.items()) if token not in special}
     made = [ranks.get(left + right, -1) for left, right in tokenizer.merges]
@@ -106,7 +112,10 @@ def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
 
 
 def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-    """tokenizer.json: text is split by the pattern, then written in the byte alphabet, then merged."""
+    """Write a tokenizer.json, which splits text by the pattern, writes it in the byte alphabet, and merges.
+
+    Raises InputError for a pattern that Hugging Face would read in another way.
+    """
     vocab = vocabulary_table(tokenizer.vocab, tokenizer.special_tokens)
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     pattern = to_oniguruma(tokenizer.pattern, path)
@@ -138,7 +147,7 @@ def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> No
 
 
 def is_huggingface(path: Path) -> bool:
-    """Whether a file looks like a tokenizer.json."""
+    """Return whether a file looks like a tokenizer.json."""
     try:
         return {"model", "pre_tokenizer", "added_tokens"} <= read_json(path).keys()
     except InputError:
@@ -146,4 +155,5 @@ def is_huggingface(path: Path) -> bool:
 
 
 def import_huggingface(path: str | os.PathLike[str]) -> Tokenizer:
+    """Read a tokenizer.json. Raises InputError for one that is damaged, or does more than byte-level BPE."""
     return Tokenizer(*read_tokenizer_json(path))

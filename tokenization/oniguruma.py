@@ -1,15 +1,15 @@
-"""Split patterns in two dialects: the `regex` package's, and Oniguruma's with Ruby's syntax, which Hugging Face reads.
+"""Translating split patterns between the `regex` package and Oniguruma with Ruby's syntax, which Hugging Face uses.
 
     regex     Oniguruma
     ^         \\A           the beginning of the text
     $         \\Z           its end, or the line end there
     \\Z        \\z           its very end
     (?m:$)    $            the end of any line; (?m:^) and ^ are the beginnings
-    (?s:      (?m:         the dot takes line ends, too
-    x{1,3}+   (?>x{1,3})   possessive; Oniguruma takes x{1,3}+ for (?:x{1,3})+
+    (?s:      (?m:         the dot matches line ends, too
+    x{1,3}+   (?>x{1,3})   possessive; Oniguruma reads x{1,3}+ as (?:x{1,3})+
 
-What else the two read differently is refused by name. Which characters are letters, digits or white space, and which
-are equal but for their case, is a matter of each library's Unicode version, and not of a pattern.
+Everything else that the two read differently is refused by name. Which characters are letters, digits or white space,
+and which are equal but for their case, depends on each library's Unicode version, and not on the pattern.
 """
 
 import os
@@ -19,7 +19,7 @@ import regex
 from tokenization.errors import InputError
 from tokenization.pretokenization import CL100K_PATTERN, check_length
 
-# Here the plainer words do: \s++ leaves no line end for $ to see, and \p{N}{1,3} never has to give one back.
+# Here the plain forms suffice: \s++ leaves no line end for $ to match, and \p{N}{1,3} never has to backtrack.
 _PUBLISHED = {CL100K_PATTERN: CL100K_PATTERN.replace("$", r"\z").replace("{1,3}+", "{1,3}")}
 _FROM_PUBLISHED = {theirs: ours for ours, theirs in _PUBLISHED.items()}
 
@@ -44,25 +44,33 @@ _PORTABLE = regex.compile(
 
 
 def to_oniguruma(pattern: str, path: str | os.PathLike[str]) -> str:
-    """The pattern as a tokenizer.json has it; path: of that file, for messages."""
+    """Translate a pattern into that of a tokenizer.json. path: of that file, for messages.
+
+    Raises InputError for what Oniguruma reads in another way.
+    """
     return _PUBLISHED.get(pattern) or translate(pattern, _TO, "(?>{}{})", f"{path}: cannot be exported")
 
 
 def from_oniguruma(pattern: str, path: str | os.PathLike[str]) -> str:
+    """Translate the pattern of a tokenizer.json; the inverse of `to_oniguruma`."""
     return _FROM_PUBLISHED.get(pattern) or translate(pattern, _FROM, "(?:{}{})+", f"{path}: cannot be imported")
 
 
 def translate(pattern: str, words: dict[str, str], possessive: str, refusal: str) -> str:
-    """Word by word. possessive: how the other dialect says that what stands before {1,3}+ repeats in this one's way."""
+    """Translate a pattern token by token.
+
+    words: {token: translation}. possessive: the format, of an item and its quantifier, that gives {1,3}+ in the other
+    dialect the meaning that it has here. refusal: the beginning of the message of the InputError.
+    """
     check_length(pattern)
-    parts: list[str] = []
+    translated: list[str] = []
     for token in _TOKEN.findall(pattern):
         if token in words:
-            parts.append(words[token])
-        elif token.endswith("}+") and parts and parts[-1][-1] != ")":
-            parts.append(possessive.format(parts.pop(), token[:-1]))
-        elif _PORTABLE.fullmatch(token) or (token == "(?i)" and not parts):
-            parts.append(token)
+            translated.append(words[token])
+        elif token.endswith("}+") and translated and translated[-1][-1] != ")":
+            translated.append(possessive.format(translated.pop(), token[:-1]))
+        elif _PORTABLE.fullmatch(token) or (token == "(?i)" and not translated):
+            translated.append(token)
         else:
             raise InputError(f"{refusal}: {token!r} in its pattern means one thing to `regex`, another to Oniguruma")
-    return "".join(parts)
+    return "".join(translated)

@@ -1,7 +1,7 @@
-"""Outputs that cost nothing that was there: what each command makes sure of before it begins to work.
+"""Checking outputs before a command begins to work, so that no file is lost and no work is wasted.
 
-An output is refused where it is one of the inputs, under whatever name, or a link; where something of another kind
-stands; and where nothing can be written. What is of its own kind is replaced only if that is asked for.
+An output is refused where it is one of the inputs, under whatever name, or a link; where a file of another kind exists;
+and where nothing can be written. A file of its own kind is replaced only on request.
 """
 
 import os
@@ -19,10 +19,10 @@ def check_file(
     is_kind: Callable[[Path], bool],
     overwrite: bool | None = None,
 ) -> None:
-    """Of a file to be written. inputs: files, and folders for all that is in them.
+    """Raise InputError where a file must not or cannot be written. inputs: files, and folders with all their files.
 
-    kind: "a token file"; is_kind: whether an existing file is one. overwrite: what --overwrite says, None where a
-    command replaces its own kind without it.
+    kind: for example "a token file"; is_kind: whether an existing file is of this kind. overwrite: the value of
+    --overwrite; None where a command replaces files of its own kind without it.
     """
     refuse_link(path)
     if path.exists():
@@ -37,7 +37,7 @@ def check_file(
 
 
 def check_new(path: Path) -> None:
-    """Of a file or folder that must not exist yet."""
+    """Raise InputError where a new file or folder exists already or cannot be made."""
     refuse_link(path)
     if path.exists():
         raise InputError(f"{path}: exists already; name a new one, or delete it")
@@ -45,11 +45,11 @@ def check_new(path: Path) -> None:
 
 
 def check_folder(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), names: Sequence[str] = ()) -> None:
-    """Of a folder that may exist, into which files of these names are to be written."""
+    """Raise InputError where files of these names must not or cannot be written into a folder, which may exist."""
     if path.is_symlink() and not path.exists():
         refuse_link(path)
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: cannot be written, for it is a file and no folder; choose another name")
+        raise InputError(f"{path}: cannot be written, for it is a file and not a folder; choose another name")
     for file in (path / name for name in names):
         refuse_link(file)
         if file.exists():
@@ -60,7 +60,7 @@ def check_folder(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), name
 
 
 def check_place(path: Path, folder: Path) -> None:
-    """Files can be made in the folder, or where it and others above it are still to be made."""
+    """Raise InputError where no file can be made in the folder, or in the innermost existing one above it."""
     folder = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -73,12 +73,13 @@ def check_place(path: Path, folder: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Whatever it leads to: one who replaces it loses the link, and one who follows it the other file."""
+    """Raise InputError for a link: replacing it would lose the link, and following it the other file."""
     if path.is_symlink():
         raise InputError(f"{path}: is a link to {os.readlink(path)}; name that file itself, or delete the link")
 
 
 def refuse_input(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise InputError where the path is one of the inputs, or another name of one."""
     if not path.exists():
         return
     about = path.stat()

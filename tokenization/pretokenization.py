@@ -1,8 +1,8 @@
-"""How text is split before any merge: special tokens first, then the pre-tokens of a pattern (handout, section 2).
+"""Pre-tokenization: text is split at special tokens, then by a pattern, before any merge (handout, section 2).
 
     text -> split_on_special_tokens -> pretokenize -> pre-tokens: no token ever reaches across two of them
 
-and where a text may be cut so that the parts, tokenized one by one, give the same as the whole: `cut_into_chunks`.
+`cut_into_chunks` cuts a long text where the chunks, tokenized one by one, give the same ids as the whole.
 """
 
 import functools
@@ -20,15 +20,16 @@ from tokenization.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 
-# Each alternative takes what the ones before it leave. GPT-2's: contractions, then letters, numbers or other signs with
-# one space before them, then white space, which leaves its last space to the word that follows.
+# The first alternative that matches wins. GPT-2's: contractions, then letters, numbers or other characters with one
+# space before them, then white space, which leaves its last space to the word that follows.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-# GPT-4's: any one sign may stand before letters, numbers go by threes, and line ends stay with the signs before them.
+# GPT-4's: any one character that is no letter, number or line end may stand before letters, numbers are split into at
+# most three digits, and line ends stay with the punctuation before them.
 CL100K_PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
     r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
 )
-# GPT-4o's: words also end where capitals begin, and contractions stay with their word.
+# GPT-4o's: a word also ends where capitals begin, and a contraction stays with its word.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 O200K_PATTERN = (
@@ -37,7 +38,7 @@ O200K_PATTERN = (
 )
 PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}
 
-# Where no pre-token of the pattern ever reaches across, so that what follows does not depend on what was before.
+# Places that no pre-token of the pattern crosses, so that what follows does not depend on what comes before.
 _SAFE_CUTS = {
     GPT2_PATTERN: r"(?<=\S)(?=\s)",
     CL100K_PATTERN: r"(?<=[\r\n])(?=[\p{L}\p{N}])",
@@ -45,22 +46,22 @@ _SAFE_CUTS = {
 }
 
 CHUNK_CHARACTERS = 1 << 20
-MAX_PATTERN = 10_000  # characters; more take minutes to compile
-PATTERN_SECONDS = 5.0  # of the processor; reasonable patterns split CHUNK_CHARACTERS in 0.5
+MAX_PATTERN = 10_000  # characters; a longer one takes minutes to compile
+PATTERN_SECONDS = 5.0  # of processor time; reasonable patterns split CHUNK_CHARACTERS in 0.5
 _MATCHES_AT_ONCE = 1000
 KERNELS_FROM_BYTES = 4_000_000  # of text: with less, loading or compiling the kernels would take longer than they save
 
 
 class Choice(NamedTuple):
-    """Which code does the work, and why."""
+    """The code that does the work, and the reason for it."""
 
-    native: ModuleType | None  # the module with the kernels; None is plain Python
+    native: ModuleType | None  # the module with the kernels; None for plain Python
     reason: str
-    seconds: float = 0.0  # for loading the kernels, or compiling them
+    seconds: float = 0.0  # spent on loading or compiling the kernels
 
 
 def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
-    """The compiled kernels where they help and can be had. work: "training" or "encoding"."""
+    """Choose the compiled kernels where they save time and can be loaded. work: "training" or "encoding"."""
     if pattern != GPT2_PATTERN:
         return Choice(None, "plain Python (the kernels know GPT-2's pattern only)")
     if num_bytes < KERNELS_FROM_BYTES:
@@ -72,7 +73,7 @@ def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
 
 @functools.cache
 def load_kernels(work: str) -> tuple[ModuleType | None, str]:
-    """The module with the kernels, those for this work compiled; None where anything stands in the way."""
+    """Return the module with the kernels, compiled for this work, or None where that fails; and the reason."""
     try:
         native = importlib.import_module("tokenization.native")
         native.compile_kernels(work)
@@ -84,28 +85,30 @@ def load_kernels(work: str) -> tuple[ModuleType | None, str]:
 
 
 def special_token_pattern(special_tokens: Sequence[str]) -> str:
-    """Where two special tokens begin at the same place, the longer one wins."""
+    """Return a regular expression for the special tokens; of two that begin at the same place the longer one wins."""
     return "|".join(regex.escape(token) for token in sorted(special_tokens, key=len, reverse=True))
 
 
 def split_on_special_tokens(text: str, special_tokens: Sequence[str]) -> list[str]:
-    """Text and special tokens in turn: [text, special, text, special, ..., text]; a text may be empty."""
+    """Split text into [ordinary, special, ordinary, special, ..., ordinary]; an ordinary stretch may be empty."""
     if not special_tokens:
         return [text]
     return regex.split(f"({special_token_pattern(special_tokens)})", text)
 
 
 def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> Iterator[str]:
-    """ "the cat's hat" -> "the", " cat", "'s", " hat": the matches, and whatever lies between two of them.
+    """Split text into pre-tokens: "the cat's hat" into "the", " cat", "'s", " hat".
 
-    So the pre-tokens together are the text, whatever the pattern; Hugging Face calls that an isolated split.
+    These are the matches of the pattern and whatever lies between two of them, so that the pre-tokens joined are the
+    text, whatever the pattern; Hugging Face calls that an isolated split.
     """
-    if pattern in _SAFE_CUTS:  # the named ones leave nothing out, and take no more than linear time
+    if pattern in _SAFE_CUTS:  # the named ones leave nothing out, in linear time
         return (match.group() for match in regex.finditer(pattern, text))
     return _isolate(text, pattern)
 
 
 def _isolate(text: str, pattern: str) -> Iterator[str]:
+    """Yield the matches of any pattern and what lies between them."""
     last = 0
     for start, end in _matches(text, pattern):
         if start > last:
@@ -119,8 +122,11 @@ def _isolate(text: str, pattern: str) -> Iterator[str]:
 
 
 def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
-    """Where a pattern of anybody's matches. After an empty match the search goes on one character further, as
-    Oniguruma's does. Raises InputError where it takes more time than any reasonable pattern would."""
+    """Yield (start, end) of the matches of any pattern.
+
+    After an empty match the search goes on one character further, as Oniguruma's does. Raises InputError where it
+    takes more time than any reasonable pattern would.
+    """
     compiled, position = regex.compile(pattern), 0
     seconds = allowed = PATTERN_SECONDS * (1 + len(text) / CHUNK_CHARACTERS)
     while position <= len(text):
@@ -129,12 +135,12 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
         try:
             for match in islice(compiled.finditer(text, pos=position, timeout=seconds), _MATCHES_AT_ONCE):
                 span = match.span()
-                if spans and span[0] == spans[-1][0]:  # after an empty match, `regex` tries the place once more
+                if spans and span[0] == spans[-1][0]:  # after an empty match, `regex` tries the same place again
                     break
                 spans.append(span)
         except TimeoutError:
             raise InputError(
-                f"the split pattern {pattern[:200]!r} goes back and forth in the text for more than {allowed:.1f} s;"
+                f"the split pattern {pattern[:200]!r} backtracks in the text for more than {allowed:.1f} s;"
                 " choose one without nested repetitions"
             ) from None
         seconds = max(0.001, seconds - (time.process_time() - start))
@@ -145,7 +151,7 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
 
 
 def count_pretokens(text: str, special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN) -> Counter[bytes]:
-    """How often each pre-token occurs, as UTF-8; special tokens separate and are not counted."""
+    """Count each pre-token, as UTF-8; special tokens separate and are not counted."""
     counts: Counter[str] = Counter()
     for ordinary in split_on_special_tokens(text, special_tokens)[::2]:
         counts.update(pretokenize(ordinary, pattern))
@@ -153,11 +159,13 @@ def count_pretokens(text: str, special_tokens: Sequence[str] = (), pattern: str 
 
 
 def check_length(pattern: str) -> None:
+    """Raise InputError for a pattern that would take minutes to compile."""
     if len(pattern) > MAX_PATTERN:
-        raise InputError(f"a split pattern of {len(pattern):,} characters: no more than {MAX_PATTERN:,} are taken")
+        raise InputError(f"the split pattern has {len(pattern):,} characters; {MAX_PATTERN:,} are allowed")
 
 
 def check_pattern(pattern: str) -> None:
+    """Raise InputError for what is no regular expression, or none that can split text from its beginning."""
     check_length(pattern)
     if any("\ud800" <= character <= "\udfff" for character in pattern):
         raise InputError(f"the split pattern {pattern!r} is not UTF-8; no text could hold it")
@@ -166,10 +174,11 @@ def check_pattern(pattern: str) -> None:
     except (regex.error, RecursionError, OverflowError, ValueError) as error:
         raise InputError(f"the split pattern {pattern!r} is not a regular expression: {error}") from None
     if compiled.flags & regex.REVERSE:
-        raise InputError(f"the split pattern {pattern!r} searches from the end of a text, (?r); leave that out")
+        raise InputError(f"the split pattern {pattern!r} searches backwards, (?r); leave that out")
 
 
 def check_special_tokens(special_tokens: Sequence[str]) -> None:
+    """Raise InputError for a string instead of a list, and for tokens that are empty or not UTF-8."""
     if isinstance(special_tokens, str):
         raise InputError(f"special_tokens is the string {special_tokens!r}; it must be a list of them")
     for token in special_tokens:
@@ -182,9 +191,9 @@ def check_special_tokens(special_tokens: Sequence[str]) -> None:
 def cut_into_chunks(
     blocks: Iterable[str], special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN, size: int = CHUNK_CHARACTERS
 ) -> Iterator[str]:
-    """The same text in chunks of about `size` characters that may be tokenized one by one.
+    """Cut text into chunks of about `size` characters that may be tokenized one by one.
 
-    Where a text offers no place to cut (one endless word), a chunk grows until there is one.
+    blocks: the text, split anywhere. Where there is no place to cut (one endless word), a chunk grows until there is.
     """
     buffer: list[str] = []
     length, wanted = 0, size
@@ -197,13 +206,13 @@ def cut_into_chunks(
             if cut:
                 yield text[:cut]
             buffer, length = [text[cut:]], len(text) - cut
-            wanted = max(size, 2 * length)  # doubling: looking for a cut in vain costs linear time in all
+            wanted = max(size, 2 * length)  # doubling: vain searches for a cut cost linear time altogether
     if length:
         yield "".join(buffer)
 
 
 def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
-    """The last place where `text`, which may go on, can be cut safely; 0 where there is none.
+    """Return the last position where `text`, which may go on, can be cut safely; 0 where there is none.
 
     A special token is a boundary under any pattern; the named patterns have others, see _SAFE_CUTS.
     """
@@ -224,5 +233,5 @@ def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
 
 
 def _spans(text: str, position: int, token: str) -> bool:
-    """Whether the token occurs in the text across the position."""
+    """Return whether the token occurs in the text across the position."""
     return text.find(token, max(0, position - len(token) + 1), position + len(token) - 1) >= 0

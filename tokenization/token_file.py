@@ -1,11 +1,11 @@
-"""The token file: what training reads. This file alone knows its format.
+"""The token file, which training reads: its format, its writer, and its checks.
 
     train.bin       the token ids one after another, little-endian uint16, or uint32 where the vocabulary has more
                     than 65,536 ids; nothing else, so that any tool can map it into memory
     train.bin.json  dtype, tokens, documents, bytes of text, vocabulary size, the digests of tokenizer and data
 
-Both are written under temporary names and renamed when they are whole, the JSON first: where there is a token file,
-what describes it is there, too, and says what it must be.
+Both are written under temporary names and renamed when they are complete, the JSON first: a token file never lacks its
+description.
 """
 
 import contextlib
@@ -26,15 +26,19 @@ _SCAN_TOKENS = 1 << 20
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
+    """Return the dtype of the ids of a vocabulary of this size."""
     return DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
 
 
 def description_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of the JSON file beside a token file."""
     return Path(f"{os.fspath(path)}.json")
 
 
 @dataclass(frozen=True)
 class Description:
+    """What the JSON file says about its token file."""
+
     dtype: str
     tokens: int
     documents: int
@@ -45,16 +49,17 @@ class Description:
 
     @property
     def text(self) -> str:
-        """As JSON, with a digest of its own, so that a changed value is noticed, too."""
+        """The description as JSON, with a digest of itself, so that a changed value is noticed."""
         values = asdict(self)
         digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
         return json.dumps(values | {"description_sha256": digest}, indent=2) + "\n"
 
 
 class TokenFileWriter:
-    """A context: what has been written stands under its name when the block ends well, and nowhere when it does not.
+    """A context manager that writes a token file, which appears when the block ends without an exception.
 
-    separator_id: the token that closes a document; each one is counted.
+    separator_id: the token that closes a document; each one is counted. Raises InputError where nothing can be
+    written.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class TokenFileWriter:
         return InputError(f"{self.path}: cannot be written ({error.strerror}); make room or choose another place")
 
     def write(self, token_ids: np.ndarray) -> None:
+        """Append token ids, of shape (n,). Raises InputError for one outside the vocabulary, and for a full disk."""
         if token_ids.size and not (token_ids.min() >= 0 and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
         data = np.ascontiguousarray(token_ids, self.dtype).data
@@ -129,7 +135,10 @@ class TokenFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = True) -> "TokenFile":
-        """verify: reads every byte, for the digest and the largest id; without it size and dtype alone are checked."""
+        """Map a token file into memory. Raises InputError where it does not agree with its description.
+
+        verify: read every byte, to check the digest and the largest id; otherwise only size and dtype are checked.
+        """
         path = Path(path)
         if not path.is_file():
             raise InputError(
@@ -146,7 +155,7 @@ class TokenFile:
                 f" {description.tokens}; encode the text again"
             )
         if not size:
-            raise InputError(f"{path}: is empty; encode a text that is not")
+            raise InputError(f"{path}: is empty; encode a text that is not empty")
         if verify:
             verify_tokens(path, description)
         return cls(path, np.memmap(path, dtype, mode="r"), description)
@@ -156,6 +165,7 @@ class TokenFile:
 
 
 def verify_tokens(path: Path, description: Description) -> None:
+    """Raise InputError where the ids or the digest do not agree with the description."""
     largest, data_sha256 = scan(path, DTYPES[description.dtype])
     if largest >= description.vocab_size:
         raise InputError(
@@ -170,7 +180,7 @@ def verify_tokens(path: Path, description: Description) -> None:
 
 
 def scan(path: Path, dtype: np.dtype) -> tuple[int, str]:
-    """The largest id and the SHA-256. Read, not mapped: pages of a map count as this process's memory."""
+    """Return the largest id and the SHA-256, without a map, whose pages would count as this process's memory."""
     largest, sha256 = 0, hashlib.sha256()
     with open(path, "rb") as file:
         while (token_ids := np.fromfile(file, dtype, _SCAN_TOKENS)).size:
@@ -180,7 +190,7 @@ def scan(path: Path, dtype: np.dtype) -> tuple[int, str]:
 
 
 def is_token_file(path: Path) -> bool:
-    """Whether the JSON beside it, or alone where a writer was killed, is a token file's."""
+    """Return whether the JSON beside it describes a token file; where a writer was killed, it may stand alone."""
     try:
         read_description(path)
     except InputError:
@@ -189,6 +199,7 @@ def is_token_file(path: Path) -> bool:
 
 
 def read_description(path: Path) -> Description:
+    """Read the JSON beside a token file. Raises InputError where it is missing, damaged or another program's."""
     beside = description_path(path)
     remedy = "make the token file with `tokenization encode`"
     try:

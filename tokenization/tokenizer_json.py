@@ -1,10 +1,10 @@
-"""Hugging Face's tokenizer.json, read strictly: what would give other ids than byte-level BPE is refused by name.
+"""Reading Hugging Face's tokenizer.json, strictly: whatever would give other ids than byte-level BPE is refused.
 
     added_tokens     the special tokens                    model            BPE: vocab and merges
     pre_tokenizer    ByteLevel, or a Split before it       post_processor   one that adds no token
     decoder          ByteLevel
 
-Every other key, whoever added it to the format and when, must ask for nothing: null, false, 0 or empty.
+Every other key, whoever added it to the format and when, must be null, false, 0 or empty: it requests nothing then.
 """
 
 import json
@@ -29,25 +29,26 @@ COMPLETE = {
     *(to_oniguruma(ours, "") for ours in PATTERNS.values()),
 }
 
-# What the best known of the keys that are refused would do.
+# What the best known of the refused keys do.
 MEANINGS = {
-    "truncation": "it cuts long texts",
-    "padding": "it fills texts up",
+    "truncation": "it truncates long texts",
+    "padding": "it pads short texts",
     "normalizer": "it normalizes the text",
-    "dropout": "it leaves merges out by chance: dropout",
-    "continuing_subword_prefix": "its tokens say whether they continue a word",
-    "end_of_word_suffix": "its tokens say whether they end a word",
-    "ignore_merges": "it takes whole words past the merges",
+    "dropout": "it skips merges at random",
+    "continuing_subword_prefix": "its tokens show whether they continue a word",
+    "end_of_word_suffix": "its tokens show whether they end a word",
+    "ignore_merges": "it looks whole words up before it merges",
     "byte_fallback": "it has a second set of bytes",
     "add_prefix_space": "it puts a space before every text",
     "invert": "it splits by what does not match",
-    "lstrip": "its added tokens take white space with them",
-    "rstrip": "its added tokens take white space with them",
+    "lstrip": "its added tokens absorb white space",
+    "rstrip": "its added tokens absorb white space",
     "single_word": "its added tokens are whole words only",
 }
 
 
 def read_tokenizer_json(path: str | os.PathLike[str]) -> TokenizerDefinition:
+    """Read a tokenizer.json. Raises InputError for one that is damaged, or does more than byte-level BPE."""
     content = read_json(path)
     try:
         return parse_tokenizer_json(path, content)
@@ -58,12 +59,13 @@ def read_tokenizer_json(path: str | os.PathLike[str]) -> TokenizerDefinition:
 
 
 def parse_tokenizer_json(path: str | os.PathLike[str], content: dict[str, Any]) -> TokenizerDefinition:
+    """Convert the content of a tokenizer.json. Raises InputError, or another error where keys or types are wrong."""
     model, added = content["model"], content.get("added_tokens") or []
     known = ("version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model")
     refuse_other_keys(path, "", content, known)
     if model.get("type", "BPE") != "BPE":  # GPT-2's own file has no type
         raise InputError(f"{path}: cannot be imported: its model is {model['type']!r}, not BPE")
-    # With a token for every byte none is unknown, so that unk_token and fuse_unk say nothing.
+    # Every byte has a token, so that none is unknown, and unk_token and fuse_unk have no effect.
     refuse_other_keys(path, "model.", model, ("type", "vocab", "merges", "unk_token", "fuse_unk"))
     for number, token in enumerate(added):
         refuse_other_keys(path, f"added_tokens.{number}.", token, ("id", "content", "special", "normalized"))
@@ -82,7 +84,7 @@ def parse_tokenizer_json(path: str | os.PathLike[str], content: dict[str, Any]) 
 def refuse_other_keys(
     path: str | os.PathLike[str], where: str, content: Mapping[str, Any], known: Collection[str]
 ) -> None:
-    """Refuses a key that is not known and asks for something."""
+    """Raise InputError for a key that is not known and requests something. where: the keys that lead there."""
     for key, value in content.items():
         if key not in known and value:
             meaning = f" ({MEANINGS[key]})" if key in MEANINGS else ", which is not known here"
@@ -90,12 +92,14 @@ def refuse_other_keys(
             raise InputError(f"{path}: cannot be imported: {where}{key} is {shown[:60]}{meaning}")
 
 
-MAX_PAIRS = 1_000_000  # that are compared; published files have some hundred
+MAX_PAIRS = 1_000_000  # to compare; published files have some hundreds
 
 
 def check_order(path: str | os.PathLike[str], added: list[dict[str, Any]]) -> None:
-    """Refuses added tokens that overlap, one of them `normalized`: Hugging Face looks for that one later, although it
-    may be the longer one."""
+    """Raise InputError for added tokens that overlap where only one of them is `normalized`.
+
+    Hugging Face looks for that one later, although it may be the longer one.
+    """
     early = [token["content"] for token in added if not token.get("normalized")]
     late = [token["content"] for token in added if token.get("normalized")]
     if len(early) * len(late) > MAX_PAIRS:
@@ -109,13 +113,13 @@ def check_order(path: str | os.PathLike[str], added: list[dict[str, Any]]) -> No
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether a text can hold both tokens with a character in common."""
+    """Return whether the two tokens can occur in a text with a character in common."""
     ends = range(1, min(len(one), len(other)))
     return one in other or other in one or any(one[-n:] == other[:n] or other[-n:] == one[:n] for n in ends)
 
 
 def steps(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The steps of a Sequence; anything else is a single step."""
+    """Return the steps of a Sequence, which lie under the key; anything else is a single step."""
     if component is None:
         return []
     return component[key] if component["type"] == "Sequence" else [component]
@@ -125,7 +129,7 @@ BYTE_LEVEL_KEYS = ("type", "trim_offsets", "use_regex")
 
 
 def check_steps(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Post-processors that add no token, and decoders that give the bytes back."""
+    """Raise InputError for a post-processor that adds tokens, and a decoder that does not return the bytes."""
     for step in steps(content.get("post_processor"), "processors"):
         if step["type"] == "TemplateProcessing" and [list(item) for item in step["single"]] == [["Sequence"]]:
             continue
@@ -141,7 +145,7 @@ def check_steps(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
 
 
 def split_pattern(path: str | os.PathLike[str], pre_tokenizer: dict[str, Any]) -> str:
-    """The regular expression of a ByteLevel pre-tokenizer, or of a Split before it."""
+    """Return the pattern of a ByteLevel pre-tokenizer, or of a Split before it. Raises InputError for others."""
     *splits, last = steps(pre_tokenizer, "pretokenizers")
     if last["type"] == "ByteLevel" and len(splits) == (not last.get("use_regex", True)):
         refuse_other_keys(path, "pre_tokenizer.", last, BYTE_LEVEL_KEYS)
@@ -151,10 +155,7 @@ def split_pattern(path: str | os.PathLike[str], pre_tokenizer: dict[str, Any]) -
         if split["type"] == "Split" and list(split["pattern"]) == ["Regex"]:
             pattern = split["pattern"]["Regex"]
             if pattern in COMPLETE and (split["behavior"], split.get("invert")) == ("Removed", True):
-                split = split | {
-                    "behavior": "Isolated",
-                    "invert": False,
-                }  # OLMo 2's way: what does not match is dropped
+                split = split | {"behavior": "Isolated", "invert": False}  # as in OLMo 2; it drops what lies between
             if split["behavior"] != "Isolated":
                 raise InputError(f"{path}: cannot be imported: Split.behavior is {split['behavior']}, not Isolated")
             refuse_other_keys(path, "pre_tokenizer.", split, ("type", "pattern", "behavior"))

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from tokenization.errors import InputError, did_you_mean
 from tokenization.pretokenization import PATTERNS
-from tokenization.texts import Texts
+from tokenization.text_files import TextFiles
 
 TEXT_HELP = "files, folders (their .txt, .txt.gz and .txt.zst files) or globs"
 TOKENIZER_HELP = "the folder of a tokenizer"
@@ -78,7 +78,7 @@ def read_pattern(argument: str) -> str:
     return argument
 
 
-def announce(texts: Texts) -> None:
+def announce(texts: TextFiles) -> None:
     """Print what is read and what is passed over, unless every file was named by itself."""
     if texts.passed_over or texts.second_names or len(texts.files) != texts.num_inputs:
         print(texts.summary(), flush=True)

@@ -17,7 +17,7 @@ from tokenization.commands import (
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.outputs import check_file
-from tokenization.texts import Texts, reads
+from tokenization.text_files import TextFiles, reads
 from tokenization.token_file import description_path, is_token_file
 from tokenization.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     args = make_parser().parse_args(argv)
     check_processes(args.processes)
     tokenizer = Tokenizer.load(args.tokenizer)
-    texts = Texts(args.text)
+    texts = TextFiles(args.text)
     check_output(args.output, texts, args.text, args.tokenizer, args.overwrite)
     announce(texts)
     start, report = time.perf_counter(), EncodingReport()
@@ -61,10 +61,10 @@ def run(argv: Sequence[str]) -> None:
     print(f"written: {file.path} and {description_path(file.path).name}")
 
 
-def check_output(output: Path, texts: Texts, names: Sequence[str], tokenizer: str, overwrite: bool) -> None:
+def check_output(output: Path, texts: TextFiles, names: Sequence[str], tokenizer: str, overwrite: bool) -> None:
     """Raise InputError where the token file or its JSON file cannot be written, or would be read as text next time.
 
-    names: the texts as they were given, among them folders and globs.
+    names: the files as they were given, among them folders and globs.
     """
     for file in (output, description_path(output)):
         check_file(file, [*texts.files, tokenizer], "a token file", lambda _: is_token_file(output), overwrite)

@@ -16,7 +16,7 @@ from tokenization.commands import (
 )
 from tokenization.folder import check_new_tokenizer
 from tokenization.pretokenization import END_OF_TEXT
-from tokenization.texts import Texts
+from tokenization.text_files import TextFiles
 from tokenization.tokenizer import Tokenizer
 from tokenization.training import TrainingReport, train_bpe
 
@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> None:
     args = make_parser().parse_args(argv)
     pattern = read_pattern(args.pattern)
     check_processes(args.processes)
-    texts = Texts(args.text)
+    texts = TextFiles(args.text)
     check_new_tokenizer(args.output, texts.files, args.overwrite)
     announce(texts)
     special_tokens = args.special_tokens or [END_OF_TEXT]

@@ -1,6 +1,7 @@
-"""Which files are text: what inputs name, what a folder holds, and what a file's first bytes show.
+"""Finding text files: those that the inputs name, those in folders, and what a file's first bytes say about it.
 
-Nothing is left out without a word: what is passed over has a reason, and what is no UTF-8 text is refused by name.
+Nothing is left out silently: every file that is passed over has a reason, and a file that is not UTF-8 text is refused
+by name.
 """
 
 import codecs
@@ -12,7 +13,7 @@ from pathlib import Path, PurePath
 
 from tokenization.errors import InputError
 
-TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")  # taken from a folder; a named file is read whatever it is called
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")  # in a folder; a file named by itself is read whatever its suffix
 JSON_LINES = (".jsonl", ".ndjson")
 
 MARK = codecs.BOM_UTF8
@@ -22,26 +23,26 @@ OTHER_MARKS = {  # UTF-32's before UTF-16's, which begins like it
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-NO_TEXTS = (  # how it begins, what it is, what to do
-    (rb"BZh[1-9](1AY&SY|\x17rE8P)", "packed by bzip2, which is not read", "unpack it with bunzip2"),
-    (rb"\xfd7zXZ\0", "packed by xz, which is not read", "unpack it with unxz"),
-    (rb"\x04\x22\x4d\x18", "packed by lz4, which is not read", "unpack it with unlz4"),
-    (rb"\x1f\x8b", "packed by gzip, and not named so", "give it a name that ends with .gz"),
-    (rb"\x28\xb5\x2f\xfd", "packed by zstd, and not named so", "give it a name that ends with .zst"),
+NOT_TEXT = (  # how the file begins, what it is, what to do
+    (rb"BZh[1-9](1AY&SY|\x17rE8P)", "compressed by bzip2, which is not read", "decompress it with bunzip2"),
+    (rb"\xfd7zXZ\0", "compressed by xz, which is not read", "decompress it with unxz"),
+    (rb"\x04\x22\x4d\x18", "compressed by lz4, which is not read", "decompress it with unlz4"),
+    (rb"\x1f\x8b", "compressed by gzip, but not named .gz", "give it a name that ends with .gz"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by zstd, but not named .zst", "give it a name that ends with .zst"),
     (rb"PK(\x03\x04|\x05\x06)", "a zip archive, which is not read", "unpack it with unzip"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive, which is not read", "unpack it"),
     (rb"Rar!\x1a\x07", "a rar archive, which is not read", "unpack it"),
     (rb"(?s).{257}ustar", "a tar archive, which is not read", "unpack it with tar"),
-    (rb"PAR1\x15", "a Parquet file, which is not read", "write its texts to .txt files"),
+    (rb"PAR1\x15", "a Parquet file, which is not read", "write its text to .txt files"),
     (rb"%PDF-\d", "a PDF, which is not read", "write its text to a .txt file"),
 )
 
 
-class Texts:
-    """The files that inputs name, in a fixed order, each name once, and what is passed over.
+class TextFiles:
+    """The text files that the inputs name, in a fixed order, each name once, and the files that are passed over.
 
-    Folders are searched for TEXT_SUFFIXES, linked folders among them; globs are expanded. A file with two names is read
-    under both, as two documents, and that is said.
+    inputs: files, folders and globs. Folders are searched for TEXT_SUFFIXES, through links to folders as well. A file
+    with two names is read under both, as two documents; `summary` says so. Raises InputError where there is no text.
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike[str]]):
@@ -53,8 +54,8 @@ class Texts:
         self._files: set[tuple[int, int]] = set()  # by inode and device
         for name in map(str, inputs):
             path = Path(name)
-            if not name:  # as an unset variable of a shell gives it; a Path would take it for the current folder
-                raise InputError("the name of a text is empty; give a file, a folder or a glob")
+            if not name:  # from an unset shell variable; a Path of it would be the current folder
+                raise InputError("the name of a text file is empty; give a file, a folder or a glob")
             if path.is_dir():
                 self._add_folder(path)
             elif path.exists():
@@ -70,7 +71,7 @@ class Texts:
     def _add(self, path: Path) -> None:
         if PurePath(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix in JSON_LINES:
             raise InputError(
-                f"{path}: JSON lines are not read; write their texts to a file, for example by"
+                f"{path}: JSON lines are not read; write their text to a file, for example by"
                 f""" `jq -j '.text + "<|endoftext|>"' {path} > {path.with_suffix(".txt")}`"""
             )
         if path in self._names:
@@ -87,27 +88,27 @@ class Texts:
             raise InputError(f"{name}: no such file, folder or pattern")
         for file in found:
             if belongs_to_tokenizer(file):
-                self._pass_over("a tokenizer's", file)
+                self._pass_over("part of a tokenizer", file)
             else:
                 self._add(file)
 
     def _add_folder(self, folder: Path) -> None:
-        texts = 0
+        found = 0
         for file in sorted(self._walk(folder)):
             if not has_text_name(file):
                 self._pass_over(f"no {', '.join(TEXT_SUFFIXES)}; name a file to have it read", file)
             elif belongs_to_tokenizer(file):
-                self._pass_over("a tokenizer's", file)
+                self._pass_over("part of a tokenizer", file)
             elif not file.is_file():
-                self._pass_over("no file", file)
+                self._pass_over("not a file", file)
             else:
-                texts += 1
+                found += 1
                 self._add(file)
-        if not texts:
+        if not found:
             raise InputError(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder; name the files")
 
     def _walk(self, folder: Path) -> Iterator[Path]:
-        """All in a folder and the folders in it, each entered once, so that links that lead back end."""
+        """Yield every file below a folder; each folder is entered once, so that links that lead back end."""
 
         def refuse(error: OSError) -> None:
             raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
@@ -120,7 +121,7 @@ class Texts:
                     entered.add(key)
                     new.append(inner)
                 else:
-                    self._pass_over("another name of a folder that is read", Path(root, inner))
+                    self._pass_over("another name of a folder already read", Path(root, inner))
             folders[:] = new
             yield from (Path(root, name) for name in names)
 
@@ -136,15 +137,17 @@ class Texts:
 
 
 def has_text_name(path: Path) -> bool:
+    """Return whether the file would be read as part of a folder."""
     return path.name.lower().endswith(TEXT_SUFFIXES)
 
 
 def belongs_to_tokenizer(path: Path) -> bool:
+    """Return whether the file is the merges.txt of a tokenizer, and not text."""
     return path.name == "merges.txt" and path.with_name("vocab.json").exists()
 
 
 def list_briefly(paths: list[Path], at_most: int = 8) -> str:
-    """All names, or where they are many "c.md and 20 more .md, d.jsonl": the first of each suffix for all of them."""
+    """List the names; where there are many, one of each suffix: "c.md and 20 more .md, d.jsonl"."""
     if len(paths) <= at_most:
         return ", ".join(path.name for path in paths)
     kinds: dict[str, list[Path]] = {}
@@ -158,7 +161,7 @@ def list_briefly(paths: list[Path], at_most: int = 8) -> str:
 
 
 def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
-    """The folder or glob among the inputs that would take a new file of this name as text; None where none does."""
+    """Return the folder or glob among the inputs that would include a new file of this name, or None."""
     for name in map(str, inputs):
         inside = Path(name).resolve() in path.resolve().parents
         if (Path(name).is_dir() and inside and has_text_name(path)) or (
@@ -169,14 +172,14 @@ def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
 
 
 def check_is_text(file: Path, head: bytes) -> None:
-    """head: the beginning. Other encodings, packed and binary files are refused, whatever --errors is.
+    """Raise InputError for other encodings, compressed and binary files, whatever --errors is.
 
-    NUL is a character of UTF-8, and no sign of a binary file by itself.
+    head: the beginning of the file. A NUL is valid UTF-8 and does not by itself show a binary file.
     """
     for mark, encoding in OTHER_MARKS.items():
         if head.startswith(mark):
             raise InputError(f"{file}: is {encoding}, says its byte order mark; convert it to UTF-8")
-    for beginning, what, remedy in NO_TEXTS:
+    for beginning, what, remedy in NOT_TEXT:
         if re.match(beginning, head):
             raise InputError(f"{file}: is {what}; {remedy}")
     even, odd = head[::2].count(0), head[1::2].count(0)

@@ -19,7 +19,7 @@ from tokenization import END_OF_TEXT, InputError, TokenFile
 from tokenization.corpus import Corpus, zstd
 from tokenization.native.text import SpecialTokens
 from tokenization.native.windows import cut_into_windows
-from tokenization.texts import Texts, reads
+from tokenization.text_files import TextFiles, reads
 
 TEXT = "The cat's tale, told in 漢字 and with a 😀.\n" * 200
 
@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def found(*inputs: str) -> tuple[list[str], dict[str, list[str]]]:
-    texts = Texts(inputs)
+    texts = TextFiles(inputs)
     return list(map(str, texts.files)), {why: list(map(str, paths)) for why, paths in texts.passed_over.items()}
 
 
@@ -60,7 +60,7 @@ def test_links_that_lead_back_end_and_are_said(folder):
     files, passed_over = found("texts")
     assert [Path(file).name for file in files] == ["a.txt", "b.TXT", "d.txt", "c.Txt.GZ"]
     assert {why: sorted(Path(name).name for name in names) for why, names in passed_over.items()} == {
-        "another name of a folder that is read": ["round", "self", "up"]
+        "another name of a folder already read": ["round", "self", "up"]
     }
 
 
@@ -70,13 +70,13 @@ def test_folders_that_are_all_linked_into_each_other_are_read_once(folder):
         Path(f"texts/{number}/x.txt").touch()
         for other in range(12):
             Path(f"texts/{number}/to{other}").symlink_to(f"../{other}")
-    assert len(Texts(["texts"]).files) == 4 + 12
+    assert len(TextFiles(["texts"]).files) == 4 + 12
 
 
 def test_a_file_with_two_names_is_two_documents_and_that_is_said(folder, small):
     os.link("texts/a.txt", "texts/hard.txt")
     Path("texts/soft.txt").symlink_to("a.txt")
-    texts = Texts(["texts", "texts/a.txt", "texts/sub/../a.txt"])
+    texts = TextFiles(["texts", "texts/a.txt", "texts/sub/../a.txt"])
     assert [file.name for file in texts.files] == [
         "a.txt",
         "b.TXT",
@@ -100,39 +100,39 @@ def test_what_is_passed_over_is_said_with_the_reason(folder):
         Path(f"texts/{name}").mkdir()
         Path(f"texts/{name}/merges.txt").write_text("merges")
     Path("texts/tok/vocab.json").touch()
-    texts = Texts(["texts"])
+    texts = TextFiles(["texts"])
     assert [file.name for file in texts.files] == ["a.txt", "b.TXT", "d.txt", "merges.txt", "c.Txt.GZ"]
     assert texts.files[3].parent.name == "own"  # which is no tokenizer's
     assert texts.summary() == (
         "reading 5 files; passing over 7 (no .txt, .txt.gz, .txt.zst; name a file to have it read): c.md, d.jsonl,"
-        " e.txt.bz2, f.md, g.MD, noname, vocab.json, and 2 (no file): gone.txt, pipe.txt, and 1 (a tokenizer's):"
-        " merges.txt"
+        " e.txt.bz2, f.md, g.MD, noname, vocab.json, and 2 (not a file): gone.txt, pipe.txt, and 1 (part of a"
+        " tokenizer): merges.txt"
     )
     for number in range(500):
         Path(f"texts/{number:04}.md").touch()
-    assert ": 0000.md and 502 more .md, d.jsonl, e.txt.bz2, noname, vocab.json, and" in Texts(["texts"]).summary()
-    assert Texts(["texts/a.txt"]).summary() == "reading 1 file"
+    assert ": 0000.md and 502 more .md, d.jsonl, e.txt.bz2, noname, vocab.json, and" in TextFiles(["texts"]).summary()
+    assert TextFiles(["texts/a.txt"]).summary() == "reading 1 file"
 
 
 @pytest.mark.parametrize("inputs", [[""], ["texts", ""], []])
 def test_an_empty_name_is_not_the_current_folder(folder, inputs):
-    with pytest.raises(InputError, match=r"the name of a text is empty|no text was named"):
-        Texts(inputs)
+    with pytest.raises(InputError, match=r"the name of a text file is empty|no text was named"):
+        TextFiles(inputs)
 
 
 def test_a_glob_takes_no_tokenizer_either(folder, small):
     small.save("texts")
-    assert found("texts/*.txt") == (["texts/a.txt"], {"a tokenizer's": ["texts/merges.txt"]})
+    assert found("texts/*.txt") == (["texts/a.txt"], {"part of a tokenizer": ["texts/merges.txt"]})
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "D.JSONL", "d.ndjson", "d.jsonl.gz", "d.jsonl.zst"])
 def test_json_lines_are_refused_with_a_way(folder, name):
     Path(name).write_text('{"text": "a"}\n')
     with pytest.raises(InputError, match=rf"{name}: JSON lines are not read; .*jq -j") as error:
-        Texts([name])
+        TextFiles([name])
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="JSON lines are not read"):
-        Texts([f"{name[:2]}*"])
+        TextFiles([f"{name[:2]}*"])
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def tarred(text: bytes) -> bytes:
 
 DATA = TEXT.encode()
 NO_TEXTS = {
-    "bzip2": (bz2.compress(DATA), "is packed by bzip2, which is not read; unpack it with bunzip2"),
-    "empty bzip2": (bz2.compress(b""), "is packed by bzip2"),
-    "xz": (lzma.compress(DATA), "is packed by xz, which is not read; unpack it with unxz"),
-    "gzip": (gzip.compress(DATA), "is packed by gzip, and not named so; give it a name that ends with .gz"),
-    "zstd": (zstd.compress(DATA), "is packed by zstd, and not named so; give it a name that ends with .zst"),
+    "bzip2": (bz2.compress(DATA), "is compressed by bzip2, which is not read; decompress it with bunzip2"),
+    "empty bzip2": (bz2.compress(b""), "is compressed by bzip2"),
+    "xz": (lzma.compress(DATA), "is compressed by xz, which is not read; decompress it with unxz"),
+    "gzip": (gzip.compress(DATA), "is compressed by gzip, but not named .gz; give it a name that ends with .gz"),
+    "zstd": (zstd.compress(DATA), "is compressed by zstd, but not named .zst; give it a name that ends with .zst"),
     "zip": (zipped(DATA), "is a zip archive"),
     "tar": (tarred(DATA), "is a tar archive"),
     "parquet": (b"PAR1\x15\x04\x15\x10\x15\x14L\x15\x02\x15\x00\x12\x00\x00" + DATA, "is a Parquet file"),
