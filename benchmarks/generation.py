@@ -126,7 +126,7 @@ def measure(who: str, precision: str, batch: int, args: argparse.Namespace) -> N
 
 def make_model() -> TransformerLM:
     torch.manual_seed(0)
-    return TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, HEADS, D_FF)
+    return TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF)
 
 
 def memory_speed() -> float:

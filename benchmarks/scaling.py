@@ -64,7 +64,8 @@ def measure(settings: dict, steps: int) -> dict:
     import torch
 
     from lm.accounting import training_flops_per_token
-    from lm.fast import choose_attention
+    from lm.fast import speed_up
+    from lm.fast_attention import choose_attention
     from lm.machine import native_precision
     from lm.optimizer import AdamW, clip_gradients
     from lm.peaks import peak_flops
@@ -74,7 +75,7 @@ def measure(settings: dict, steps: int) -> dict:
     torch.manual_seed(0)
     model = TransformerLM(10_000, context_length, d_model, num_layers=4, num_heads=d_model // 32)
     attention = choose_attention("cpu", context_length)
-    model.speed_up(attention)
+    speed_up(model, attention)
     model.compile()
     optimizer, precision = AdamW(model.parameters()), native_precision("cpu")
     tokens = torch.randint(10_000, (batch_size, context_length + 1))

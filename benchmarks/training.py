@@ -108,7 +108,8 @@ def base_flops_per_token() -> int:
     from lm.accounting import training_flops_per_token
     from lm.transformer import TransformerLM
 
-    return training_flops_per_token(TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, HEADS, D_FF, device="meta"))
+    model = TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF, device="meta")
+    return training_flops_per_token(model)
 
 
 def measure(name: str, args: argparse.Namespace) -> None:
@@ -192,15 +193,16 @@ def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     import torch
 
     from lm.data import RandomWindows
+    from lm.fast import speed_up
     from lm.machine import native_precision
     from lm.optimizer import AdamW, clip_gradients
     from lm.transformer import TransformerLM
     from tokenization import TokenFile
 
     torch.manual_seed(0)
-    model = TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, HEADS, D_FF)
+    model = TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF)
     if "attention" in parts:
-        model.speed_up("blocks", joint_products="joint" in parts)
+        speed_up(model, "blocks", joint_products="joint" in parts)
         model.fast = "loss" in parts
     model.recompute = "recompute" in parts
     if "compile" in parts:

@@ -13,6 +13,7 @@ import math
 
 from lm.attention import MultiHeadSelfAttention
 from lm.layers import RMSNorm, SiLUFeedForward, SwiGLU
+from lm.muon import is_muons
 from lm.support import Support
 from lm.transformer import TransformerLM
 from tokenization import InputError
@@ -132,7 +133,7 @@ def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, 
 
 def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
     """Numbers that the optimizer keeps: AdamW two for each parameter, Muon one for those of the layers' matrices."""
-    matrices = sum(weight.numel() for weight in model.layers.parameters() if weight.ndim == 2)
+    matrices = sum(weight.numel() for name, weight in model.named_parameters() if is_muons(name, weight))
     kept = {"adamw": 2 * model.num_parameters(), "muon": 2 * model.num_parameters() - matrices}
     if optimizer not in kept:
         raise InputError(

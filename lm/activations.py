@@ -24,10 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lm.accounting import PARTS, SUPPORT, state_bytes, worth_compiling
 from lm.attention import MultiHeadSelfAttention
-from lm.checkpoint import MODEL_SETTINGS
-from lm.fast import ROWS, _spans, choose_attention
+from lm.fast import speed_up
+from lm.fast_attention import choose_attention, spans
+from lm.fast_loss import ROWS
 from lm.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
-from lm.transformer import TransformerLM
+from lm.transformer import MODEL_SETTINGS, TransformerLM
 
 INTERPRETER, COMPILER = 550e6, 150e6  # bytes: Python, torch and Lightning at rest; what compiling leaves behind
 # What passes through the heap between the kept tensors leaves holes that the next large one does not fit. By these
@@ -37,7 +38,7 @@ HOLES_FLOAT32, HOLES_HALF, HOLES_COMPILED = 2.4, 1.6, 1.3
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a model is computed; attention is one of attention.CAUSAL_ATTENTIONS, half is bf16-mixed."""
+    """How a model is computed; attention is one of fast_attention.CAUSAL_ATTENTIONS, half is bf16-mixed."""
 
     attention: str = "plain"
     fast: bool = False
@@ -88,7 +89,7 @@ def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
 def _traced(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> dict[str, int]:
     model = make_model(settings)
     if how.fast:
-        model.speed_up(how.attention)
+        speed_up(model, how.attention)
     kept = dict.fromkeys(PARTS, 0)
     counted: set[int] = set()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -151,7 +152,7 @@ def _compiled(settings: Mapping[str, Any], batch_size: int, how: Arrangement) ->
         elif isinstance(module, MultiHeadSelfAttention):
             kept["projections"] += 2 * stream
             if how.attention == "blocks":
-                weights = size * sum((end - start) * end for start, end in _spans(length))
+                weights = size * sum((end - start) * end for start, end in spans(length))
             elif how.attention == "plain":  # before and after softmax, and one mask
                 weights = 2 * size * length**2
             else:  # a number a query, and its result, once as the kernel wrote it

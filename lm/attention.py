@@ -2,18 +2,16 @@
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V
 
-Written out, so that every step can be read, and chosen by name from faster ways to the same numbers, which are in
-fast.py; the position-wise parts and RoPE are in layers.py.
+Written out, so that every step can be read. The position-wise parts are in layers.py, RoPE in positions.py.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from lm.fast import block_attention, joint_product, torch_attention
-from lm.layers import Linear, RMSNorm, RotaryPositionalEmbedding
+from lm.layers import Device, Dtype, Linear, RMSNorm
+from lm.positions import RotaryPositionalEmbedding
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:
@@ -42,13 +40,6 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, ones.tril())
 
 
-CAUSAL_ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "plain": causal_attention,
-    "blocks": block_attention,
-    "sdpa": torch_attention,
-}
-
-
 def head_width(d_model: int, num_heads: int) -> int:
     """d_k: how many of the d_model features each head has."""
     if d_model % num_heads:
@@ -61,11 +52,7 @@ class MultiHeadSelfAttention(nn.Module):
 
     rope turns queries and keys, the same way in every head; without it, attention knows no positions. qk_norm scales
     both to the same length before, so that their products cannot grow with them (Henry et al. 2020).
-    attention names one of CAUSAL_ATTENTIONS; joint computes the three projections as one product.
     """
-
-    attention = "plain"
-    joint = False
 
     def __init__(
         self,
@@ -73,8 +60,8 @@ class MultiHeadSelfAttention(nn.Module):
         num_heads: int,
         rope: RotaryPositionalEmbedding | None = None,
         qk_norm: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Dtype = None,
     ):
         super().__init__()
         d_k = head_width(d_model, num_heads)
@@ -92,20 +79,25 @@ class MultiHeadSelfAttention(nn.Module):
 
         Positions turn queries and keys; what a token may attend to is still what stands before it in x.
         """
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        if self.joint:
-            projected = joint_product(x, *(projection.weight for projection in projections))
-        else:
-            projected = tuple(projection(x) for projection in projections)
-        q, k, v = (self.split_heads(features) for features in projected)
+        q, k, v = (self.split_heads(features) for features in self.project(x))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
-            positions = token_positions.unsqueeze(-2)  # the same in every head
-            q, k = self.rope(q, positions), self.rope(k, positions)
-        heads = CAUSAL_ATTENTIONS[self.attention](q, k, v)
+            q, k = self.rope(q, token_positions), self.rope(k, token_positions)
+        heads = self.attend(q, k, v)
         return self.output_proj(heads.transpose(-3, -2).flatten(-2))
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Computes queries, keys and values of all heads, each of x's shape (..., seq, d_model)."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return causal_attention(q, k, v)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(..., seq, d_model) -> (..., num_heads, seq, d_k)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+
+    def extra_repr(self) -> str:
+        d_model = self.output_proj.weight.shape[0]
+        return f"d_model={d_model}, num_heads={self.num_heads}, qk_norm={self.q_norm is not None}"

@@ -24,26 +24,11 @@ import torch
 from lm.finite import in_words, named_tensors, nonfinite_names
 from lm.run_folder import BEST, CONFIG, LAST, TOKENIZER
 from lm.strict_json import to_json
-from lm.transformer import TransformerLM
+from lm.transformer import DEFAULTS, MODEL_SETTINGS, TransformerLM
 from tokenization import InputError, Tokenizer
 from tokenization.files import file_sha256, writing
 
-MODEL_SETTINGS = (
-    "vocab_size",
-    "context_length",
-    "d_model",
-    "num_layers",
-    "num_heads",
-    "d_ff",
-    "rope_theta",
-    "norm_position",
-    "position_encoding",
-    "feed_forward",
-    "vocab_multiple",
-    "tie_embeddings",
-    "qk_norm",
-)
-OLDER = {"tie_embeddings": False, "qk_norm": False, "optimizer": "adamw"}  # what checkpoints without these were
+OLDER: dict[str, Any] = {**DEFAULTS, "optimizer": "adamw"}  # what checkpoints from before a setting were
 MANIFEST_BYTES = 1 << 16  # at most
 DIGEST_LINE = len("sha256 \n") + 64
 PICKLED_NAMES = {"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "collections OrderedDict"}

@@ -12,10 +12,9 @@ from jsonargparse import Namespace
 
 from lm.accounting import state_bytes
 from lm.activations import expected_peak, make_model
-from lm.checkpoint import MODEL_SETTINGS
 from lm.machine import available_memory, held_memory
 from lm.run_folder import LAST
-from lm.transformer import FEED_FORWARDS
+from lm.transformer import FEED_FORWARDS, MODEL_SETTINGS
 from tokenization import InputError, outputs
 
 MAY_BE_INFINITE = {"model.max_gradient_norm"}  # which never scales then

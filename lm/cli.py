@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lm.callbacks import Norms, TextSamples, TrainingBar
-from lm.checkpoint import MODEL_SETTINGS, find_checkpoint, load_checkpoint, read_manifest
+from lm.checkpoint import find_checkpoint, load_checkpoint, read_manifest
 from lm.checks import (
     announce_needs,
     check_continuation,
@@ -49,6 +49,7 @@ from lm.recovery import Checkpoints
 from lm.run_folder import TOKENIZER, delete_leftovers, run_lock
 from lm.signals import leave_if_asked
 from lm.throughput import Throughput
+from lm.transformer import MODEL_SETTINGS
 from tokenization import InputError, Tokenizer
 
 HARMLESS_WARNINGS = (

@@ -13,6 +13,7 @@ CachedReader is the same model laid out for single tokens, with the keys and val
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import cast
 
@@ -23,7 +24,7 @@ from lm.attention import scaled_dot_product_attention
 from lm.layers import SwiGLU, silu
 from lm.layouts import choose_layout, lay_out
 from lm.support import Support
-from lm.transformer import TransformerBlock, TransformerLM
+from lm.transformer import NORM_POSITIONS, TransformerBlock, TransformerLM
 
 SUPPORT = Support(
     part="generation with a cache",
@@ -113,32 +114,21 @@ class Places:
     mask: Tensor | None  # (rows, 1, seq, length): what each token may attend to; None is everything
 
 
-class CachedLayer:
-    """One TransformerBlock: (rows, seq, d_model) to the same."""
+class CachedBlock:
+    """The parts of a TransformerBlock, attn(x, places), ffn(x) and the norms, for tokens that come one by one."""
 
     def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, dtype: torch.dtype, layout: str):
-        self.block, self.keys, self.values = block, keys, values  # (batch_size, num_heads, context_length, d_k)
+        self.keys, self.values = keys, values  # (batch_size, num_heads, context_length, d_k)
+        self.ln1, self.ln2, self.q_norm, self.k_norm = block.ln1, block.ln2, block.attn.q_norm, block.attn.k_norm
         self.gated = isinstance(block.ffn, SwiGLU)
         self.qkv, self.output, self.w13, self.w2 = (lay_out(weights, dtype, layout) for weights in products(block))
 
-    def __call__(self, x: Tensor, places: Places) -> Tensor:
-        block = self.block
-        if block.norm_position == "pre":
-            x = x + self.attend(block.ln1(x), places)
-            return x + self.feed_forward(block.ln2(x))
-        if block.norm_position == "post":
-            x = block.ln1(x + self.attend(x, places))
-            return block.ln2(x + self.feed_forward(x))
-        x = x + self.attend(x, places)
-        return x + self.feed_forward(x)
-
-    def attend(self, x: Tensor, places: Places) -> Tensor:
-        """In float32, as the cache: there a CPU attends faster than in bfloat16."""
+    def attn(self, x: Tensor, places: Places) -> Tensor:
+        """Attends in float32, as the cache is kept: there a CPU is faster than in bfloat16."""
         _, num_heads, _, d_k = self.keys.shape
         q, k, v = self.qkv(x).float().unflatten(-1, (3, num_heads, d_k)).permute(2, 0, 3, 1, 4)
-        attn = self.block.attn
-        if attn.q_norm is not None and attn.k_norm is not None:
-            q, k = attn.q_norm(q), attn.k_norm(k)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if places.turns is not None:
             q, k = rotate(q, places.turns), rotate(k, places.turns)
         for cache, new in ((self.keys, k), (self.values, v)):
@@ -147,7 +137,7 @@ class CachedLayer:
         heads = scaled_dot_product_attention(q, k, v, places.mask)  # (rows, num_heads, seq, d_k)
         return self.output(heads.transpose(1, 2).flatten(-2).to(x.dtype))
 
-    def feed_forward(self, x: Tensor) -> Tensor:
+    def ffn(self, x: Tensor) -> Tensor:
         if not self.gated:
             return self.w2(silu(self.w13(x)))
         gate, value = self.w13(x).chunk(2, dim=-1)
@@ -176,7 +166,10 @@ class CachedReader(Reader):
         blocks = cast(list[TransformerBlock], list(model.layers))
         head = [model.lm_head.weight[: model.vocab_size]]  # without the rows that no token has
         layout = choose_layout([head, *chain.from_iterable(map(products, blocks))], dtype, batch_size)
-        self.layers = [CachedLayer(*parts, dtype, layout) for parts in zip(blocks, self.keys, self.values, strict=True)]
+        self.layers = [
+            partial(NORM_POSITIONS[block.norm_position], CachedBlock(block, keys, values, dtype, layout))
+            for block, keys, values in zip(blocks, self.keys, self.values, strict=True)
+        ]
         self.lm_head = lay_out(head, dtype, layout)
         rope = blocks[0].attn.rope
         self.turns = None if rope is None else torch.complex(rope.cos, rope.sin)  # (context_length, d_k / 2)

@@ -35,7 +35,7 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
     per_text = sum(two.values()) - sum(one.values())
     fixed = sum(state.values())
     return {
-        "settings": {**settings, "d_ff": len(model.layers[0].ffn.w1.weight)},  # type: ignore[union-attr, arg-type]
+        "settings": settings | model.settings,
         "batch_size": batch_size,
         "edition": edition,
         "arrangement": str(how),

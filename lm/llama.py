@@ -14,16 +14,15 @@ runs, and is wrong.
 
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lm.checkpoint import MODEL_SETTINGS
 from lm.foreign import shown
 from lm.layers import RMSNorm
 from lm.support import Support
-from lm.transformer import LARGEST, MOST_LAYERS, TransformerBlock, TransformerLM
+from lm.transformer import LARGEST, MOST_LAYERS, TransformerLM
 from tokenization import InputError
 
 SIZES = {  # ours: transformers'
@@ -34,6 +33,17 @@ SIZES = {  # ours: transformers'
     "num_heads": "num_attention_heads",
     "d_ff": "intermediate_size",
 }
+CHOSEN: dict[str, Any] = {  # a Llama is one of our models, with these settings
+    "norm_position": "pre",
+    "position_encoding": "rope",
+    "feed_forward": "swiglu",
+    "qk_norm": False,
+}
+SUPPORT = Support(
+    part="export as a Llama",
+    remedy="`--format safetensors` takes any model",
+    options={name: (value,) for name, value in CHOSEN.items()} | {"tie_embeddings": (False, True)},
+)
 CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {  # the values that are possible here, and why no others are
     "model_type": (("llama",), "our Transformer is a Llama"),
     "architectures": ((["LlamaForCausalLM"],), "our Transformer is a Llama"),
@@ -67,17 +77,6 @@ INDIFFERENT = """
     num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
     suppress_tokens begin_suppress_tokens
 """
-SUPPORT = Support(
-    part="export as a Llama",
-    remedy="`--format safetensors` takes any model",
-    options={
-        "norm_position": ("pre",),
-        "position_encoding": ("rope",),
-        "feed_forward": ("swiglu",),
-        "tie_embeddings": (False, True),
-        "qk_norm": (False,),
-    },
-)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -104,17 +103,8 @@ def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: {shown(unknown[0])} ({shown(config[unknown[0]])}), one of {len(unknown)} unknown keys, may change"
             " what the model computes; delete those that do not from the file"
         )
-    settings = sizes | {
-        "rope_theta": theta,
-        "norm_position": "pre",
-        "position_encoding": "rope",
-        "feed_forward": "swiglu",
-        "vocab_multiple": 1,
-        "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
-        "qk_norm": False,
-    }
-    assert settings.keys() == set(MODEL_SETTINGS)
-    return settings
+    tied = bool(config.get("tie_word_embeddings", False))
+    return sizes | CHOSEN | {"rope_theta": theta, "vocab_multiple": 1, "tie_embeddings": tied}
 
 
 def check_choices(config: dict[str, Any], choices: dict[str, tuple[tuple[Any, ...], str]], place: str) -> None:
@@ -148,24 +138,19 @@ def rope_theta(config: dict[str, Any], path: Path) -> float:
 def llama_settings(model: TransformerLM) -> dict[str, Any]:
     """Returns transformers' config.json; raises InputError where the model is not a Llama."""
     SUPPORT.check(model)
-    block = cast(TransformerBlock, model.layers[0])
+    settings = model.settings
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.token_embeddings.weight.shape[1],
-        "intermediate_size": block.ffn.w1.weight.shape[0],
-        "num_hidden_layers": len(model.layers),
-        "num_attention_heads": model.num_heads,
-        "num_key_value_heads": model.num_heads,
-        "head_dim": model.d_k,
+        **{theirs: settings[ours] for ours, theirs in SIZES.items()},
+        "num_key_value_heads": settings["num_heads"],
+        "head_dim": settings["d_model"] // settings["num_heads"],
         "hidden_act": "silu",
-        "rms_norm_eps": block.ln1.eps,
-        "rope_theta": model.settings["rope_theta"],
-        "max_position_embeddings": model.context_length,
+        "rms_norm_eps": RMSNorm(1).eps,
+        "rope_theta": settings["rope_theta"],
         "attention_bias": False,
         "mlp_bias": False,
-        "tie_word_embeddings": tied(model),
+        "tie_word_embeddings": settings["tie_embeddings"],
     }
 
 

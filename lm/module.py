@@ -16,7 +16,9 @@ from torch.distributed.fsdp import fully_shard
 from lm.accounting import worth_compiling
 from lm.compiling import can_compile, compile_or_run
 from lm.data import Batch, TokenDataModule
-from lm.fast import choose_attention, keeps_logits
+from lm.fast import speed_up
+from lm.fast_attention import choose_attention
+from lm.fast_loss import keeps_logits
 from lm.loss import bits_per_byte, perplexity
 from lm.muon import Muon
 from lm.nonfinite import SkippedSteps, spread_nonfinite
@@ -30,16 +32,6 @@ class LanguageModel(LightningModule):
     """Trains a TransformerLM to predict the next token.
 
     Args:
-        vocab_size: tokens that the model knows; at least as many as the tokenizer has.
-        context_length: tokens that the model looks back on, itself included.
-        d_model: width of the stream between the layers.
-        num_layers: Transformer blocks.
-        num_heads: attention heads in each; must divide d_model.
-        d_ff: width of the feed-forward networks; null is 8/3 d_model to a multiple of 64 (4 d_model for silu).
-        rope_theta: base of the rotary embedding's wavelengths.
-        norm_position: RMSNorm before each part, after each addition, or nowhere.
-        position_encoding: rotary embeddings, or none at all.
-        feed_forward: the gated network, or the plain one.
         learning_rate: the highest, reached at the end of the warmup.
         min_learning_rate: the last, at the end of the cosine.
         warmup_steps: optimizer steps of linear warmup.
@@ -48,33 +40,22 @@ class LanguageModel(LightningModule):
         betas: of AdamW: memory of the gradient, and of its square.
         eps: of AdamW.
         max_gradient_norm: the gradient of all parameters together is scaled down to this length.
-        vocab_multiple: the tables get rows up to a multiple of this, 64 for a GPU; no token has the added ids.
         fast: false computes everything as the plain modules are written, to be read: slower, the same numbers.
         attention: how it is computed: blocks of queries, PyTorch's fused kernels (sdpa), or plain; auto goes by the
             device and the context length.
         compile: torch.compile; auto where the run is long enough to earn it back.
         recompute_activations: each block's activations are computed again on the way back: less memory, more time.
-        tie_embeddings: one table for reading tokens and for scoring them.
-        qk_norm: RMSNorm on each head's queries and keys.
         z_loss: weight of the penalty on the softmax's normalizer; validation counts the cross-entropy alone.
         optimizer: AdamW for everything, or Muon for the layers' matrices and AdamW for the rest.
         muon_rate: Muon's learning rate, as a share of learning_rate.
         schedule: of the learning rate after the warmup: a cosine, or constant and then down in a line (trapezoid).
         max_skipped_steps: as many steps in a row whose loss or gradient is not finite end the run; each is skipped.
+        model: settings of the TransformerLM.
     """
 
     def __init__(
         self,
-        vocab_size: int,
-        context_length: int,
-        d_model: int,
-        num_layers: int,
-        num_heads: int,
-        d_ff: int | None = None,
-        rope_theta: float = 10000.0,
-        norm_position: Literal["pre", "post", "none"] = "pre",
-        position_encoding: Literal["rope", "none"] = "rope",
-        feed_forward: Literal["swiglu", "silu"] = "swiglu",
+        *,
         learning_rate: float = 1e-3,
         min_learning_rate: float = 1e-4,
         warmup_steps: int = 100,
@@ -83,37 +64,22 @@ class LanguageModel(LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         max_gradient_norm: float = 1.0,
-        vocab_multiple: int = 1,
         fast: bool = True,
         attention: Literal["auto", "blocks", "sdpa", "plain"] = "auto",
         compile: bool | Literal["auto"] = "auto",
         recompute_activations: bool = False,
-        tie_embeddings: bool = False,
-        qk_norm: bool = False,
         z_loss: float = 0.0,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_rate: float = 1.0,
         schedule: Literal["cosine", "trapezoid"] = "cosine",
         max_skipped_steps: int = 10,
+        **model: Any,
     ):
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml is the one record of a run
-        self.model = TransformerLM(
-            vocab_size,
-            context_length,
-            d_model,
-            num_layers,
-            num_heads,
-            d_ff,
-            rope_theta,
-            norm_position,
-            position_encoding,
-            feed_forward,
-            vocab_multiple,
-            tie_embeddings,
-            qk_norm,
-            z_loss,
-        )
+        self.model = TransformerLM(**model, device=None, dtype=None)  # named, or the command line would offer them
+        self.hparams.update(self.model.settings)
+        self.model.z_loss = z_loss
         self.model.recompute = recompute_activations
         if not fast and (attention not in ("auto", "plain") or compile is True):
             raise ValueError(f"fast is false: attention {attention} and compile {compile} have no effect; set fast")
@@ -165,7 +131,7 @@ class LanguageModel(LightningModule):
             )
         compiled = self.trainer.state.fn == "fit" and self.should_compile(device)
         keep_logits = compiled and device == "cuda" and self.logits_fit()
-        self.model.speed_up(attention, joint_products=device != "cpu", keep_logits=keep_logits)
+        speed_up(self.model, attention, joint_products=device != "cpu", keep_logits=keep_logits)
         self.arrangement = f"attention {attention}, loss {'from whole logits' if keep_logits else 'in chunks'}"
         if self.device_mesh is not None:  # ModelParallelStrategy: FSDP
             for module in (*self.model.layers, self.model):
@@ -349,7 +315,7 @@ def make_adamw(task: LanguageModel, **settings: Any) -> AdamW:
 def make_muon(task: LanguageModel, **settings: Any) -> Muon:
     half = task._trainer is not None and str(task.trainer.precision).startswith("bf16")
     dtype = torch.bfloat16 if half else torch.float32
-    return Muon(task.model, rate=task.hparams["muon_rate"], dtype=dtype, **settings)
+    return Muon(task.model.named_parameters(), rate=task.hparams["muon_rate"], dtype=dtype, **settings)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": make_adamw, "muon": make_muon}

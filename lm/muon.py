@@ -9,13 +9,13 @@ to both. It is for the matrices between the tables; these, and the gains, are Ad
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm.optimizer import AdamW
-from lm.transformer import TransformerLM
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at 0, and then near 1 rather than at it
 ITERATIONS = 5
@@ -63,15 +63,21 @@ def muon_update(
         weight.mul_(keep).sub_(update, alpha=step)
 
 
+def is_muons(name: str, weight: Tensor) -> bool:
+    """Tells a matrix of the layers by the name that it has in the model, and its shape."""
+    return "layers" in name.split(".") and weight.ndim == 2
+
+
 class Muon(AdamW):
     """Muon for the matrices of the layers, AdamW for everything else, with one weight decay.
 
-    rate: of the matrices, as a share of the learning rate. dtype: of the orthogonalization.
+    named_parameters: those of a model. rate: of the matrices, as a share of the learning rate. dtype: of the
+    orthogonalization.
     """
 
     def __init__(
         self,
-        model: TransformerLM,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
         momentum: float = 0.95,
         rate: float = 1.0,
         dtype: torch.dtype = torch.float32,
@@ -79,8 +85,9 @@ class Muon(AdamW):
     ):
         if not 0 < rate < math.inf:
             raise ValueError(f"muon_rate is {rate}; it must be above 0, and finite")
-        matrices = [weight for weight in model.layers.parameters() if weight.ndim == 2]
-        rest = [weight for weight in model.parameters() if not any(weight is matrix for matrix in matrices)]
+        named = list(named_parameters)
+        matrices = [weight for name, weight in named if is_muons(name, weight)]
+        rest = [weight for name, weight in named if not is_muons(name, weight)]
         super().__init__([{"params": rest}, {"params": matrices, "momentum": momentum}], **adamw)
         self.rate, self.dtype = rate, dtype
 

@@ -7,21 +7,17 @@ values are typed by hand and never taken from a registry, which grows without th
 part to what it claims.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lm.transformer import TransformerLM
 from tokenization import InputError
 
-if TYPE_CHECKING:
-    from lm.transformer import TransformerLM
-
-# Numbers that every part reads from the shapes of the weights, or that change nothing but the training loss.
+# Numbers that every part reads from the shapes of the weights.
 NUMBERS = {"vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff"}
-NUMBERS |= {"rope_theta", "vocab_multiple", "z_loss"}
+NUMBERS |= {"rope_theta", "vocab_multiple"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,8 @@ class Support:
         """Raises InputError for a setting or a module of the model that the part does not support."""
         parameters = inspect.signature(type(model).__init__).parameters  # fully_shard puts a __new__ before it
         for name, value in model.settings.items():
-            supported = self.options.get(name, (parameters[name].default,))
+            default = parameters[name].default if name in parameters else None
+            supported = self.options.get(name, (default,))
             if name not in NUMBERS and value not in supported:
                 known = " or ".join(map(str, supported))
                 raise InputError(f"{self.part} does not support {name} {value}, only {known}; {self.remedy}")
@@ -50,8 +47,6 @@ class Support:
 
 def foreign_modules(model: TransformerLM) -> dict[str, type]:
     """Returns the modules that the settings do not describe: wrapped, replaced or subclassed ones, by name."""
-    from lm.transformer import TransformerLM  # which imports fast.py, which imports this
-
     plain = TransformerLM(**model.settings, device="meta")
     expected = {name: type(module) for name, module in plain.named_modules()}
     found = {name: type(module) for name, module in model.named_modules()}

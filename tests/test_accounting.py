@@ -15,6 +15,7 @@ from lm import accounting, machine
 from lm.accounting import PARTS, adamw_flops, forward_flops, handout_activations, largest_batch, preset, state_bytes
 from lm.activations import Arrangement, arrange, kept_bytes, make_model
 from lm.estimate import not_counted
+from lm.fast import speed_up
 from lm.muon import Muon
 from lm.optimizer import AdamW, adamw_update
 from lm.probe import predict, validations_and_saves
@@ -73,8 +74,8 @@ def test_tinystories_without_embeddings():
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_the_optimizers_keep(optimizer):
     """Counted in their state after a step."""
-    model = TransformerLM(50, 8, 16, 2, 2)
-    chosen = AdamW(model.parameters(), lr=0.1) if optimizer == "adamw" else Muon(model, lr=0.1)
+    model = TransformerLM(50, 8, 16, 2, num_heads=2)
+    chosen = AdamW(model.parameters(), lr=0.1) if optimizer == "adamw" else Muon(model.named_parameters(), lr=0.1)
     model(torch.arange(8)).sum().backward()
     chosen.step()
     kept = [value for state in chosen.state.values() for value in state.values() if torch.is_tensor(value)]
@@ -193,7 +194,7 @@ def really_kept(settings: dict, batch_size: int, how: Arrangement) -> int:
     for tensor in (*model.parameters(), *model.buffers()):
         torch.nn.init.normal_(tensor, std=0.1)
     if how.fast:
-        model.speed_up(how.attention)
+        speed_up(model, how.attention)
     if how.compiled:  # what is kept is decided before code is generated, for which no compiler is needed
         torch._dynamo.reset()
         model.compile(backend="aot_eager_decomp_partition")

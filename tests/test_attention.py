@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lm.attention import CAUSAL_ATTENTIONS, MultiHeadSelfAttention, scaled_dot_product_attention, softmax
-from lm.layers import RotaryPositionalEmbedding
+from lm.attention import MultiHeadSelfAttention, scaled_dot_product_attention, softmax
+from lm.fast import FastAttention
+from lm.fast_attention import CAUSAL_ATTENTIONS
+from lm.positions import RotaryPositionalEmbedding
 
 
 @pytest.fixture(autouse=True)
@@ -95,11 +97,16 @@ def test_positions_of_each_row(attention, joint, qk_norm):
     """Row by row it is the same, also where there are as many rows as heads; and every way of writing them counts."""
     rope = RotaryPositionalEmbedding(50.0, 4, 40)
     ours = MultiHeadSelfAttention(12, 3, rope, qk_norm)
-    ours.attention, ours.joint = attention, joint
+    assert not hasattr(ours, "attention")
+    fast = FastAttention(12, 3, rope, qk_norm)
+    fast.load_state_dict(ours.state_dict())
+    fast.attention, fast.joint = attention, joint
+    plain, ours = ours, fast
     for leading in ((2,), (3,), (2, 3), (3, 3)):
         x, positions = torch.randn(*leading, 9, 12), torch.randint(0, 40, (*leading, 9))
         y = ours(x, positions)
         assert y.shape == x.shape
+        torch.testing.assert_close(y, plain(x, positions))
         for index in itertools.product(*map(range, leading)):
             torch.testing.assert_close(y[index], ours(x[index], positions[index]))
         same = ours(x, positions[(0,) * len(leading)])
@@ -120,6 +127,25 @@ def test_rope_turns_each_pair_by_its_own_position(leading):
                 turn = cmath.exp(1j * position.item() / 50.0 ** (pair / 2))
                 turned = complex(*x[index][2 * pair : 2 * pair + 2].tolist()) * turn
                 assert complex(*y[index][2 * pair : 2 * pair + 2].tolist()) == pytest.approx(turned, abs=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_rope_gives_all_heads_of_a_sequence_its_positions(heads):
+    """Also where there are as many heads as sequences, which broadcasting alone would confuse."""
+    rope, x = RotaryPositionalEmbedding(50.0, 4, 40), torch.randn(2, heads, 5, 4)
+    positions = torch.tensor([[0, 1, 2, 3, 4], [30, 7, 7, 0, 39]])
+    y = rope(x, positions)
+    for sequence, head in itertools.product(range(2), range(heads)):
+        torch.testing.assert_close(y[sequence, head], rope(x[sequence, head], positions[sequence]))
+    torch.testing.assert_close(rope(x, positions[:, None]), y)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (), (1, 2, 3, 3, 5)])
+def test_rope_refuses_positions_of_other_dimensions(shape):
+    """Two batch dimensions and heads: positions with one of the three could belong to any."""
+    rope = RotaryPositionalEmbedding(50.0, 4, 40)
+    with pytest.raises(ValueError, match="token_positions"):
+        rope(torch.randn(2, 3, 3, 5, 4), torch.zeros(shape, dtype=torch.long))
 
 
 def test_attention_with_rope_depends_on_distance_alone():

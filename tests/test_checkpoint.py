@@ -15,9 +15,9 @@ import pytest
 import torch
 from helpers.checkpoints import Calls, archive, sign
 
-from lm.checkpoint import MODEL_SETTINGS, OLDER, load_checkpoint, load_model, load_tokenizer, save_checkpoint, verify
+from lm.checkpoint import OLDER, load_checkpoint, load_model, load_tokenizer, save_checkpoint, verify
 from lm.checks import compare_settings
-from lm.transformer import TransformerLM
+from lm.transformer import MODEL_SETTINGS, TransformerLM
 from tokenization import InputError
 
 SETTINGS = {"vocab_size": 20, "context_length": 8, "d_model": 8, "num_layers": 1, "num_heads": 2, "d_ff": None}

@@ -70,7 +70,7 @@ def test_documents_are_between_the_ends():
 
 def test_losses_are_those_of_torch_whatever_the_batch(monkeypatch):
     torch.manual_seed(0)
-    model = TransformerLM(50, 8, 16, 2, 2)
+    model = TransformerLM(50, 8, 16, 2, num_heads=2)
     documents = [np.random.default_rng(i).integers(0, 50, length) for i, length in enumerate((1, 20, 8, 3, 33))]
     expected = [
         sum(

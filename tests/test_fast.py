@@ -1,7 +1,9 @@
 """Proves that the fast ways give the plain ones' numbers: attention, loss, whole models, their gradients and ten steps
 of training, in float32 to 1e-5 and in bfloat16 as near to float32 as the plain way is; compiled, recomputed, padded."""
 
+import copy
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -12,22 +14,16 @@ from helpers import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm.accounting import forward_flops_per_token, training_flops_per_token
-from lm.attention import CAUSAL_ATTENTIONS, causal_attention
-from lm.fast import (
-    BLOCK,
-    ROWS,
-    _attend,
-    _linear_cross_entropy,
-    choose_attention,
-    embed,
-    keeps_logits,
-    linear_cross_entropy,
-    whole_cross_entropy,
-)
+from lm.attention import causal_attention
+from lm.fast import FastAttention, FastSwiGLU, embed, speed_up
+from lm.fast_attention import BLOCK, CAUSAL_ATTENTIONS, _attend, choose_attention
+from lm.fast_loss import ROWS, _linear_cross_entropy, keeps_logits, linear_cross_entropy, whole_cross_entropy
+from lm.layers import SwiGLU
 from lm.loss import cross_entropy
 from lm.machine import granted_cores
 from lm.optimizer import AdamW, clip_gradients
 from lm.transformer import TransformerLM
+from tokenization import InputError
 
 FAST_ATTENTIONS = [name for name in CAUSAL_ATTENTIONS if name != "plain"]
 VOCABULARY, CONTEXT = 101, BLOCK + 30
@@ -126,7 +122,7 @@ class Largest(TorchDispatchMode):
 def test_logits_are_kept_for_training_alone(keep):
     vocab_size, (inputs, targets) = 4000, windows(2 * ROWS // CONTEXT + 2)
     model = TransformerLM(vocab_size, CONTEXT, d_model=32, num_layers=1, num_heads=4)
-    model.speed_up("blocks", keep_logits=keep)
+    speed_up(model, "blocks", keep_logits=keep)
     with Largest() as training:
         loss = model(inputs, targets=targets)
     with Largest() as validating, torch.no_grad():
@@ -159,15 +155,17 @@ def test_the_choice_of_attention():
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def make(**settings) -> TransformerLM:
+def make(z_loss: float = 0.0, **settings) -> TransformerLM:
     torch.manual_seed(1)
     sizes = {"d_model": 32, "num_layers": 2, "num_heads": 4}
-    return TransformerLM(VOCABULARY, CONTEXT, **sizes | settings)
+    model = TransformerLM(VOCABULARY, CONTEXT, **sizes | settings)
+    model.z_loss = z_loss
+    return model
 
 
 def pair(attention: str, joint: bool = False, keep: bool = False, **settings) -> tuple[TransformerLM, TransformerLM]:
     plain, fast = make(**settings), make(**settings)
-    fast.speed_up(attention, joint, keep)
+    speed_up(fast, attention, joint, keep)
     return plain, fast
 
 
@@ -247,11 +245,48 @@ def test_ten_steps(attention, together):
         torch.testing.assert_close(other, weight, rtol=1e-5, atol=2e-5, msg=name)
 
 
+def test_a_fast_model_is_copied_pickled_and_chosen_anew():
+    model, expected = pair("blocks", joint=True)[1], gradients(make())
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert {type(module) for module in copied.modules()} == {type(module) for module in model.modules()}
+        loss, _ = gradients(copied)
+        torch.testing.assert_close(loss, expected[0], rtol=1e-5, atol=1e-5)
+        assert model.lm_head.weight.grad is None  # the copy has weights of its own
+    speed_up(model, "sdpa")
+    assert [module.attention for module in model.modules() if isinstance(module, FastAttention)] == ["sdpa"] * 2
+    assert not any(module.joint for module in model.modules() if isinstance(module, FastSwiGLU))
+    torch.testing.assert_close(gradients(model)[0], expected[0], rtol=1e-5, atol=1e-5)
+
+
+class Gate(SwiGLU):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class Windowed(TransformerLM):
+    def __init__(self, *sizes: int, window: int | None = None, **settings):
+        super().__init__(*sizes, **settings)
+        self.settings["window"] = window
+
+
+def test_what_is_not_known_is_refused_and_left_alone():
+    unknown, other, subclassed = Windowed(9, 8, 16, 1, num_heads=2, window=7), make(), make()
+    other.settings["norm_position"] = "sandwich"
+    subclassed.layers[1].ffn.__class__ = Gate
+    for model, words in ((unknown, "window 7"), (other, "norm_position sandwich"), (subclassed, "Gate, the model's")):
+        before = [type(module) for module in model.modules()]
+        with pytest.raises(InputError, match=f"the fast path does not support {words}"):
+            speed_up(model, "blocks")
+        assert [type(module) for module in model.modules()] == before
+    with pytest.raises(ValueError, match="attention is 'fastest'; it can be plain, blocks, sdpa"):
+        speed_up(make(), "fastest")
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_compiled_is_eager(keep):
     eager, compiled = make(num_layers=1), make(num_layers=1)
     for model in (eager, compiled):
-        model.speed_up("blocks", keep_logits=keep)
+        speed_up(model, "blocks", keep_logits=keep)
     compiled.compile()
     assert train(compiled, 3) == pytest.approx(train(eager, 3), abs=1e-5)
     assert compiled.state_dict().keys() == eager.state_dict().keys()
@@ -276,7 +311,7 @@ def test_added_rows_of_the_tables_change_nothing(fast):
         }
     )
     for model in (padded, exact) if fast else ():
-        model.speed_up("blocks")
+        speed_up(model, "blocks")
     inputs, _ = windows()
     assert padded(inputs).shape == exact(inputs).shape
     torch.testing.assert_close(padded(inputs), exact(inputs), rtol=1e-5, atol=1e-5)
@@ -295,7 +330,7 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("attention", [*FAST_ATTENTIONS, "plain"])
 def test_a_step_waits_for_nothing(attention):
     model = make()
-    model.speed_up(attention, joint_products=True)
+    speed_up(model, attention, joint_products=True)
     optimizer = AdamW(model.parameters(), together=True)
     inputs, targets = windows()
     with NoWaiting():
@@ -311,13 +346,13 @@ def test_a_step_waits_for_nothing(attention):
 
 
 def test_flops_of_the_handouts_models():
-    base = TransformerLM(10000, 256, 512, 4, 16, 1344, device="meta")
+    base = TransformerLM(10000, 256, 512, 4, num_heads=16, d_ff=1344, device="meta")
     assert 256 * forward_flops_per_token(base) == pytest.approx(9.534e9, rel=1e-3)
     assert training_flops_per_token(base) == pytest.approx(1.117e8, rel=1e-3)
-    xl = TransformerLM(50257, 1024, 1600, 48, 25, 6400, device="meta")
+    xl = TransformerLM(50257, 1024, 1600, 48, num_heads=25, d_ff=6400, device="meta")
     assert 1024 * forward_flops_per_token(xl) == pytest.approx(4.513e12, rel=1e-3)
     assert 16384 * forward_flops_per_token(xl, 16384) == pytest.approx(1.495e14, rel=1e-3)
-    silu = TransformerLM(10000, 256, 512, 4, 16, 2048, feed_forward="silu", device="meta")
+    silu = TransformerLM(10000, 256, 512, 4, num_heads=16, d_ff=2048, feed_forward="silu", device="meta")
     assert forward_flops_per_token(silu) - forward_flops_per_token(base) == 4 * 2 * 512 * (2 * 2048 - 3 * 1344)
 
 

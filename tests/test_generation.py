@@ -207,7 +207,7 @@ def test_ids_without_bytes_are_never_drawn(small):
 
 def test_the_seed_alone_decides():
     torch.manual_seed(0)
-    model = TransformerLM(30, 8, 16, 1, 2)
+    model = TransformerLM(30, 8, 16, 1, num_heads=2)
     first = list(generate(model, [1, 2], 20, Sampling(), seed=7))
     torch.manual_seed(99)
     state = torch.get_rng_state()
@@ -219,7 +219,7 @@ def test_the_seed_alone_decides():
 
 def test_greedy_is_the_argmax_of_the_model_at_each_step():
     torch.manual_seed(0)
-    model, text = TransformerLM(30, 8, 16, 1, 2), [1, 2, 3]
+    model, text = TransformerLM(30, 8, 16, 1, num_heads=2), [1, 2, 3]
     for token_id in generate(model, [1, 2, 3], 5, Sampling(0)):
         assert token_id == model(torch.tensor([text]))[0, -1].argmax()
         text.append(token_id)
@@ -243,7 +243,7 @@ def test_the_cache_changes_nothing(settings, length):
 
 def test_cached_logits_are_those_of_the_whole_text():
     torch.manual_seed(0)
-    model = TransformerLM(50, 16, 16, 2, 2)
+    model = TransformerLM(50, 16, 16, 2, num_heads=2)
     texts = torch.randint(50, (3, 16)).tolist()
     reader, lengths = CachedReader(model, 3, torch.float32), [5, 1, 8]
     with torch.inference_mode():
@@ -302,7 +302,7 @@ def test_a_batch_is_drawn_in_step_and_lazily():
     ],
 )
 def test_prompts_that_make_no_sense(prompts, message):
-    model = TransformerLM(50, 8, 16, 1, 2)
+    model = TransformerLM(50, 8, 16, 1, num_heads=2)
     with pytest.raises(InputError, match=message):
         list(generate_batch(model, prompts, 3, Sampling()))
 
@@ -310,7 +310,7 @@ def test_prompts_that_make_no_sense(prompts, message):
 def test_bfloat16_is_float32_to_two_digits():
     """Every weight and activation has 8 bits of mantissa: 3 parts in 1000, a few dozen times in a row."""
     torch.manual_seed(0)
-    model, token_ids = TransformerLM(1000, 64, 128, 4, 4), torch.randint(1000, (50,)).tolist()
+    model, token_ids = TransformerLM(1000, 64, 128, 4, num_heads=4), torch.randint(1000, (50,)).tolist()
     readers = [CachedReader(model, 1, dtype) for dtype in (torch.float32, torch.bfloat16)]
     exact, rounded = [
         torch.stack([reader.read(0, token_ids[:20]), *(reader.step([i])[0] for i in token_ids[20:])])
@@ -344,7 +344,7 @@ def test_weights_in_each_layout_multiply_as_before(layout, dtype, tolerance):
 def test_a_reader_reads_as_the_model_does_in_each_layout(layout, monkeypatch):
     """Against the plain reader, for a prompt, one row and several."""
     torch.manual_seed(0)
-    model, token_ids = TransformerLM(300, 16, 64, 2, 2), torch.randint(300, (2, 30)).tolist()
+    model, token_ids = TransformerLM(300, 16, 64, 2, num_heads=2), torch.randint(300, (2, 30)).tolist()
     monkeypatch.setattr("lm.decoding.choose_layout", lambda *_: layout)
     plain, cached = PlainReader(model), CachedReader(model, 2, torch.float32)
     for row in range(2):
@@ -455,7 +455,7 @@ def test_a_model_that_has_diverged_is_said_to_have():
 def test_a_text_that_fails_does_so_alone(use_cache):
     """Token 49 is NaN: who reads it fails, and neither those beside it nor those that take its row do."""
     torch.manual_seed(2)
-    model = TransformerLM(50, 8, 16, 2, 2)
+    model = TransformerLM(50, 8, 16, 2, num_heads=2)
     prompts = [[1, 2, 3], [4, 49, 5], [6], [49], [7, 8]]
     healthy = [number for number, prompt in enumerate(prompts) if 49 not in prompt]
     sampling = Sampling(1.0, None, 1.0)
@@ -484,7 +484,7 @@ def test_a_text_that_fails_does_so_alone(use_cache):
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_the_prompts_scores_are_the_models_own(use_cache):
     torch.manual_seed(2)
-    model = TransformerLM(50, 8, 16, 2, 2)
+    model = TransformerLM(50, 8, 16, 2, num_heads=2)
     writer = Writer(make_reader(model, 2, use_cache=use_cache), vocab_size=40)
     writer.add(Text([3], 9, Sampling()))
     for ids in ([1, 2, 3, 30, 5, 6, 7, 8], [9]):
@@ -504,7 +504,7 @@ def test_the_prompts_scores_are_the_models_own(use_cache):
 def test_texts_that_come_and_go_change_no_other():
     """Some join when others are half done, some are dropped in the middle; each with a sampling of its own."""
     torch.manual_seed(2)
-    model, rng = TransformerLM(50, 8, 16, 2, 2), random.Random(0)
+    model, rng = TransformerLM(50, 8, 16, 2, num_heads=2), random.Random(0)
     texts = []
     for number in range(12):
         prompt = [rng.randrange(50) for _ in range(rng.randint(1, 12))]
@@ -529,7 +529,7 @@ def test_texts_that_come_and_go_change_no_other():
 @pytest.mark.parametrize("rows", [1, 3, 20])
 def test_more_texts_than_rows(rows):
     torch.manual_seed(2)
-    model = TransformerLM(50, 8, 16, 1, 2)
+    model = TransformerLM(50, 8, 16, 1, num_heads=2)
     texts = [Text([number], 3 + number, Sampling(1.0), seed=number, number=number) for number in range(7)]
     writer, most = Writer(make_reader(model, rows)), 0
     for drawn in write_texts(writer, texts, rows):
@@ -543,7 +543,7 @@ def test_more_texts_than_rows(rows):
 @torch.inference_mode()
 def test_log_probabilities_are_the_models_own():
     torch.manual_seed(2)
-    model = TransformerLM(50, 8, 16, 2, 2)
+    model = TransformerLM(50, 8, 16, 2, num_heads=2)
     text = Text([1, 2, 3], 5, Sampling(0.3, 4), seed=1, top=3)
     for position, drawn in enumerate(write_texts(Writer(make_reader(model, 1), vocab_size=40), [text], 1), start=3):
         expected = model(torch.tensor([text.ids[:position]]))[0, -1, :40].log_softmax(-1)

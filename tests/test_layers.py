@@ -7,7 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lm.layers import Embedding, Linear, RMSNorm, RotaryPositionalEmbedding, SiLUFeedForward, SwiGLU, silu
+from lm.attention import MultiHeadSelfAttention
+from lm.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU, silu
+from lm.positions import RotaryPositionalEmbedding
+from lm.transformer import TransformerLM
 
 LEADING = [(), (3,), (2, 1, 4)]
 
@@ -180,3 +183,21 @@ def test_device_and_dtype(make):
     for parameter in make(device="meta", dtype=torch.float64).parameters():
         assert (parameter.device.type, parameter.dtype) == ("meta", torch.float64)
     assert all(parameter.dtype == torch.float32 for parameter in make().parameters())
+
+
+def test_a_module_shows_its_sizes_and_settings():
+    assert repr(Linear(4, 6)) == "Linear(in_features=4, out_features=6)"
+    assert repr(Embedding(7, 4)) == "Embedding(num_embeddings=7, embedding_dim=4)"
+    assert repr(RMSNorm(4)) == "RMSNorm(d_model=4, eps=1e-05)"
+    rope = RotaryPositionalEmbedding(100.0, 6, 50)
+    assert repr(rope) == "RotaryPositionalEmbedding(theta=100.0, d_k=6, max_seq_len=50)"
+    beginnings = {
+        SwiGLU(4, 6): "SwiGLU(\n  d_model=4, d_ff=6\n  (w1): Linear(in_features=4, out_features=6)\n",
+        SiLUFeedForward(4, 6): "SiLUFeedForward(\n  d_model=4, d_ff=6\n  (w1): ",
+        MultiHeadSelfAttention(12, 2): "MultiHeadSelfAttention(\n  d_model=12, num_heads=2, qk_norm=False\n",
+        TransformerLM(9, 8, 12, 1, num_heads=2, qk_norm=True): "TransformerLM(\n  vocab_size=9, context_length=8,"
+        " d_model=12, num_layers=1, num_heads=2, d_ff=64, rope_theta=10000.0, norm_position='pre',"
+        " position_encoding='rope', feed_forward='swiglu', vocab_multiple=1, tie_embeddings=False, qk_norm=True\n",
+    }
+    for module, beginning in beginnings.items():
+        assert repr(module).startswith(beginning)

@@ -13,8 +13,7 @@ import yaml
 from helpers import ROOT
 
 from lm.__main__ import COMMANDS
-from lm.checkpoint import MODEL_SETTINGS
-from lm.transformer import TransformerLM
+from lm.transformer import MODEL_SETTINGS, TransformerLM
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 

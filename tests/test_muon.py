@@ -41,7 +41,7 @@ def set_gradients(model: TransformerLM, step: int) -> None:
 def test_the_step_is_the_equations():
     model, other = make(), make()
     settings = {"lr": 0.01, "weight_decay": 0.3, "betas": (0.9, 0.95)}
-    muon = Muon(model, momentum=0.9, rate=0.5, dtype=torch.float64, **settings)
+    muon = Muon(model.named_parameters(), momentum=0.9, rate=0.5, dtype=torch.float64, **settings)
     rest = [weight for name, weight in other.named_parameters() if "layers" not in name or weight.ndim == 1]
     assert len(rest) == 3 + 2 * 4  # the tables, and all gains
     adamw, momenta = AdamW(rest, **settings), {}
@@ -60,18 +60,18 @@ def test_the_step_is_the_equations():
 
 def test_a_rate_of_nothing_is_refused():
     with pytest.raises(ValueError, match="muon_rate is 0"):
-        Muon(make(), rate=0)
+        Muon(make().named_parameters(), rate=0)
 
 
 def test_a_state_dict_goes_on_bit_for_bit():
     straight = make(torch.float32)
-    optimizer = Muon(straight, lr=0.01)
+    optimizer = Muon(straight.named_parameters(), lr=0.01)
     for step in range(6):
         if step == 3:
             state, resumed = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(straight)
         set_gradients(straight, step)
         optimizer.step()
-    other = Muon(resumed, lr=9.0)
+    other = Muon(resumed.named_parameters(), lr=9.0)
     other.load_state_dict(state)
     for step in range(3, 6):
         set_gradients(resumed, step)
@@ -81,7 +81,7 @@ def test_a_state_dict_goes_on_bit_for_bit():
 
 def test_a_step_that_is_not_taken_changes_nothing():
     model = make(torch.float32)
-    optimizer = Muon(model, lr=0.1)
+    optimizer = Muon(model.named_parameters(), lr=0.1)
     set_gradients(model, 0)
     optimizer.step()
     weights = [weight.detach().clone() for weight in model.parameters()]

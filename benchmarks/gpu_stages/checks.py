@@ -30,6 +30,7 @@ from gpu_stages.bench import (
     why_not_compiled,
 )
 from lm.checkpoint import load_checkpoint, load_model
+from lm.fast import speed_up
 from lm.generation import generate
 from lm.muon import muon_update, orthogonalize
 from lm.optimizer import AdamW, clip_gradients
@@ -75,7 +76,7 @@ def largest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> f
 
 def fast_is_plain(bench: Bench, attention: str, half: bool) -> dict[str, Any]:
     plain, fast = make_model(bench, SHAPE), make_model(bench, SHAPE)
-    fast.speed_up(attention, joint_products=True)
+    speed_up(fast, attention, joint_products=True)
     batch = make_batch(bench, SHAPE, 3)
     (loss, grads), (plain_loss, plain_grads) = gradients(bench, fast, batch, half), gradients(bench, plain, batch, half)
     found = {"loss": (loss - plain_loss).item(), "gradients": largest(grads, plain_grads)}
@@ -97,7 +98,7 @@ def train(
     bench: Bench, model: TransformerLM, steps: int, half: bool = False, compiled: bool = False
 ) -> tuple[list[float], dict[str, Any]]:
     """-> losses and weights. compiled: as `lm fit` does it, model and optimizer."""
-    model.speed_up("sdpa", joint_products=True, keep_logits=compiled)
+    speed_up(model, "sdpa", joint_products=True, keep_logits=compiled)
     if compiled:
         model.compile()
     optimizer, losses = AdamW(model.parameters(), lr=3e-3, compiled=compiled), []

@@ -15,6 +15,7 @@ from lm.figures import is_plot
 from lm.machine import native_precision
 from lm.peaks import GPU_PEAKS, peak_flops
 from lm.strict_json import to_json
+from lm.transformer import DEFAULTS, MODEL_SETTINGS
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.outputs import check_file
@@ -144,8 +145,8 @@ def preset_arguments(name: str, edition: int) -> list[str]:
 def table(result: dict[str, Any]) -> list[str]:
     """Lays out everything, a line each."""
     settings, batch_size = result["settings"], result["batch_size"]
-    sizes = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff")
-    lines = [f"{result['name']}: " + ", ".join(f"{key} {settings[key]}" for key in sizes), *by_part(result)]
+    shown = [name for name in MODEL_SETTINGS if settings[name] != DEFAULTS.get(name)]
+    lines = [f"{result['name']}: " + ", ".join(f"{name} {settings[name]}" for name in shown), *by_part(result)]
     gains, head = result["parameters"]["norms"], result["forward_flops"]["head"]
     total, forward = sum(result["parameters"].values()), sum(result["forward_flops"].values())
     kept = {name: sum(parts.values()) for name, parts in result["activation_bytes"].items()}

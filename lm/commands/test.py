@@ -10,7 +10,8 @@ from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.commands import add_device, add_run, new_parser
 from lm.devices import find_device
 from lm.evaluation import Score, score_documents, score_file, split_documents
-from lm.fast import choose_attention
+from lm.fast import speed_up
+from lm.fast_attention import choose_attention
 from lm.machine import keep_large_blocks, use_granted_cores
 from lm.strict_json import to_json
 from lm.transformer import TransformerLM
@@ -48,7 +49,7 @@ def run(argv: list[str]) -> None:
     checkpoint = find_checkpoint(args.run)
     model = load_model(checkpoint, finite=False).to(device)
     tokenizer = load_tokenizer(checkpoint, model.vocab_size)
-    model.speed_up(choose_attention(device.type, model.context_length))
+    speed_up(model, choose_attention(device.type, model.context_length))
     file = TokenFile.open(args.file)
     if file.description.tokenizer_sha256 != tokenizer.digest:
         raise InputError(

@@ -29,6 +29,7 @@ from lm.accounting import forward_flops, parameters_by_part, state_bytes
 from lm.activations import Arrangement
 from lm.commands.export import FORMATS
 from lm.decoding import CachedReader
+from lm.fast import speed_up
 from lm.layers import SwiGLU
 from lm.llama import llama_settings
 from lm.module import LanguageModel
@@ -38,7 +39,7 @@ PARTS = (fast.SUPPORT, decoding.SUPPORT, accounting.SUPPORT, llama.SUPPORT)
 PLAIN = combinations()[0]
 ALIBI, GROUPED = PLAIN | {"position_encoding": "alibi"}, PLAIN | {"num_kv_heads": 1}
 REFUSING = {
-    "the fast path": lambda model: model.speed_up("blocks"),
+    "the fast path": lambda model: speed_up(model, "blocks"),
     "generation with a cache": lambda model: CachedReader(model, 1, torch.float32),
     "the accounting of parameters": parameters_by_part,
     "the accounting": forward_flops,

@@ -43,4 +43,4 @@ def test_lm_account_counts_the_newest(lm):
 
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match="optimizer is 'sgd'; it can be adamw, muon"):
-        LanguageModel(10, 4, 8, 1, 1, optimizer="sgd")
+        LanguageModel(**few()[0], optimizer="sgd")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm import attention, transformer
+from lm import attention, fast_attention, transformer
 from lm.attention import MultiHeadSelfAttention
 from lm.layers import Linear
 from lm.module import OPTIMIZERS
@@ -50,7 +50,7 @@ def add_alibi(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TransformerLM, "__init__", build_with_slopes)
     patch.setattr(MultiHeadSelfAttention, "forward", forward_with_slopes)
     patch.setattr(attention, "causal_attention", biased_attention)
-    patch.setitem(attention.CAUSAL_ATTENTIONS, "plain", biased_attention)
+    patch.setitem(fast_attention.CAUSAL_ATTENTIONS, "plain", biased_attention)
 
 
 def add_grouped_queries(patch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "d_ff": (None, 24),
     "rope_theta": (10000.0, 50.0),
     "vocab_multiple": (1, 32),
-    "z_loss": (0.0, 0.01),
 }
 NO_SETTINGS = ("device", "dtype")
 

@@ -1,0 +1,104 @@
+"""The cross-entropy of a language model without a (tokens, vocab_size) tensor of logits in memory.
+
+    linear_cross_entropy    lm_head and loss together, some rows at a time, and the gradients on the way forward.
+    whole_cross_entropy     the loss from all logits, for torch.compile on a GPU that has room for them.
+
+What is computed is loss.cross_entropy, and the tests compare with it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+ROWS = 512  # of logits at a time: 10 MB of bfloat16 with a vocabulary of 10,000
+GPU_LOGITS = 1 << 26  # at a time on a GPU, which wants few and large operations: 256 MB of float32
+LARGEST_LOGITS = 1 / 8  # of a GPU's memory, in float32: up to here they are kept whole
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:
+    """cross_entropy(x @ weight.T, targets, z_loss) over the first vocab_size rows of the weight.
+
+    x: (..., d_model), weight: (at least vocab_size, d_model), targets: (...) -> scalar, float32. The gradients are
+    computed on the way forward, while a chunk of logits is at hand (Wijmans et al. 2024 avoid the logits, too), and
+    only where gradients are wanted.
+    """
+    device_type = x.device.type
+    if torch.is_autocast_enabled(device_type):
+        x = x.to(torch.get_autocast_dtype(device_type))
+    with_gradients = torch.is_grad_enabled()
+    return _linear_cross_entropy(x.flatten(0, -2), weight, targets.flatten(), vocab_size, z_loss, with_gradients)[0]
+
+
+@torch.library.custom_op("lm::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> the mean loss, and the gradients of the SUM of all losses for x and weight."""
+    d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)  # pages that nothing writes to cost nothing
+    loss = torch.zeros((), dtype=torch.float32, device=x.device)
+    rows, at_once = weight.to(x.dtype), ROWS if x.is_cpu else max(ROWS, GPU_LOGITS // len(weight))
+    with torch.autocast(x.device.type, enabled=False):
+        for x_chunk, chunk_targets, d_x_chunk in zip(
+            x.split(at_once), targets[:, None].split(at_once), d_x.split(at_once), strict=True
+        ):
+            logits = x_chunk @ rows.T
+            logits[:, vocab_size:] = -math.inf
+            probabilities = torch.softmax(logits, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+            # -log p of the target may underflow, that of the likeliest token cannot: it is at least 1 / vocab_size.
+            maximum, log_likeliest = logits.amax(dim=-1).float(), probabilities.amax(dim=-1).log()
+            behind = maximum - logits.gather(-1, chunk_targets).squeeze(-1).float()
+            loss += (behind - log_likeliest).sum()
+            if z_loss:
+                log_normalizer = maximum - log_likeliest
+                loss += z_loss * log_normalizer.square().sum()
+            if not with_gradients:
+                continue
+            if z_loss:
+                probabilities *= (1 + 2 * z_loss * log_normalizer)[:, None]
+            probabilities.scatter_add_(-1, chunk_targets, probabilities.new_full((len(x_chunk), 1), -1))
+            d_logits = probabilities.to(x.dtype)
+            torch.mm(d_logits, rows, out=d_x_chunk)
+            d_weight += d_logits.T @ x_chunk
+    return loss / len(x), d_x, d_weight
+
+
+@_linear_cross_entropy.register_fake
+def _(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty((), dtype=torch.float32), torch.empty_like(x), torch.empty_like(weight)
+
+
+def _keep_for_loss(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward_of_loss(ctx, d_loss: Tensor, _d_x: Tensor, _d_weight: Tensor) -> tuple:
+    d_x, d_weight = ctx.saved_tensors
+    scale = d_loss / len(d_x)
+    return d_x * scale.to(d_x.dtype), d_weight * scale.to(d_weight.dtype), None, None, None, None
+
+
+_linear_cross_entropy.register_autograd(_backward_of_loss, setup_context=_keep_for_loss)
+
+
+def keeps_logits(num_logits: int, memory: int) -> bool:
+    """Whether a GPU with so many bytes of memory takes the loss from all logits of a batch at once."""
+    return 4 * num_logits <= LARGEST_LOGITS * memory
+
+
+def whole_cross_entropy(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
+    """loss.cross_entropy, arranged for torch.compile, which makes one pass over the logits of it and one back.
+
+    The target's logit is picked by comparing: the gradient of gather would be another tensor as large as the logits.
+    """
+    logits = logits.float()
+    maximum = logits.detach().amax(dim=-1, keepdim=True)
+    shifted = logits - maximum
+    log_normalizer = shifted.exp().sum(dim=-1).log()
+    picked = torch.arange(logits.shape[-1], device=logits.device) == targets.unsqueeze(-1)
+    losses = log_normalizer - torch.where(picked, shifted, 0.0).sum(dim=-1)
+    if z_loss:
+        losses = losses + z_loss * (log_normalizer + maximum.squeeze(-1)).square()
+    return losses.mean()

@@ -1,0 +1,55 @@
+"""Rotary position embedding (RoPE): attention learns how far apart two tokens are.
+
+    (x_2k, x_2k+1) is turned by the angle  position / theta^(2k / d_k)
+
+The dot product of two turned vectors depends on the distance between their positions alone.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class RotaryPositionalEmbedding(nn.Module):
+    """Turns each pair of neighbouring features by an angle that grows with the position (Su et al. 2021).
+
+    The pairs are interleaved, (0, 1), (2, 3) and so on, as in the paper; Hugging Face's Llama pairs i with i + d_k / 2.
+    The tables are buffers that no checkpoint holds: they follow from theta, d_k and max_seq_len.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, theta: float, d_k: int, max_seq_len: int, device: torch.device | str | None = None):
+        super().__init__()
+        if d_k % 2:
+            raise ValueError(f"d_k is {d_k}: rotary embeddings turn pairs of features, so it must be even")
+        if not 0 < theta < math.inf:
+            raise ValueError(f"theta is {theta}; the base of the wavelengths must be a number above 0")
+        self.theta = theta
+        # float64, because at position 100,000 a float32 angle is off by 0.004
+        frequencies = theta ** (-torch.arange(0, d_k, 2, dtype=torch.float64, device=device) / d_k)
+        positions = torch.arange(max_seq_len, dtype=torch.float64, device=device)
+        angles = torch.outer(positions, frequencies)  # (max_seq_len, d_k / 2)
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+        """Rotates x, (..., seq, d_k), to the same shape.
+
+        token_positions: (seq,), the same for all of x; or with x's leading dimensions, or all of them but the last,
+        the heads, which then share their positions: x (batch, heads, seq, d_k) and token_positions (batch, seq).
+        """
+        if token_positions.ndim not in (1, x.ndim - 2, x.ndim - 1):
+            raise ValueError(f"token_positions are {tuple(token_positions.shape)}, which does not fit {tuple(x.shape)}")
+        if 1 < token_positions.ndim == x.ndim - 2:
+            token_positions = token_positions.unsqueeze(-2)
+        cos, sin = self.cos[token_positions], self.sin[token_positions]
+        even, odd = x[..., 0::2], x[..., 1::2]
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+        return turned.flatten(-2).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        max_seq_len, pairs = self.cos.shape
+        return f"theta={self.theta}, d_k={2 * pairs}, max_seq_len={max_seq_len}"
