@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import ExitStack, closing
 
 import openai
 import torch
@@ -46,6 +47,7 @@ class Running:
             self.address, self.stop, self.loop = address, stop, asyncio.get_running_loop()
             started.set()
 
+        self.clients = ExitStack()  # closes the streams that tests have left open
         self.thread = threading.Thread(target=lambda: asyncio.run(run_server(server, "127.0.0.1", 0, ready)))
         self.thread.start()
         assert started.wait(20)
@@ -64,10 +66,10 @@ class Running:
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=api_key, max_retries=0, timeout=60)
 
     def request(self, method, path, body=None, **headers):
-        connection = http.client.HTTPConnection(self.host, timeout=60)
-        connection.request(method, path, body, headers)
-        response = connection.getresponse()
-        return response.status, response.read().decode(), response.headers
+        with closing(http.client.HTTPConnection(self.host, timeout=60)) as connection:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            return response.status, response.read().decode(), response.headers
 
     def send(self, data: bytes, seconds: float = 10) -> bytes:
         """Anything at all, and what comes until the server closes the connection."""
@@ -107,9 +109,9 @@ class Running:
 
     def start_stream(self):
         """A client that has got its first token, and reads no more."""
-        connection = http.client.HTTPConnection(self.host, timeout=60)
+        connection = self.clients.enter_context(closing(http.client.HTTPConnection(self.host, timeout=60)))
         body = json.dumps({"prompt": "Tom", "max_tokens": 150, "stream": True, "seed": self.long_seed()})
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
+        response = self.clients.enter_context(closing(connection.getresponse()))
         assert response.readline().startswith(b"data: ")
         return connection, response

@@ -28,6 +28,7 @@ def make(folder):
     yield start
     for server in made:
         server.end()
+        server.clients.close()
 
 
 @pytest.fixture(scope="module")

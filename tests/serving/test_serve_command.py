@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 import torch
@@ -64,23 +65,17 @@ def test_the_command_serves_until_it_is_told_to_end(folder):
     """Beyond this machine, and says so where everybody could write."""
     command = [sys.executable, "-m", "lm", "serve", str(folder), "--port=0", "--host=0.0.0.0"]
     environment = {name: value for name, value in os.environ.items() if name != "LM_API_KEY"}
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    line = process.stderr.readline()
-    port = re.search(r"served at http://0\.0\.0\.0:(\d+);", line)[1]
-    warning = process.stderr.readline()
-    assert warning.startswith(f"[everyone who reaches http://0.0.0.0:{port} can write; --api-key KEY")
-    connection = http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=20)
-    connection.request("GET", "/health")
-    assert json.loads(connection.getresponse().read())["model"] == "run"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    assert process.stderr.read() == ""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        line = process.stderr.readline()
+        port = re.search(r"served at http://0\.0\.0\.0:(\d+);", line)[1]
+        warning = process.stderr.readline()
+        assert warning.startswith(f"[everyone who reaches http://0.0.0.0:{port} can write; --api-key KEY")
+        with closing(http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=20)) as connection:
+            connection.request("GET", "/health")
+            assert json.loads(connection.getresponse().read())["model"] == "run"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import torch
 
@@ -61,13 +62,13 @@ def test_a_request_takes_no_longer_than_it_may(slow):
 
 
 def test_a_body_that_never_comes(slow):
-    connection = http.client.HTTPConnection(slow.host, timeout=60)
-    connection.putrequest("POST", "/v1/completions")
-    for name, value in (("Content-Type", "application/json"), ("Content-Length", "100")):
-        connection.putheader(name, value)
-    connection.endheaders(b'{"prompt')
-    response = connection.getresponse()
-    assert (response.status, json.loads(response.read())["error"]["code"]) == (408, 408)
+    with closing(http.client.HTTPConnection(slow.host, timeout=60)) as connection:
+        connection.putrequest("POST", "/v1/completions")
+        for name, value in (("Content-Type", "application/json"), ("Content-Length", "100")):
+            connection.putheader(name, value)
+        connection.endheaders(b'{"prompt')
+        response = connection.getresponse()
+        assert (response.status, json.loads(response.read())["error"]["code"]) == (408, 408)
 
 
 def test_the_end_of_the_server_is_told(make):
