@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 from helpers.registries import all_values
 
-from lm.attention import CAUSAL_ATTENTIONS
+from lm.fast_attention import CAUSAL_ATTENTIONS
 from lm.module import OPTIMIZERS, LanguageModel
 from lm.schedule import SCHEDULES
 from lm.transformer import TransformerLM
