@@ -20,7 +20,7 @@ from tokenization import InputError
 
 SUPPORT = Support(
     part="the accounting of parameters, FLOPs and memory",
-    remedy="teach it in lm/accounting.py and lm/activations.py",
+    remedy="add it to lm/accounting.py and lm/activations.py",
     options={
         "norm_position": ("pre", "post", "none"),
         "position_encoding": ("rope", "none"),
@@ -138,7 +138,7 @@ def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
     if optimizer not in kept:
         raise InputError(
             f"the accounting of memory does not know what optimizer {optimizer} keeps, only {' or '.join(kept)};"
-            " teach it in lm/accounting.py"
+            " add it to lm/accounting.py"
         )
     return kept[optimizer]
 
