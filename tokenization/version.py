@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def own_version() -> str:
-    """Returns the installed distribution's version, or in a clone that is not installed, the one in pyproject.toml."""
+    """Return the version of the installed distribution, or of pyproject.toml in a clone that is not installed."""
     try:
         return str(version("text-to-lm"))
     except PackageNotFoundError:
         project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-        return re.findall(r'^version = "(.*)"$', project, flags=re.MULTILINE)[0]
+        return str(re.findall(r'^version = "(.*)"$', project, flags=re.MULTILINE)[0])
