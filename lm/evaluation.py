@@ -1,9 +1,9 @@
-"""How well a model predicts a text: loss in nats a token, perplexity, bits per byte (handout, section 4).
+"""How well a model predicts a text: loss in nats per token, perplexity, bits per byte (handout, section 4).
 
-a whole file      windows of context_length tokens side by side, as `lm validate` takes them, to the last token
-its documents     each by itself, as if the model had read <|endoftext|> and nothing else before; that token at its
-                  end is not asked for. Of a document longer than the context the last window begins earlier, and
-                  is full; lm-eval's rolling log-likelihood is the same.
+a whole file      adjacent windows of context_length tokens, as `lm validate` takes them, to the last token
+its documents     each by itself, as if the model had read <|endoftext|> and nothing else before; the one at its end
+                  is not predicted. The last window of a document longer than the context begins earlier, so that it
+                  is full; lm-eval's rolling log-likelihood does the same.
 """
 
 import math
@@ -25,7 +25,7 @@ LOGITS = 1 << 25  # at once, at most: 128 MiB
 
 
 class Window(NamedTuple):
-    """The model reads token_ids but the last; the last num_targets of them are predictions that count."""
+    """A stretch of tokens: the model reads all but the last, and its predictions of the last num_targets count."""
 
     document: int
     token_ids: np.ndarray
@@ -33,12 +33,14 @@ class Window(NamedTuple):
 
 
 def file_windows(tokens: np.ndarray, context_length: int) -> Iterator[Window]:
+    """Yields adjacent windows over a whole file, whatever documents are in them."""
     for start in range(0, len(tokens) - 1, context_length):
         window = tokens[start : start + context_length + 1]
         yield Window(0, window, len(window) - 1)
 
 
 def document_windows(documents: Iterable[np.ndarray], context_length: int, end_id: int) -> Iterator[Window]:
+    """Yields the windows of each document by itself. end_id: of <|endoftext|>, which the model reads before it."""
     for number, document in enumerate(documents):
         tokens = np.concatenate([[end_id], document]).astype(np.int64)
         done = 1
@@ -49,7 +51,7 @@ def document_windows(documents: Iterable[np.ndarray], context_length: int, end_i
 
 
 def split_documents(tokens: np.ndarray, end_id: int) -> list[np.ndarray]:
-    """Between the <|endoftext|>; where two of them stand side by side there is none."""
+    """Returns the documents between the <|endoftext|> tokens; between two adjacent ones there is none."""
     ends = np.flatnonzero(tokens == end_id)
     starts = np.concatenate([[0], ends + 1])
     pairs = zip(starts, np.concatenate([ends, [len(tokens)]]), strict=True)
@@ -58,7 +60,7 @@ def split_documents(tokens: np.ndarray, end_id: int) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def token_losses(model: TransformerLM, windows: Sequence[Window]) -> list[Tensor]:
-    """-log p of the targets of each window, (num_targets,) each, on the CPU."""
+    """Returns -log p of each window's targets, a tensor (num_targets,) each, on the CPU."""
     longest = max(len(window.token_ids) for window in windows)
     batch = torch.zeros(len(windows), longest, dtype=torch.long)  # what is behind a window's end changes nothing in it
     for row, window in zip(batch, windows, strict=True):
@@ -70,7 +72,7 @@ def token_losses(model: TransformerLM, windows: Sequence[Window]) -> list[Tensor
 
 
 def total_losses(model: TransformerLM, windows: Iterable[Window], num_targets: int, documents: int) -> np.ndarray:
-    """The nats of each document, (documents,); num_targets: in all, for the progress bar."""
+    """Returns each document's nats, (documents,). num_targets: of all windows, for the progress bar."""
     rows = max(1, LOGITS // (model.context_length * model.vocab_size))
     totals = np.zeros(documents)
     waiting: list[Window] = []
@@ -93,7 +95,7 @@ def total_losses(model: TransformerLM, windows: Iterable[Window], num_targets: i
 
 @dataclass(frozen=True)
 class Score:
-    """nats: of all predictions together, which are of so many tokens and bytes."""
+    """The nats of all predictions together, and how many tokens and bytes these predict."""
 
     nats: float
     tokens: int
@@ -111,7 +113,7 @@ class Score:
 
 
 def score_file(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile) -> Score:
-    """All but the first token, of which there is nothing to predict it from."""
+    """Scores a whole file: every token but the first, which nothing comes before."""
     num_targets = len(file) - 1
     nats = total_losses(model, file_windows(file.tokens, model.context_length), num_targets, 1)[0]
     return Score(float(nats), num_targets, file.description.bytes - len(tokenizer.vocab[int(file.tokens[0])]))
@@ -120,6 +122,7 @@ def score_file(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile) -> S
 def score_documents(
     model: TransformerLM, tokenizer: Tokenizer, documents: Sequence[np.ndarray], end_id: int
 ) -> list[Score]:
+    """Scores each document by itself. end_id: of <|endoftext|>."""
     sizes = np.array([len(tokenizer.vocab.get(token_id, b"")) for token_id in range(tokenizer.vocab_size)])
     windows = document_windows(documents, model.context_length, end_id)
     nats = total_losses(model, windows, sum(map(len, documents)), len(documents))

@@ -3,9 +3,9 @@
     config.json        the model's settings         model.safetensors, or its shards      the weights
     tokenizer.json     the tokenizer                generation_config.json, tokenizer_config.json ...
 
-transformers' LlamaForCausalLM and AutoTokenizer read what is written here. A run that is read can be generated from,
-tested and validated like any other, and `lm fit --init_from` begins a new one with its weights. What a folder asks for
-that our Transformer does not do is refused by name: otherwise it would load, and be another model.
+LlamaForCausalLM and AutoTokenizer of transformers read what is written here. An imported run generates, is tested and
+is validated like any other, and `lm fit --init_from` begins a new run with its weights. Whatever a folder asks for that
+our Transformer does not do is refused by name: otherwise it would load, and be another model.
 """
 
 from importlib.metadata import version
@@ -40,6 +40,7 @@ from tokenization.interchange import export_huggingface, import_huggingface
 
 
 def huggingface_weights(model: TransformerLM) -> dict[str, Tensor]:
+    """Returns the weights under transformers' names and in its order of features."""
     weights, ours = {}, weights_without_padding(model)
     for key, name in other_names(model, 0).items():
         weight = ours[key]
@@ -49,6 +50,7 @@ def huggingface_weights(model: TransformerLM) -> dict[str, Tensor]:
 
 
 def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
+    """Writes a folder for transformers. dtype: of the weights, one of DTYPES."""
     end = tokenizer.end_of_text_id
     config = llama_settings(model) | {"bos_token_id": end, "eos_token_id": end, "dtype": str(DTYPES[dtype])[6:]}
     special = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
@@ -74,7 +76,7 @@ def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder
 
 
 def check_weights(stored: dict[str, Stored], shapes: dict[str, list[int]], folder: Path) -> None:
-    """Raises InputError unless the files announce exactly the model's weights. shapes: the model's, by name."""
+    """Raises InputError unless the files' headers list exactly the model's weights. shapes: the model's, by name."""
     wrong = {"is missing": shapes.keys() - stored.keys(), "has no place": stored.keys() - shapes.keys()}
     for what, names in wrong.items():
         if names:
@@ -116,7 +118,7 @@ def our_weights(model: TransformerLM, stored: dict[str, Stored], folder: Path) -
 
 
 def empty_model(settings: dict[str, Any], path: Path) -> TransformerLM:
-    """On the meta device, where no size takes memory."""
+    """Builds the model on the meta device, so that hostile sizes allocate nothing."""
     try:
         model = TransformerLM(**settings, device="meta")
     except (ValueError, RuntimeError) as error:
@@ -153,7 +155,7 @@ def read_llama(source: Path) -> tuple[dict[str, Any], Tokenizer, dict[str, Tenso
 def write_run(
     folder: Path, run: Path, settings: dict[str, Any], tokenizer: Tokenizer, weights: dict[str, Tensor]
 ) -> None:
-    """Writes the run into a folder that will be renamed to run."""
+    """Writes the run into a folder that the caller then renames to `run`."""
     tokenizer.save(folder / TOKENIZER)
     write_config(settings, run, folder / CONFIG)
     state = {f"model.{key}": weight for key, weight in weights.items()}

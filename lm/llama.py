@@ -108,6 +108,7 @@ def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_choices(config: dict[str, Any], choices: dict[str, tuple[tuple[Any, ...], str]], place: str) -> None:
+    """Raises InputError for a key whose value is not among its choices. place: of the config, for the message."""
     for name, (values, reason) in choices.items():
         value = config.get(name, ABSENT.get(name))
         if value is not None and value not in values:
@@ -176,6 +177,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def tied(model: TransformerLM) -> bool:
+    """Whether the head and the embedding are one table."""
     return model.token_embeddings.weight is model.lm_head.weight
 
 
@@ -199,7 +201,7 @@ def half_split(weight: Tensor, num_heads: int) -> Tensor:
 
 
 def interleaved(weight: Tensor, num_heads: int) -> Tensor:
-    """export.half_split undone: in each head the features i and i + d_k / 2 become neighbours."""
+    """Undoes half_split: in each head the features i and i + d_k / 2 become adjacent."""
     return weight.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
 
 

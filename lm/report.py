@@ -51,6 +51,8 @@ pre.code { font: 12px/1.45 monospace }
 
 @dataclass
 class Run:
+    """What a report shows of a run: its curves and its settings."""
+
     name: str
     folder: Path
     curves: Curves
@@ -59,7 +61,7 @@ class Run:
 
     @property
     def end(self) -> tuple[int, float]:
-        """Step and seconds of its last point, pauses left out; one that diverged at once may have none."""
+        """The step and the seconds, without pauses, of the last point; (0, 0.0) where there is none."""
         return max(((curve.steps[-1], curve.seconds[-1]) for curve in self.curves.values()), default=(0, 0.0))
 
     def values(self, tag: str) -> list:
@@ -70,7 +72,7 @@ class Run:
 
 
 def find_runs(paths: list[Path]) -> list[Run]:
-    """The runs that the paths name; a folder of runs, as that of a sweep, stands for all in it."""
+    """Reads the runs that the paths name; a folder of runs, such as a sweep's, stands for all in it."""
     folders: list[Path] = []
     for path in paths:
         inner = (
@@ -85,7 +87,7 @@ def find_runs(paths: list[Path]) -> list[Run]:
 
 
 def by_number(folder: Path) -> list[Any]:
-    """Numbers in the names count as such: 8 comes before 16."""
+    """Returns a sort key by which the numbers in folders' names count as numbers: 8 comes before 16."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", folder.name)
     return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
@@ -100,7 +102,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"model": {"d_model": 64}} -> ("model.d_model", 64)."""
+    """Yields settings under dotted names: {"model": {"d_model": 64}} -> ("model.d_model", 64)."""
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -109,7 +111,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
-    """Each setting in which the runs differ, and its value in each; "-" where a run does not have it."""
+    """Lists each setting in which the runs differ, and its value in each; "-" where a run does not have it."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [(name, [run.settings.get(name, "-") for run in runs]) for name in names if name not in HIDDEN]
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
@@ -125,7 +127,7 @@ def best(run: Run) -> str:
 
 
 def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
-    """The columns of the table of results; those of which no run has anything are left out."""
+    """Returns the columns of the table of results that at least one run has a figure for."""
 
     def figure(run: Run, tag: str, of: Callable[[list[float]], float], form: str) -> str:
         values = run.values(tag) if of in (last, end) else list(filter(math.isfinite, run.values(tag)))
@@ -162,7 +164,7 @@ def memory_tags(runs: list[Run]) -> list[str]:
 
 
 def table(runs: list[Run], columns: list[tuple[str, list[Any]]]) -> Iterator[str]:
-    """A row for each run, so that many fit."""
+    """Yields the lines of a table with a row for each run, so that many runs fit."""
     titles = "".join(f"<th>{escape(title)}</th>" for title, _ in columns)
     yield f'<div class="scroll"><table><thead><tr><th></th>{titles}</tr></thead><tbody>'
     for place, run in enumerate(runs):

@@ -1,7 +1,7 @@
-"""What came out of a sweep: sweep.json, sweep.csv, a table, a plot, and the edge of stability.
+"""The results of a sweep: sweep.json, sweep.csv, a table, a plot, and the edge of stability.
 
-A learning rate below the edge trains, one beyond it diverges (Cohen et al. 2021); the best is often close below. Where
-it lies is known as well as the values tried are close: between the highest that trained and the lowest that did not.
+A learning rate below the edge trains, and one beyond it diverges (Cohen et al. 2021); the best is often just below. The
+edge lies between the highest value that trained and the lowest that did not, and is known no better than that.
 """
 
 import csv
@@ -38,14 +38,17 @@ Row = dict[str, Any]
 
 
 def check_results(folder: Path, inputs: list[Path], kinds: Mapping[str, Callable[[Path], bool]]) -> None:
-    """Nothing but earlier results would be replaced in the folder. kinds: by which each of its files is known."""
+    """Raises InputError where the folder's results would replace anything but earlier results.
+
+    kinds: for each file's name, whether a file there is such a result.
+    """
     check_folder(folder)
     for name, is_kind in kinds.items():
         check_file(folder / name, inputs, f"a {name} of `lm`", is_kind)
 
 
 def begins_with(columns: Sequence[str]) -> Callable[[Path], bool]:
-    """Whether a file is a table with these columns."""
+    """Returns a function that says whether a file is a table with these columns."""
 
     def is_table(path: Path) -> bool:
         with open(path, "rb") as file:
@@ -55,11 +58,11 @@ def begins_with(columns: Sequence[str]) -> Callable[[Path], bool]:
 
 
 def summarise(value: Any, folder: Path, curves: Curves) -> Row:
-    """One run's row.
+    """Returns a run's row of the table.
 
-    validation_loss is that of the last step, train_loss the mean of the last ten logged, nats per token both;
-    tokens_per_second is the median. A run that ends no lower than its first logged loss has diverged as well as one
-    that was cut short.
+    validation_loss is the last step's and train_loss the mean of the last ten logged, both in nats per token;
+    tokens_per_second is the median. A run has diverged if it was cut short, and also if it ends no lower than its first
+    logged loss.
     """
     mark = folder / DIVERGED
     train, validation = (curves.get(tag, Curve()).values for tag in ("train/loss", "val/loss"))
@@ -84,7 +87,7 @@ def summarise(value: Any, folder: Path, curves: Curves) -> Row:
 
 
 def in_json(value: Any) -> Any:
-    """A setting as JSON can have it: .inf, which max_gradient_norm may be, is "inf"."""
+    """Returns a setting as JSON can hold it: .inf, which max_gradient_norm may be, is "inf"."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -93,7 +96,7 @@ def is_number(value: Any) -> bool:
 
 
 def edge_of_stability(rows: list[Row]) -> tuple[float | None, float | None]:
-    """The lowest value that diverged, and before it the highest that did not; None where there is none."""
+    """Returns the highest value that trained below every one that diverged, and the lowest that diverged, or None."""
     above = min((row["value"] for row in rows if row["diverged"]), default=None)
     good = [row["value"] for row in rows if not row["diverged"]]
     below = max((value for value in good if above is None or value < above), default=None)
@@ -102,7 +105,7 @@ def edge_of_stability(rows: list[Row]) -> tuple[float | None, float | None]:
 
 @dataclass
 class Results:
-    """Of the sweep in a folder; the runs' rows by the names of their folders."""
+    """The results of the sweep in a folder: a row for each run, by the name of the run's folder."""
 
     folder: Path
     parameter: str
@@ -111,7 +114,7 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path, parameter: str, settings: dict[str, Any]) -> "Results":
-        """What an earlier start of the sweep has left; InputError where it was another sweep."""
+        """Reads what an earlier start of the sweep left; InputError where the folder holds another sweep."""
         path = folder / "sweep.json"
         if not path.exists():
             return cls(folder, parameter, settings, {})
@@ -171,7 +174,7 @@ class Results:
         return "\n".join(lines)
 
     def conclusion(self) -> Iterator[str]:
-        """The best value and the edge of stability, a line each."""
+        """Yields a line about the best value and one about the edge of stability."""
         rows = self.sorted()
         good = [row for row in rows if not row["diverged"]]
         if good:
@@ -190,7 +193,7 @@ class Results:
             yield f"edge of stability: above {below}; nothing diverged"
 
     def draw(self) -> str:
-        """sweep.png, or what to do to get it."""
+        """Draws sweep.png, and says where it is, or how to get plots."""
         rows = self.sorted()
         if not can_draw():
             return HOW_TO_GET_PLOTS
