@@ -234,7 +234,7 @@ def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:
         return [seconds / 60 for seconds in curve.seconds]
     seen = curves.get("train/tokens_seen")
     if unit == "tokens" and seen is not None:
-        return np.interp(curve.steps, [0, *seen.steps], [0.0, *seen.values]).tolist()
+        return list(map(float, np.interp(curve.steps, [0, *seen.steps], [0.0, *seen.values])))
     return list(map(float, curve.steps))
 
 

@@ -43,7 +43,8 @@ class RangeTest(Callback):
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of a step, counted from 1."""
-        return self.lowest * self.growth ** ((step - 1) / max(1, self.steps - 1))
+        rate: float = self.lowest * self.growth ** ((step - 1) / max(1, self.steps - 1))
+        return rate
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         for group in optimizer.param_groups:

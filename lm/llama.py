@@ -197,12 +197,14 @@ def other_names(model: TransformerLM, which: int) -> dict[str, str]:
 
 def half_split(weight: Tensor, num_heads: int) -> Tensor:
     """Reorders the rows of q_proj or k_proj so that each head's features 0, 2, 4, ... come before 1, 3, 5, ..."""
-    return weight.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
+    rows, width = weight.shape
+    return weight.reshape(num_heads, rows // num_heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
 
 
 def interleaved(weight: Tensor, num_heads: int) -> Tensor:
     """Undoes half_split: in each head the features i and i + d_k / 2 become adjacent."""
-    return weight.unflatten(0, (num_heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+    rows, width = weight.shape
+    return weight.reshape(num_heads, 2, rows // num_heads // 2, width).transpose(1, 2).reshape(rows, width)
 
 
 def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class Run:
         """The step and the seconds, without pauses, of the last point; (0, 0.0) where there is none."""
         return max(((curve.steps[-1], curve.seconds[-1]) for curve in self.curves.values()), default=(0, 0.0))
 
-    def values(self, tag: str) -> list:
+    def values(self, tag: str) -> list[Any]:
         return self.curves.get(tag, Curve()).values
 
 

@@ -81,7 +81,8 @@ class Sweep:
         own = {self.parameter, "config", "trainer.default_root_dir", *([LOWEST_RATE] if self.parameter == RATE else [])}
         own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # said elsewhere, and linked
         flat = {name: in_json(value) for name, value in vars(config.clone().as_flat()).items() if name not in own}
-        return json.loads(to_json(flat, default=str))
+        settings: dict[str, Any] = json.loads(to_json(flat, default=str))
+        return settings
 
     def command(self, name: str) -> list[str]:
         text, config = self.runs[name]
