@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lm.accounting import PARTS, SUPPORT, state_bytes, worth_compiling
 from lm.attention import MultiHeadSelfAttention
@@ -28,6 +27,7 @@ from lm.fast import speed_up
 from lm.fast_attention import choose_attention, spans
 from lm.fast_loss import ROWS
 from lm.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
+from lm.torch_inside import storage_id, without_memory
 from lm.transformer import MODEL_SETTINGS, TransformerLM
 
 INTERPRETER, COMPILER = 550e6, 150e6  # bytes: Python, torch and Lightning at rest; what compiling leaves behind
@@ -92,18 +92,17 @@ def _traced(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> d
         speed_up(model, how.attention)
     kept = dict.fromkeys(PARTS, 0)
     counted: set[int] = set()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with without_memory():
         model.to_empty(device="cpu")
-        ours = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        ours = {storage_id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         tokens = torch.empty(batch_size, settings["context_length"] + 1, dtype=torch.int64)
         alive = []  # or another tensor could get a counted one's address
 
         def count(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in ours | counted:
-                counted.add(storage._cdata)
+            if storage_id(tensor) not in ours | counted:
+                counted.add(storage_id(tensor))
                 alive.append(tensor)
-                kept[parts[-1]] += storage.nbytes()
+                kept[parts[-1]] += tensor.untyped_storage().nbytes()
             return tensor
 
         with (

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from lm.accounting import state_bytes
 from lm.activations import expected_peak, make_model
+from lm.lightning_inside import batches_trained
 from lm.machine import available_memory, held_memory
 from lm.run_folder import LAST
 from lm.transformer import FEED_FORWARDS, MODEL_SETTINGS
@@ -139,7 +140,7 @@ def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
     if "loops" not in checkpoint:
         raise InputError(f"{config.ckpt_path}: holds weights alone, and nothing to go on from")
     step, batches_per_step = checkpoint["global_step"], config.trainer.accumulate_grad_batches
-    batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    batches = batches_trained(checkpoint)
     if batches != step * batches_per_step:
         raise InputError(
             f"{config.ckpt_path}: was trained with trainer.accumulate_grad_batches {batches // step}, not"

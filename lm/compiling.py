@@ -14,7 +14,7 @@ import re
 import struct
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-Graph = Callable[..., Any]
+from lm.torch_inside import Graph, empty_inductor_folder, forget_compiled, inductor_folder, run_inductor
 
 ELF, ELF_64_LITTLE = b"\x7fELF", b"\x02\x01"
 HEADER = struct.Struct("<40x Q 10x H H 2x")  # the table of sections: its offset, the size of an entry, their number
@@ -50,8 +50,6 @@ def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
 
 def compile_graph(graph: Graph, inputs: list[Any]) -> Graph:
     """Compile a graph by Inductor, whatever its cache holds."""
-    from torch._inductor.utils import clear_caches, fresh_cache
-
     deleted: set[Path] = set()
     while True:
         try:
@@ -65,29 +63,18 @@ def compile_graph(graph: Graph, inputs: list[Any]) -> Graph:
         for path in named:
             delete(path)
         deleted |= named
-        clear_caches()
-    with fresh_cache():
+        forget_compiled()
+    with empty_inductor_folder():
         compiled = run_inductor(graph, inputs)
     say(f"{cache_folder()}: torch.compile's cache cannot be used ({in_a_line(failure)}); compiled without it")
     return compiled
-
-
-def run_inductor(graph: Graph, inputs: list[Any]) -> Graph:
-    """With the backward pass, which would otherwise be compiled when it is too late to take another way."""
-    from torch._dynamo.backends.registry import lookup_backend
-    from torch._functorch import config
-
-    with config.patch(force_non_lazy_backward_lowering=True):
-        return lookup_backend("inductor")(graph, inputs)  # type: ignore[arg-type]
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
 def cache_folder() -> Path:
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir())
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or inductor_folder())
 
 
 def cut_off_libraries(folder: Path) -> list[Path]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import _loaders_dumpers, set_loader
 
 from tokenization import InputError
 
@@ -77,10 +76,6 @@ def load(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from None
     only_names = isinstance(value, dict) and value and all(entry is None for entry in value.values())
     return text if only_names and "\n" not in text.strip() else value  # "Tom:" is a prompt, and no setting
-
-
-set_loader("yaml", load, exceptions=(yaml.YAMLError,))
-_loaders_dumpers.yaml_default_loader = ConfigLoader  # type: ignore[assignment]  # by which it tries to make a number of a string, "1:30"
 
 
 def read(path: Path) -> Any:

@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
+from lm.batches import Batch
 from tokenization import InputError, TokenFile, Tokenizer
-
-Batch = tuple[Tensor, Tensor]
 
 
 def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> Batch:

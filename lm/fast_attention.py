@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lm.attention import causal_attention
+from lm.torch_inside import softmax_backward
 
 BLOCK = 128  # queries; measured best, or near it, from 128 to 4096 positions
 LONGEST_FOR_BLOCKS = 1024  # from here on PyTorch's kernels were faster
@@ -81,7 +82,7 @@ def _attend_backward(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, d_values: Te
         for (start, end), weights in reversed(blocks):  # the last block reaches every key: it writes, the others add
             d_block = d_values[:, start:end]
             d_weights = torch.bmm(d_block, v[:, :end].mT)
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, q.dtype)
+            d_scores = softmax_backward(d_weights, weights)
             d_q[:, start:end] = torch.bmm(d_scores, k[:, :end])
             d_keys, d_vals = torch.bmm(d_scores.mT, q[:, start:end]), torch.bmm(weights.mT, d_block)
             if end == length:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lm.readings import keep, processor, recall
+from lm.torch_inside import has_packed_product, packed_product
 
 Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features)
 
-USUAL_ROWS = 32  # a hint for the packed order; any number of rows can be multiplied
 FEWEST = 1 << 20  # weights, from which on it is worth while to choose
 MOST_BYTES = 1 << 28  # of weights to time, more than caches hold
 ROUNDS, LONGEST = 12, 2.0  # a round is begun within so many seconds
@@ -27,20 +27,13 @@ def multiply_plain(weight: Tensor) -> Product:
     return lambda x: x @ weight.T
 
 
-def multiply_packed(weight: Tensor) -> Product:
-    """torch.compile uses the same two functions."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, USUAL_ROWS)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-
-
 PACKED, PLAIN = "packed", "plain"
-LAYOUTS = {PACKED: multiply_packed, PLAIN: multiply_plain}
+LAYOUTS = {PACKED: packed_product, PLAIN: multiply_plain}
 
 
 def can_pack(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies this dtype on this processor, and torch hands it through."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return weight.is_cpu and there and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this weight can be laid out in oneDNN's order."""
+    return weight.is_cpu and has_packed_product(dtype)
 
 
 def lay_out(weights: Sequence[Tensor], dtype: torch.dtype, layout: str) -> Product:

@@ -14,17 +14,21 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from lm.accounting import worth_compiling
+from lm.batches import Batch, check_batch
 from lm.compiling import can_compile, compile_or_run
-from lm.data import Batch, TokenDataModule
+from lm.data import TokenDataModule
 from lm.fast import speed_up
 from lm.fast_attention import choose_attention
 from lm.fast_loss import keeps_logits
+from lm.lightning_inside import current_hook, has_trainer, set_drawn_steps
 from lm.loss import bits_per_byte, perplexity
 from lm.muon import Muon
 from lm.nonfinite import SkippedSteps, spread_nonfinite
 from lm.optimizer import AdamW, clip_gradients
 from lm.schedule import SCHEDULES
+from lm.step_figures import StepFigures, as_figure
 from lm.transformer import TransformerLM, check_choice
+from lm.validation_losses import ValidationLosses
 from tokenization import InputError
 
 
@@ -84,9 +88,9 @@ class LanguageModel(LightningModule):
         if not fast and (attention not in ("auto", "plain") or compile is True):
             raise ValueError(f"fast is false: attention {attention} and compile {compile} have no effect; set fast")
         self.arrangement, self.compile_optimizer = "", False
-        self.figures: dict[str, tuple[Any, dict[str, Any]]] = {}  # of the step at hand, and how they are to be logged
+        self.figures = StepFigures()
         self.step_losses: list[Tensor] = []  # of the step's batches so far
-        self.validation_losses: list[tuple[Tensor, int]] = []  # of each batch, and over how many tokens
+        self.validation_losses = ValidationLosses()
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
             if not 0 <= self.hparams[name] < math.inf:
                 raise ValueError(f"{name} is {self.hparams[name]}; it must be finite, and not negative")
@@ -101,22 +105,21 @@ class LanguageModel(LightningModule):
         self.configure_optimizers()  # what AdamW refuses is refused before a run begins
 
     @property
-    def data(self) -> TokenDataModule:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def data(self) -> TokenDataModule | None:
+        """The token files that the batches come from; None where a trainer was given loaders of one's own."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data if isinstance(data, TokenDataModule) else None
+
+    def tokens_per_batch(self) -> int | None:
+        """Returns the tokens of a batch on one device; None where nobody knows before the first one."""
+        return None if self.data is None else self.data.batch_size * self.model.context_length
 
     def forward(self, token_ids: Tensor) -> Tensor:
         return self.model(token_ids)
 
-    def setup(self, stage: str) -> None:
-        if stage in ("fit", "validate") and not isinstance(self.data, TokenDataModule):
-            raise InputError(
-                "LanguageModel takes its batches from a TokenDataModule: trainer.fit(model, datamodule=TokenDataModule"
-                "(...)), as `lm fit` does"
-            )
-
     def configure_model(self) -> None:
         """Chooses how the model is computed, once the device is known, and puts it into words in arrangement."""
-        if self.arrangement or self._trainer is None:  # load_from_checkpoint has none
+        if self.arrangement or not has_trainer(self):  # load_from_checkpoint has none
             return
         device, attention = self.trainer.strategy.root_device.type, self.hparams["attention"]
         if not self.hparams["fast"]:
@@ -142,16 +145,17 @@ class LanguageModel(LightningModule):
             self.compile_optimizer = device == "cuda" and self.device_mesh is None
 
     def logits_fit(self) -> bool:
+        """Whether the GPU has room for all logits of a batch at once."""
+        tokens = self.tokens_per_batch()
         memory = torch.cuda.get_device_properties(self.trainer.strategy.root_device).total_memory
-        num_logits = self.data.batch_size * self.model.context_length * len(self.model.lm_head.weight)
-        return keeps_logits(num_logits, memory)
+        return tokens is not None and keeps_logits(tokens * len(self.model.lm_head.weight), memory)
 
     def should_compile(self, device: str) -> bool:
-        """Whether it is wanted, and can be had."""
+        """Whether to compile: requested, or worth it by itself, and possible."""
         wanted = self.hparams["compile"]
         if wanted == "auto":
-            batches = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-            wanted = worth_compiling(self.model, batches * self.data.batch_size * self.model.context_length, device)
+            tokens = (self.tokens_per_batch() or 0) * max(0, self.trainer.max_steps)
+            wanted = worth_compiling(self.model, tokens * self.trainer.accumulate_grad_batches, device)
         if wanted and not can_compile(device):
             if self.global_rank == 0:
                 words = "torch.compile does not work here, training goes on without; on a CPU it needs g++ or clang"
@@ -160,30 +164,16 @@ class LanguageModel(LightningModule):
         return wanted
 
     def log(self, name: str, value: Any, *args: Any, **settings: Any) -> None:
-        """Keeps a training step's figures here: most are never drawn, Lightning takes a millisecond for each, and for
-        what is on a GPU it would wait at every step."""
+        """Logs a figure; those of a training step are kept until it is known whether Lightning draws them."""
         if not self.trainer.training:
             super().log(name, value if settings.get("sync_dist") else as_figure(value), *args, **settings)
             return
-        self.figures[name] = value.detach() if isinstance(value, Tensor) else value, settings
-        if self._current_fx_name == "on_train_batch_end":  # what a callback logs, others may show
-            self.draw_figures()
-
-    def draw_figures(self) -> None:
-        """Hands them to Lightning in the steps that it draws, after a single wait for all of them."""
-        if not (self.figures and self.trainer._logger_connector.should_update_logs):
-            return
-        figures, self.figures = self.figures, {}
-        away = {name: value for name, (value, _) in figures.items() if isinstance(value, Tensor) and not value.is_cpu}
-        fetched = torch.stack([value.float() for value in away.values()]).tolist() if away else []
-        known = dict(zip(away, fetched, strict=True))
-        hook, self._current_fx_name = self._current_fx_name, "training_step"  # one figure, whenever it is drawn
-        for name, (value, settings) in figures.items():
-            super().log(name, as_figure(known.get(name, value)), **settings)
-        self._current_fx_name = hook
+        self.figures.keep(name, value, settings)
+        if current_hook(self) == "on_train_batch_end":  # what a callback logs, others may show
+            self.figures.draw(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        inputs, targets = batch
+        inputs, targets = check_batch(batch, self.model)
         loss = self.model(inputs, targets=targets)
         self._log_step_loss(loss.detach(), batch_idx)
         return loss
@@ -202,46 +192,30 @@ class LanguageModel(LightningModule):
         spread_nonfinite(loss).backward(*args, **kwargs)
 
     def on_validation_epoch_start(self) -> None:
-        self.validation_losses = []
+        self.validation_losses = ValidationLosses()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        inputs, targets = batch
+        inputs, targets = check_batch(batch, self.model)
         with torch.compiler.set_stance("force_eager"):  # compiling once more would take longer than it saves
             loss = self.model(inputs, targets=targets)
         number = batch_idx * self.trainer.world_size + self.global_rank
-        if number < self.data.num_val_batches:  # beyond, it only keeps this device in step with the others
-            self.validation_losses.append((loss, targets.numel()))
+        if self.data is None or number < self.data.num_val_batches:  # beyond, it only keeps the devices in step
+            self.validation_losses.add(loss, targets.numel())
 
     def on_validation_epoch_end(self) -> None:
-        loss, bad = self._validation_loss()
-        words = f"the validation loss is {loss}; it is not finite in {bad:,} of {self.data.num_val_batches:,} batches"
+        loss, bad, batches = self.validation_losses.over_all_devices(self.trainer)
+        words = f"the validation loss is {loss}; it is not finite in {bad:,} of {batches:,} batches"
         if bad and self.trainer.state.fn != "fit":
             raise InputError(words)
         if bad and self.global_rank == 0:
             print(f"lm fit: step {self.global_step}: {words}", file=sys.stderr)
-        about = self.data.files["validate"].description
-        metrics = {
-            "val/loss": loss,
-            "val/perplexity": perplexity(loss),
-            "val/bits_per_byte": bits_per_byte(loss, about.tokens, about.bytes),
-        }
+        metrics = {"val/loss": loss, "val/perplexity": perplexity(loss)}
+        if self.data is not None:
+            about = self.data.files["validate"].description
+            metrics["val/bits_per_byte"] = bits_per_byte(loss, about.tokens, about.bytes)
         if self.trainer.state.fn == "fit":
             metrics["step"] = float(self.global_step)  # Lightning draws the metrics at the value under this name
         self.log_dict(metrics, sync_dist=True)  # the same on every device; Lightning asks for this
-
-    def _validation_loss(self) -> tuple[float, int]:
-        """Returns the mean over all tokens of all devices, and the number of batches whose loss is not finite.
-
-        Summed in float64, so that the order, which depends on the number of devices, makes no difference.
-        """
-        losses = [(float(loss), tokens) for loss, tokens in self.validation_losses]
-        bad = sum(not math.isfinite(loss) for loss, _ in losses)
-        sums = [sum(loss * tokens for loss, tokens in losses), sum(tokens for _, tokens in losses), bad]
-        totals = torch.tensor(sums, dtype=torch.float64)
-        if self.trainer.world_size > 1:
-            totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum")
-        nats, tokens, bad = totals.tolist()
-        return nats / tokens, int(bad)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = {name: self.hparams[name] for name in ("weight_decay", "betas", "eps")}
@@ -277,15 +251,15 @@ class LanguageModel(LightningModule):
         self.log("lr", learning_rate)
         self.log("step", float(self.global_step + 1))  # Lightning draws the metrics at the value under this name
         # Where the curves go on; Lightning's own count is one behind when a finished run is trained further.
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+        set_drawn_steps(self.trainer, self.global_step)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
         optimizer.zero_grad()  # Lightning would keep the gradients through the next forward pass, where memory peaks
-        self.draw_figures()
+        self.figures.draw(self)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.draw_figures()  # of a step that has turned out to be the last
+        self.figures.draw(self)  # of a step that has turned out to be the last
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -313,14 +287,9 @@ def make_adamw(task: LanguageModel, **settings: Any) -> AdamW:
 
 
 def make_muon(task: LanguageModel, **settings: Any) -> Muon:
-    half = task._trainer is not None and str(task.trainer.precision).startswith("bf16")
+    half = has_trainer(task) and str(task.trainer.precision).startswith("bf16")
     dtype = torch.bfloat16 if half else torch.float32
     return Muon(task.model.named_parameters(), rate=task.hparams["muon_rate"], dtype=dtype, **settings)
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": make_adamw, "muon": make_muon}
-
-
-def as_figure(value: Any) -> Tensor:
-    """On the CPU, where devices need not agree on a number: Lightning would copy it to the GPU and wait for that."""
-    return value if isinstance(value, Tensor) else torch.tensor(float(value))

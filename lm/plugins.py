@@ -4,24 +4,22 @@ and how its weights are spread over devices."""
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-from unittest import mock
+from typing import Any, cast
 
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.strategies import ModelParallelStrategy
-from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lm.checkpoint import load_checkpoint, save_checkpoint
 from lm.checks import settings_of
 from lm.events import EVENT_FILES
+from lm.lightning_inside import has_event_file, shard_over_all, stamped_event_file, write_summary
 from lm.run_folder import CONFIG
 from tokenization import InputError
 from tokenization.files import write_text
@@ -75,7 +73,7 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_processes * self.num_nodes
+        shard_over_all(self)
         super().setup_environment()
 
 
@@ -91,14 +89,12 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_experiment
     def experiment(self) -> SummaryWriter:
         """Writes an event file whose name sorts last, whatever the clock says: files are joined in that order."""
-        if self._experiment is not None:
-            return self._experiment
+        if has_event_file(self):
+            return cast(SummaryWriter, super().experiment)
         stamps = (path.name.split(".")[3] for path in Path(self.root_dir).glob(EVENT_FILES))
         newest = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
-        stamp = iter([max(int(time.time()), newest + 1)])  # for the name; what is written has the true time
-        clock = SimpleNamespace(time=lambda: next(stamp, None) or time.time())
-        with mock.patch.object(event_file_writer, "time", clock):
-            return super().experiment
+        with stamped_event_file(max(int(time.time()), newest + 1)):
+            return cast(SummaryWriter, super().experiment)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Without the epoch, which Lightning adds: our runs count steps."""
@@ -107,7 +103,7 @@ class RunLogger(TensorBoardLogger):
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
         """For TensorBoard's HParams tab, which shows beside them the last values of these curves."""
         for summary in hparams(dict(params), dict.fromkeys(("val/loss", "val/bits_per_byte", "train/loss"), 0)):
-            self.experiment._get_file_writer().add_summary(summary)
+            write_summary(self.experiment, summary)
 
     def save(self) -> None:
         """Without the hparams.yaml, which a resumed run would leave as it was: config.yaml is the record."""

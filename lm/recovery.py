@@ -6,7 +6,6 @@ saved is always the last such state, as it was before whatever has happened sinc
 
 import contextlib
 import math
-import os
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,33 +15,24 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lm.finite import in_words
+from lm.kept_tokenizer import KeptTokenizer
+from lm.lightning_inside import (
+    draw_step_now,
+    is_mid_step,
+    is_validation_due,
+    loop_counters,
+    set_max_steps,
+    validate_now,
+    whole_checkpoint,
+)
 from lm.nonfinite import Diverged, last_good, lost_tensors
 from lm.run_folder import BEST, CONFIG, LAST, TOKENIZER
-from lm.signals import Interrupted, heeded, leave_if_asked
-from tokenization import InputError, Tokenizer
-from tokenization.files import writing_together
+from lm.signals import Interrupted, Signals, leave_if_asked
+from tokenization import InputError
 
 
 def run_folder(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
-
-
-class Signals:
-    """The first SIGTERM or Ctrl-C asks the run to end after its step; a second Ctrl-C leaves at once."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.received: int | None = None
-        self.quiet = quiet
-        for signum in heeded():
-            signal.signal(signum, self)  # Lightning puts back what was there when the run ends
-
-    def __call__(self, signum: int, frame: Any) -> None:
-        if self.received is not None and signum == signal.SIGINT:
-            os._exit(128 + signum)
-        self.received = self.received or signum
-        if not self.quiet:
-            name = signal.Signals(signum).name
-            os.write(2, f"\n{name}: saving after this step; Ctrl-C leaves at once\n".encode())
 
 
 @dataclass
@@ -84,15 +74,8 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
         if self.boundary.validation_due:
-            self._validate(trainer)
-        trainer.fit_loop.epoch_loop.max_steps = pl_module.hparams["max_steps"]
-
-    def _validate(self, trainer: Trainer) -> None:
-        """Before the first step, what the interrupted run owed; as Lightning does it after a step."""
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.restarting = False  # from its first batch on
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
+            validate_now(trainer)  # what the interrupted run owed
+        set_max_steps(trainer, pl_module.hparams["max_steps"])
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         self.unsafe = "the weights were being changed; "
@@ -105,13 +88,13 @@ class Checkpoints(Checkpoint):
         self.boundary, self.unsafe = self._this_boundary(trainer), ""
 
     def _this_boundary(self, trainer: Trainer) -> Boundary:
-        due = (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
-        return Boundary(trainer.global_step, trainer.fit_loop.state_dict(), due or trainer.should_stop)
+        due = is_validation_due(trainer) or trainer.should_stop
+        return Boundary(trainer.global_step, loop_counters(trainer), due)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Here, and not at the step's end: its figures have been logged by now, and belong to the checkpoint."""
         step = self.boundary.step
-        if trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches:
+        if is_mid_step(trainer):
             return
         self._leave_if_asked(trainer)
         kept = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
@@ -128,7 +111,7 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self.boundary, self.unsafe = Boundary(trainer.global_step, trainer.fit_loop.state_dict()), ""
+        self.boundary, self.unsafe = Boundary(trainer.global_step, loop_counters(trainer)), ""
         self.validation_loss = trainer.callback_metrics["val/loss"].item()
         self._try_to_save(trainer, self.validation_loss)
         if trainer.global_step < trainer.max_steps:
@@ -171,7 +154,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step == self.boundary.step + 1:  # a callback failed when the step was done
             self.boundary, self.unsafe = self._this_boundary(trainer), ""
             with contextlib.suppress(Exception):
-                trainer._logger_connector.update_train_step_metrics()  # whose figures Lightning logs after them
+                draw_step_now(trainer)
         what = self._save_in_need(trainer, exception)
         print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {what}")
 
@@ -242,8 +225,7 @@ class Checkpoints(Checkpoint):
             logger.save()  # what belongs to the checkpoint is in the event file before it
         self.tokenizer.put_back()
         # Not trainer.save_checkpoint, which waits for the other processes: one of them may be why this one saves.
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        trainer.strategy.save_checkpoint(checkpoint, run_folder(trainer) / name)
+        trainer.strategy.save_checkpoint(whole_checkpoint(trainer), run_folder(trainer) / name)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["loops"]["fit_loop"] = self.boundary.loops
@@ -259,31 +241,3 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_loss = state_dict["best_loss"]
-
-
-class KeptTokenizer:
-    """The copy of the tokenizer in a run's folder: the checkpoints know its files by their digests."""
-
-    def __init__(self) -> None:
-        self.files: dict[Path, bytes] = {}
-        self.was_lost = False
-
-    def keep(self, tokenizer: Tokenizer, folder: Path) -> None:
-        """One that is there and the same stays untouched."""
-        try:
-            same = Tokenizer.load(folder).digest == tokenizer.digest
-        except InputError:
-            same = False
-        if not same:
-            tokenizer.save(folder)
-        self.files = {path: path.read_bytes() for path in folder.glob("[!.]*") if path.is_file()}
-
-    def put_back(self) -> None:
-        """Writes the files anew, byte for byte, if one has been deleted or changed since then."""
-        if all(path.is_file() and path.read_bytes() == content for path, content in self.files.items()):
-            return
-        self.was_lost = True
-        with writing_together(*self.files) as files:
-            for file, content in zip(files, self.files.values(), strict=True):
-                file.write(content)
-        print(f"{next(iter(self.files)).parent}: was deleted or changed while the run went on; written anew")

@@ -1,6 +1,6 @@
 """What SIGTERM and Ctrl-C do to a command: exit code 143 or 130 from its first line on.
 
-During training recovery.py takes over, and saves before it leaves.
+During training, Signals takes over: the run saves before it leaves (recovery.py).
 """
 
 import os
@@ -50,3 +50,21 @@ def interruptible(command: str) -> Iterator[None]:
         received.clear()
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+class Signals:
+    """The first SIGTERM or Ctrl-C asks the run to end after its step; a second Ctrl-C leaves at once."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.received: int | None = None
+        self.quiet = quiet
+        for signum in heeded():
+            signal.signal(signum, self)  # Lightning puts back what was there when the run ends
+
+    def __call__(self, signum: int, frame: Any) -> None:
+        if self.received is not None and signum == signal.SIGINT:
+            os._exit(128 + signum)
+        self.received = self.received or signum
+        if not self.quiet:
+            name = signal.Signals(signum).name
+            os.write(2, f"\n{name}: saving after this step; Ctrl-C leaves at once\n".encode())

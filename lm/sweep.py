@@ -22,8 +22,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lm.checks import check_length
-from lm.cli import SettingsCLI
 from lm.figures import is_plot
+from lm.parser import SettingsCLI
 from lm.run_folder import DIVERGED, run_lock
 from lm.strict_json import to_json
 from lm.sweep_results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json

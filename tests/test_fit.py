@@ -582,9 +582,9 @@ def test_a_trainer_of_ones_own_trains_the_same(run, token_data):
     assert same(dict(model.state_dict()), load_checkpoint(run / "last.ckpt")["state_dict"])
 
 
-def test_batches_from_elsewhere_are_refused(token_data):
+def test_what_is_no_batch_and_a_run_without_a_length_are_refused(token_data):
     model = LanguageModel(vocab_size=320, context_length=16, d_model=16, num_layers=1, num_heads=2)
-    with pytest.raises(InputError, match="takes its batches from a TokenDataModule"):
+    with pytest.raises(InputError, match="a batch is a Tensor; it must be a pair of tensors"):
         quiet(max_steps=2).fit(model, DataLoader([torch.zeros(2, 16, dtype=torch.long)] * 4))
     data = TokenDataModule(*(str(token_data / name) for name in ("train.bin", "valid.bin", "tok")), 16, 320)
     with pytest.raises(InputError, match="max_steps is -1; a run has a length"):

@@ -327,7 +327,7 @@ def test_missing_data_is_one_line_that_says_what_makes_it(refused):
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("1.0", 1.0), ("7", 7), ("0.5", 0.5), ("null", None)])
 def test_one_batch_is_not_all_batches(text, value):
-    from lm.cli import SettingsCLI
+    from lm.parser import SettingsCLI
 
     arguments = ["fit", "-c", str(ROOT / "configs/demo.yaml"), f"--trainer.limit_val_batches={text}"]
     found = SettingsCLI(arguments).config.fit.trainer.limit_val_batches

@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
     settings = [f"--config={path}" for path in args.config] or preset_arguments(str(name), args.edition)
     arguments = ["fit", *settings, *rest]
     with training():
-        from lm.cli import SettingsCLI
+        from lm.parser import SettingsCLI
 
         config = SettingsCLI(arguments).config.fit
         try:

@@ -465,7 +465,7 @@ def test_a_range_test_may_end_in_lost_weights(lm, fit_arguments, tmp_path):
 @pytest.fixture(scope="module")
 def settings():
     """Those of a run, as the parser gives them, without what it leaves to the machine."""
-    from lm.cli import SettingsCLI
+    from lm.parser import SettingsCLI
 
     return SettingsCLI(["fit", "-c", str(ROOT / "configs/debug.yaml")]).config.fit
 

@@ -20,7 +20,7 @@ from helpers.runs import STEPS, same
 from jsonargparse._typehints import ActionTypeHint
 
 from lm.checkpoint import load_checkpoint
-from lm.cli import LINKED, SettingsCLI
+from lm.parser import LINKED, SettingsCLI
 
 Change = tuple[str, object]
 
