@@ -18,6 +18,7 @@ from tokenization import InputError
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no `val_dataloader`",
     "ignore:The '.*_dataloader' does not have many workers",
+    "ignore:Be aware that when using `ckpt_path`, callbacks",
     "ignore:.*isinstance\\(treespec, LeafSpec\\)",
 )
 
