@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import struct
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -20,22 +21,49 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 from tqdm import tqdm
 
-from lm.torch_inside import Graph, empty_inductor_folder, forget_compiled, inductor_folder, run_inductor
+from lm.torch_inside import (
+    Graph,
+    cpp_compiler,
+    empty_inductor_folder,
+    forget_compiled,
+    inductor_folder,
+    run_inductor,
+)
 
 ELF, ELF_64_LITTLE = b"\x7fELF", b"\x02\x01"
 HEADER = struct.Struct("<40x Q 10x H H 2x")  # the table of sections: its offset, the size of an entry, their number
 
 
-def can_compile(device_type: str) -> bool:
-    """Whether torch.compile works here; on a CPU it needs a C++ compiler. Found out by compiling one addition."""
+def why_not_compiled(device_type: str) -> str:
+    """Says in a line why torch.compile cannot be used here; "" where it can.
+
+    Found out by compiling what GCC has got wrong; see gcc_without_ipa_cp in torch_inside.py.
+    """
+    numbers = torch.arange(64 * 64, device=device_type) % 251  # bfloat16 holds them exactly
+    inputs = [x.view(64, 64).bfloat16() for x in (numbers, -numbers)]
     try:
         with quiet():
-            torch.compile(lambda x: x + 1, backend=compile_graph)(torch.ones(2, device=device_type))
-    except Exception:  # no compiler, no headers, no room for temporary files: all the same to us
-        return False
-    return True
+            found = torch.compile(two_transposes, backend=compile_graph, dynamic=False)(*inputs)
+    except Exception as error:  # no compiler, no headers, no room for temporary files: all the same to us
+        return f"torch.compile does not work here ({in_a_line(error)}); on a CPU it needs g++ or clang"
+    if all(map(torch.equal, found, two_transposes(*inputs))):
+        return ""
+    return f"torch.compile gives wrong numbers here ({compiler_version() if device_type == 'cpu' else device_type})"
+
+
+def two_transposes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (m, n) of any dtype -> (n, m), (n, m) in float32."""
+    return a.t().float().contiguous(), b.t().float().contiguous()
+
+
+def compiler_version() -> str:
+    """Returns the C++ compiler and its version, as "g++ 12.2.0"."""
+    said = subprocess.run([cpp_compiler(), "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"\d+(\.\d+)+", said)
+    return " ".join([Path(cpp_compiler()).name, *([version[0]] if version else [])])
 
 
 def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
@@ -145,4 +173,4 @@ def say(message: str) -> None:
 
 
 def in_a_line(error: BaseException) -> str:
-    return textwrap.shorten(str(error), 200)
+    return textwrap.shorten(str(error).strip().partition("\n\n")[0], 200)  # behind it, torch explains its variables

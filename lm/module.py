@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lm.accounting import worth_compiling
 from lm.batches import Batch, check_batch
-from lm.compiling import can_compile, compile_or_run
+from lm.compiling import compile_or_run, why_not_compiled
 from lm.data import TokenDataModule
 from lm.fast import speed_up
 from lm.fast_attention import choose_attention
@@ -156,10 +156,9 @@ class LanguageModel(LightningModule):
         if wanted == "auto":
             tokens = (self.tokens_per_batch() or 0) * max(0, self.trainer.max_steps)
             wanted = worth_compiling(self.model, tokens * self.trainer.accumulate_grad_batches, device)
-        if wanted and not can_compile(device):
+        if wanted and (reason := why_not_compiled(device)):
             if self.global_rank == 0:
-                words = "torch.compile does not work here, training goes on without; on a CPU it needs g++ or clang"
-                print(f"lm fit: {words}", file=sys.stderr)
+                print(f"lm fit: {reason}; training goes on without it", file=sys.stderr)
             return False
         return wanted
 

@@ -6,7 +6,7 @@ parts are in lightning_inside.py, which needs Lightning; this file is for those 
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,32 @@ def run_inductor(graph: Graph, inputs: list[Any]) -> Graph:
     from torch._dynamo.backends.registry import lookup_backend
     from torch._functorch import config
 
-    with config.patch(force_non_lazy_backward_lowering=True):
+    with config.patch(force_non_lazy_backward_lowering=True), gcc_without_ipa_cp():
         return lookup_backend("inductor")(graph, inputs)  # type: ignore[arg-type]
+
+
+def gcc_without_ipa_cp() -> AbstractContextManager[Any]:
+    """Returns a context in which Inductor calls GCC without its pass -fipa-cp; another compiler is called as ever."""
+    from torch._inductor import config, cpp_builder
+
+    setting = "enable_floating_point_contract_flag"
+    flag = getattr(config.cpp, setting, None)
+    if not isinstance(flag, str) or not cpp_compiler() or not cpp_builder.is_gcc():
+        return nullcontext()
+    # GCC 12.2 at -O3 miscompiles a kernel that transposes two bfloat16 matrices by AVX-512: gradients are wrong or NaN
+    # under a right loss. Inductor has no setting for further flags. This one goes into the command line as it stands,
+    # and into the cache's key, so that what was compiled without is not used again.
+    return config.patch({f"cpp.{setting}": f"{flag} -fno-ipa-cp"})
+
+
+def cpp_compiler() -> str:
+    """Returns the C++ compiler that Inductor calls, as a command; "" where it finds none."""
+    from torch._inductor import cpp_builder
+
+    try:
+        return cpp_builder.get_cpp_compiler()
+    except (RuntimeError, OSError):
+        return ""
 
 
 def inductor_folder() -> Path:

@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 
 from lm import compiling
-from lm.compiling import compile_or_run, cut_off_libraries, is_cut_off
+from lm.compiling import compile_or_run, cut_off_libraries, is_cut_off, why_not_compiled
 from lm.events import read_curves
 
 
@@ -141,7 +142,7 @@ def test_libraries_that_were_cut_off(cache):
 
 
 def test_a_model_that_cannot_be_compiled_trains_all_the_same(lm, fit_arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr("lm.module.can_compile", lambda device: True)
+    monkeypatch.setattr("lm.module.why_not_compiled", lambda device: "")
     monkeypatch.setattr(compiling, "run_inductor", Inductor(RuntimeError("out of order"), repeat=True))
     few = ("--trainer.max_steps=3", "--trainer.limit_val_batches=1", "--model.num_layers=1")
     losses = []
@@ -153,6 +154,86 @@ def test_a_model_that_cannot_be_compiled_trains_all_the_same(lm, fit_arguments, 
         losses.append(read_curves(tmp_path / compiled)["train/loss"].values)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
+
+# --- whether it works here ------------------------------------------------------------------------------------------
+
+
+def probe(monkeypatch, run_inductor) -> str:
+    torch.compiler.reset()  # the probe is compiled once in a process
+    monkeypatch.setattr(compiling, "run_inductor", run_inductor)
+    try:
+        return why_not_compiled("cpu")
+    finally:
+        torch.compiler.reset()
+
+
+def swap_two_lanes(graph, inputs):
+    """Gives what the graph gives, but for two numbers of the last output, which change places."""
+
+    def wrong(*inputs):
+        *outputs, last = graph(*inputs)
+        last[5, 3], last[5, 4] = last[5, 4].clone(), last[5, 3].clone()
+        return *outputs, last
+
+    return wrong
+
+
+def one_is_not_a_number(graph, inputs):
+    def wrong(*inputs):
+        first, *outputs = graph(*inputs)
+        first[0, 0] = torch.nan
+        return first, *outputs
+
+    return wrong
+
+
+@pytest.mark.parametrize("run_inductor", [swap_two_lanes, one_is_not_a_number])
+def test_wrong_numbers_are_found(run_inductor, cache, monkeypatch, tmp_path):
+    compiler = tmp_path / "some-g++"
+    compiler.write_text("#!/bin/sh\necho 'some-g++ (Debian 12.2.0-14) 12.2.0'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(compiling, "cpp_compiler", lambda: str(compiler))
+    assert probe(monkeypatch, run_inductor) == "torch.compile gives wrong numbers here (some-g++ 12.2.0)"
+
+
+def test_right_numbers_are_no_reason(cache, monkeypatch):
+    state = torch.get_rng_state()
+    assert probe(monkeypatch, lambda graph, inputs: graph) == ""
+    assert torch.equal(torch.get_rng_state(), state)  # a run is to be the same, compiled or not
+
+
+def test_a_compiler_that_does_not_work_is_named_in_a_line(cache, monkeypatch):
+    error = RuntimeError("C++ compile error\n\nCommand:\n" + "g++ and more\n" * 100)
+    reason = probe(monkeypatch, Inductor(error, repeat=True))
+    assert reason.startswith("torch.compile does not work here (")
+    assert reason.endswith("C++ compile error); on a CPU it needs g++ or clang")
+    assert len(reason.splitlines()) == 1
+
+
+def test_a_run_goes_on_without_wrong_numbers(lm, fit_arguments, tmp_path, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling, "run_inductor", swap_two_lanes)
+    monkeypatch.setattr(compiling, "compiler_version", lambda: "g++ 12.2.0")
+    few = ("--trainer.max_steps=1", "--trainer.limit_val_batches=1", "--model.num_layers=1", "--model.compile=true")
+    done = lm(*fit_arguments(tmp_path / "run", *few))
+    torch.compiler.reset()
+    assert done.code == 0
+    line = "lm fit: torch.compile gives wrong numbers here (g++ 12.2.0); training goes on without it\n"
+    assert done.err == line
+    assert ", compiled" not in done.out
+
+
+@pytest.mark.slow
+def test_what_gcc_got_wrong_is_right(tmp_path):
+    """By the compiler that is here, from an empty cache."""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    program = "from lm.compiling import why_not_compiled; print(repr(why_not_compiled('cpu')))"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "''\n", "")
+
+
+# --- the compiler itself ---------------------------------------------------------------------------------------------
 
 PROGRAM = """
 import torch

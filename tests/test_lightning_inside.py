@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 import os
+import shlex
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -436,6 +437,62 @@ def test_inductor_compiles_the_way_back_at_once(monkeypatch):
     assert torch_inside.run_inductor(len, []) is len
     assert asked == [True], message
     assert not config.force_non_lazy_backward_lowering
+
+
+def command_line() -> list[str]:
+    from torch._inductor import cpp_builder
+
+    options = cpp_builder.CppTorchOptions()
+    builder = cpp_builder.CppBuilder(name="kernel", sources="kernel.cpp", output_dir="/tmp", BuildOption=options)
+    return shlex.split(builder.get_command_line())
+
+
+@pytest.mark.parametrize("contract", ["off", "fast"])
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_gcc_is_called_without_ipa_cp(compiler, contract, monkeypatch, tmp_path):
+    """While Inductor compiles, in the command line and in the key of its cache; what the user set stays."""
+    from torch._dynamo.backends import registry
+    from torch._inductor import config, cpp_builder
+
+    path = tmp_path / compiler
+    path.write_text("#!/bin/sh\necho 12.2.0\n")
+    path.chmod(0o755)
+    message = changed("torch", "the C++ flags of _inductor.config.cpp, or cpp_builder's get_cpp_compiler, is_gcc")
+    asked, keys = [], []
+
+    def backend(graph, inputs):
+        asked.append(command_line())
+        keys.append(config.get_hash())
+        return graph
+
+    monkeypatch.setattr(registry, "lookup_backend", lambda name: backend)
+    cpp_builder.is_gcc.cache_clear()
+    settings = {"cpp.cxx": (str(path),), "cpp.enable_floating_point_contract_flag": contract}
+    try:
+        with config.patch(settings):
+            assert torch_inside.cpp_compiler() == str(path), message
+            torch_inside.run_inductor(len, [])
+            backend(len, [])
+    finally:
+        cpp_builder.is_gcc.cache_clear()
+    for line in asked:
+        assert line[0] == str(path), message
+        assert f"-ffp-contract={contract}" in line, message
+    assert ["-fno-ipa-cp" in line for line in asked] == [compiler == "g++", False], message
+    assert (keys[0] != keys[1]) == (compiler == "g++"), message
+
+
+def test_without_a_compiler_or_the_setting_nothing_is_changed(monkeypatch):
+    """A run on a GPU needs neither."""
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        before = config.get_hash()
+        assert torch_inside.cpp_compiler() == "", changed("torch", "cpp_builder.get_cpp_compiler")
+        with torch_inside.gcc_without_ipa_cp():
+            assert config.get_hash() == before
+    with config.patch({"cpp.enable_floating_point_contract_flag": None}), torch_inside.gcc_without_ipa_cp():
+        assert config.cpp.enable_floating_point_contract_flag is None
 
 
 # --- nothing else ----------------------------------------------------------------------------------------------------
