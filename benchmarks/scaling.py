@@ -64,6 +64,7 @@ def measure(settings: dict, steps: int) -> dict:
     import torch
 
     from lm.accounting import training_flops_per_token
+    from lm.compiling import compile_graph
     from lm.fast import speed_up
     from lm.fast_attention import choose_attention
     from lm.machine import native_precision
@@ -76,7 +77,7 @@ def measure(settings: dict, steps: int) -> dict:
     model = TransformerLM(10_000, context_length, d_model, num_layers=4, num_heads=d_model // 32)
     attention = choose_attention("cpu", context_length)
     speed_up(model, attention)
-    model.compile()
+    model.compile(backend=compile_graph)
     optimizer, precision = AdamW(model.parameters()), native_precision("cpu")
     tokens = torch.randint(10_000, (batch_size, context_length + 1))
     seconds = []

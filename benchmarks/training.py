@@ -192,6 +192,7 @@ def timed(step, batches, args: argparse.Namespace) -> dict:
 def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     import torch
 
+    from lm.compiling import compile_graph
     from lm.data import RandomWindows
     from lm.fast import speed_up
     from lm.machine import native_precision
@@ -206,7 +207,7 @@ def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
         model.fast = "loss" in parts
     model.recompute = "recompute" in parts
     if "compile" in parts:
-        model.compile()
+        model.compile(backend=compile_graph)
     optimizer = AdamW(model.parameters())
     half = "float32" not in parts and native_precision("cpu") == "bf16-mixed"
 
@@ -287,11 +288,12 @@ def their_model(
 def their_loop(name: str, args: argparse.Namespace) -> dict:
     import torch
 
+    from lm.compiling import compile_graph
     from lm.machine import native_precision
 
     torch.manual_seed(0)
     model = their_model(name)
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend=compile_graph)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(VOCAB_SIZE, (args.batch_size, CONTEXT + 1))
 

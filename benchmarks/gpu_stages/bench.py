@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import Callback
 from lm.__main__ import main as lm
 from lm.cli import RunCLI
 from lm.commands.fit import training
-from lm.compiling import can_compile
 from lm.events import read_curves
 from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, Tokenizer
@@ -78,17 +77,6 @@ def describe_machine(device: str) -> dict[str, Any]:
         found |= {"name": properties.name, "gigabytes": round(properties.total_memory / 1e9, 1)}
         found |= {"cuda": torch.version.cuda, "processors": properties.multi_processor_count}
     return found
-
-
-def why_not_compiled(device: str) -> str:
-    """What torch.compile says where it does not work; "" where it does."""
-    if can_compile(device):
-        return ""
-    try:
-        torch.compile(lambda x: x + 2)(torch.ones(2, device=device))
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return "only at the second try"
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ from gpu_stages.bench import (
     make_batch,
     make_model,
     random_data,
-    why_not_compiled,
 )
 from lm.checkpoint import load_checkpoint, load_model
+from lm.compiling import compile_graph, why_not_compiled
 from lm.fast import speed_up
 from lm.generation import generate
 from lm.muon import muon_update, orthogonalize
@@ -100,7 +100,7 @@ def train(
     """-> losses and weights. compiled: as `lm fit` does it, model and optimizer."""
     speed_up(model, "sdpa", joint_products=True, keep_logits=compiled)
     if compiled:
-        model.compile()
+        model.compile(backend=compile_graph)
     optimizer, losses = AdamW(model.parameters(), lr=3e-3, compiled=compiled), []
     for _ in range(steps):
         loss, _ = gradients(bench, model, make_batch(bench, SHAPE, 3), half)

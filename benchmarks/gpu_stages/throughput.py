@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from training import their_model
 
-from gpu_stages.bench import Bench, Part, curve, fit, make_batch, random_data, why_not_compiled
+from gpu_stages.bench import Bench, Part, curve, fit, make_batch, random_data
 from lm.accounting import training_flops_per_token
+from lm.compiling import compile_graph, why_not_compiled
 from lm.machine import native_precision
 from lm.peaks import peak_flops
 from lm.transformer import TransformerLM
@@ -100,7 +101,7 @@ def their_speed(bench: Bench, name: str, batch: int) -> dict[str, Any]:
     """nanoGPT's loop: clipping, torch's fused AdamW, its cross_entropy; the batches are on the device already."""
     begun, steps, shape = time.perf_counter(), num_steps(bench, batch), bench.shape
     model = their_model(name, **shape).to(bench.device)
-    compiled = model if bench.small else torch.compile(model)
+    compiled = model if bench.small else torch.compile(model, backend=compile_graph)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     inputs, targets = make_batch(bench, shape, batch)
 
