@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from lm import transformer
+from lm import fast
 from lm.module import LanguageModel
 from lm.throughput import Throughput
 
@@ -37,11 +37,11 @@ def send(signum: int):
 
 def spoil_loss(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """The loss of these steps is NaN, although the gradient that it has by itself is finite."""
-    original = transformer.linear_cross_entropy
+    original = fast.linear_cross_entropy
     step = LanguageModel.training_step
 
     def training_step(self, batch, batch_idx):
-        patch.setattr(transformer, "linear_cross_entropy", lambda *args: original(*args) + spoilt)
+        patch.setattr(fast, "linear_cross_entropy", lambda *args: original(*args) + spoilt)
         spoilt = torch.nan if self.global_step + 1 in bad else 0.0
         return step(self, batch, batch_idx)
 
