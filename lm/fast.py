@@ -12,6 +12,8 @@ modules know nothing of this file, and the tests compare each with its plain one
     FastTransformerLM   the loss by fast_loss.py.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -61,13 +63,13 @@ def _(d_vectors: Tensor, token_ids: Tensor, rows: int) -> Tensor:
     return d_vectors.new_empty((rows, d_vectors.shape[-1]))
 
 
-def _keep_for_embed(ctx, inputs, output) -> None:
+def _keep_for_embed(ctx: Any, inputs: Any, output: Any) -> None:
     weight, token_ids = inputs
     ctx.rows = len(weight)
     ctx.save_for_backward(token_ids)
 
 
-def _backward_of_embed(ctx, d_vectors: Tensor) -> tuple[Tensor, None]:
+def _backward_of_embed(ctx: Any, d_vectors: Tensor) -> tuple[Tensor, None]:
     return _embed_backward(d_vectors.contiguous(), *ctx.saved_tensors, ctx.rows), None
 
 

@@ -9,6 +9,7 @@ What is computed is attention.causal_attention, and the tests compare with it.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,11 +99,11 @@ def _(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, d_values: Tensor) -> tuple[
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _keep_for_attend(ctx, inputs, output) -> None:
+def _keep_for_attend(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs, output[1])
 
 
-def _backward_of_attend(ctx, d_values: Tensor, _d_kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_of_attend(ctx: Any, d_values: Tensor, _d_kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _attend_backward(*ctx.saved_tensors, d_values.contiguous())
 
 

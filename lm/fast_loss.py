@@ -7,6 +7,7 @@ What is computed is loss.cross_entropy, and the tests compare with it.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,11 +71,11 @@ def _(
     return x.new_empty((), dtype=torch.float32), torch.empty_like(x), torch.empty_like(weight)
 
 
-def _keep_for_loss(ctx, inputs, output) -> None:
+def _keep_for_loss(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*output[1:])
 
 
-def _backward_of_loss(ctx, d_loss: Tensor, _d_x: Tensor, _d_weight: Tensor) -> tuple:
+def _backward_of_loss(ctx: Any, d_loss: Tensor, _d_x: Tensor, _d_weight: Tensor) -> tuple[Tensor | None, ...]:
     d_x, d_weight = ctx.saved_tensors
     scale = d_loss / len(d_x)
     return d_x * scale.to(d_x.dtype), d_weight * scale.to(d_weight.dtype), None, None, None, None
