@@ -64,11 +64,12 @@ def measure(settings: dict, steps: int) -> dict:
     import torch
 
     from lm.accounting import training_flops_per_token
+    from lm.clipping import clip_gradients
     from lm.compiling import compile_graph
     from lm.fast import speed_up
     from lm.fast_attention import choose_attention
     from lm.machine import native_precision
-    from lm.optimizer import AdamW, clip_gradients
+    from lm.optimizer import AdamW
     from lm.peaks import peak_flops
     from lm.transformer import TransformerLM
 

@@ -192,11 +192,12 @@ def timed(step, batches, args: argparse.Namespace) -> dict:
 def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     import torch
 
+    from lm.clipping import clip_gradients
     from lm.compiling import compile_graph
     from lm.data import RandomWindows
     from lm.fast import speed_up
     from lm.machine import native_precision
-    from lm.optimizer import AdamW, clip_gradients
+    from lm.optimizer import AdamW
     from lm.transformer import TransformerLM
     from tokenization import TokenFile
 

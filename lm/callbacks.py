@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from lm.clipping import joint_norm
 from lm.durations import format_duration
 from lm.generation import generate
-from lm.optimizer import joint_norm
 from lm.progress import validation_line
 from lm.sampling import Sampling
 from lm.transformer import TransformerLM

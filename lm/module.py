@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lm.accounting import worth_compiling
 from lm.batches import Batch, check_batch
+from lm.clipping import clip_gradients
 from lm.compiling import compile_or_run, why_not_compiled
 from lm.data import TokenDataModule
 from lm.fast import speed_up
@@ -24,7 +25,7 @@ from lm.lightning_inside import current_hook, has_trainer, set_drawn_steps
 from lm.loss import bits_per_byte, perplexity
 from lm.muon import Muon
 from lm.nonfinite import SkippedSteps, spread_nonfinite
-from lm.optimizer import AdamW, clip_gradients
+from lm.optimizer import AdamW
 from lm.schedule import SCHEDULES
 from lm.step_figures import StepFigures, as_figure
 from lm.transformer import TransformerLM, check_choice

@@ -1,10 +1,10 @@
-"""What turns gradients into better weights: AdamW, and a bound on the length of the whole gradient.
+"""AdamW: gradients become better weights, by two running means of each (handout, section 4).
 
     m <- b1 m + (1 - b1) g                      a_t = lr sqrt(1 - b2^t) / (1 - b1^t)
     v <- b2 v + (1 - b2) g^2                    w  <- w - lr weight_decay w - a_t m / (sqrt(v) + eps)
 
 The decay comes first, as in the paper (Loshchilov and Hutter 2019) and in PyTorch. How the learning rate moves
-during training is in schedule.py.
+during training is in schedule.py, the bound on the whole gradient in clipping.py.
 """
 
 import math
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lm.compiling import compile_or_run
 
@@ -174,23 +173,3 @@ class AdamW(torch.optim.Optimizer):
         decay = torch.full((), 1 - lr * weight_decay, device=device)
         step_size = torch.full((), lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t), device=device)
         self.compiled_pass(*map(list, zip(*tensors, strict=True)), decay, step_size, take, betas, eps)  # type: ignore
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scales all gradients together, in place, so that their joint l2 norm is at most max_norm.
-
-    Returns the norm before clipping, as a tensor: nothing here waits for a GPU. Parameters without a gradient
-    are passed over.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return torch.tensor(0.0)
-    norm = joint_norm(gradients)
-    torch._foreach_mul_(gradients, torch.where(norm >= max_norm, max_norm / (norm + 1e-6), 1.0))
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded gradients, the whole
-
-
-def joint_norm(tensors: list[Tensor]) -> Tensor:
-    """The l2 norm of all their numbers together, a float32 scalar."""
-    return torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).norm()

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm.accounting import forward_flops_per_token, training_flops_per_token
 from lm.attention import causal_attention
+from lm.clipping import clip_gradients
 from lm.compiling import compile_graph
 from lm.fast import FastAttention, FastSwiGLU, embed, speed_up
 from lm.fast_attention import BLOCK, CAUSAL_ATTENTIONS, _attend, choose_attention
@@ -22,7 +23,7 @@ from lm.fast_loss import ROWS, _linear_cross_entropy, keeps_logits, linear_cross
 from lm.layers import SwiGLU
 from lm.loss import cross_entropy
 from lm.machine import granted_cores
-from lm.optimizer import AdamW, clip_gradients
+from lm.optimizer import AdamW
 from lm.transformer import TransformerLM
 from tokenization import InputError
 

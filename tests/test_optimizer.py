@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lm.optimizer import AdamW, clip_gradients
+from lm.clipping import clip_gradients
+from lm.optimizer import AdamW
 
 
 def make_parameters(dtype=torch.float32) -> list[nn.Parameter]:

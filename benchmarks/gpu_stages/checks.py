@@ -29,11 +29,12 @@ from gpu_stages.bench import (
     random_data,
 )
 from lm.checkpoint import load_checkpoint, load_model
+from lm.clipping import clip_gradients
 from lm.compiling import compile_graph, why_not_compiled
 from lm.fast import speed_up
 from lm.generation import generate
 from lm.muon import muon_update, orthogonalize
-from lm.optimizer import AdamW, clip_gradients
+from lm.optimizer import AdamW
 from lm.run_folder import BEST, LAST
 from lm.sampling import Sampling
 from lm.transformer import TransformerLM
