@@ -100,7 +100,7 @@ test-slow: .venv/.installed-test
 # Exported models in lm-eval and llama.cpp, which is compiled here: cmake, a C++ compiler, a quarter of an hour.
 test-elsewhere: .venv/.installed-test
 	$(PIP) -e '.[test,elsewhere]'
-	$(BIN)/pytest -m slow tests/test_elsewhere.py
+	$(BIN)/pytest -m slow tests/interchange/test_elsewhere.py
 
 # Every dependency at the oldest version that pyproject.toml allows, in an environment of its own. Old libraries may
 # warn of newer ones.

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lm.machine import native_precision
+from lm.machine.resources import native_precision
 
 ROOT = Path(__file__).parent.parent
 LIMITS = {"memory": 0.1, "formula memory": 0.1, "time": 0.15, "processor": 0.15, "checkpoint": 0.01}
@@ -95,9 +95,9 @@ def main() -> None:
 
 def run_arguments(settings: dict, seconds: float) -> tuple[list[str], int]:
     """For both commands; the run's steps by a guess at a quarter of the machine's peak, and no more than 2,000."""
-    from lm.accounting import training_flops_per_token
-    from lm.activations import make_model
-    from lm.peaks import peak_flops
+    from lm.accounting.activations import make_model
+    from lm.accounting.costs import training_flops_per_token
+    from lm.machine.peaks import peak_flops
 
     model = {name.removeprefix("model."): value for name, value in settings.items() if name.startswith("model.")}
     accumulate = settings.get("trainer.accumulate_grad_batches", 1)

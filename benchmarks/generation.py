@@ -26,9 +26,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lm.generation import PRECISIONS, generate_batch
-from lm.sampling import Sampling
-from lm.transformer import TransformerLM
+from lm.generation.sampling import Sampling
+from lm.generation.writer import PRECISIONS, generate_batch
+from lm.model.transformer import TransformerLM
 
 VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, HEADS, D_FF = 10_000, 256, 512, 4, 16, 1344
 OURS, WITHOUT_CACHE, HUGGING_FACE, MEMORY = "ours", "ours, no cache", "hugging face", "memory"

@@ -58,20 +58,20 @@ def run(point: dict, steps: int) -> dict:
 
 
 def measure(settings: dict, steps: int) -> dict:
-    from lm.machine import keep_large_blocks
+    from lm.machine.resources import keep_large_blocks
 
     keep_large_blocks()
     import torch
 
-    from lm.accounting import training_flops_per_token
-    from lm.clipping import clip_gradients
-    from lm.compiling import compile_graph
-    from lm.fast import speed_up
-    from lm.fast_attention import choose_attention
-    from lm.machine import native_precision
-    from lm.optimizer import AdamW
-    from lm.peaks import peak_flops
-    from lm.transformer import TransformerLM
+    from lm.accounting.costs import training_flops_per_token
+    from lm.machine.compiling import compile_graph
+    from lm.machine.peaks import peak_flops
+    from lm.machine.resources import native_precision
+    from lm.model.fast import speed_up
+    from lm.model.fast_attention import choose_attention
+    from lm.model.transformer import TransformerLM
+    from lm.optim.adamw import AdamW
+    from lm.optim.clipping import clip_gradients
 
     context_length, d_model, batch_size = (settings[name] for name in BASE)
     torch.manual_seed(0)

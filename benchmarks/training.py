@@ -12,7 +12,7 @@ settings, and drops its first steps, in which compilation happens.
   litgpt       if it is installed; compiled                                      torch's fused AdamW and cross_entropy
 
 gpt2 stands in for nanoGPT, whose architecture and training loop it repeats; litgpt pins versions that exclude ours and
-needs an environment of its own. "+ memory" gives the others our allocator settings (lm/machine.py).
+needs an environment of its own. "+ memory" gives the others our allocator settings (lm/machine/resources.py).
 """
 
 import argparse
@@ -81,8 +81,8 @@ def main() -> None:
 
 def report(results: dict[str, list[dict]], args: argparse.Namespace) -> None:
     """Medians over the rounds; the ratio to the first, or of the first to the others, is the median of each round's."""
-    from lm.machine import native_precision
-    from lm.peaks import peak_flops
+    from lm.machine.peaks import peak_flops
+    from lm.machine.resources import native_precision
 
     precision = native_precision("cpu")
     peak, source, _ = peak_flops("cpu", precision)
@@ -105,8 +105,8 @@ def report(results: dict[str, list[dict]], args: argparse.Namespace) -> None:
 
 
 def base_flops_per_token() -> int:
-    from lm.accounting import training_flops_per_token
-    from lm.transformer import TransformerLM
+    from lm.accounting.costs import training_flops_per_token
+    from lm.model.transformer import TransformerLM
 
     model = TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF, device="meta")
     return training_flops_per_token(model)
@@ -114,7 +114,7 @@ def base_flops_per_token() -> int:
 
 def measure(name: str, args: argparse.Namespace) -> None:
     """In a process of its own: prints tokens/s, peak memory in GB and the seconds until it was at work, as JSON."""
-    from lm.machine import keep_large_blocks
+    from lm.machine.resources import keep_large_blocks
 
     theirs = name.startswith(("llama", "gpt2", "litgpt"))
     parts = set(LADDER[name].split()) if name in LADDER else {"memory", "attention", "loss", "compile"}
@@ -192,13 +192,13 @@ def timed(step, batches, args: argparse.Namespace) -> dict:
 def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     import torch
 
-    from lm.clipping import clip_gradients
-    from lm.compiling import compile_graph
-    from lm.data import RandomWindows
-    from lm.fast import speed_up
-    from lm.machine import native_precision
-    from lm.optimizer import AdamW
-    from lm.transformer import TransformerLM
+    from lm.machine.compiling import compile_graph
+    from lm.machine.resources import native_precision
+    from lm.model.fast import speed_up
+    from lm.model.transformer import TransformerLM
+    from lm.optim.adamw import AdamW
+    from lm.optim.clipping import clip_gradients
+    from lm.training.data import RandomWindows
     from tokenization import TokenFile
 
     torch.manual_seed(0)
@@ -289,8 +289,8 @@ def their_model(
 def their_loop(name: str, args: argparse.Namespace) -> dict:
     import torch
 
-    from lm.compiling import compile_graph
-    from lm.machine import native_precision
+    from lm.machine.compiling import compile_graph
+    from lm.machine.resources import native_precision
 
     torch.manual_seed(0)
     model = their_model(name)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 
-from lm.contention import choose_waiting
-from lm.signals import interruptible
+from lm.machine.contention import choose_waiting
+from lm.machine.signals import interruptible
 from tokenization.errors import InputError, describe_os_error, did_you_mean, drop_stdout
 from tokenization.version import own_version
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lm.loss import bits_per_byte, log_softmax, perplexity
-from lm.transformer import TransformerLM
+from lm.model.loss import bits_per_byte, log_softmax, perplexity
+from lm.model.transformer import TransformerLM
 from tokenization import Tokenizer
 from tokenization.token_file import TokenFile
 

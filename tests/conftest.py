@@ -23,7 +23,7 @@ from tokenization.pretokenization import count_pretokens
 # What a shell starts with & ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # tests run side by side; see lm/contention.py
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # tests run side by side; see lm/machine/contention.py
 
 STORY = """Once upon a time there was a little cat. The cat's name was Tom, and Tom didn't like the rain.
 One day it rained and rained.  "We'll play inside," said the cat. They played all day, and they were happy.
@@ -177,7 +177,7 @@ def stopped_run(lm, fit_arguments, tmp_path_factory) -> Path:
     """The same run, ended by SIGTERM after step 6; to be copied."""
     from helpers.faults import Moment, send
 
-    from lm.module import LanguageModel
+    from lm.training.module import LanguageModel
 
     run = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:

@@ -11,7 +11,7 @@ from helpers.models import save_run
 from torch.nn import functional
 
 from lm.evaluation import document_windows, file_windows, score_documents, split_documents, total_losses
-from lm.transformer import TransformerLM
+from lm.model.transformer import TransformerLM
 from tokenization import Tokenizer
 from tokenization.token_file import TokenFile
 

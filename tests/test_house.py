@@ -1,7 +1,9 @@
 """Proves that the rules of the house hold, from the imports as they are written."""
 
 import ast
+from pathlib import Path
 
+import pytest
 from helpers import ROOT
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -29,3 +31,63 @@ def test_no_test_imports_a_test():
     """What two tests need stands in tests/helpers."""
     found = {path.relative_to(ROOT).as_posix(): imported(path.read_text()) & NOT_TO_BE_IMPORTED for path in TESTS}
     assert {path: names for path, names in found.items() if names} == {}
+
+
+# --- imports go down only --------------------------------------------------------------------------------------------
+
+FLOORS = (  # of lm/: whoever stands in a row imports from the rows below it, and from its own room
+    {"__main__"},
+    {"commands"},
+    {"experiments"},
+    {"training", "serving", "interchange"},
+    {"accounting", "generation", "runs", "evaluation"},
+    {"model", "optim"},
+    {"machine"},
+    {"durations", "strict_json"},
+)
+ROOMS = {room: height for height, rooms in enumerate(reversed(FLOORS)) for room in rooms}
+
+
+def upward(path: str, source: str) -> list[str]:
+    """Returns what a file of either package imports although it may not, as `room -> room`."""
+    package, *parts = Path(path).with_suffix("").parts
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for other, *rest in (name.split(".") for name in names):
+            if package == "tokenization" and other == "lm":
+                found.append("tokenization -> lm")
+            elif package == other == "lm" and rest and rest[0] != parts[0] and ROOMS[rest[0]] >= ROOMS[parts[0]]:
+                found.append(f"{parts[0]} -> {rest[0]}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "found"),
+    [
+        ("lm/model/fast.py", "from lm.model.layers import Linear\nfrom lm.machine import torch_inside", []),
+        ("lm/model/layers.py", "def f():\n    from lm.training.module import LanguageModel", ["model -> training"]),
+        ("lm/serving/engine.py", "from lm import training, generation", ["serving -> training"]),
+        ("lm/optim/muon.py", "import lm.model.transformer", ["optim -> model"]),
+        ("tokenization/bpe.py", "from lm.durations import format_duration", ["tokenization -> lm"]),
+    ],
+)
+def test_a_wrong_import_is_found(path, source, found):
+    assert upward(path, source) == found
+
+
+def test_imports_go_down_only():
+    sources = [path for package in ("lm", "tokenization") for path in (ROOT / package).rglob("*.py")]
+    assert {path.relative_to(ROOT / "lm").parts[0].removesuffix(".py") for path in sources if "lm" in path.parts} > {
+        *ROOMS
+    }
+    found = {path.relative_to(ROOT).as_posix(): upward(path.relative_to(ROOT), path.read_text()) for path in sources}
+    assert {path: rooms for path, rooms in found.items() if rooms} == {}
+
+
+def test_every_room_says_what_it_holds():
+    for room in (path.parent for path in (ROOT / "lm").rglob("__init__.py")):
+        assert ast.get_docstring(ast.parse((room / "__init__.py").read_text())), room

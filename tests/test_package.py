@@ -147,7 +147,7 @@ def test_a_source_archive_holds_the_repository_and_its_tests_run_there(archives)
     files = {path.relative_to(archives.source) for path in archives.source.rglob("*") if path.is_file()}
     lost = [name for name in files if not (archives.unpacked / name).is_file() and "egg-info" not in str(name)]
     assert lost == []
-    tests = ("tests/test_init.py", "tests/test_schedule.py", "tests/test_loss.py")
+    tests = ("tests/commands/test_init.py", "tests/optim/test_schedule.py", "tests/model/test_loss.py")
     run(sys.executable, "-m", "pytest", "-q", *tests, folder=archives.unpacked, PYTHONPATH=str(archives.unpacked))
 
 

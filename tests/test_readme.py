@@ -72,5 +72,6 @@ def test_readme_commands_run_in_order(workplace: Path) -> None:
 def test_readme_names_every_file_of_the_code() -> None:
     readme = (ROOT / "README.md").read_text()
     exempt = {"__init__.py", "errors.py"}
-    for path in (*ROOT.glob("tokenization/*.py"), *ROOT.glob("lm/*.py"), *ROOT.glob("configs/*.yaml")):
-        assert path.name in exempt or f"{path.parent.name}/{path.name}" in readme, f"README does not mention {path}"
+    for path in (*ROOT.glob("tokenization/**/*.py"), *ROOT.glob("lm/**/*.py"), *ROOT.glob("configs/*.yaml")):
+        name, folder = path.relative_to(ROOT).as_posix(), path.relative_to(ROOT).parent.as_posix()
+        assert path.name in exempt or name in readme or f"`{folder}/`" in readme, f"README does not mention {name}"

@@ -15,10 +15,10 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.__main__ import main as lm
-from lm.cli import RunCLI
 from lm.commands.fit import training
-from lm.events import read_curves
-from lm.transformer import TransformerLM
+from lm.model.transformer import TransformerLM
+from lm.runs.events import read_curves
+from lm.training.cli import RunCLI
 from tokenization import END_OF_TEXT, Tokenizer
 from tokenization.token_file import TokenFileWriter
 

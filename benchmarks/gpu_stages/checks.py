@@ -1,6 +1,6 @@
 """What only a GPU can get wrong. The oracle is the plain model, on the same device, or the CPU, or transformers.
 
-Tolerances are those of tests/test_fast.py; every check also says how far apart the two were.
+Tolerances are those of tests/model/test_fast.py; every check also says how far apart the two were.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from gpu_stages.bench import (
     make_model,
     random_data,
 )
-from lm.checkpoint import load_checkpoint, load_model
-from lm.clipping import clip_gradients
-from lm.compiling import compile_graph, why_not_compiled
-from lm.fast import speed_up
-from lm.generation import generate
-from lm.muon import muon_update, orthogonalize
-from lm.optimizer import AdamW
-from lm.run_folder import BEST, LAST
-from lm.sampling import Sampling
-from lm.transformer import TransformerLM
+from lm.generation.sampling import Sampling
+from lm.generation.writer import generate
+from lm.machine.compiling import compile_graph, why_not_compiled
+from lm.model.fast import speed_up
+from lm.model.transformer import TransformerLM
+from lm.optim.adamw import AdamW
+from lm.optim.clipping import clip_gradients
+from lm.optim.muon import muon_update, orthogonalize
+from lm.runs.checkpoint import load_checkpoint, load_model
+from lm.runs.folder import BEST, LAST
 
 SHAPE = {"vocab_size": 101, "context_length": 158, "d_model": 32, "num_layers": 2, "num_heads": 4}
 STEPS = 20

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from gpu_stages.bench import Bench, Part, make_model
-from lm.generation import PRECISIONS, generate_batch
-from lm.sampling import Sampling
+from lm.generation.sampling import Sampling
+from lm.generation.writer import PRECISIONS, generate_batch
 
 
 def parts(bench: Bench) -> dict[str, Part]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_stages.bench import ROOT, Bench, Part, call, curve, fit
-from lm.run_folder import BEST
+from lm.runs.folder import BEST
 from tokenization.__main__ import main as tokenization
 from tokenization.token_file import TokenFile
 

@@ -9,11 +9,11 @@ import torch
 from training import their_model
 
 from gpu_stages.bench import Bench, Part, curve, fit, make_batch, random_data
-from lm.accounting import training_flops_per_token
-from lm.compiling import compile_graph, why_not_compiled
-from lm.machine import native_precision
-from lm.peaks import peak_flops
-from lm.transformer import TransformerLM
+from lm.accounting.costs import training_flops_per_token
+from lm.machine.compiling import compile_graph, why_not_compiled
+from lm.machine.peaks import peak_flops
+from lm.machine.resources import native_precision
+from lm.model.transformer import TransformerLM
 
 TOKENS = 4_000_000  # that are timed, about
 CONTESTS = (  # with so many windows in a batch, the most important first

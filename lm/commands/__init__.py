@@ -8,7 +8,7 @@ or Lightning, so that --help comes at once.
 import argparse
 from typing import Any
 
-from lm.devices import DEVICES, HELP
+from lm.machine.devices import DEVICES, HELP
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 

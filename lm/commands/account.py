@@ -7,15 +7,15 @@ import argparse
 import re
 from typing import Any
 
-from lm.accounting import EDITIONS, PARTS, PRESETS, preset
+from lm.accounting.costs import EDITIONS, PARTS, PRESETS, preset
+from lm.accounting.estimate import estimate, training_time
 from lm.commands import new_parser
 from lm.commands.fit import training
-from lm.estimate import estimate, training_time
-from lm.figures import is_plot
-from lm.machine import native_precision
-from lm.peaks import GPU_PEAKS, peak_flops
+from lm.experiments.figures import is_plot
+from lm.machine.peaks import GPU_PEAKS, peak_flops
+from lm.machine.resources import native_precision
+from lm.model.transformer import DEFAULTS, MODEL_SETTINGS
 from lm.strict_json import to_json
-from lm.transformer import DEFAULTS, MODEL_SETTINGS
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.outputs import check_file
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
     settings = [f"--config={path}" for path in args.config] or preset_arguments(str(name), args.edition)
     arguments = ["fit", *settings, *rest]
     with training():
-        from lm.parser import SettingsCLI
+        from lm.training.parser import SettingsCLI
 
         config = SettingsCLI(arguments).config.fit
         try:
@@ -75,11 +75,11 @@ def run(argv: list[str]) -> None:
         if device:
             result["training"] = training_time(config, args.tokens, *device, args.mfu or 0.5)
         if args.plot:
-            from lm.shares import plot
+            from lm.experiments.shares import plot
 
             plot(vars(config.model), args.plot)
         if args.probe:
-            from lm.probe import probe
+            from lm.experiments.probe import probe
 
             result["prediction"] = probe(arguments, config)
     print(to_json(result, indent=2) if args.json else "\n".join(table(result)))

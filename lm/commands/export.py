@@ -6,13 +6,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.commands import add_run, new_parser
-from lm.gguf import export_gguf
-from lm.huggingface import export_huggingface_folder
-from lm.llama import converted
-from lm.run_folder import refuse_names_of_runs
-from lm.transformer import TransformerLM
+from lm.interchange.gguf import export_gguf
+from lm.interchange.huggingface import export_huggingface_folder
+from lm.interchange.llama import converted
+from lm.model.transformer import TransformerLM
+from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
+from lm.runs.folder import refuse_names_of_runs
 from tokenization import InputError, Tokenizer
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import making

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from lm.commands import add_settings, new_parser, read_with_settings
 from lm.commands.fit import training
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, smooth
+from lm.experiments.figures import HOW_TO_GET_PLOTS, can_draw, smooth
 from tokenization import InputError
 from tokenization.commands import ArgumentParser
 
 if TYPE_CHECKING:
-    from lm.find_lr import RangeTest
+    from lm.experiments.range_test import RangeTest
 
 HELP = """Learning-rate range test: one short training whose learning rate grows exponentially, step by step.
 
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> None:
     if args.steps < 20:
         raise InputError(f"--steps {args.steps}: at least 20 are needed")
     with training():
-        from lm.find_lr import PLOT, TABLE, RangeTest, run_range_test
+        from lm.experiments.range_test import PLOT, TABLE, RangeTest, run_range_test
 
         test = RangeTest(args.lowest, args.highest, args.steps)
         output = run_range_test(test, arguments, args.config, args.output)
@@ -46,7 +46,7 @@ def run(argv: list[str]) -> None:
 
 
 def print_suggestion(test: "RangeTest") -> None:
-    from lm.find_lr import HALF_WINDOW, suggest
+    from lm.experiments.range_test import HALF_WINDOW, suggest
 
     lowest, suggestion = suggest(test.rates, test.losses)
     loss = min(filter(math.isfinite, smooth(test.losses, HALF_WINDOW)))

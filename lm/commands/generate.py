@@ -7,18 +7,18 @@ from collections.abc import Generator, Iterator
 
 from tqdm import tqdm
 
-from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.commands import add_device, new_parser
-from lm.conversation import Conversation
-from lm.devices import find_device
-from lm.generation import PRECISIONS, Text, Writer, make_reader
-from lm.machine import use_granted_cores
-from lm.pieces import Continuation, TextStream, write_continuations
-from lm.prompts import read_prompts
-from lm.sampling import Sampling
+from lm.generation.continuation import Continuation, TextStream, write_continuations
+from lm.generation.conversation import Conversation
+from lm.generation.prompts import read_prompts
+from lm.generation.sampling import Sampling
+from lm.generation.writer import PRECISIONS, Text, Writer, make_reader
+from lm.machine.devices import find_device
+from lm.machine.resources import use_granted_cores
+from lm.machine.terminal import keys_ignored
+from lm.model.transformer import TransformerLM
+from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.strict_json import to_json
-from lm.terminal import keys_ignored
-from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.commands import ArgumentParser
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from lm.commands import new_parser
-from lm.foreign import SETTINGS, read_json, shown
-from lm.huggingface import read_llama, write_run
-from lm.run_folder import CONFIG, TOKENIZER
+from lm.interchange.foreign import SETTINGS, read_json, shown
+from lm.interchange.huggingface import read_llama, write_run
+from lm.runs.folder import CONFIG, TOKENIZER
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import making

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from lm.commands import new_parser
-from lm.figures import HOW_TO_GET_PLOTS, can_draw, draw_losses, is_plot
-from lm.report import damage, find_runs, is_report, page
-from lm.run_folder import refuse_names_of_runs
+from lm.experiments.figures import HOW_TO_GET_PLOTS, can_draw, draw_losses, is_plot
+from lm.experiments.report import damage, find_runs, is_report, page
+from lm.runs.folder import refuse_names_of_runs
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import writing

@@ -8,15 +8,15 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
-from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.commands import add_device, add_run, new_parser
-from lm.completions import Limits
-from lm.devices import find_device
-from lm.generation import PRECISIONS, Writer, make_reader
-from lm.machine import use_granted_cores
-from lm.server import Server, run_server
-from lm.serving import Engine
-from lm.signals import heeded
+from lm.generation.writer import PRECISIONS, Writer, make_reader
+from lm.machine.devices import find_device
+from lm.machine.resources import use_granted_cores
+from lm.machine.signals import heeded
+from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
+from lm.serving.completions import Limits
+from lm.serving.engine import Engine
+from lm.serving.server import Server, run_server
 from tokenization import InputError
 from tokenization.commands import ArgumentParser
 

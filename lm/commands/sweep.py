@@ -10,8 +10,8 @@ from lm.commands.fit import training
 from tokenization.commands import ArgumentParser
 
 if TYPE_CHECKING:
-    from lm.sweep import Sweep
-    from lm.sweep_results import Results
+    from lm.experiments.results import Results
+    from lm.experiments.sweep import Sweep
 
 HELP = """Train shortly with each of several values of one setting, and compare.
 
@@ -33,7 +33,7 @@ def make_parser() -> ArgumentParser:
 def run(argv: list[str]) -> None:
     args, arguments = read_with_settings(make_parser(), argv)
     with training():
-        from lm.sweep import Sweep
+        from lm.experiments.sweep import Sweep
 
         sweep = Sweep(args.param.removeprefix("--"), args.values, arguments, args.output)
         with sweep.opened(args.config) as results:

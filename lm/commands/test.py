@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from lm.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.commands import add_device, add_run, new_parser
-from lm.devices import find_device
 from lm.evaluation import Score, score_documents, score_file, split_documents
-from lm.fast import speed_up
-from lm.fast_attention import choose_attention
-from lm.machine import keep_large_blocks, use_granted_cores
+from lm.machine.devices import find_device
+from lm.machine.resources import keep_large_blocks, use_granted_cores
+from lm.model.fast import speed_up
+from lm.model.fast_attention import choose_attention
+from lm.model.transformer import TransformerLM
+from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.strict_json import to_json
-from lm.transformer import TransformerLM
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.commands import ArgumentParser
 from tokenization.token_file import TokenFile

@@ -5,6 +5,6 @@ from lm.commands.fit import training
 
 def run(argv: list[str]) -> None:
     with training():
-        from lm.cli import RunCLI
+        from lm.training.cli import RunCLI
 
         RunCLI(["validate", *argv])

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm.checkpoint import verify
 from lm.commands import new_parser
-from lm.run_folder import CONFIG
+from lm.runs.checkpoint import verify
+from lm.runs.folder import CONFIG
 from tokenization.commands import ArgumentParser
 from tokenization.files import file_sha256
 

@@ -24,18 +24,21 @@ from helpers.registries import EXAMPLES, all_values, combinations, few
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from lm import accounting, decoding, fast, llama
-from lm.accounting import forward_flops, parameters_by_part, state_bytes
-from lm.activations import Arrangement
+from lm.accounting import costs
+from lm.accounting.activations import Arrangement
+from lm.accounting.costs import forward_flops, parameters_by_part, state_bytes
 from lm.commands.export import FORMATS
-from lm.decoding import CachedReader
-from lm.fast import speed_up
-from lm.layers import SwiGLU
-from lm.llama import llama_settings
-from lm.module import LanguageModel
+from lm.generation import decoding
+from lm.generation.decoding import CachedReader
+from lm.interchange import llama
+from lm.interchange.llama import llama_settings
+from lm.model import fast
+from lm.model.fast import speed_up
+from lm.model.layers import SwiGLU
+from lm.training.module import LanguageModel
 from tokenization import InputError
 
-PARTS = (fast.SUPPORT, decoding.SUPPORT, accounting.SUPPORT, llama.SUPPORT)
+PARTS = (fast.SUPPORT, decoding.SUPPORT, costs.SUPPORT, llama.SUPPORT)
 PLAIN = combinations()[0]
 ALIBI, GROUPED = PLAIN | {"position_encoding": "alibi"}, PLAIN | {"num_kv_heads": 1}
 REFUSING = {
@@ -153,26 +156,26 @@ def test_alibi_that_is_only_declared(alibi, monkeypatch, small, tmp_path):
     declare(monkeypatch, "position_encoding", "alibi")
     for way in ways():
         if way["attention"] != "plain":
-            with pytest.raises(Broken, match=r"^lm/fast\.py: .*not close"):
+            with pytest.raises(Broken, match=r"^lm/model/fast\.py: .*not close"):
                 fast_is_plain(alibi, [way])
-    with pytest.raises(Broken, match=r"^lm/decoding\.py: .*not close"):
+    with pytest.raises(Broken, match=r"^lm/generation/decoding\.py: .*not close"):
         cached_is_plain(alibi)
     for form in ("hf", "gguf"):
-        with pytest.raises(Broken, match=r"^lm/llama\.py: .*not close"):
+        with pytest.raises(Broken, match=r"^lm/interchange/llama\.py: .*not close"):
             exported_is_the_model(alibi, form, small, new_folder(tmp_path, form))
 
 
 def test_grouped_queries_that_are_only_declared(grouped, monkeypatch, small, tmp_path):
     declare(monkeypatch, "num_kv_heads", None, 1)
     fast_is_plain(grouped, ways())  # which needs no more
-    with pytest.raises(Broken, match=r"^lm/decoding\.py: .*unflatten"):
+    with pytest.raises(Broken, match=r"^lm/generation/decoding\.py: .*unflatten"):
         cached_is_plain(grouped)
-    with pytest.raises(Broken, match=r"^lm/accounting\.py: .* forward, .* counted"):
+    with pytest.raises(Broken, match=r"^lm/accounting/costs\.py: .* forward, .* counted"):
         counted_is_measured(grouped)
-    with pytest.raises(Broken, match=r"^lm/checkpoint\.py: .*num_kv_heads"):
+    with pytest.raises(Broken, match=r"^lm/runs/checkpoint\.py: .*num_kv_heads"):
         loaded_is_saved(grouped, tmp_path)
     for form in ("hf", "gguf"):
-        with pytest.raises(Broken, match=r"(?s)^lm/llama\.py: .*(mismatch|shape)"):
+        with pytest.raises(Broken, match=r"(?s)^lm/interchange/llama\.py: .*(mismatch|shape)"):
             exported_is_the_model(grouped, form, small, new_folder(tmp_path, form))
 
 
@@ -183,13 +186,13 @@ def test_lion_that_only_seems_to_skip(monkeypatch):
     add_lion(monkeypatch, Careless)
     with pytest.raises(Broken, match=r"^the optimizer: .*lion has changed weights or state, on_a_gpu True"):
         bad_steps_are_skipped(PLAIN, "lion", float("nan"))
-    with pytest.raises(Broken, match=r"^lm/accounting\.py: .*does not know what optimizer lion keeps"):
+    with pytest.raises(Broken, match=r"^lm/accounting/costs\.py: .*does not know what optimizer lion keeps"):
         counted_is_kept(PLAIN, "lion")
 
 
 def test_a_new_format_needs_a_reader(monkeypatch, small, tmp_path):
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["hf"])
-    with pytest.raises(Broken, match=r"^lm/llama\.py: .*no way to read the new format onnx"):
+    with pytest.raises(Broken, match=r"^lm/interchange/llama\.py: .*no way to read the new format onnx"):
         exported_is_the_model(PLAIN, "onnx", small, tmp_path)
 
 

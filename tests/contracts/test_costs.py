@@ -7,8 +7,8 @@ import pytest
 from helpers.contracts import counted_is_measured, kept_is_measured
 from helpers.registries import combinations, few, label
 
-from lm.activations import Arrangement
-from lm.fast_attention import CAUSAL_ATTENTIONS
+from lm.accounting.activations import Arrangement
+from lm.model.fast_attention import CAUSAL_ATTENTIONS
 
 ARRANGEMENTS = [Arrangement(half=half) for half in (False, True)]
 ARRANGEMENTS += [Arrangement(name, fast=True, half=half) for name in CAUSAL_ATTENTIONS for half in (False, True)]

@@ -6,7 +6,7 @@ import pytest
 from helpers.contracts import bad_steps_are_skipped, counted_is_kept
 from helpers.registries import few, label
 
-from lm.module import OPTIMIZERS, LanguageModel
+from lm.training.module import OPTIMIZERS, LanguageModel
 
 FEW = pytest.mark.parametrize("settings", few(), ids=label)
 EACH = pytest.mark.parametrize("optimizer", OPTIMIZERS)

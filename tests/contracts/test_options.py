@@ -6,10 +6,10 @@ from typing import get_args
 import pytest
 from helpers.registries import all_values
 
-from lm.fast_attention import CAUSAL_ATTENTIONS
-from lm.module import OPTIMIZERS, LanguageModel
-from lm.schedule import SCHEDULES
-from lm.transformer import TransformerLM
+from lm.model.fast_attention import CAUSAL_ATTENTIONS
+from lm.model.transformer import TransformerLM
+from lm.optim.schedule import SCHEDULES
+from lm.training.module import OPTIMIZERS, LanguageModel
 
 CHOICES = {name: of for name, of in all_values().items() if isinstance(of[0], str)}
 CHOICES |= {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "attention": ("auto", *CAUSAL_ATTENTIONS)}

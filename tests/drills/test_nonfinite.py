@@ -18,13 +18,13 @@ from helpers.events import read_events
 from torch.utils.tensorboard import SummaryWriter
 
 from lm import evaluation
-from lm.checkpoint import load_checkpoint, save_checkpoint
-from lm.checks import check_numbers
-from lm.module import LanguageModel
-from lm.newest import find_newest
-from lm.run_folder import BEST, LAST
-from lm.sweep_results import Results
-from lm.transformer import TransformerLM
+from lm.experiments.results import Results
+from lm.model.transformer import TransformerLM
+from lm.runs.checkpoint import load_checkpoint, save_checkpoint
+from lm.runs.folder import BEST, LAST
+from lm.runs.newest import find_newest
+from lm.training.checks import check_numbers
+from lm.training.module import LanguageModel
 from tokenization import InputError
 
 NAN, INF = math.nan, math.inf
@@ -465,7 +465,7 @@ def test_a_range_test_may_end_in_lost_weights(lm, fit_arguments, tmp_path):
 @pytest.fixture(scope="module")
 def settings():
     """Those of a run, as the parser gives them, without what it leaves to the machine."""
-    from lm.parser import SettingsCLI
+    from lm.training.parser import SettingsCLI
 
     return SettingsCLI(["fit", "-c", str(ROOT / "configs/debug.yaml")]).config.fit
 
@@ -563,5 +563,10 @@ def test_all_json_is_written_strictly():
         for path in sorted(ROOT.glob(f"{package}/**/*.py"))
         for call in re.finditer(r"json\.dumps?\((.*)", path.read_text(encoding="utf-8"))
     ]
-    elsewhere = ("tokenization/", "lm/strict_json.py", "lm/run_folder.py", "lm/checks.py")  # read back where it is made
+    elsewhere = (
+        "tokenization/",
+        "lm/strict_json.py",
+        "lm/runs/folder.py",
+        "lm/training/checks.py",
+    )  # read back where it is made
     assert [call for call in calls if "allow_nan=False" not in call and not call.startswith(elsewhere)] == []

@@ -19,8 +19,8 @@ from helpers.processes import start
 from helpers.runs import STEPS, same
 from jsonargparse._typehints import ActionTypeHint
 
-from lm.checkpoint import load_checkpoint
-from lm.parser import LINKED, SettingsCLI
+from lm.runs.checkpoint import load_checkpoint
+from lm.training.parser import LINKED, SettingsCLI
 
 Change = tuple[str, object]
 

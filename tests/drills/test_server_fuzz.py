@@ -18,9 +18,9 @@ import pytest
 from helpers.models import save_run
 from helpers.serving import Running
 
-from lm.checkpoint import load_tokenizer
-from lm.completions import NUMBERS, OTHERS, WITHOUT, Limits
-from lm.run_folder import BEST
+from lm.runs.checkpoint import load_tokenizer
+from lm.runs.folder import BEST
+from lm.serving.completions import NUMBERS, OTHERS, WITHOUT, Limits
 
 MAX_TOKENS = 12
 ODD = [

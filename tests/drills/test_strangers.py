@@ -23,9 +23,9 @@ from helpers.llamas import SIZES, save_llama
 from safetensors.torch import load_file, save, save_file
 from transformers import LlamaForCausalLM
 
-from lm.checkpoint import load_model, load_tokenizer
-from lm.foreign import INDEX, SETTINGS, WEIGHTS, WORDS
-from lm.run_folder import BEST
+from lm.interchange.foreign import INDEX, SETTINGS, WEIGHTS, WORDS
+from lm.runs.checkpoint import load_model, load_tokenizer
+from lm.runs.folder import BEST
 
 SECONDS, MEBIBYTES = 20, 400  # for each; most take milliseconds
 Change = Callable[[Path], Any]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lm import attention, fast_attention, transformer
-from lm.attention import MultiHeadSelfAttention
-from lm.layers import Linear
-from lm.module import OPTIMIZERS
-from lm.transformer import TransformerLM
+from lm.model import attention, fast_attention, transformer
+from lm.model.attention import MultiHeadSelfAttention
+from lm.model.layers import Linear
+from lm.model.transformer import TransformerLM
+from lm.training.module import OPTIMIZERS
 
 
 def add_alibi(patch: pytest.MonkeyPatch) -> None:

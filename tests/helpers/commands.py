@@ -19,7 +19,7 @@ def trace_once() -> None:
 
     Every `lm fit` traces its model for it, which takes a fifth of a short run's time.
     """
-    from lm import activations
+    from lm.accounting import activations
 
     trace, known = activations._traced, {}
 

@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.registries import Settings, label
-from lm import accounting
-from lm.activations import Arrangement, kept_bytes
-from lm.checkpoint import load_model, save_checkpoint
+from lm.accounting import costs
+from lm.accounting.activations import Arrangement, kept_bytes
 from lm.commands.export import FORMATS
-from lm.decoding import CachedReader
-from lm.fast import speed_up
-from lm.fast_attention import CAUSAL_ATTENTIONS
-from lm.module import LanguageModel
-from lm.transformer import TransformerLM
+from lm.generation.decoding import CachedReader
+from lm.model.fast import speed_up
+from lm.model.fast_attention import CAUSAL_ATTENTIONS
+from lm.model.transformer import TransformerLM
+from lm.runs.checkpoint import load_model, save_checkpoint
+from lm.training.module import LanguageModel
 from tokenization import InputError, Tokenizer
 
 BATCH = 3
@@ -85,7 +85,7 @@ def ways() -> list[dict[str, Any]]:
     return [{"attention": attention, **dict(zip(flags, values, strict=True))} for attention, *values in chosen]
 
 
-@contract("lm/fast.py")
+@contract("lm/model/fast.py")
 def fast_is_plain(settings: Settings, ways: Sequence[dict[str, Any]]) -> None:
     """Every fast way has the plain model's loss, gradients and logits."""
     plain = make(settings)
@@ -102,7 +102,7 @@ def fast_is_plain(settings: Settings, ways: Sequence[dict[str, Any]]) -> None:
         close(fast(tokens(settings)[:, :-1]), logits, f"{way}, logits")
 
 
-@contract("lm/decoding.py")
+@contract("lm/generation/decoding.py")
 @torch.inference_mode()
 def cached_is_plain(settings: Settings) -> None:
     """What comes next by the cache is what the model itself says, in a batch, and as the window slides."""
@@ -123,7 +123,7 @@ def cached_is_plain(settings: Settings) -> None:
             close(found[row], model(torch.tensor([text]))[0, -1], f"step {step}, row {row}")
 
 
-@contract("lm/checkpoint.py")
+@contract("lm/runs/checkpoint.py")
 @torch.inference_mode()
 def loaded_is_saved(settings: Settings, folder: Path) -> None:
     """A trained model comes back from its checkpoint as the same one."""
@@ -136,7 +136,7 @@ def loaded_is_saved(settings: Settings, folder: Path) -> None:
     close(load_model(folder / "best.ckpt")(ids), make(settings)(ids), "logits")
 
 
-@contract("lm/llama.py")
+@contract("lm/interchange/llama.py")
 @torch.inference_mode()
 def exported_is_the_model(settings: Settings, form: str, tokenizer: Tokenizer, folder: Path) -> None:
     """What is exported has the model's scores, or the export names a setting that it does not support."""
@@ -156,23 +156,23 @@ def exported_is_the_model(settings: Settings, form: str, tokenizer: Tokenizer, f
         close(scores(ids), model(ids), form)
 
 
-@contract("lm/accounting.py")
+@contract("lm/accounting/costs.py")
 def counted_is_measured(settings: Settings) -> None:
     """Parameters and FLOPs are those that torch counts."""
     model, ids = make(settings), tokens(settings)
-    assert sum(accounting.parameters_by_part(model).values()) == sum(w.numel() for w in model.parameters())
+    assert sum(costs.parameters_by_part(model).values()) == sum(w.numel() for w in model.parameters())
     with FlopCounterMode(display=False) as forward:
         loss = model(ids[:, :-1], targets=ids[:, 1:])
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     rows, d_model = model.lm_head.weight.shape  # those that vocab_multiple adds are not counted
     added = 2 * settings["context_length"] * (rows - settings["vocab_size"]) * d_model
-    expected = BATCH * (sum(accounting.forward_flops(model).values()) + added)
+    expected = BATCH * (sum(costs.forward_flops(model).values()) + added)
     assert forward.get_total_flops() == expected, f"{forward.get_total_flops()} forward, {expected} counted"
     assert backward.get_total_flops() == 2 * expected
 
 
-@contract("lm/activations.py")
+@contract("lm/accounting/activations.py")
 def kept_is_measured(settings: Settings, how: Arrangement) -> None:
     """What is kept for the backward pass is what autograd saves."""
     found, expected = sum(kept_bytes(settings, BATCH, how).values()), really_kept(settings, how)
@@ -224,12 +224,12 @@ def tensors(task: LanguageModel, optimizer: Any) -> list[Tensor]:
     return [*task.parameters(), *(value for value in kept if value.ndim)]
 
 
-@contract("lm/accounting.py")
+@contract("lm/accounting/costs.py")
 def counted_is_kept(settings: Settings, optimizer: str) -> None:
     """The optimizer's state that is counted is what it keeps after a step."""
     task, made = train_a_step(settings, optimizer)
     kept = sum(tensor.nbytes for tensor in tensors(task, made)[len(list(task.parameters())) :])
-    assert accounting.state_bytes(task.model, optimizer)["optimizer state"] == kept, f"keeps {kept} bytes"
+    assert costs.state_bytes(task.model, optimizer)["optimizer state"] == kept, f"keeps {kept} bytes"
 
 
 @contract("the optimizer")

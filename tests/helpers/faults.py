@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from lm import fast
-from lm.module import LanguageModel
-from lm.throughput import Throughput
+from lm.model import fast
+from lm.training.module import LanguageModel
+from lm.training.throughput import Throughput
 
 
 class Moment:

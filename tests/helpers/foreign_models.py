@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from lm.huggingface import read_llama
-from lm.llama import other_names
-from lm.transformer import TransformerLM
+from lm.interchange.huggingface import read_llama
+from lm.interchange.llama import other_names
+from lm.model.transformer import TransformerLM
 
 Scores = Callable[[Tensor], Tensor]
 

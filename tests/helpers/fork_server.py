@@ -19,7 +19,7 @@ def serve(path: str, python: str) -> None:
     """Forks commands until standard input ends; python stands for the interpreter in what they start."""
     import select
 
-    for name in ("lm.cli", "lm.generation", "tokenization.native"):
+    for name in ("lm.training.cli", "lm.generation.writer", "tokenization.native"):
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

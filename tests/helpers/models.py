@@ -2,9 +2,9 @@
 
 import torch
 
-from lm.checkpoint import load_model, save_checkpoint
-from lm.run_folder import BEST, TOKENIZER
-from lm.transformer import TransformerLM
+from lm.model.transformer import TransformerLM
+from lm.runs.checkpoint import load_model, save_checkpoint
+from lm.runs.folder import BEST, TOKENIZER
 from tokenization import Tokenizer
 
 SHAPE = {"vocab_size": 320, "context_length": 32, "d_model": 64, "num_layers": 2, "num_heads": 4, "rope_theta": 500.0}

@@ -12,7 +12,7 @@ import itertools
 import random
 from typing import Any
 
-from lm import transformer
+from lm.model import transformer
 
 Settings = dict[str, Any]
 

@@ -13,12 +13,12 @@ import openai
 import torch
 
 from lm.commands.serve import LOCAL_NAMES
-from lm.completions import Limits
-from lm.decoding import CachedReader
-from lm.generation import Writer, generate
-from lm.sampling import Sampling
-from lm.server import Server, run_server
-from lm.serving import Engine
+from lm.generation.decoding import CachedReader
+from lm.generation.sampling import Sampling
+from lm.generation.writer import Writer, generate
+from lm.serving.completions import Limits
+from lm.serving.engine import Engine
+from lm.serving.server import Server, run_server
 
 
 class SlowReader(CachedReader):

@@ -15,7 +15,7 @@ import yaml
 from helpers.checkpoints import Calls, archive, sign
 from helpers.faults import spoil_gradient, spoil_loss, watch_weights
 
-from lm.checkpoint import load_checkpoint, load_tokenizer, verify
+from lm.runs.checkpoint import load_checkpoint, load_tokenizer, verify
 from tokenization import InputError, TokenFile
 
 

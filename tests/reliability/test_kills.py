@@ -14,9 +14,9 @@ from helpers.events import read_events
 from helpers.processes import start, wait_until
 from helpers.runs import LONGER, TIMED, same
 
-from lm.checkpoint import load_checkpoint, save_checkpoint, verify
-from lm.newest import find_newest
-from lm.run_folder import delete_leftovers
+from lm.runs.checkpoint import load_checkpoint, save_checkpoint, verify
+from lm.runs.folder import delete_leftovers
+from lm.runs.newest import find_newest
 from tokenization import InputError, files
 
 

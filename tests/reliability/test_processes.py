@@ -12,8 +12,8 @@ from helpers.events import read_events
 from helpers.processes import start, wait_until
 from helpers.runs import TIMED, same
 
-from lm.checkpoint import load_checkpoint, read_manifest
-from lm.run_folder import LOCK, run_lock
+from lm.runs.checkpoint import load_checkpoint, read_manifest
+from lm.runs.folder import LOCK, run_lock
 from tokenization import InputError
 
 

@@ -17,8 +17,8 @@ import yaml
 from helpers import ROOT
 from helpers.events import read_events
 
-from lm.checkpoint import load_checkpoint
-from lm.run_folder import LAST
+from lm.runs.checkpoint import load_checkpoint
+from lm.runs.folder import LAST
 from tokenization import END_OF_TEXT, Tokenizer
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens

@@ -4,9 +4,9 @@ import pytest
 from helpers.models import save_run
 from helpers.serving import Running
 
-from lm.checkpoint import load_model, load_tokenizer
-from lm.completions import Limits
-from lm.run_folder import BEST
+from lm.runs.checkpoint import load_model, load_tokenizer
+from lm.runs.folder import BEST
+from lm.serving.completions import Limits
 
 
 @pytest.fixture(scope="module")

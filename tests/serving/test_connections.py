@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-import lm.connections
-from lm.completions import Limits
+import lm.serving.connections
+from lm.serving.completions import Limits
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -112,7 +112,7 @@ def test_packed_bodies(server):
 
 
 def test_one_connection_too_many(make, monkeypatch):
-    monkeypatch.setattr(lm.connections, "CONNECTIONS", 3)
+    monkeypatch.setattr(lm.serving.connections, "CONNECTIONS", 3)
     server = make()
     clients = [socket.create_connection(server.place, timeout=10) for _ in range(3)]
     head, _, body = server.send(b"").partition(b"\r\n\r\n")

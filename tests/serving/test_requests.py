@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from lm.commands.serve import LOCAL_NAMES, local_names
-from lm.sampling import Sampling
+from lm.generation.sampling import Sampling
 
 BAD = [
     ({}, 400, "prompt is missing"),

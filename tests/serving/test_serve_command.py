@@ -18,9 +18,9 @@ import torch
 from helpers.models import save_run
 from helpers.serving import Running
 
-from lm.checkpoint import save_checkpoint
 from lm.commands.serve import read_key
-from lm.run_folder import BEST
+from lm.runs.checkpoint import save_checkpoint
+from lm.runs.folder import BEST
 
 
 def test_wrong_wishes(lm, folder, server):

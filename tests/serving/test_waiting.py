@@ -9,7 +9,7 @@ from contextlib import closing
 
 import torch
 
-from lm.sampling import Sampling
+from lm.generation.sampling import Sampling
 
 
 def test_who_leaves_frees_the_row_at_once(slow):

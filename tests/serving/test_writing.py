@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lm.sampling import Sampling, draw
+from lm.generation.sampling import Sampling, draw
 
 
 @pytest.mark.parametrize("prompt", ["Tom saw", "", "日本 ", "The cat saw a red ball. " * 9])

@@ -1,0 +1,164 @@
+"""What a model costs, before it runs: parameters, FLOPs and the handout's memory, from shapes alone.
+
+    a product of (m, n) and (n, p)   2 m n p FLOPs; the backward pass is two such products for each
+    forward, one text of T tokens    num_layers (8 T d^2 + 4 T^2 d + 6 T d d_ff) + 2 T d vocab_size
+    memory, float32                  16 bytes a parameter: itself, gradient, two moments; 4 bytes a kept activation
+
+Everything is by part: a dict from the names in PARTS to numbers. A model on the device "meta" has shapes and no
+weights, so that the largest is counted in no time. Source: handout, transformer_accounting and adamw_accounting.
+What our own ways of training keep in memory is in activations.py.
+"""
+
+import math
+
+from lm.model.attention import MultiHeadSelfAttention
+from lm.model.layers import RMSNorm, SiLUFeedForward, SwiGLU
+from lm.model.support import Support
+from lm.model.transformer import TransformerLM
+from lm.optim.muon import is_muons
+from tokenization import InputError
+
+SUPPORT = Support(
+    part="the accounting of parameters, FLOPs and memory",
+    remedy="add it to lm/accounting/costs.py and lm/accounting/activations.py",
+    options={
+        "norm_position": ("pre", "post", "none"),
+        "position_encoding": ("rope", "none"),
+        "feed_forward": ("swiglu", "silu"),
+        "tie_embeddings": (False, True),
+        "qk_norm": (False, True),
+    },
+)
+# scores: Q K^T, softmax, and the weights times V. head: lm_head and the loss.
+PARTS = ("embeddings", "norms", "projections", "scores", "feed-forward", "head")
+OWNERS = {"token_embeddings": "embeddings", "attn": "projections", "ffn": "feed-forward", "lm_head": "head"}
+
+GPT2 = {"vocab_size": 50257, "context_length": 1024}
+PRESETS: dict[str, dict[str, int]] = {
+    "gpt2-small": GPT2 | {"d_model": 768, "num_layers": 12, "num_heads": 12},
+    "gpt2-medium": GPT2 | {"d_model": 1024, "num_layers": 24, "num_heads": 16},
+    "gpt2-large": GPT2 | {"d_model": 1280, "num_layers": 36, "num_heads": 20},
+    "gpt2-xl": GPT2 | {"d_model": 1600, "num_layers": 48, "num_heads": 25},
+    "gpt2-xl-16k": GPT2 | {"d_model": 1600, "num_layers": 48, "num_heads": 25, "context_length": 16384},
+    "tinystories": {"vocab_size": 10000, "context_length": 256, "d_model": 512, "num_layers": 4, "num_heads": 16}
+    | {"d_ff": 1344},
+}
+EDITIONS = (2025, 2026)
+
+
+def preset(name: str, edition: int = 2026) -> dict[str, int]:
+    """Settings of a TransformerLM. GPT-2's d_ff is 4 d_model in 2025, and 8/3 d_model to a multiple of 64 in 2026."""
+    settings = PRESETS[name]
+    d_model = settings["d_model"]
+    return {"d_ff": 4 * d_model if edition == 2025 else SwiGLU.default_d_ff(d_model)} | settings
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: "layers.0.attn.q_proj.weight" -> "projections"."""
+    words = name.split(".")
+    if any(word.startswith("ln") or "norm" in word for word in words):
+        return "norms"
+    return next(OWNERS[word] for word in words if word in OWNERS)
+
+
+def parameters_by_part(model: TransformerLM) -> dict[str, int]:
+    """Numbers, not bytes; a weight that two parts share is counted once, in the first."""
+    SUPPORT.check(model)
+    counts = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    return counts
+
+
+def forward_flops(model: TransformerLM, context_length: int | None = None) -> dict[str, int]:
+    """FLOPs of the matrix products for one text of context_length tokens (default: the model's), by part.
+
+    As the handout counts: every query with every key, though the causal half would do, and the table's rows that
+    stand for tokens.
+    """
+    SUPPORT.check(model)
+    length = context_length or model.context_length
+    flops = dict.fromkeys(PARTS, 0)
+    d_model = model.token_embeddings.weight.shape[1]
+    flops["head"] = 2 * length * model.vocab_size * d_model
+    for module in model.modules():
+        if isinstance(module, MultiHeadSelfAttention):
+            flops["projections"] += 8 * length * d_model**2
+            flops["scores"] += 4 * length**2 * d_model
+        elif isinstance(module, SwiGLU | SiLUFeedForward):
+            flops["feed-forward"] += 2 * length * sum(weight.numel() for weight in module.parameters())
+    return flops
+
+
+def forward_flops_per_token(model: TransformerLM, context_length: int | None = None) -> int:
+    """FLOPs for one token of a text of context_length tokens (default: the model's)."""
+    return sum(forward_flops(model, context_length).values()) // (context_length or model.context_length)
+
+
+def training_flops_per_token(model: TransformerLM) -> int:
+    """The backward pass is two products for each one of the forward pass; what is recomputed does not count."""
+    return 3 * forward_flops_per_token(model)
+
+
+def adamw_flops(num_parameters: int) -> int:
+    """FLOPs of one step, 14 a parameter, of the handout's formulas as they are written.
+
+    m: 3 (two products, a sum); v: 4 (three products, a sum); weight decay: 2; the update: 5 (root, + eps, quotient,
+    product, difference). What is computed once a step, and not for each parameter, is nothing beside it.
+    """
+    return 14 * num_parameters
+
+
+def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, int]:
+    """Values, not bytes, that the handout counts as kept for one text of the model's context length, by part.
+
+    Norms, Q K V, Q K^T, softmax, the weighted sum, the output projection, the feed-forward network, the logits, and
+    the cross-entropy on them. The edition of 2025 counts a network of two products, though its model has three.
+    """
+    SUPPORT.check(model)
+    length, d_model = model.context_length, model.token_embeddings.weight.shape[1]
+    kept = dict.fromkeys(PARTS, 0)
+    kept["head"] = 2 * length * model.vocab_size
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            kept["norms"] += length * d_model
+        elif isinstance(module, MultiHeadSelfAttention):
+            kept["projections"] += 4 * length * d_model
+            kept["scores"] += 2 * module.num_heads * length**2 + length * d_model
+        elif isinstance(module, SwiGLU | SiLUFeedForward):
+            wide = 4 if isinstance(module, SwiGLU) and edition == 2026 else 2
+            kept["feed-forward"] += length * (wide * len(module.w1.weight) + d_model)
+    return kept
+
+
+def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
+    """Numbers that the optimizer keeps: AdamW two for each parameter, Muon one for those of the layers' matrices."""
+    matrices = sum(weight.numel() for name, weight in model.named_parameters() if is_muons(name, weight))
+    kept = {"adamw": 2 * model.num_parameters(), "muon": 2 * model.num_parameters() - matrices}
+    if optimizer not in kept:
+        raise InputError(
+            f"the accounting of memory does not know what optimizer {optimizer} keeps, only {' or '.join(kept)};"
+            " add it to lm/accounting/costs.py"
+        )
+    return kept[optimizer]
+
+
+def state_bytes(model: TransformerLM, optimizer: str = "adamw") -> dict[str, int]:
+    """Bytes of parameters, gradients and optimizer state, which no batch changes; training is in float32."""
+    weights = 4 * model.num_parameters()
+    return {"parameters": weights, "gradients": weights, "optimizer state": 4 * num_moments(model, optimizer)}
+
+
+def largest_batch(memory: float, fixed: float, per_text: float) -> int:
+    """The most texts whose activations fit beside what is there for any batch; all three in bytes."""
+    return max(0, math.floor((memory - fixed) / per_text))
+
+
+def training_seconds(model: TransformerLM, num_tokens: float, peak: float, mfu: float) -> float:
+    """peak: the devices' FLOP/s at best; mfu: the share of it that the model's products get."""
+    return training_flops_per_token(model) * num_tokens / (peak * mfu)
+
+
+def worth_compiling(model: TransformerLM, num_tokens: float, device_type: str) -> bool:
+    """Where the run would take some minutes without, by a guess at the device's speed."""
+    return num_tokens * training_flops_per_token(model) / (1e11 if device_type == "cpu" else 1e14) > 120

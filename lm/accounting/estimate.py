@@ -1,0 +1,71 @@
+"""An estimate of what a configuration costs: all that follows from shapes alone, in one dict that JSON can hold.
+
+The parts are computed in costs.py and activations.py. The figures are of one process on a CPU, in float32 or with
+bfloat16 products; not_counted names what in a configuration is otherwise.
+"""
+
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lm.accounting import activations, costs
+from lm.accounting.activations import arrange, make_model, run_tokens
+
+COUNTED: dict[str, tuple[object, ...]] = {  # of the Trainer's settings, the values that these figures are for
+    "accelerator": ("auto", "cpu"),
+    "devices": ("auto", 1, "1"),
+    "num_nodes": (1,),
+    "strategy": ("auto",),
+    "precision": ("32", "32-true", "bf16", "bf16-mixed"),
+}
+
+
+def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
+    """Returns the costs of a configuration by part: parameters, FLOPs and bytes, of which `memory` are there.
+
+    edition: of the handout, by whose account the activations are counted, too.
+    """
+    settings, batch_size = vars(config.model), config.data.batch_size
+    model, how = make_model(settings), arrange(settings, config.trainer.precision, run_tokens(config))
+    forward = costs.forward_flops(model)
+    handout = {part: 4 * count for part, count in costs.handout_activations(model, edition).items()}
+    one, two = (activations.kept_bytes(settings, size, how) for size in (1, 2))
+    ours = activations.kept_bytes(settings, batch_size, how)
+    state = costs.state_bytes(model, settings["optimizer"])
+    per_text = sum(two.values()) - sum(one.values())
+    fixed = sum(state.values())
+    return {
+        "settings": settings | model.settings,
+        "batch_size": batch_size,
+        "edition": edition,
+        "arrangement": str(how),
+        "parameters": costs.parameters_by_part(model),
+        "state_bytes": state,
+        "forward_flops": forward,
+        "training_flops": {part: 3 * flops for part, flops in forward.items()},
+        "training_flops_per_token": costs.training_flops_per_token(model),
+        "adamw_flops": costs.adamw_flops(model.num_parameters()),
+        "activation_bytes": {"handout": handout, "ours": ours},  # of one text; of the batch
+        "memory": memory,
+        "largest_batch": {
+            "handout": costs.largest_batch(memory, fixed, sum(handout.values())),
+            "ours": costs.largest_batch(memory, fixed + sum(one.values()) - per_text, per_text),
+        },
+        "peak_bytes": activations.expected_peak(config),
+        "not_counted": not_counted(config.trainer),
+    }
+
+
+def not_counted(trainer: Namespace) -> list[str]:
+    """What the run would do on other devices or in other precisions than the figures are for."""
+    return [f"trainer.{name} {trainer[name]}" for name, values in COUNTED.items() if trainer[name] not in values]
+
+
+def training_time(config: Namespace, tokens: float | None, device: str, peak: float, mfu: float) -> dict[str, Any]:
+    """Estimates the seconds of a training of so many tokens (default: the run's) on a device.
+
+    peak: its FLOP/s at best; mfu: the share of them that the model's products get.
+    """
+    tokens = tokens or run_tokens(config)
+    seconds = costs.training_seconds(make_model(vars(config.model)), tokens, peak, mfu)
+    return {"tokens": tokens, "device": device, "flops_per_second": peak, "mfu": mfu, "seconds": seconds}

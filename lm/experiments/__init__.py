@@ -1,0 +1,1 @@
+"""Several runs compared, or one foretold: sweeps, range tests, probes, figures, reports."""

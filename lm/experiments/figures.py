@@ -1,0 +1,249 @@
+"""Figures of runs and sweeps, drawn by matplotlib where it is installed; without it everything but them still comes.
+
+It is imported when something is drawn, and never before.
+"""
+
+import base64
+import contextlib
+import importlib.util
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lm.runs.events import Curve
+from tokenization.files import writing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HOW_TO_GET_PLOTS = "no plot: matplotlib is not installed; `pip install matplotlib`, or `pip install -e '.[plots]'` here"
+SOFTWARE = "lm, with Matplotlib"  # in each PNG, so that it is known for ours
+COLOURS = ("#1f6fb4", "#d1570c", "#2a8a4a", "#8b4fb0", "#b3273a", "#6b5a4e", "#c14a96", "#4d4d4d", "#8a8a10", "#0f8f9c")
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # letters stay letters: smaller, and they can be searched
+    "svg.hashsalt": "lm",
+    "font.family": "sans-serif",
+}
+
+
+def can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+@contextlib.contextmanager
+def new_figure(width: float, height: float) -> "Iterator[Figure]":
+    """In inches, in our style. No window and no global state: figures of pyplot would stay in memory."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    with writing(path) as file:
+        figure.savefig(file, dpi=130, format="png", metadata={"Software": SOFTWARE})
+
+
+def is_plot(path: Path) -> bool:
+    """Whether the file is a PNG that `save` wrote."""
+    with open(path, "rb") as file:
+        return f"Software\0{SOFTWARE}".encode() in file.read(1000)
+
+
+def svg_address(figure: "Figure") -> str:
+    """The figure as the address of an image: "data:image/svg+xml;base64,..."."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def plain(text: object) -> str:
+    """A text that matplotlib shows as it is: a pair of dollar signs would be read as a formula."""
+    return str(text).replace("$", r"\$")
+
+
+def colour(number: int, count: int) -> Any:
+    """Of one in `count` values in an order, from blue to yellow."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](0.9 * number / max(1, count - 1))
+
+
+# --- a sweep ---------------------------------------------------------------------------------------------------------
+
+
+def draw_sweep(
+    path: Path,
+    parameter: str,
+    rows: list[dict[str, Any]],
+    curves: list[Curve],
+    edge: tuple[float | None, float | None],
+) -> None:
+    """Left, each run's last validation loss by its value, and the edge; right, the training losses by step."""
+    with new_figure(11, 4.2) as figure:
+        left, right = figure.subplots(1, 2)
+        _draw_losses(left, parameter, rows, edge)
+        for number, (row, curve) in enumerate(zip(rows, curves, strict=True)):
+            style = ":" if row["diverged"] else "-"
+            label = f"{plain(row['value'])}{' (diverged)' if row['diverged'] else ''}"
+            right.plot(curve.steps, curve.values, style, color=colour(number, len(rows)), label=label, linewidth=1.2)
+        trained = [curve for row, curve in zip(rows, curves, strict=True) if not row["diverged"]]
+        good = [loss for curve in trained for loss in curve.values if math.isfinite(loss)]
+        if good:  # what has diverged leaves the picture
+            right.set_ylim(min(good) - 0.2, max(good) + 1)
+        right.set(xlabel="step", ylabel="training loss, nats per token")
+        right.legend(fontsize=8)
+        save(figure, path)
+
+
+def _draw_losses(
+    axes: "Axes", parameter: str, rows: list[dict[str, Any]], edge: tuple[float | None, float | None]
+) -> None:
+    numbers = all(isinstance(row["value"], int | float) and not isinstance(row["value"], bool) for row in rows)
+    places = [row["value"] for row in rows] if numbers else list(range(len(rows)))
+    good = [(place, row["validation_loss"]) for place, row in zip(places, rows, strict=True) if not row["diverged"]]
+    lost = [place for place, row in zip(places, rows, strict=True) if row["diverged"]]
+    if good:
+        axes.plot(*zip(*good, strict=True), "o-" if numbers else "o", color=COLOURS[0])
+        place, loss = min(good, key=lambda point: point[1])
+        axes.plot([place], [loss], "o", color=COLOURS[2], markersize=10, label=f"best: {loss:.3f}", zorder=3)
+    if lost:
+        top = axes.get_ylim()[1] if good else 1.0
+        axes.plot(lost, [top] * len(lost), "x", color=COLOURS[4], markersize=9, label="diverged", clip_on=False)
+    if numbers and use_log_scale(places):
+        axes.set_xscale("log")
+    if not numbers:
+        axes.set_xticks(places, [plain(row["value"]) for row in rows])
+    below, above = edge
+    if below is not None and above is not None:
+        middle = math.sqrt(below * above) if below > 0 else (below + above) / 2
+        axes.axvspan(below, above, color=COLOURS[4], alpha=0.08)
+        axes.axvline(middle, color=COLOURS[4], linestyle="--", linewidth=1, label="edge of stability")
+    axes.set(xlabel=plain(parameter), ylabel="validation loss, nats per token")
+    if good or lost:
+        axes.legend(fontsize=8)
+
+
+# --- a range test ----------------------------------------------------------------------------------------------------
+
+
+def draw_range_test(
+    path: Path, rates: list[float], losses: list[float], smoothed: list[float], suggestion: float
+) -> None:
+    """The loss by the learning rate of the step before."""
+    with new_figure(6.5, 4) as figure:
+        axes = figure.subplots()
+        axes.plot(rates, losses, color=COLOURS[0], alpha=0.3, linewidth=1, label="loss of each batch")
+        axes.plot(rates, smoothed, color=COLOURS[0], linewidth=1.8, label="smoothed")
+        axes.axvline(suggestion, color=COLOURS[2], linestyle="--", label=f"suggestion: {suggestion:g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, nats per token")
+        axes.legend(fontsize=8)
+        save(figure, path)
+
+
+def use_log_scale(values: list[float]) -> bool:
+    return min(values) > 0 and max(values) >= 8 * min(values)
+
+
+# --- a report --------------------------------------------------------------------------------------------------------
+
+LOSSES = (("training loss", "train/loss"), ("validation loss", "val/loss"))
+OTHERS = (
+    ("learning rate", "lr"),
+    ("gradient norm, before clipping", "train/gradient_norm"),
+    ("tokens/s", "train/tokens_per_second"),
+    ("MFU", "train/mfu"),
+)
+
+
+def run_colour(place: int) -> str:
+    return COLOURS[place % len(COLOURS)]
+
+
+def run_style(place: int) -> str:
+    return ("-", "--", ":")[place // len(COLOURS) % 3]
+
+
+def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterator[tuple[str, str]]:
+    """Title and address of each figure: losses by steps, tokens and minutes; the others by steps."""
+    for title, tag in LOSSES:
+        for unit in ("steps", "tokens", "minutes"):
+            if any(tag in curves for curves in runs):
+                yield f"{title} by {unit}", _draw_curve(title, tag, unit, runs)
+    for title, tag in (*OTHERS, *((tag, tag) for tag in memory_tags)):
+        if any(tag in curves for curves in runs):
+            yield f"{title} by steps", _draw_curve(title, tag, "steps", runs)
+
+
+def draw_losses(names: list[str], runs: list[dict[str, Curve]], path: Path) -> None:
+    """Training and validation losses, by steps and by minutes, as a PNG with a legend."""
+    with new_figure(10, 7) as figure:
+        axes = figure.subplots(2, 2, sharey="row")
+        for row, (title, tag) in zip(axes, LOSSES, strict=True):
+            for one, unit in zip(row, ("steps", "minutes"), strict=True):
+                _draw_on(one, f"{title} by {unit}", tag, unit, runs)
+        handles = [axes[0][0].plot([], [], run_style(place), color=run_colour(place))[0] for place in range(len(runs))]
+        figure.legend(handles, list(map(plain, names)), loc="outside lower center", ncols=6)
+        save(figure, path)
+
+
+def _draw_curve(title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> str:
+    with new_figure(4.6, 3.1) as figure:
+        _draw_on(figure.subplots(), title, tag, unit, runs)
+        return svg_address(figure)
+
+
+def _draw_on(axes: "Axes", title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    bounds: list[tuple[float, float]] = []
+    for place, curves in enumerate(runs):
+        if tag not in curves:
+            continue
+        curve, style = curves[tag], run_style(place)
+        places, colour = _places(curve, unit, curves), run_colour(place)
+        if tag == "train/loss":
+            axes.plot(places, curve.values, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(places, smooth(curve.values, max(1, len(places) // 50)), style, color=colour)
+        else:
+            axes.plot(places, curve.values, style, color=colour, marker="." if len(places) < 40 else "")
+        finite = [value for value in curve.values if math.isfinite(value)]
+        bounds += [(min(finite), finite[0])] if finite else []
+    if bounds and "loss" in tag:  # what has diverged leaves the picture
+        low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
+        axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
+    axes.set(title=plain(title), xlabel=unit)
+    if unit == "tokens":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:
+    if unit == "minutes":
+        return [seconds / 60 for seconds in curve.seconds]
+    seen = curves.get("train/tokens_seen")
+    if unit == "tokens" and seen is not None:
+        return list(map(float, np.interp(curve.steps, [0, *seen.steps], [0.0, *seen.values])))
+    return list(map(float, curve.steps))
+
+
+def mean(values: list[float]) -> float:
+    """Of any floats, unlike statistics.fmean, which does not add inf and -inf."""
+    return sum(values) / len(values)
+
+
+def smooth(values: list[float], half: int) -> list[float]:
+    """Centred means of up to 2 half + 1 values, fewer at the ends: unlike a moving average, they lag behind nothing."""
+    windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
+    return [mean(window) for window in windows]

@@ -1,0 +1,219 @@
+"""Some steps of a run, timed, and from them the whole run.
+
+    seconds = start + steps x step + validations x (batches x batch + sample) + saves x save + end
+
+The steps are those of `lm fit` itself, in a process of its own, so that its peak memory is its own, in a folder that
+disappears. torch.compile begins with an empty cache, as the first run of a model does: a run after another of the
+same shape starts sooner than is predicted.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lm.accounting.activations import make_model
+from lm.accounting.costs import training_flops_per_token
+from lm.machine.contention import OtherPrograms
+from lm.machine.peaks import Peak
+from lm.machine.resources import peak_memory
+from lm.runs.folder import LAST
+from lm.strict_json import to_json
+from lm.training.cli import RunCLI, refusals
+from lm.training.plugins import RunCheckpointIO
+from lm.training.throughput import Throughput
+from tokenization import InputError
+from tokenization.files import write_text
+
+SECONDS, STEPS = 8.0, 8  # of steps that nothing else interrupts, at least
+UNCOUNTED = 2  # steps at the beginning, in which the model is compiled and memory fetched
+VALIDATION_BATCHES = 6
+
+WORK = """
+from lm.machine.resources import keep_large_blocks, use_granted_cores
+keep_large_blocks()
+use_granted_cores()
+from lm.experiments.probe import work
+work()
+"""
+
+
+class Clock(Callback):
+    """Notes when what is over; the last of the callbacks, so that the others' time counts.
+
+    time: time.time, or time.process_time, which stands while another program has the processor.
+    """
+
+    def __init__(self, time: Callable[[], float], leader: bool) -> None:
+        """leader: ends the run when enough has been seen."""
+        self.time, self.leader = time, leader
+        self.begun, self.first_step = 0.0, 0.0
+        self.steps: list[float] = []  # seconds each
+        self.batches: list[float] = []  # of the validations
+        self.samples: list[float] = []  # what a validation takes beside its batches, and beside saving
+        self.saves: list[float] = []
+        self.step, self.last, self.undisturbed, self.saved_before = 0, 0.0, True, 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.begun = self.begun or self.time()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            return  # in the middle of a step, whose batches accumulate
+        now, self.step = self.time(), trainer.global_step
+        self.first_step = self.first_step or now
+        if self.step > UNCOUNTED and self.undisturbed:
+            self.steps.append(now - self.last)
+        self.last, self.undisturbed = now, True
+        if self.leader and len(self.steps) >= STEPS and sum(self.steps) >= SECONDS:
+            trainer.should_stop = True  # after a validation
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.undisturbed, self.validated = False, [self.time()]
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.validated.append(self.time())
+        self.saved_before = sum(self.saves)
+
+    def on_validation_end(self, *_: Any) -> None:
+        seconds = [end - start for start, end in zip(self.validated, self.validated[1:], strict=False)]
+        self.batches += seconds[1:] or seconds
+        self.samples.append(self.time() - self.validated[-1] - (sum(self.saves) - self.saved_before))
+
+
+SEEN = ("begun", "first_step", "steps", "batches", "samples", "saves")
+
+
+class TimedCheckpointIO(RunCheckpointIO):
+    def __init__(self, clocks: list[Clock]) -> None:
+        super().__init__()
+        self.clocks = clocks
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        starts = [clock.time() for clock in self.clocks]
+        super().save_checkpoint(checkpoint, path)
+        for clock, start in zip(self.clocks, starts, strict=True):
+            clock.saves.append(clock.time() - start)
+            clock.undisturbed = False
+
+
+class ProbeCLI(RunCLI):
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        self.clocks = [Clock(time.time, leader=True), Clock(time.process_time, leader=False)]
+        trainer.callbacks.extend(self.clocks)  # type: ignore[attr-defined]
+        trainer.strategy.checkpoint_io = TimedCheckpointIO(self.clocks)
+        return trainer
+
+
+def work() -> None:
+    """In a process of its own: `lm fit` with these arguments; what the clock saw goes to this file, as JSON."""
+    path, *argv = sys.argv[1:]
+    try:
+        with refusals():
+            cli = ProbeCLI(argv)
+        data = cli.datamodule
+        windows = (len(data.files["validate"]) - 1) // data.context_length
+        found: dict[str, Any] = {"validation_batches": -(-windows // data.batch_size), "peak_bytes": peak_memory()}
+        throughput = next(callback for callback in cli.trainer.callbacks if isinstance(callback, Throughput))  # type: ignore[attr-defined]
+        found["peak"] = throughput.peak
+        found["clocks"] = [
+            {name: getattr(clock, name) for name in SEEN} | {"over": clock.time()} for clock in cli.clocks
+        ]
+    except InputError as error:
+        found = {"error": str(error)}
+    write_text(path, to_json(found))
+
+
+def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:
+    """arguments: of `lm fit`; config: the same, parsed -> what the run will take, in bytes and seconds, and how much
+    of the machine."""
+    trainer = config.trainer
+    if isinstance(trainer.devices, int) and trainer.devices > 1:
+        raise InputError(f"--probe: trainer.devices is {trainer.devices}; it looks at one process, so set it to 1")
+    limit = limited(VALIDATION_BATCHES, trainer.limit_val_batches)
+    with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
+        run, answer = Path(folder, "run"), Path(folder, "answer.json")
+        own = [f"--trainer.default_root_dir={run}", "--trainer.enable_progress_bar=false", "--ckpt_path=null"]
+        command = [sys.executable, "-c", WORK, str(answer), *arguments, *own, f"--trainer.limit_val_batches={limit}"]
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "compiled"))}
+        others = OtherPrograms(torch.get_num_threads())
+        start, processor_start = time.time(), children_seconds()
+        done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        end, processor_end = time.time(), children_seconds() - processor_start
+        others.look()
+        if done.returncode:
+            why = "was killed; is it too large for the memory?" if done.returncode == -9 else done.stderr.strip()[-300:]
+            raise InputError(f"--probe: the run {' '.join(why.split())}")
+        found = json.loads(answer.read_text())
+        if "error" in found:
+            raise InputError(found["error"])
+        checkpoint = (run / LAST).stat().st_size
+    wall, processor = found["clocks"]
+    batches, peak = found["validation_batches"], Peak(*found["peak"])
+    prediction = predict(wall, batches, config, start, end)
+    flops = prediction["tokens_per_second"] * training_flops_per_token(make_model(vars(config.model)))
+    return prediction | {
+        "mfu": min(1.0, flops / peak.flops),
+        "peak_flops": peak.flops,
+        "peak_source": peak.source,
+        "other_programs": others.taken if others.in_the_way else 0.0,  # cores
+        "processor_seconds": predict(processor, batches, config, 0, processor_end)["seconds"],
+        "peak_bytes": found["peak_bytes"],
+        "checkpoint_bytes": checkpoint,
+    }
+
+
+def children_seconds() -> float:
+    """Processor time of the processes that this one has started, and of theirs, compilers among them."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def predict(
+    seen: dict[str, Any], validation_batches: int, config: Namespace, started: float, ended: float
+) -> dict[str, float]:
+    """seen: by a clock; validation_batches: of the whole file; started, ended: when the process was, by that clock."""
+    trainer = config.trainer
+    steps = seen["steps"] or [seen["first_step"] - seen["begun"]]
+    tokens = trainer.accumulate_grad_batches * config.data.batch_size * config.model.context_length
+    validations, saves = validations_and_saves(config)
+    batches = limited(validation_batches, trainer.limit_val_batches)
+    parts = {
+        "start_seconds": seen["first_step"] - started,
+        "training_seconds": (trainer.max_steps - 1) * mean(steps),
+        "validation_seconds": validations * batches * mean(seen["batches"]),
+        "saving_seconds": validations * mean(seen["samples"]) + saves * mean(seen["saves"]) + ended - seen["over"],
+    }
+    return parts | {
+        "seconds": sum(parts.values()),
+        "tokens_per_second": tokens / mean(steps),
+        "steps_probed": len(seen["steps"]),
+    }
+
+
+def limited(batches: int, limit: float | None) -> int:
+    """What Lightning takes of so many: all, as many as the limit, or such a part; 1 is one batch, 1.0 all of them."""
+    if limit is None:
+        return batches
+    return min(batches, int(limit)) if limit > 1 or isinstance(limit, int) else int(batches * limit)
+
+
+def validations_and_saves(config: Namespace) -> tuple[int, int]:
+    """How many there are in a whole run. Each validation is taken to be the best so far, and saved as such, too."""
+    trainer, every, kept = config.trainer, config.checkpoints.every_n_steps, config.checkpoints.keep_every_n_steps
+    per_step, last = trainer.accumulate_grad_batches, trainer.max_steps
+    validated = {*range(trainer.val_check_interval // per_step, last, trainer.val_check_interval // per_step), last}
+    saved = {step for step in range(1, last) if step % every == 0 or (kept and step % kept == 0)} | validated
+    return len(validated), len(saved) + len(validated) + sum(1 for step in saved if kept and step % kept == 0)

@@ -1,0 +1,59 @@
+"""A picture of where the FLOPs go: the shares of the parts as a model becomes wider, or its context longer.
+
+    projections 8 d^2,  scores 4 T d,  feed-forward 6 d d_ff  a token and layer,  head 2 d vocab_size a token
+
+So the head loses its share to the width, and everything loses it to the scores as the context grows.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.accounting.activations import make_model
+from lm.accounting.costs import PARTS, forward_flops
+from lm.experiments.figures import SOFTWARE
+from tokenization import InputError
+from tokenization.files import writing
+
+WIDTHS = [64 << i for i in range(9)]
+CONTEXTS = [128 << i for i in range(11)]
+
+
+def shares(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Of the forward FLOPs, by part; heads and rotation, which change no product's size, are left out."""
+    flops = forward_flops(make_model({**settings, "num_heads": 1, "position_encoding": "none"}))
+    total = sum(flops.values())
+    return {part: count / total for part, count in flops.items()}
+
+
+def plot(settings: Mapping[str, Any], path: Path) -> None:
+    """Two panels around the settings of a model: width, with d_ff in proportion, and context_length."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("--plot: draws with matplotlib, which is not installed; pip install matplotlib") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    d_model, d_ff = settings["d_model"], len(make_model(settings).layers[0].ffn.w1.weight)  # type: ignore[union-attr, arg-type]
+    panels = {
+        "d_model": (WIDTHS, [{"d_model": width, "d_ff": max(1, d_ff * width // d_model)} for width in WIDTHS]),
+        "context_length": (CONTEXTS, [{"context_length": length} for length in CONTEXTS]),
+    }
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, (name, (values, changes)) in zip(axes, panels.items(), strict=True):
+        points = [shares({**settings, **change}) for change in changes]
+        parts = [part for part in PARTS if points[0][part]]
+        axis.stackplot(values, [[point[part] for point in points] for part in parts], labels=parts)
+        axis.axvline(settings[name], color="black", linestyle=":", linewidth=1)
+        axis.set(xlabel=name, xscale="log", xlim=(values[0], values[-1]), ylim=(0, 1))
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(values, [str(value) for value in values], fontsize=7)
+    axes[0].set_ylabel("share of the forward FLOPs")
+    axes[1].legend(loc="lower right", fontsize=8)
+    form = path.suffix.removeprefix(".") or "png"
+    try:
+        with writing(path) as file:
+            figure.savefig(file, dpi=110, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
+    except ValueError as error:  # a format that it does not know
+        raise InputError(f"--plot {path}: {' '.join(str(error).split())}") from None

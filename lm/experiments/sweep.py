@@ -1,0 +1,160 @@
+"""A sweep: one setting, several values, a short `lm fit` for each, one after another; then a table and a plot.
+
+    OUTPUT/sweep.json, sweep.csv, sweep.png     the results          OUTPUT/NAME-VALUE/     each run's folder
+    OUTPUT/NAME-VALUE.log                       what it printed
+
+Each run is a process of its own. The same command goes on where a sweep was interrupted, and more values can be added;
+a run that diverges (divergence.py) is cut short, and is a result. With model.learning_rate, model.min_learning_rate
+moves in proportion, so that every run has a cosine of one shape.
+"""
+
+import contextlib
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lm.experiments.figures import is_plot
+from lm.experiments.results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
+from lm.runs.folder import DIVERGED, run_lock
+from lm.strict_json import to_json
+from lm.training.checks import check_length
+from lm.training.parser import SettingsCLI
+from tokenization import InputError
+from tokenization.outputs import check_folder
+
+RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
+
+
+class Settings(SettingsCLI):
+    """The settings of a short run by a long one's configuration: its last step is validated in any case."""
+
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        trainer = self.config.fit.trainer
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
+        trainer.val_check_interval = min(trainer.val_check_interval, batches)
+
+
+def read_files(paths: list[str], config: Namespace) -> list[Path]:
+    """Lists the files and folders that a run reads."""
+    data = config.data
+    return [Path(path) for path in (*paths, data.train_path, data.val_path, data.tokenizer)]
+
+
+class Sweep:
+    """The runs of a sweep, by the names of their folders, each with its value as it was given and its settings."""
+
+    def __init__(self, parameter: str, values: list[str], arguments: list[str], output: Path | None):
+        self.parameter, self.arguments = parameter, arguments
+        self.runs: dict[str, tuple[str, Namespace]] = {}
+        for text in values:
+            config = Settings(["fit", *arguments, f"--{parameter}={text}"]).config.fit
+            name = re.sub(r"[^\w.+-]+", "_", f"{parameter.rpartition('.')[2]}-{config[parameter]}")
+            if name in self.runs:
+                raise InputError(f"--values: {self.runs[name][0]} and {text} would be one run; give each value once")
+            self.runs[name] = text, config
+        first = next(iter(self.runs.values()))[1]
+        home = Path(first.trainer.default_root_dir)
+        self.output = output or home.with_name(f"sweep-{home.name}-{parameter.rpartition('.')[2]}")
+        if parameter == RATE:
+            self._scale_lowest_rate()
+        for _, config in self.runs.values():
+            check_length(config.trainer, config.model)
+        self.settings = self._common_settings(first)
+
+    def _scale_lowest_rate(self) -> None:
+        base = Settings(["fit", *self.arguments]).config.fit.model
+        share = base.min_learning_rate / base.learning_rate if base.learning_rate else 0.0
+        for _, config in self.runs.values():
+            config.model.min_learning_rate = float(f"{share * config.model.learning_rate:.6g}")
+
+    def _common_settings(self, config: Namespace) -> dict[str, Any]:
+        """Returns all that the runs have in common, so that runs of different sweeps are not compared."""
+        own = {self.parameter, "config", "trainer.default_root_dir", *([LOWEST_RATE] if self.parameter == RATE else [])}
+        own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # said elsewhere, and linked
+        flat = {name: in_json(value) for name, value in vars(config.clone().as_flat()).items() if name not in own}
+        settings: dict[str, Any] = json.loads(to_json(flat, default=str))
+        return settings
+
+    def command(self, name: str) -> list[str]:
+        text, config = self.runs[name]
+        changes = {
+            self.parameter: text,
+            "trainer.default_root_dir": self.output / name,
+            "trainer.val_check_interval": config.trainer.val_check_interval,
+            "ckpt_path": "auto",
+        }
+        if self.parameter == RATE:
+            changes[LOWEST_RATE] = config.model.min_learning_rate
+        watch = "--trainer.callbacks+=lm.training.divergence.StopWhenRisen"
+        flags = [f"--{key}={setting}" for key, setting in changes.items()]
+        return [sys.executable, "-m", "lm", "fit", *self.arguments, watch, *flags]
+
+    def lowest_rates(self) -> list[float]:
+        """Returns each run's model.min_learning_rate; empty where the sweep does not change it."""
+        return [config.model.min_learning_rate for _, config in self.runs.values()] if self.parameter == RATE else []
+
+    @contextlib.contextmanager
+    def opened(self, configs: list[str]) -> Iterator[Results]:
+        """Holds the folder of the results, and yields those of an earlier start.
+
+        configs: the files that the arguments name; InputError where the results would replace one, or anything else.
+        """
+        inputs = [path for _, config in self.runs.values() for path in read_files(configs, config)]
+        check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), PLOT: is_plot})
+        check_folder(self.output, inputs, ["sweep.json", *(f"{name}.log" for name in self.runs)])
+        with run_lock(self.output):
+            yield Results.read(self.output, self.parameter, self.settings)
+
+    def run(self, name: str, show: Callable[[str], None]) -> None:
+        """Trains one run to its end, or on from where it was; InputError where it failed other than by diverging.
+
+        show: is told the newest line that the run has printed, twice a second.
+        """
+        folder, log = self.output / name, self.output / f"{name}.log"
+        if (folder / DIVERGED).exists():
+            return
+        with open(log, "ab") as file:
+            process = subprocess.Popen(self.command(name), stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+            with ended_with_us(process):
+                while process.poll() is None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=0.5)
+                    show(last_line(log))
+        if process.returncode and not (folder / DIVERGED).exists():
+            raise InputError(f"{folder}: {last_line(log)}; {log} has all it printed; started again, the sweep goes on")
+
+
+@contextlib.contextmanager
+def ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Ends the process, which saves its run first, when the sweep is ended."""
+
+    def leave(signum: int, frame: Any) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except BaseException:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def last_line(log: Path) -> str:
+    """Returns the last line that a run has printed; of a progress bar, its newest state."""
+    with open(log, "rb") as file:
+        file.seek(max(0, file.seek(0, io.SEEK_END) - 2000))
+        lines = [line.strip() for line in re.split(r"[\r\n]", file.read().decode(errors="replace"))]
+    return next((line for line in reversed(lines) if line), "nothing printed")

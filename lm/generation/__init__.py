@@ -1,0 +1,1 @@
+"""Writing with a trained model: from logits to tokens, and from tokens to text."""

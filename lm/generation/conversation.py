@@ -1,0 +1,89 @@
+"""A conversation with a model: one types, the model continues, one types on.
+
+All that was typed and written is one text. The seed moves on with every continuation, so that the whole conversation
+can be had again.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from lm.generation.continuation import TextStream
+from lm.generation.sampling import Sampling
+from lm.generation.writer import Text, Writer
+from tokenization import END_OF_TEXT, InputError, Tokenizer
+
+
+class Conversation:
+    """The text so far, and the settings by which it is continued."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        seed: int,
+        max_new_tokens: int,
+        stops: Sequence[str],
+    ):
+        self.writer, self.tokenizer, self.sampling, self.stops = writer, tokenizer, sampling, stops
+        self.seed, self.max_new_tokens = seed, max_new_tokens
+        self.text, self.before = "", ""  # all of it; what it was before the model's last words
+
+    def forget(self) -> None:
+        """Begins another text."""
+        self.text = self.before = ""
+
+    def take_back(self) -> str:
+        """Removes what the model wrote last, and returns the text that is left."""
+        self.text = self.before
+        return self.text
+
+    def go_on(self, words: str = "") -> Generator[str, None, None]:
+        """Adds the words, and returns an iterator over what the model writes after them, as it comes.
+
+        The model, a stop string, max_new_tokens, or closing the iterator ends it. It raises the error that ended it.
+        """
+        self.text += words
+        self.before = self.text
+        ids = self.tokenizer.encode(self.text or END_OF_TEXT)
+        text = Text(ids, self.max_new_tokens, self.sampling, self.seed)
+        stream = TextStream(self.tokenizer, self.stops)
+        self.seed += 1
+        return self._write(text, stream)
+
+    def _write(self, text: Text, stream: TextStream) -> Generator[str, None, None]:
+        self.writer.add(text)
+        try:
+            while not (text.finish or stream.stopped):
+                (drawn,) = self.writer.step()
+                if drawn.token_id is not None:
+                    yield self._add(stream.feed(drawn.token_id))
+            yield self._add(stream.close())
+        finally:
+            if text in self.writer.texts:
+                self.writer.drop(text)
+        if text.error:
+            raise text.error
+
+    def _add(self, written: str) -> str:
+        self.text += written
+        return written
+
+    def set(self, name: str, values: list[str]) -> None:
+        """Changes a setting; InputError where there is none of that name, or it cannot have the value."""
+        own, of_sampling = ("seed", "max_new_tokens"), [each.name for each in fields(Sampling)]
+        if name not in (*own, *of_sampling) or len(values) != 1:
+            names = ", /".join((*of_sampling, *own))
+            raise InputError(f"/{' '.join([name, *values])}: there are /{names}, each with a number; and /help")
+        try:
+            value: Any = int(values[0]) if name in (*own, "top_k") else float(values[0])
+        except ValueError:
+            raise InputError(f"/{name} {values[0]}: is not a number that it can be") from None
+        if name in of_sampling:
+            self.sampling = replace(self.sampling, **{name: value})
+            return
+        least = 1 if name == "max_new_tokens" else 0
+        if not least <= value < 1 << 62:
+            raise InputError(f"/{name} {value}: it must be at least {least}, and below 2^62")
+        setattr(self, name, value)

@@ -1,0 +1,126 @@
+"""From the model's scores to the next token of a text (handout, section 6).
+
+    logits -> repetition penalty -> divided by the temperature -> top-k, top-p, min-p keep the likely tokens
+           -> softmax -> draw
+
+Where the scores come from is in decoding.py, and what becomes of the token in writer.py.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lm.model.attention import softmax
+from tokenization import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    temperature: 0 takes the likeliest token. top_k: keep so many tokens; None keeps all. top_p: keep the fewest tokens
+    whose probabilities reach this sum; 1 keeps all. min_p: keep the tokens at least this share as likely as the
+    likeliest; 0 keeps all. repetition_penalty: above 1 makes the tokens of the text so far less likely. Whatever the
+    values, the likeliest token stays.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float = 0.95
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature != 0 and not 0.001 <= self.temperature <= 1e6:  # float32 holds the quotients of these
+            raise InputError(
+                f"temperature {self.temperature}: it must be 0 (always the likeliest token), or from 0.001 to 1e6"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k {self.top_k}: at least one token must be kept; leave it out to keep all")
+        if not 0 <= self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p}: it must be from 0 (only the likeliest token) to 1 (keep all)")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p {self.min_p}: it must be from 0 (keep all) to 1")
+        if not 1e-6 <= self.repetition_penalty <= 1e6:
+            raise InputError(f"repetition_penalty {self.repetition_penalty}: it must be from 1e-6 to 1e6; 1 is none")
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """(..., vocab_size): all but the k largest become -inf; equals of the k-th stay."""
+    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    return logits.masked_fill(logits < kth, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """(..., vocab_size): all but the smallest set of likeliest tokens with probability >= p become -inf.
+
+    That set is never empty, even where p is 0, or so small that float32 has no other name for it.
+    """
+    probabilities = softmax(logits, dim=-1)
+    for k in (256, logits.shape[-1]):  # few tokens reach p nearly always, and to find them is faster than to sort all
+        largest, order = logits.topk(min(k, logits.shape[-1]), dim=-1)  # in descending order
+        likeliest = probabilities.gather(-1, order)
+        reached = likeliest.cumsum(dim=-1)
+        if (reached[..., -1] >= p).all():
+            break
+    superfluous = reached - likeliest >= p  # p is reached without this token
+    superfluous[..., 0] = False
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, largest.masked_fill(superfluous, -torch.inf))
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """(..., vocab_size): tokens less than p times as likely as the likeliest become -inf (Nguyen et al. 2024)."""
+    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -torch.inf)
+
+
+def penalize_repetition(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
+    """logits: (vocab_size,); those of seen_ids are divided by the penalty, or multiplied where they are negative
+    (Keskar et al. 2019)."""
+    seen, limit = logits[seen_ids], torch.finfo(logits.dtype).max
+    penalized = torch.where(seen < 0, seen * penalty, seen / penalty)
+    return logits.scatter(0, seen_ids, torch.where(seen.isfinite(), penalized.clamp(-limit, limit), seen))
+
+
+def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """logits: (..., vocab_size) -> the distribution that the next token is drawn from, of the same shape.
+
+    The largest logit must be finite; others may be -inf.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    # Relative to the largest, which then stays 0 whatever it is divided by: nothing overflows upwards.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p > 0:
+        logits = keep_min_p(logits, sampling.min_p)
+    return softmax(logits, dim=-1)
+
+
+def draw(
+    logits: Tensor,
+    sampling: Sampling,
+    texts: Sequence[Sequence[int]],
+    generators: Sequence[torch.Generator],
+) -> list[int]:
+    """logits: (rows, vocab_size) -> the next token of each row's text.
+
+    A row takes one random number from its generator, and the token where the running sum of the probabilities passes
+    it. In float64, whose rounding is too fine to end that sum below the number. The largest logit of each row must be
+    finite.
+    """
+    if sampling.repetition_penalty != 1:
+        seen = [torch.tensor(text, device=logits.device) for text in texts]
+        rows = zip(logits, seen, strict=True)
+        logits = torch.stack([penalize_repetition(row, ids, sampling.repetition_penalty) for row, ids in rows])
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1).tolist()
+    sums = next_token_probabilities(logits, sampling).cpu().double().cumsum(dim=-1)
+    numbers = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    return torch.searchsorted(sums, numbers * sums[:, -1:], right=True)[:, 0].tolist()

@@ -1,0 +1,1 @@
+"""Models to and from other programs: Hugging Face's folder, GGUF, Llama's names."""

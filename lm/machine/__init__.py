@@ -1,0 +1,1 @@
+"""What the machine and the process offer: cores, memory, peaks, devices, signals, a compiler."""

@@ -1,0 +1,176 @@
+"""torch.compile where it works, and a run that goes on where it does not.
+
+    without files that were cut off  ->  without files that fail to load  ->  with an empty cache  ->  not compiled
+
+Inductor keeps what it has compiled in a folder that all runs share, and trusts what it finds there. A compilation that
+is killed may leave half a library, on which every later run of the same model would fail, or even crash.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from tqdm import tqdm
+
+from lm.machine.torch_inside import (
+    Graph,
+    cpp_compiler,
+    empty_inductor_folder,
+    forget_compiled,
+    inductor_folder,
+    run_inductor,
+)
+
+ELF, ELF_64_LITTLE = b"\x7fELF", b"\x02\x01"
+HEADER = struct.Struct("<40x Q 10x H H 2x")  # the table of sections: its offset, the size of an entry, their number
+
+
+def why_not_compiled(device_type: str) -> str:
+    """Says in a line why torch.compile cannot be used here; "" where it can.
+
+    Found out by compiling what GCC has got wrong; see gcc_without_ipa_cp in torch_inside.py.
+    """
+    numbers = torch.arange(64 * 64, device=device_type) % 251  # bfloat16 holds them exactly
+    inputs = [x.view(64, 64).bfloat16() for x in (numbers, -numbers)]
+    try:
+        with quiet():
+            found = torch.compile(two_transposes, backend=compile_graph, dynamic=False)(*inputs)
+    except Exception as error:  # no compiler, no headers, no room for temporary files: all the same to us
+        return f"torch.compile does not work here ({in_a_line(error)}); on a CPU it needs g++ or clang"
+    if all(map(torch.equal, found, two_transposes(*inputs))):
+        return ""
+    return f"torch.compile gives wrong numbers here ({compiler_version() if device_type == 'cpu' else device_type})"
+
+
+def two_transposes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (m, n) of any dtype -> (n, m), (n, m) in float32."""
+    return a.t().float().contiguous(), b.t().float().contiguous()
+
+
+def compiler_version() -> str:
+    """Returns the C++ compiler and its version, as "g++ 12.2.0"."""
+    said = subprocess.run([cpp_compiler(), "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"\d+(\.\d+)+", said)
+    return " ".join([Path(cpp_compiler()).name, *([version[0]] if version else [])])
+
+
+def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
+    """Compile a graph by Inductor, for torch.compile(backend=...); where that fails, say so and run it as it is."""
+    try:
+        with quiet():
+            return compile_graph(graph, inputs)
+    except Exception as error:
+        say(f"torch.compile does not work for this model ({in_a_line(error)}); training goes on without")
+        return graph
+
+
+def compile_graph(graph: Graph, inputs: list[Any]) -> Graph:
+    """Compile a graph by Inductor, whatever its cache holds."""
+    deleted: set[Path] = set()
+    while True:
+        try:
+            for path in cut_off_libraries(cache_folder()):
+                delete(path)
+            return run_inductor(graph, inputs)
+        except Exception as error:
+            failure, named = error, named_files(error) - deleted
+        if not named:
+            break
+        for path in named:
+            delete(path)
+        deleted |= named
+        forget_compiled()
+    with empty_inductor_folder():
+        compiled = run_inductor(graph, inputs)
+    say(f"{cache_folder()}: torch.compile's cache cannot be used ({in_a_line(failure)}); compiled without it")
+    return compiled
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or inductor_folder())
+
+
+def cut_off_libraries(folder: Path) -> list[Path]:
+    """Return the libraries in the cache that end too early; loading one may end the process by SIGBUS."""
+    if sys.platform != "linux":
+        return []
+    return [path for path in folder.glob("*/*.so") if is_cut_off(path) and not is_being_written(path, folder)]
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a library lacks its end, where the table of its sections is."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEADER.size)
+        if len(head) < HEADER.size or not head.startswith(ELF):
+            return True
+        if head[4:6] != ELF_64_LITTLE:
+            return False  # of which we know nothing
+        offset, entry, number = HEADER.unpack(head)
+        return path.stat().st_size < offset + entry * number
+    except OSError:
+        return False
+
+
+def is_being_written(path: Path, folder: Path) -> bool:
+    """Whether another process holds the lock under which Inductor compiles this library."""
+    lock = folder / "locks" / f"{path.name.partition('.')[0]}.lock"
+    with contextlib.suppress(FileNotFoundError), open(lock, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def named_files(error: BaseException) -> set[Path]:
+    """Return the files of the cache that an error names, by their path or as a module."""
+    folder, message = cache_folder(), str(error)
+    paths = map(Path, re.findall(re.escape(str(folder)) + r"/[^\s:'\"]+\.(?:so|py|cpp|h)\b", message))
+    modules = {path for name in re.findall(r"compile_tasks\.(\w+)", message) for path in folder.glob(f"*/{name}.py")}
+    return {path for path in paths if path.is_file()} | modules
+
+
+def delete(path: Path) -> None:
+    say(f"{path}: torch.compile left it damaged in its cache; deleted, and compiled anew where it is needed")
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's own account of a failure, which fills a screen."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def say(message: str) -> None:
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        tqdm.write(f"lm fit: {message}", file=sys.stderr)
+
+
+def in_a_line(error: BaseException) -> str:
+    return textwrap.shorten(str(error).strip().partition("\n\n")[0], 200)  # behind it, torch explains its variables

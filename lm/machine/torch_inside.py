@@ -1,0 +1,116 @@
+"""Every private part of torch that lm uses: one named function each, and none anywhere else.
+
+What lies behind an underscore may change with any release. tests/training/test_lightning_inside.py holds each function
+against the installed torch and says what has changed. torch._foreach_* are not here: torch documents them. Lightning's
+private parts are in lightning_inside.py, which needs Lightning; this file is for those who compute without it.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Graph = Callable[..., Any]
+
+ROWS = 32  # a hint for oneDNN's packed order; any number of rows can be multiplied
+
+
+# --- operators -------------------------------------------------------------------------------------------------------
+
+
+def softmax_backward(d_probabilities: Tensor, probabilities: Tensor) -> Tensor:
+    """Computes the gradient of softmax over the last dimension, in one pass.
+
+    Both are (..., n) of one dtype -> the gradient of the scores, (..., n) of that dtype.
+    """
+    return torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
+
+
+def has_packed_product(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this dtype on this processor, and torch hands it through."""
+    there = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Lays a weight out in oneDNN's own order: (out, in) -> a function (..., in) -> (..., out).
+
+    torch.compile uses the same two operators.
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+# --- tensors without memory ------------------------------------------------------------------------------------------
+
+
+def without_memory() -> AbstractContextManager[Any]:
+    """Returns a context in which tensors have shapes and devices, and no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Identifies the memory behind a tensor, which its views share; valid while one of them is alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+def run_inductor(graph: Graph, inputs: list[Any]) -> Graph:
+    """Compiles a graph by Inductor, and its backward pass with it, so that either fails now or not at all."""
+    from torch._dynamo.backends.registry import lookup_backend
+    from torch._functorch import config
+
+    with config.patch(force_non_lazy_backward_lowering=True), gcc_without_ipa_cp():
+        return lookup_backend("inductor")(graph, inputs)  # type: ignore[arg-type]
+
+
+def gcc_without_ipa_cp() -> AbstractContextManager[Any]:
+    """Returns a context in which Inductor calls GCC without its pass -fipa-cp; another compiler is called as ever."""
+    from torch._inductor import config, cpp_builder
+
+    setting = "enable_floating_point_contract_flag"
+    flag = getattr(config.cpp, setting, None)
+    if not isinstance(flag, str) or not cpp_compiler() or not cpp_builder.is_gcc():
+        return nullcontext()
+    # GCC 12.2 at -O3 miscompiles a kernel that transposes two bfloat16 matrices by AVX-512: gradients are wrong or NaN
+    # under a right loss. Inductor has no setting for further flags. This one goes into the command line as it stands,
+    # and into the cache's key, so that what was compiled without is not used again.
+    return config.patch({f"cpp.{setting}": f"{flag} -fno-ipa-cp"})
+
+
+def cpp_compiler() -> str:
+    """Returns the C++ compiler that Inductor calls, as a command; "" where it finds none."""
+    from torch._inductor import cpp_builder
+
+    try:
+        return cpp_builder.get_cpp_compiler()
+    except (RuntimeError, OSError):
+        return ""
+
+
+def inductor_folder() -> Path:
+    """Returns the folder in which Inductor keeps what it has compiled, unless TORCHINDUCTOR_CACHE_DIR names another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return Path(default_cache_dir())
+
+
+def forget_compiled() -> None:
+    """Makes Inductor read its folder again; it remembers the libraries that it has loaded."""
+    from torch._inductor.utils import clear_caches
+
+    clear_caches()
+
+
+def empty_inductor_folder() -> AbstractContextManager[Any]:
+    """Returns a context in which Inductor compiles into a temporary folder, which disappears afterwards."""
+    from torch._inductor.utils import fresh_cache
+
+    return fresh_cache()

@@ -1,0 +1,1 @@
+"""The Transformer and its loss, in pure torch: no file, no Lightning."""

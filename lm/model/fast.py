@@ -1,0 +1,151 @@
+"""Makes a model faster in place: the same numbers, arranged for the machine.
+
+    speed_up(model, "blocks")    model is a TransformerLM still, with the same weights under the same names
+
+Modules of the types below change their class for a subclass that computes in another way; all others stay as they are.
+A setting or a module that is not known here is refused: a way that ignored it would compute another model. The plain
+modules know nothing of this file, and the tests compare each with its plain one.
+
+    FastEmbedding       a gradient that adds up in one order, so that a run can be repeated.
+    FastAttention       attention by fast_attention.py, and its three projections as one matrix product if wanted.
+    FastSwiGLU          its two first products as one, if wanted.
+    FastTransformerLM   the loss by fast_loss.py.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm.model.attention import MultiHeadSelfAttention
+from lm.model.fast_attention import CAUSAL_ATTENTIONS
+from lm.model.fast_loss import linear_cross_entropy, whole_cross_entropy
+from lm.model.layers import Embedding, SwiGLU, silu
+from lm.model.support import Support
+from lm.model.transformer import TransformerLM, check_choice
+
+SUPPORT = Support(
+    part="the fast path",
+    remedy="set model.fast to false",
+    options={
+        "norm_position": ("pre", "post", "none"),
+        "position_encoding": ("rope", "none"),
+        "feed_forward": ("swiglu", "silu"),
+        "tie_embeddings": (False, True),
+        "qk_norm": (False, True),
+    },
+)
+
+
+@torch.library.custom_op("lm::embed", mutates_args=())
+def embed(weight: Tensor, token_ids: Tensor) -> Tensor:
+    """weight[token_ids]: (rows, width), (...) -> (..., width), with a gradient that is the same bits every time.
+
+    The gradient of indexing adds to the rows in parallel, in whatever order the threads come, and so does what
+    torch.compile makes of it: the rounding, and with it the whole run, would differ from one time to the next.
+    """
+    return weight.index_select(0, token_ids.flatten()).view(*token_ids.shape, weight.shape[-1])
+
+
+@embed.register_fake
+def _(weight: Tensor, token_ids: Tensor) -> Tensor:
+    return weight.new_empty((*token_ids.shape, weight.shape[-1]))
+
+
+@torch.library.custom_op("lm::embed_backward", mutates_args=())
+def _embed_backward(d_vectors: Tensor, token_ids: Tensor, rows: int) -> Tensor:
+    """dW_r = sum of dY_i over all i with token_ids_i = r, in the order of i: on a CPU a row belongs to one thread."""
+    return torch.ops.aten.embedding_dense_backward(d_vectors, token_ids, rows, -1, False)
+
+
+@_embed_backward.register_fake
+def _(d_vectors: Tensor, token_ids: Tensor, rows: int) -> Tensor:
+    return d_vectors.new_empty((rows, d_vectors.shape[-1]))
+
+
+def _keep_for_embed(ctx: Any, inputs: Any, output: Any) -> None:
+    weight, token_ids = inputs
+    ctx.rows = len(weight)
+    ctx.save_for_backward(token_ids)
+
+
+def _backward_of_embed(ctx: Any, d_vectors: Tensor) -> tuple[Tensor, None]:
+    return _embed_backward(d_vectors.contiguous(), *ctx.saved_tensors, ctx.rows), None
+
+
+embed.register_autograd(_backward_of_embed, setup_context=_keep_for_embed)
+
+
+def joint_product(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """x @ w.T for each w, (out_features, in_features), by one product with all of them."""
+    return (x @ torch.cat(weights).T).split([len(weight) for weight in weights], dim=-1)
+
+
+class FastEmbedding(Embedding):
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return embed(self.weight, token_ids)
+
+
+class FastAttention(MultiHeadSelfAttention):
+    """Attention by the function of this name in CAUSAL_ATTENTIONS; joint: the three projections are one product."""
+
+    attention: str
+    joint: bool
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not self.joint:
+            return super().project(x)
+        return joint_product(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return CAUSAL_ATTENTIONS[self.attention](q, k, v)
+
+
+class FastSwiGLU(SwiGLU):
+    """joint: the products with W1 and W3 are one."""
+
+    joint: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.joint:
+            return super().forward(x)
+        gate, value = joint_product(x, self.w1.weight, self.w3.weight)
+        return self.w2(silu(gate) * value)
+
+
+class FastTransformerLM(TransformerLM):
+    """keep_logits: the training loss is computed from whole logits, and not in chunks."""
+
+    keep_logits: bool
+
+    def loss(self, x: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+        if self.keep_logits and torch.is_grad_enabled():
+            return whole_cross_entropy(self.logits(x), targets, z_loss)
+        return linear_cross_entropy(x, self.lm_head.weight, targets, self.vocab_size, z_loss)
+
+
+FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    Embedding: FastEmbedding,
+    MultiHeadSelfAttention: FastAttention,
+    SwiGLU: FastSwiGLU,
+    TransformerLM: FastTransformerLM,
+}
+
+
+def speed_up(model: TransformerLM, attention: str, joint_products: bool = False, keep_logits: bool = False) -> None:
+    """Makes a model compute the same numbers faster, in place. It can be called again, with another choice.
+
+    attention: one of CAUSAL_ATTENTIONS. joint_products: weights that read the same input are multiplied as one.
+    keep_logits: for training, the loss from whole logits; worth it only where the model is compiled for a GPU.
+    Raises InputError for a model that has what is not known here, and leaves it as it was.
+    """
+    check_choice("attention", attention, CAUSAL_ATTENTIONS)
+    SUPPORT.check(model)
+    for module in model.modules():
+        module.__class__ = FASTER.get(type(module), type(module))
+        if isinstance(module, FastAttention):
+            module.attention, module.joint = attention, joint_products
+        elif isinstance(module, FastSwiGLU):
+            module.joint = joint_products
+        elif isinstance(module, FastTransformerLM):
+            module.keep_logits = keep_logits

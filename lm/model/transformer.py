@@ -1,0 +1,216 @@
+"""The language model: token ids in, a score for every possible next token out.
+
+    x = token_embeddings(token_ids)
+    for each layer:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
+    logits = lm_head(norm(x))
+
+Pure torch: how it is trained is in module.py. The signature of TransformerLM is the one declaration of the model's
+settings, and its docstring their text; the command line, the checkpoints, import and export read them from there. The
+names of the attributes are the keys of the state dict, and so the contract with every checkpoint.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Collection
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lm.model.attention import MultiHeadSelfAttention, head_width
+from lm.model.layers import Device, Dtype, Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
+from lm.model.loss import cross_entropy
+from lm.model.positions import RotaryPositionalEmbedding
+
+LARGEST, MOST_LAYERS = 1 << 28, 1 << 12  # of anybody's settings: no product overflows, and no list is endless
+
+
+def pre_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
+    """Adds attention and feed-forward network to the stream x, each of the normalized stream.
+
+    block has the parts attn(x, positions) and ffn(x), and their norms ln1 and ln2.
+    """
+    x = x + block.attn(block.ln1(x), positions)
+    return x + block.ffn(block.ln2(x))
+
+
+def post_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
+    """Normalizes the stream after each addition, as in the original Transformer."""
+    x = block.ln1(x + block.attn(x, positions))
+    return block.ln2(x + block.ffn(x))
+
+
+def no_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
+    x = x + block.attn(x, positions)
+    return x + block.ffn(x)
+
+
+NormPosition = Literal["pre", "post", "none"]
+PositionEncoding = Literal["rope", "none"]
+FeedForward = Literal["swiglu", "silu"]
+NORM_POSITIONS: dict[NormPosition, Callable[[Any, Tensor, Any], Tensor]]
+NORM_POSITIONS = {"pre": pre_norm, "post": post_norm, "none": no_norm}
+POSITION_ENCODINGS: tuple[PositionEncoding, ...] = get_args(PositionEncoding)
+FEED_FORWARDS: dict[FeedForward, type[SwiGLU] | type[SiLUFeedForward]]
+FEED_FORWARDS = {"swiglu": SwiGLU, "silu": SiLUFeedForward}
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then the feed-forward network, each added to the stream it reads: (..., seq, d_model) to the same.
+
+    norm_position says where the RMSNorms sit, and is one of NORM_POSITIONS.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_ff: int,
+        rope: RotaryPositionalEmbedding | None = None,
+        norm_position: NormPosition = "pre",
+        feed_forward: FeedForward = "swiglu",
+        qk_norm: bool = False,
+        device: Device = None,
+        dtype: Dtype = None,
+    ):
+        super().__init__()
+        self.norm_position = norm_position
+        self.attn = MultiHeadSelfAttention(d_model, num_heads, rope, qk_norm, device, dtype)
+        self.ffn = FEED_FORWARDS[feed_forward](d_model, d_ff, device, dtype)
+        normed = norm_position != "none"
+        self.ln1 = RMSNorm(d_model, device=device, dtype=dtype) if normed else None
+        self.ln2 = RMSNorm(d_model, device=device, dtype=dtype) if normed else None
+
+    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+        return NORM_POSITIONS[self.norm_position](self, x, token_positions)
+
+    def extra_repr(self) -> str:
+        return f"norm_position={self.norm_position!r}"
+
+
+class TransformerLM(nn.Module):
+    """A decoder-only Transformer (handout, section 3). Each default is the full model; the others are ablations.
+
+    Args:
+        vocab_size: tokens that the model knows; at least as many as the tokenizer has.
+        context_length: tokens that the model looks back on, itself included.
+        d_model: width of the stream between the layers.
+        num_layers: Transformer blocks.
+        num_heads: attention heads in each; must divide d_model.
+        d_ff: width of the feed-forward networks; null is 8/3 d_model to a multiple of 64 (4 d_model for silu).
+        rope_theta: base of the rotary embedding's wavelengths.
+        norm_position: RMSNorm before each part, after each addition, or nowhere.
+        position_encoding: rotary embeddings, or none at all.
+        feed_forward: the gated network, or the plain one.
+        vocab_multiple: the tables get rows up to a multiple of this, 64 for a GPU; no token has the added ids.
+        tie_embeddings: one table for reading tokens and for scoring them.
+        qk_norm: RMSNorm on each head's queries and keys.
+        device: where the weights are made.
+        dtype: of the weights.
+
+    settings holds all of them but device and dtype, with d_ff as a number.
+    """
+
+    z_loss = 0.0  # weight of mean(log(sum(exp(logits)))^2) in the training loss
+    recompute = False  # True trades time for memory: each block's activations are computed again on the way back
+
+    def __init__(
+        self,
+        vocab_size: int,
+        context_length: int,
+        d_model: int,
+        num_layers: int,
+        *,
+        num_heads: int,
+        d_ff: int | None = None,
+        rope_theta: float = 10000.0,
+        norm_position: NormPosition = "pre",
+        position_encoding: PositionEncoding = "rope",
+        feed_forward: FeedForward = "swiglu",
+        vocab_multiple: int = 1,
+        tie_embeddings: bool = False,
+        qk_norm: bool = False,
+        device: Device = None,
+        dtype: Dtype = None,
+    ):
+        given = locals()
+        super().__init__()
+        check_choice("norm_position", norm_position, NORM_POSITIONS)
+        check_choice("position_encoding", position_encoding, POSITION_ENCODINGS)
+        check_choice("feed_forward", feed_forward, FEED_FORWARDS)
+        d_ff = FEED_FORWARDS[feed_forward].default_d_ff(d_model) if d_ff is None else d_ff
+        self.settings = {name: given[name] for name in MODEL_SETTINGS} | {"d_ff": d_ff}
+        for name in SIZES:
+            check_size(name, self.settings[name])
+        self.vocab_size, self.context_length = vocab_size, context_length
+        self.num_heads, self.d_k = num_heads, head_width(d_model, num_heads)
+        num_rows = math.ceil(vocab_size / vocab_multiple) * vocab_multiple
+        self.token_embeddings = Embedding(num_rows, d_model, device, dtype)
+        rope = None  # one table for every layer
+        if position_encoding == "rope":
+            rope = RotaryPositionalEmbedding(rope_theta, self.d_k, context_length, device)
+        self.layers = nn.ModuleList(
+            TransformerBlock(d_model, num_heads, d_ff, rope, norm_position, feed_forward, qk_norm, device, dtype)
+            for _ in range(num_layers)
+        )
+        # Post-norm blocks end in a norm of their own.
+        self.ln_final = RMSNorm(d_model, device=device, dtype=dtype) if norm_position == "pre" else None
+        self.lm_head = Linear(d_model, num_rows, device, dtype)
+        if tie_embeddings:  # Press and Wolf 2017; drawn as lm_head's would be
+            self.token_embeddings.weight = self.lm_head.weight
+
+    def forward(self, token_ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """token_ids: (..., seq), seq <= context_length -> logits (..., seq, vocab_size).
+
+        targets: (..., seq), the next tokens; then only the mean cross-entropy is returned, a scalar.
+        """
+        x = self.hidden_states(token_ids)
+        return self.logits(x) if targets is None else self.loss(x, targets, self.z_loss if self.training else 0.0)
+
+    def hidden_states(self, token_ids: Tensor) -> Tensor:
+        """token_ids: (..., seq) -> what lm_head scores, (..., seq, d_model)."""
+        seq = token_ids.shape[-1]
+        if seq > self.context_length:
+            raise ValueError(f"{seq} tokens do not fit a context_length of {self.context_length}")
+        token_positions = torch.arange(seq, device=token_ids.device)
+        x = self.token_embeddings(token_ids)
+        for layer in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, token_positions, use_reentrant=False)
+            else:
+                x = layer(x, token_positions)
+        return x if self.ln_final is None else self.ln_final(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.lm_head(x)[..., : self.vocab_size]
+
+    def loss(self, x: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+        """x: hidden states (..., seq, d_model), targets: (..., seq) -> the mean cross-entropy, a scalar."""
+        return cross_entropy(self.logits(x), targets, z_loss)
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+
+
+_parameters = inspect.signature(TransformerLM).parameters
+_settings = [_parameters[name] for name in _parameters if name not in ("device", "dtype")]
+MODEL_SETTINGS = tuple(setting.name for setting in _settings)
+DEFAULTS = {setting.name: setting.default for setting in _settings if setting.default is not setting.empty}
+SIZES = tuple(setting.name for setting in _settings if setting.annotation in (int, int | None))
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it can be {', '.join(choices)}")
+
+
+def check_size(name: str, size: int) -> None:
+    most = MOST_LAYERS if name == "num_layers" else LARGEST
+    if size < 1:
+        raise ValueError(f"{name} is {size}; it must be at least 1")
+    if size > most:
+        raise ValueError(f"{name} is {size}; it can be at most {most:,}")

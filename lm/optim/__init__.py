@@ -1,0 +1,1 @@
+"""From gradients to better weights, in pure torch: AdamW, Muon, clipping, the schedule."""

@@ -1,0 +1,45 @@
+"""Finds the checkpoint that a run resumes from: the newest that is whole."""
+
+import os
+import shutil
+from pathlib import Path
+
+from lm.runs.checkpoint import read_manifest, verify
+from lm.runs.folder import LAST
+from tokenization import InputError
+from tokenization.files import file_sha256, writing
+
+
+def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
+    """Finds the checkpoint of the highest step that verifies; the lines say how it was found.
+
+    The path is None where the folder holds no checkpoint at all; InputError where it holds some and none verifies.
+    """
+    paths = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.name != LAST)
+    steps: dict[Path, int] = {}
+    reasons: list[str] = []
+    for path in paths:
+        try:
+            steps[path] = read_manifest(path)["step"]
+        except InputError as error:
+            reasons.append(f"passed over: {error}")
+    for path in sorted(steps, key=lambda path: -steps[path]):  # stable: last.ckpt comes before others of its step
+        try:
+            verify(path)
+        except InputError as error:
+            reasons.append(f"passed over: {error}")
+        else:
+            return path, [*reasons, f"{path}: step {steps[path]}, the newest of {len(paths)} that verifies"]
+    if paths:
+        raise InputError(f"{folder}: none of its {len(paths)} checkpoints verifies; {reasons[0]}")
+    return None, [f"{folder}: holds no checkpoint; a new run begins"]
+
+
+def make_last(path: str | os.PathLike[str]) -> None:
+    """Copies the newest checkpoint to last.ckpt, which a run killed between saving the two may lack."""
+    path = Path(path)
+    last = path.with_name(LAST)
+    if path.name == LAST or (last.exists() and file_sha256(last) == file_sha256(path)):
+        return
+    with writing(last) as file, open(path, "rb") as content:
+        shutil.copyfileobj(content, file)

@@ -1,0 +1,107 @@
+"""What a request for completions is answered, as OpenAI's API has it: whole, chunk by chunk, or with an error.
+
+How the request is read is in completions.py, and what of a text can be shown in continuation.py.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm.generation.continuation import Continuation, token_record
+from lm.generation.writer import Drawn, Text
+from tokenization import Tokenizer
+
+
+class Refused(Exception):
+    """An answer that is an error; param: the name of what is wrong."""
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400):
+        super().__init__(message)
+        self.param, self.status = param, status
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 429 else "server_busy" if self.status == 429 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.status}}
+
+
+def to_json(content: Any) -> bytes:
+    """Raises ValueError for NaN and infinity, which JSON has not; a lone surrogate is written as JSON's escape."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
+
+
+@dataclass
+class Completions:
+    """One request: its choices, in order, and what has come of them. notice: what its sender should know."""
+
+    model: str
+    tokenizer: Tokenizer
+    continuations: list[Continuation]
+    copies: int  # of each prompt
+    stream: bool
+    include_usage: bool
+    notice: str | None = None
+    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def texts(self) -> list[Text]:
+        return [continuation.text for continuation in self.continuations]
+
+    @property
+    def over(self) -> bool:
+        return all(continuation.over for continuation in self.continuations)
+
+    def feed(self, drawn: Drawn) -> dict[str, Any] | None:
+        """A token of one of the texts; what a stream says of it, or None where there is nothing to say yet."""
+        continuation = self.continuations[drawn.text.number]
+        before = len(continuation.listed)
+        shown = continuation.feed(drawn)
+        wants_logprobs = continuation.text.top is not None
+        if not (shown or continuation.over or wants_logprobs):
+            return None
+        logprobs = self.logprobs(continuation.listed[before:]) if wants_logprobs else None
+        reason = continuation.finish_reason if continuation.over else None
+        choice = {"index": continuation.text.number, "text": shown, "logprobs": logprobs, "finish_reason": reason}
+        return self.head() | {"choices": [choice]}
+
+    def head(self) -> dict[str, Any]:
+        head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+        return head | ({"notice": self.notice} if self.notice else {})
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            {
+                "index": continuation.text.number,
+                "text": continuation.written,
+                "logprobs": self.logprobs(continuation.listed) if continuation.text.top is not None else None,
+                "finish_reason": continuation.finish_reason,
+            }
+            for continuation in self.continuations
+        ]
+        return self.head() | {"choices": choices, "usage": self.usage()}
+
+    def last_chunk(self) -> dict[str, Any]:
+        """With the usage, which a stream may ask for."""
+        return self.head() | {"choices": [], "usage": self.usage()}
+
+    def logprobs(self, listed: Sequence[tuple[Drawn, int]]) -> dict[str, Any]:
+        """The first token of a prompt has none: nothing came before it."""
+        each = [token_record(self.tokenizer, drawn) for drawn, _ in listed]
+        return {
+            "tokens": [one["token"] for one in each],
+            "token_logprobs": [one["logprob"] for one in each],
+            "top_logprobs": [None if one["logprob"] is None else one.get("top", {}) for one in each],
+            "text_offset": [offset for _, offset in listed],
+        }
+
+    def usage(self) -> dict[str, int]:
+        read = sum(
+            len(continuation.text.prompt)
+            for continuation in self.continuations
+            if continuation.text.number % self.copies == 0
+        )
+        written = sum(len(continuation.drawn) for continuation in self.continuations)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

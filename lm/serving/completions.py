@@ -1,0 +1,233 @@
+"""Reading a request for completions, as OpenAI's API has it: from JSON to texts to write.
+
+What cannot be done is refused by name and with the reason, never passed over: a setting without effect would be taken
+for one with it. Nothing is encoded before it is known to be few and short enough.
+"""
+
+import json
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from lm.generation.continuation import Continuation, TextStream
+from lm.generation.sampling import Sampling
+from lm.generation.writer import Text
+from lm.serving.answers import Completions, Refused
+from tokenization import END_OF_TEXT, InputError, Tokenizer
+from tokenization.pretokenization import cut_into_chunks
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_tokens: int = 2048  # of a text
+    prompt_tokens: int = 8192
+    prompt_characters: int = 1 << 17
+    texts: int = 16  # of a request
+    logprobs: int = 10
+    stops: int = 4
+    seconds: float = 300.0  # of a request, with its wait
+    arrival: float = 30.0  # seconds in which a request's headers must have come, and then its body
+
+
+@dataclass(frozen=True)
+class Served:
+    """What requests are read for."""
+
+    name: str
+    tokenizer: Tokenizer
+    context_length: int
+    limits: Limits
+
+
+NUMBERS: dict[str, tuple[type, Any, float, float]] = {  # name: its type, default, least, most
+    "max_tokens": (int, 16, 1, math.inf),
+    "temperature": (float, 1.0, 0, 100),
+    "top_p": (float, 1.0, 0, 1),
+    "top_k": (int, None, 1, math.inf),
+    "min_p": (float, 0.0, 0, 1),
+    "repetition_penalty": (float, 1.0, 0.01, 100),
+    "n": (int, 1, 1, 1 << 31),
+    "seed": (int, None, 0, (1 << 62) - 1),
+    "logprobs": (int, None, 0, math.inf),
+}
+WITHOUT = {"suffix": "", "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0}  # each with what is neutral
+OTHERS = ("model", "prompt", "stop", "stream", "stream_options", "echo", "best_of", "user")
+
+
+def read_body(content: bytes, served: Served) -> Completions:
+    """The body of a POST to /v1/completions; Refused where it is wrong."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Refused("the body is not JSON") from None
+    return read_request(body, served)
+
+
+def read_request(body: Any, served: Served) -> Completions:
+    if not isinstance(body, dict):
+        raise Refused("the body must be a JSON object with a prompt")
+    limits = served.limits
+    check_names(body, served.name)
+    stops, copies = read_stops(body, limits), number(body, "n")
+    check_best_of(body, copies)
+    stream, echo, include_usage = boolean(body, "stream"), boolean(body, "echo"), read_stream_options(body)
+    max_tokens = min(number(body, "max_tokens", limits.max_tokens, 0 if echo else 1), limits.max_tokens)
+    top = number(body, "logprobs", limits.logprobs)
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    try:
+        sampling = Sampling(**{name: number(body, name) for name in names})
+    except InputError as error:
+        raise Refused(str(error), str(error).split()[0]) from None
+    seed = number(body, "seed")
+    seed = secrets.randbelow(1 << 31) if seed is None else seed
+    prompts = parse_prompts(body, copies, served)
+    scores_prompt = echo and top is not None
+    notice = check_context(prompts, scores_prompt, served.context_length)
+    continuations: list[Continuation] = []
+    for prompt, ids in prompts:
+        for _ in range(copies):
+            text = Text(ids, max_tokens, sampling, seed + len(continuations), top, len(continuations), scores_prompt)
+            continuations.append(Continuation(prompt, text, TextStream(served.tokenizer, stops), echo))
+    return Completions(served.name, served.tokenizer, continuations, copies, stream, include_usage, notice)
+
+
+# --- one setting each ------------------------------------------------------------------------------------------------
+
+
+def check_names(body: Mapping[str, Any], model: str) -> None:
+    if unknown := set(body) - set(NUMBERS) - set(WITHOUT) - set(OTHERS):
+        name = min(unknown)
+        raise Refused(f"{name[:60]} is not known here; there are {', '.join((*OTHERS, *NUMBERS))}", name[:60])
+    for name, neutral in WITHOUT.items():
+        if body.get(name) not in (None, neutral):
+            raise Refused(f"{name} cannot be honoured here; leave it out", name)
+    if body.get("model") not in (None, model):
+        raise Refused(f"model {shorten(body['model'])} is not served here; {model!r} is", "model", 404)
+
+
+def shorten(value: Any) -> str:
+    try:
+        return repr(str(value)[:60])
+    except RecursionError:
+        return "nested too deeply"
+
+
+def number(body: Mapping[str, Any], name: str, most: float | None = None, least: float | None = None) -> Any:
+    kind, default, lowest, highest = NUMBERS[name]
+    value: Any = body.get(name)
+    if value is None:
+        return default
+    least, most = lowest if least is None else least, highest if most is None else most
+    allowed = f"from {least} to {most}" if most < math.inf else f"at least {least}"
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) < 1 << 53 else math.nan
+    if type(value) is not kind or not least <= cast(float, value) <= most:
+        word = "a whole number" if kind is int else "a number"
+        raise Refused(f"{name} is {shorten(body[name])}; it must be {word}, {allowed}", name)
+    return value
+
+
+def boolean(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and type(value) is not bool:
+        raise Refused(f"{name} is {shorten(value)}; it must be true or false", name)
+    return bool(value)
+
+
+def check_best_of(body: Mapping[str, Any], copies: int) -> None:
+    best_of = body.get("best_of")
+    if best_of is not None and (type(best_of) is not int or best_of != copies):
+        raise Refused(f"best_of cannot be honoured here except as n, {copies}; leave it out", "best_of")
+
+
+def read_stops(body: Mapping[str, Any], limits: Limits) -> list[str]:
+    value = body.get("stop")
+    stops = [] if value is None else value if isinstance(value, list) else [value]
+    if len(stops) > limits.stops or not all(isinstance(stop, str) and 0 < len(stop) <= 1000 for stop in stops):
+        raise Refused(f"stop must be a string that is not empty, or {limits.stops} at most", "stop")
+    return stops
+
+
+def read_stream_options(body: Mapping[str, Any]) -> bool:
+    """Whether the usage is to be included."""
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict) or not set(options) <= {"include_usage", "include_obfuscation"}:
+        raise Refused('stream_options can be {"include_usage": true}', "stream_options")
+    if boolean(options, "include_obfuscation"):
+        raise Refused("include_obfuscation cannot be honoured here; leave it out", "include_obfuscation")
+    return boolean(options, "include_usage")
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def parse_prompts(body: Mapping[str, Any], copies: int, served: Served) -> list[tuple[str, list[int]]]:
+    """(text, ids) of each: a string, ids, or a list of either. They are counted first, and encoded then."""
+    value = body.get("prompt")
+    if value is None:
+        raise Refused('prompt is missing; "" begins a new document', "prompt")
+    prompts = value if isinstance(value, list) and not (value and type(value[0]) is int) else [value]
+    if not prompts:
+        raise Refused("prompt is an empty list; at least one text must be begun", "prompt")
+    if len(prompts) * copies > served.limits.texts:
+        raise Refused(
+            f"{len(prompts)} prompts times n = {copies} are too many texts; {served.limits.texts} at most", "n"
+        )
+    return [read_prompt(prompt, served) for prompt in prompts]
+
+
+def read_prompt(prompt: Any, served: Served) -> tuple[str, list[int]]:
+    tokenizer, most = served.tokenizer, served.limits.prompt_tokens
+    if isinstance(prompt, str):
+        if len(prompt) > (characters := served.limits.prompt_characters):
+            raise Refused(f"prompt has {len(prompt)} characters; {characters} at most are read", "prompt")
+        try:
+            ids = encode_at_most(tokenizer, prompt or END_OF_TEXT, most)
+        except InputError as error:
+            raise Refused(f"prompt: {error}", "prompt") from None
+        return prompt, ids
+    if not isinstance(prompt, list) or not prompt:
+        raise Refused("prompt must be a string, a list of token ids, or a list of such, with something in it", "prompt")
+    if len(prompt) > most:
+        raise Refused(f"prompt has {len(prompt)} tokens; {most} at most are read", "prompt")
+    if not all(type(token_id) is int for token_id in prompt):
+        raise Refused("prompt must be a string, a list of token ids, or a list of such, with something in it", "prompt")
+    wrong = next((token_id for token_id in prompt if token_id not in tokenizer.vocab), None)
+    if wrong is not None:
+        raise Refused(f"prompt: {str(wrong)[:20]} is no token id; there are ids below {tokenizer.vocab_size}", "prompt")
+    return tokenizer.decode(prompt), prompt
+
+
+BLOCK = 1 << 12  # characters that are encoded at once
+
+
+def encode_at_most(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
+    """The ids of a text, which is encoded no further than so many of them."""
+    ids: list[int] = []
+    blocks = (text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
+    for piece in cut_into_chunks(blocks, tokenizer.special_tokens, tokenizer.pattern, BLOCK):
+        ids += tokenizer.encode(piece)
+        if len(ids) > most:
+            raise Refused(f"prompt has more than {most} tokens; {most} at most are read", "prompt")
+    return ids
+
+
+def check_context(prompts: list[tuple[str, list[int]]], scored: bool, context_length: int) -> str | None:
+    """What the sender of a prompt that is longer than the context should know; Refused where that is no answer."""
+    longest = max(len(ids) for _, ids in prompts)
+    if longest <= context_length:
+        return None
+    if scored:
+        raise Refused(
+            f"prompt has {longest} tokens; echo with logprobs scores {context_length} at most, as many as the model"
+            " sees at once",
+            "prompt",
+        )
+    return (
+        f"the prompt has {longest} tokens, and the model sees {context_length} at once: only the last"
+        f" {max(1, context_length // 2)} were read"
+    )

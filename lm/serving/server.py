@@ -1,0 +1,228 @@
+"""A model as a web server: OpenAI's /v1/completions and /v1/models, /health, and a page to write with.
+
+What a request may ask for is in completions.py, what it is answered in answers.py, who writes when in engine.py, and
+who may connect in connections.py; here are the routes, the time limits of an answer, and clients that leave. Bound to
+this machine, it answers only to its names, so that no page from elsewhere can be made to talk to it.
+"""
+
+import asyncio
+import hmac
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from lm.generation.writer import Drawn
+from lm.serving.answers import Completions, Refused, to_json
+from lm.serving.completions import Limits, Served, read_body, shorten
+from lm.serving.connections import listening, refusal
+from lm.serving.engine import Busy, Engine, Stopped
+from tokenization import InputError, Tokenizer
+
+PAGE = Path(__file__).with_name("page.html")
+BODY_BYTES = 1 << 20  # of a request, at most
+HOST = re.compile(r"(?:\[([\da-f:.]+)\]|([^:\[\]]+))(?::\d{0,5})?", re.IGNORECASE)  # a name or address, and a port
+
+
+class Server:
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        model: str,
+        limits: Limits,
+        names: tuple[str, ...],
+        key: str | None = None,
+    ):
+        """names: that a request may call this host by; none allows any. key: that it must have; None asks for none."""
+        self.engine, self.limits, self.names, self.key = engine, limits, names, key
+        self.served = Served(model, tokenizer, engine.writer.reader.model.context_length, limits)
+        self.address = ""  # once it listens
+        self.aside = ThreadPoolExecutor(1, "aside")  # for what takes long, so that the event loop goes on
+        self.app = web.Application(middlewares=[self.guard], client_max_size=BODY_BYTES)
+        self.app.router.add_get("/", self.page)
+        self.app.router.add_get("/health", self.health)
+        self.app.router.add_get("/v1/models", self.models)
+        self.app.router.add_get("/v1/models/{name:.+}", self.model)
+        self.app.router.add_post("/v1/completions", self.completions)
+        for path in ("/v1/chat/completions", "/v1/responses"):
+            self.app.router.add_route("*", path, self.chat)
+
+    # --- before a request is answered ---------------------------------------------------------------------------------
+
+    @web.middleware
+    async def guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Errors in OpenAI's form."""
+        try:
+            self.check_host(request.headers.get("Host", ""))
+            if request.path != "/":
+                self.check_key(request.headers.get("Authorization", ""))
+            return await handler(request)
+        except Refused as error:
+            return refusal(error)
+        except web.HTTPException as error:
+            return refusal(Refused(f"{request.method} {request.path}: {error.reason}", None, error.status))
+
+    def check_host(self, header: str) -> None:
+        """A page from elsewhere may have had its own name turned to this machine."""
+        if not self.names:
+            return
+        found = HOST.fullmatch(header)
+        if found is None:
+            raise Refused(f"Host {shorten(header)} is not a name with a port")
+        if (found[1] or found[2]).lower() not in self.names:
+            message = f"Host {shorten(header)} is not this machine; open {self.address}, or start with --host"
+            raise Refused(message, None, 403)
+
+    def check_key(self, header: str) -> None:
+        if self.key is None:
+            return
+        scheme, _, given = header.partition(" ")
+        right = hmac.compare_digest(given.strip().encode(), self.key.encode())
+        if scheme.lower() != "bearer" or not right:
+            problem = "the key is not the one of this server" if given else "this server asks for a key"
+            raise Refused(f"{problem}; send it as Authorization: Bearer KEY", None, 401)
+
+    # --- the routes ---------------------------------------------------------------------------------------------------
+
+    async def page(self, _: web.Request) -> web.StreamResponse:
+        return web.Response(text=PAGE.read_text(encoding="utf-8"), content_type="text/html")
+
+    async def health(self, _: web.Request) -> web.StreamResponse:
+        return answer({"status": "ok", "model": self.served.name} | self.engine.status())
+
+    async def models(self, _: web.Request) -> web.StreamResponse:
+        return answer({"object": "list", "data": [self.description()]})
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if name != self.served.name:
+            raise Refused(f"model {shorten(name)} is not served here; {self.served.name!r} is", "model", 404)
+        return answer(self.description())
+
+    def description(self) -> dict[str, Any]:
+        return {"id": self.served.name, "object": "model", "created": 0, "owned_by": "you"}
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        raise Refused(f"{request.path}: {self.served.name!r} is a base model: /v1/completions", None, 404)
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        content = await self.read(request)
+        loop = asyncio.get_running_loop()
+        wanted = await loop.run_in_executor(self.aside, read_body, content, self.served)
+        async with self.writing(wanted) as tokens:
+            if wanted.stream:
+                return await self.stream(request, wanted, tokens)
+            async for drawn in tokens:
+                feed(wanted, drawn)
+        whole = await loop.run_in_executor(self.aside, lambda: to_json(wanted.whole()))
+        return web.Response(body=whole, content_type="application/json")
+
+    async def read(self, request: web.Request) -> bytes:
+        if request.content_type != "application/json":
+            raise Refused("the body must be JSON; say so by Content-Type: application/json", None, 415)
+        if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
+            raise Refused(f"charset {shorten(request.charset)}: JSON is UTF-8", None, 415)
+        try:
+            async with asyncio.timeout(min(self.limits.arrival, self.limits.seconds)):
+                return await request.read()
+        except TimeoutError:
+            raise Refused("the body has not come in time", None, 408) from None
+        except web.RequestPayloadError as error:
+            raise Refused(f"the body cannot be read: {shorten(error)}") from None
+
+    @asynccontextmanager
+    async def writing(self, wanted: Completions) -> AsyncIterator[AsyncIterator[Drawn]]:
+        """The tokens as they come, until all texts are over. Whoever leaves before gives the rows back."""
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Drawn | Exception]()
+        deadline = loop.time() + self.limits.seconds
+
+        def deliver(drawn: Drawn | Exception) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(queue.put_nowait, drawn)
+
+        async def tokens() -> AsyncIterator[Drawn]:
+            try:
+                while not wanted.over:
+                    async with asyncio.timeout_at(deadline):
+                        drawn = await queue.get()
+                    if isinstance(drawn, Exception):
+                        raise drawn
+                    yield drawn
+            except TimeoutError:
+                seconds = self.limits.seconds
+                raise Refused(f"not done within {seconds:g} seconds; ask for fewer tokens", None, 504) from None
+            except Stopped:
+                raise Refused("the server ends", None, 503) from None
+            except Exception as error:  # whatever has befallen the engine
+                raise Refused(str(error) or type(error).__name__, None, 500) from None
+
+        try:
+            self.engine.submit(wanted.texts, deliver)
+        except InputError as error:
+            raise Refused(str(error), "n") from None
+        except Busy as error:
+            raise Refused(str(error), None, 429) from None
+        except Stopped:
+            raise Refused("the server ends", None, 503) from None
+        try:
+            yield tokens()
+        finally:
+            self.engine.cancel(wanted.texts)
+
+    async def stream(
+        self, request: web.Request, wanted: Completions, tokens: AsyncIterator[Drawn]
+    ) -> web.StreamResponse:
+        """Server-sent events; an error after the first is an event, too."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        await response.prepare(request)
+
+        async def send(event: bytes) -> None:
+            async with asyncio.timeout(self.limits.seconds):  # a client that reads nothing
+                await response.write(b"data: " + event + b"\n\n")
+
+        try:
+            async for drawn in tokens:
+                if (chunk := feed(wanted, drawn)) is not None:
+                    await send(to_json(chunk))
+            if wanted.include_usage:
+                await send(to_json(wanted.last_chunk()))
+            await send(b"[DONE]")
+        except Refused as error:
+            await send(to_json(error.body()))
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+        await response.write_eof()
+        return response
+
+
+def feed(wanted: Completions, drawn: Drawn) -> dict[str, Any] | None:
+    try:
+        return wanted.feed(drawn)
+    except InputError as error:  # an id that the tokenizer has no bytes for
+        raise Refused(str(error), None, 500) from None
+
+
+def answer(content: Any) -> web.Response:
+    return web.Response(body=to_json(content), content_type="application/json")
+
+
+async def run_server(server: Server, host: str, port: int, ready: Callable[[str, asyncio.Event], None]) -> None:
+    """Until the event that ready gets, with the address, is set."""
+    stop = asyncio.Event()
+    try:
+        async with listening(server.app, host, port, server.limits) as server.address:
+            ready(server.address, stop)
+            await stop.wait()
+            server.engine.close()  # whoever waits is told, and answers are sent
+    finally:
+        server.engine.close()
+        server.aside.shutdown(wait=False)

@@ -1,0 +1,50 @@
+"""What LanguageModel is trained on: pairs of token ids, and the tokens that follow them.
+
+Our own token files hold nothing else (data.py); any other loader is checked, so that what is wrong is said in one line.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm.model.transformer import TransformerLM
+from tokenization import InputError
+
+Batch = tuple[Tensor, Tensor]  # inputs and targets, each (batch, seq), int64
+
+
+def check_batch(batch: Any, model: TransformerLM) -> Batch:
+    """Returns the batch; InputError unless it is a pair of token ids that the model can be trained on."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
+        raise InputError(f"a batch is {in_words(batch)}; it must be a pair of tensors, (inputs, targets)")
+    inputs, targets = batch
+    for name, x in (("inputs", inputs), ("targets", targets)):
+        if x.dtype != torch.int64:
+            raise InputError(f"the {name} of a batch are {x.dtype}; they must be token ids, torch.int64")
+    if inputs.ndim != 2 or inputs.shape != targets.shape or not inputs.numel():
+        raise InputError(
+            f"the inputs of a batch are {tuple(inputs.shape)}, its targets {tuple(targets.shape)}; both must be"
+            " (batch, seq), with targets[i, j] the token that follows inputs[i, j]"
+        )
+    if inputs.shape[1] > model.context_length:
+        raise InputError(
+            f"the inputs of a batch are {tuple(inputs.shape)}, longer than the model's context_length"
+            f" {model.context_length}; cut the sequences, or make a model with a longer context"
+        )
+    for name, x in (("inputs", inputs), ("targets", targets)):
+        if x.is_cpu:  # a GPU would have to finish its work first
+            lowest, highest = (int(end) for end in torch.aminmax(x))
+            if lowest < 0 or highest >= model.vocab_size:
+                wrong = lowest if lowest < 0 else highest
+                raise InputError(
+                    f"the {name} of a batch hold the token id {wrong}; those of a model with vocab_size"
+                    f" {model.vocab_size} are from 0 to {model.vocab_size - 1}"
+                )
+    return inputs, targets
+
+
+def in_words(batch: Any) -> str:
+    """Names what a loader has given, and what is in it."""
+    inside = f" of {', '.join(type(x).__name__ for x in batch)}" if isinstance(batch, (tuple, list)) else ""
+    return f"a {type(batch).__name__}{inside}"

@@ -1,0 +1,200 @@
+"""What one sees of the training steps: norms to watch, a progress bar, samples of text. How fast they are is in
+throughput.py."""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+
+from lm.durations import format_duration
+from lm.generation.sampling import Sampling
+from lm.generation.writer import generate
+from lm.model.transformer import TransformerLM
+from lm.optim.clipping import joint_norm
+from lm.training.progress import validation_line
+from tokenization import END_OF_TEXT, InputError
+
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # tqdm's, without its guess at the end
+
+
+class Norms(Callback):
+    """Logs the l2 norms of gradients (before clipping) and weights, part by part, and at every validation the root mean
+    square of what each layer puts out for its first batch: where a run goes wrong, it shows here first.
+
+    Args:
+        every_n_steps: how often gradients and weights are measured; 0 measures nothing.
+    """
+
+    def __init__(self, every_n_steps: int = 100):
+        if every_n_steps < 0:
+            raise ValueError(f"norms.every_n_steps is {every_n_steps}; it must be at least 0, which measures nothing")
+        self.every_n_steps = every_n_steps
+        self.activations: dict[str, Tensor] = {}
+        self.hooks: list[Any] = []
+
+    def _log(self, trainer: Trainer, values: dict[str, Tensor], step: int) -> None:
+        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in whole.items()}, step)
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step + 1
+        if not self.every_n_steps or step % self.every_n_steps:
+            return
+        norms = {}
+        for name, part in parts(pl_module.model).items():  # type: ignore[arg-type]
+            weights: list[Tensor] = list(part.parameters())
+            norms[f"weight_norm/{name}"] = joint_norm(weights)
+            norms[f"gradient_norm/{name}"] = joint_norm([weight.grad for weight in weights if weight.grad is not None])
+        self._log(trainer, norms, step)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if not self.every_n_steps or batch_idx or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+
+        def watch(name: str) -> Any:
+            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                self.activations[f"activation_rms/{name}"] = output.float().square().mean().sqrt()
+
+            return hook
+
+        layers = parts(pl_module.model)  # type: ignore[arg-type]
+        self.hooks = [part.register_forward_hook(watch(name)) for name, part in layers.items() if name != "lm_head"]
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        while self.hooks:
+            self.hooks.pop().remove()
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self._log(trainer, self.activations, trainer.global_step)
+        self.activations = {}
+
+
+def parts(model: TransformerLM) -> dict[str, nn.Module]:
+    """What a model consists of, from the token to its scores, by name."""
+    layers = {f"layers.{number}": layer for number, layer in enumerate(model.layers)}
+    ends = {"ln_final": model.ln_final, "lm_head": model.lm_head}
+    named = {"token_embeddings": model.token_embeddings, **layers, **ends}
+    return {name: part for name, part in named.items() if part is not None}
+
+
+class TrainingBar(ProgressBar):
+    """One bar for the run, in optimizer steps, with loss, tokens/s and the time that is left; one for each validation,
+    and its result.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+        self.bars: list[Any] = []  # the innermost last
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self.enabled:
+            tqdm.write(" ".join(map(str, args)))
+
+    def _open(self, description: str, total: float, unit: str, leave: bool = True, **settings: Any) -> None:
+        self.bars.append(
+            tqdm(
+                total=total,
+                desc=description,
+                unit=unit,
+                leave=leave,
+                disable=not self.enabled,
+                dynamic_ncols=True,
+                **settings,
+            )
+        )
+
+    def _close(self) -> None:
+        if self.bars:
+            self.bars.pop().close()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open("training", trainer.max_steps, "step", initial=trainer.global_step, bar_format=BAR)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        bar = self.bars[-1]
+        if trainer.global_step == bar.n:
+            return  # in the middle of a step, whose batches accumulate
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            metrics = trainer.progress_bar_metrics
+            figures = {"loss": f"{float(metrics['train/loss']):.3f}"}
+            if "train/tokens_per_second" in metrics:
+                figures["tokens/s"] = f"{float(metrics['train/tokens_per_second']):,.0f}"
+                figures["MFU"] = f"{float(metrics['train/mfu']):.0%}"
+            if "left" in metrics:
+                figures["left"] = format_duration(float(metrics["left"]))
+            bar.set_postfix(figures, refresh=False)
+        bar.update(trainer.global_step - bar.n)
+
+    def on_train_end(self, *_: Any) -> None:
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        while self.bars:
+            self._close()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches = trainer.num_val_batches
+        self._open("validating", sum(batches) if isinstance(batches, list) else batches, "batch", leave=False)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.bars[-1].update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.print(validation_line(trainer))
+
+
+class TextSamples(Callback):
+    """Writes a text after each validation, for TensorBoard's Text tab, so that one sees the model learn.
+
+    Args:
+        prompt: how the text begins.
+        max_new_tokens: its length at most; 0 writes none.
+        temperature: of the sampling.
+    """
+
+    def __init__(self, prompt: str = "Once upon a time", max_new_tokens: int = 100, temperature: float = 0.8):
+        self.prompt, self.max_new_tokens = prompt, max_new_tokens
+        self.sampling = Sampling(temperature)
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.max_new_tokens or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        try:
+            token_ids = tokenizer.encode(self.prompt or END_OF_TEXT)
+            new_ids = generate(  # on every device: a sharded model needs all of them
+                pl_module.model,  # type: ignore[arg-type]
+                token_ids,
+                self.max_new_tokens,
+                self.sampling,
+                stop_id=tokenizer.end_of_text_id,
+                vocab_size=tokenizer.vocab_size,
+                use_cache=pl_module.device_mesh is None,  # a sharded model has no weights at hand to make one like
+            )
+            with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
+                text = self.prompt + tokenizer.decode(list(new_ids))
+        except InputError as error:  # a run that diverges is a result, too, and goes on
+            text = f"no sample: {error}"
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("sample", text, trainer.global_step)

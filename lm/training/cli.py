@@ -1,0 +1,166 @@
+"""`lm fit` and `lm validate`, from their arguments to the end of a run: read RunCLI.fit from top to bottom.
+
+Nothing is computed here. Every check comes before anything is written.
+"""
+
+import contextlib
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import FSDPStrategy
+
+from lm.machine.signals import leave_if_asked
+from lm.runs.checkpoint import load_checkpoint
+from lm.training.callbacks import TrainingBar
+from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
+from lm.training.command_line import one_line, warn_of_variables
+from lm.training.data import TokenDataModule
+from lm.training.lightning_inside import set_max_steps
+from lm.training.module import LanguageModel
+from lm.training.nonfinite import StopWhenDiverged
+from lm.training.parser import SettingsCLI
+from lm.training.plugins import FullySharded, RunCheckpointIO, RunLogger
+from lm.training.progress import ProgressLines, ending, time_is_up
+from lm.training.resume import Resume, find_resume, from_here_on, locate_checkpoint, take_folder
+from lm.training.throughput import Throughput
+from tokenization import InputError
+
+
+class RunCLI(SettingsCLI):
+    """Runs `lm fit` or `lm validate`. A run's folder is trainer.default_root_dir.
+
+    Whoever runs something else on the way overrides instantiate_trainer.
+    """
+
+    model: LanguageModel
+    datamodule: TokenDataModule
+    trainer: Trainer
+
+    def __init__(self, argv: list[str]):
+        super().__init__(argv)
+        check_precision(self.settings.trainer.precision)
+        check_paths(self.settings)
+        warn_of_variables()
+        if self.subcommand == "fit":
+            self.fit()
+        else:
+            self.validate()
+
+    def fit(self) -> None:
+        """Trains a new run, or goes on with one."""
+        settings = self.settings
+        resume = find_resume(settings)
+        settings.ckpt_path, settings.allow_changed_data = resume.checkpoint, False  # as they are recorded
+        self.make(resume)
+        if resume.weights is not None:
+            self.model.load_state_dict(resume.weights)
+        self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder
+        news = list(resume.news)
+        if resume.data is not None:
+            news += from_here_on(self.datamodule.compare(resume.data, resume.allow_changed_data))
+            if resume.step >= self.trainer.max_steps:
+                set_max_steps(self.trainer, self.trainer.max_steps + 1)  # or Lightning would not begin; see Checkpoints
+        leave_if_asked()
+        first = self.trainer.is_global_zero
+        leaves_something = first and not settings.trainer.fast_dev_run
+        nothing: list[str] = []
+        with take_folder(settings, resume) if leaves_something else contextlib.nullcontext(nothing) as cleared:
+            if first:
+                self.announce([*news, *cleared], resume)
+            if resume.nothing_left:
+                sys.exit(0)
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume.checkpoint)
+        if leaves_something:
+            print(ending(self.trainer))
+            print(self.trainer.profiler.summary(), end="")  # type: ignore[attr-defined]  # which Lightning logs at most
+
+    def validate(self) -> None:
+        """Measures a checkpoint on the validation file, and prints it."""
+        settings = self.settings
+        settings.ckpt_path, _ = locate_checkpoint(settings)
+        if settings.ckpt_path is None:
+            raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
+        compare_settings(load_checkpoint(settings.ckpt_path), vars(settings.model), settings.ckpt_path)
+        self.make(Resume())
+        self.trainer.validate(
+            self.model, datamodule=self.datamodule, ckpt_path=settings.ckpt_path, verbose=settings.verbose
+        )
+
+    def make(self, resume: Resume) -> None:
+        """Makes model, data and trainer; each refuses settings that do not fit together."""
+        settings = self.settings
+        if settings.seed_everything is not False:
+            seed = settings.seed_everything
+            try:
+                settings.seed_everything = seed_everything(None if seed is True else seed, workers=True)
+            except ValueError as error:
+                raise InputError(f"seed_everything: {error}") from None
+        try:
+            check_memory(settings.model)
+            made = self.make_classes()
+            self.model, self.datamodule = made.model, made.data
+            self.trainer = self.instantiate_trainer(**self.parts_of_trainer(made.trainer.logger, resume))
+        except (ValueError, TypeError) as error:  # a class's word that settings do not fit together
+            raise InputError(one_line(str(error))) from None
+
+    def parts_of_trainer(self, loggers: Any, resume: Resume) -> dict[str, Any]:
+        """Returns what the trainer is given beside its settings.
+
+        loggers: those of the settings.
+        """
+        settings, parts = self.settings.trainer, dict[str, Any](plugins=[RunCheckpointIO()])
+        if self.subcommand != "fit":
+            parts["logger"] = False
+        elif settings.logger is not False:
+            others = loggers if isinstance(loggers, list) else [loggers]
+            others = [logger for logger in others if isinstance(logger, Logger)]
+            parts["logger"] = [RunLogger(settings.default_root_dir, resume.step), *others]
+        if settings.strategy == "fsdp":
+            parts["strategy"] = FullySharded()
+        return parts
+
+    def instantiate_trainer(self, **parts: Any) -> Trainer:
+        """Makes the trainer of the settings, with these parts and a run's own callbacks."""
+        settings = self.settings.trainer
+        progress = ProgressLines() if settings.enable_progress_bar is False else TrainingBar()
+        self.trainer_defaults["callbacks"] = [Throughput(), StopWhenDiverged(), progress]
+        trainer = super().instantiate_trainer(**parts)
+        if time_is_up(trainer):
+            raise InputError(f"trainer.max_time is {settings.max_time}; no step can be made in that")
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise InputError("trainer.strategy FSDPStrategy: it is FSDP's first version; fsdp is the second")
+        return trainer
+
+    def announce(self, news: list[str], resume: Resume) -> None:
+        """Prints how the run begins, its size, and what it expects to take."""
+        settings, trainer = self.settings, self.trainer
+        if resume.nothing_left:
+            print(*news, "nothing is left to do", sep="\n")
+            return
+        tokens = settings.data.batch_size * settings.model.context_length
+        tokens *= trainer.accumulate_grad_batches * trainer.world_size
+        print(*news, sep="\n", end="\n" if news else "")
+        print(
+            f"{settings.trainer.default_root_dir}: {self.model.model.num_parameters():,} parameters,"
+            f" {trainer.max_steps:,} steps of {tokens:,} tokens, {trainer.precision} on {trainer.strategy.root_device}"
+        )
+        if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
+            announce_needs(settings)
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turns what Lightning and jsonargparse refuse into an InputError of one line."""
+    try:
+        yield
+    except ArgumentError as error:
+        message = textwrap.shorten(str(error), 400)  # on one line, however much of a wrong file it quotes
+        raise InputError(f"{message}; `lm fit --print_config` shows every setting") from None
+    except MisconfigurationException as error:
+        raise InputError(" ".join(str(error).split())) from None

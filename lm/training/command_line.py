@@ -1,0 +1,81 @@
+"""The command line of `lm fit` and `lm validate` before Lightning's parser sees it, and what the parser refuses."""
+
+import os
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+from lm.runs.checkpoint import find_checkpoint, read_manifest
+from lm.runs.folder import CONFIG, TOKENIZER
+from lm.training.config_files import check_config, read
+from tokenization import InputError
+from tokenization.errors import did_you_mean
+
+IGNORED = ("PL_TRAINER_", "PL_FIT_", "PL_VALIDATE_", "PL_CONFIG")  # environment variables that Lightning documents
+
+
+def arrange(argv: list[str]) -> list[str]:
+    """Puts the configurations before the settings, which count more, wherever -c stands; and writes out a run's folder.
+
+    Each configuration is checked on the way.
+    """
+    command, *words = argv
+    if command == "validate" and words and not words[0].startswith("-"):
+        words[:1] = run_settings(Path(words[0]))
+    configs, settings, left = [], [], iter(words)
+    for word in left:
+        name, equals, path = word.partition("=")
+        if name not in ("-c", "--config"):
+            settings.append(word)
+            if Path(path or word).suffix in (".yaml", ".yml", ".json") and Path(path or word).is_file():
+                read(Path(path or word))  # the settings of a group, by --model FILE
+            continue
+        path = path if equals else next(left, "")
+        if not path or path.startswith("-"):
+            raise InputError(f"{name} names no file; give a configuration: {name} configs/demo.yaml")
+        if Path(path).is_file():
+            check_config(Path(path))
+        configs.append(f"--config={path}")
+    return [command, *configs, *settings]
+
+
+def run_settings(run: Path) -> list[str]:
+    """A run's folder, or one of its checkpoints, as the settings that validate it."""
+    checkpoint = find_checkpoint(run)
+    read_manifest(checkpoint)
+    folder = checkpoint.parent
+    own = {"config": folder / CONFIG, "trainer.default_root_dir": folder, "ckpt_path": checkpoint}
+    own |= {"data.tokenizer": folder / TOKENIZER} if (folder / TOKENIZER).is_dir() else {}
+    return [f"--{name}={value}" for name, value in own.items()]
+
+
+def explain(message: str, argv: list[str], names: list[str]) -> str:
+    """Puts what the parser refuses on one line, with the name that was probably meant.
+
+    names: of all settings.
+    """
+    configs = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+    if not configs and message.endswith("Got value: None"):
+        return f"give a configuration: `lm {argv[0]} -c configs/demo.yaml`"
+    message = textwrap.shorten(message, 400)  # however much of a wrong file it quotes
+    if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
+        message += did_you_mean(unknown[1], names)
+    if unknown := re.search(r"does not accept option '([\w.]+)'", message):
+        name = unknown[1]
+        key = re.compile(rf"\b{name.rpartition('.')[2]}\b")
+        wrong = [path for path in configs if Path(path).is_file() and key.search(Path(path).read_text())]
+        message = f"{', '.join(wrong)}: there is no setting {name}{did_you_mean(name, names)}"
+    return f"{message}; `lm fit --print_config` shows every setting"
+
+
+def one_line(message: str) -> str:
+    """Shortens what a class refuses, which may be quoted within pages about all that it might have been instead."""
+    reason = re.search(r"Problem with given class_path '[\w.]*\.(\w+)':\s*(.*)", message)
+    return f"{reason[1]}: {reason[2]}" if reason else textwrap.shorten(message, 400)
+
+
+def warn_of_variables() -> None:
+    names = ", ".join(name for name in sorted(os.environ) if name.startswith(IGNORED))
+    if names and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"lm: {names} in the environment has no effect; -c and the command line set everything", file=sys.stderr)

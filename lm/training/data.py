@@ -1,0 +1,250 @@
+"""Token files to batches. Each batch is a pure function of its number:
+
+    training    batch i = batch_size windows of context_length + 1 tokens, at places drawn from (seed, i)
+    validation  batch i = the next batch_size windows, side by side, from the beginning of the file
+
+so that a run has a length, a resumed run needs nothing but its step to go on with the same batches, and every
+validation sees the same text, on any number of devices: they take turns, in training and in validation.
+"""
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+
+from lm.training.batches import Batch
+from tokenization import InputError, TokenFile, Tokenizer
+
+
+def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> Batch:
+    """inputs and targets, each (len(starts), context_length), int64; targets are the inputs' next tokens."""
+    windows = tokens[starts[:, None] + np.arange(context_length + 1)]
+    windows_tensor = torch.from_numpy(windows.astype(np.int64))
+    # Each in memory of its own: what is strided goes to a GPU through memory that is not pinned, and waits.
+    return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()
+
+
+class InOrder(DistributedSampler[int]):
+    """DistributedSampler without shuffling, and without its list of all batches: a run may have any number of them."""
+
+    def __iter__(self) -> Iterator[int]:
+        batches = len(self.dataset)  # type: ignore[arg-type]
+        return (number % batches for number in range(self.rank, self.total_size, self.num_replicas))
+
+
+def random_starts(seed: int, batch_index: int, batch_size: int, num_starts: int) -> np.ndarray:
+    """batch_size places, uniform in [0, num_starts), (batch_size,) int64; the same for ever.
+
+    NumPy promises the words of a SeedSequence across versions, and not what its generators make of them.
+    """
+    words = np.random.SeedSequence((seed, batch_index)).generate_state(batch_size, np.uint64)
+    return (words % np.uint64(num_starts)).astype(np.int64)
+
+
+class RandomWindows(Dataset[Batch]):
+    """num_batches batches of random windows; item i is batch number first_batch + i."""
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        num_batches: int,
+        first_batch: int = 0,
+    ):
+        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
+        self.seed, self.num_batches, self.first_batch = seed, num_batches, first_batch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, index: int) -> Batch:
+        num_starts = len(self.tokens) - self.context_length
+        starts = random_starts(self.seed, self.first_batch + index, self.batch_size, num_starts)
+        return gather_windows(self.tokens, starts, self.context_length)
+
+
+class SequentialWindows(Dataset[Batch]):
+    """All windows of the tokens, side by side, in batches; what is left at the end is too short for a window."""
+
+    def __init__(self, tokens: np.ndarray, context_length: int, batch_size: int):
+        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
+        self.num_windows = (len(tokens) - 1) // context_length
+
+    def __len__(self) -> int:
+        return -(-self.num_windows // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self.batch_size
+        windows = np.arange(first, min(first + self.batch_size, self.num_windows))
+        return gather_windows(self.tokens, windows * self.context_length, self.context_length)
+
+
+class TokenDataModule(LightningDataModule):
+    """Serves a training and a validation token file that one tokenizer made.
+
+    Args:
+        train_path: token file to draw training windows from, made by `tokenization encode`.
+        val_path: token file to validate on.
+        tokenizer: folder of the tokenizer that made both; a copy goes into the run's folder.
+        context_length: tokens in a window; the model's.
+        vocab_size: the model's; every token id must lie below it.
+        batch_size: windows in a batch, on each device.
+        seed: decides which windows are drawn.
+        num_workers: processes that load batches; 0 is fastest unless the disk is slow.
+    """
+
+    def __init__(
+        self,
+        train_path: str,
+        val_path: str,
+        tokenizer: str,
+        context_length: int,
+        vocab_size: int,
+        batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+    ):
+        super().__init__()
+        if batch_size < 1 or num_workers < 0 or seed < 0:
+            raise ValueError(
+                f"batch_size {batch_size} must be at least 1, num_workers {num_workers} and seed {seed} at least 0"
+            )
+        self.paths = {"fit": train_path, "validate": val_path}
+        self.tokenizer_path = tokenizer
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.files: dict[str, TokenFile] = {}
+        self.num_val_batches = 0  # on all devices together
+
+    def setup(self, stage: str) -> None:
+        """Opens and checks the files that the stage needs, once; validation alone needs no training file."""
+        if stage in self.files:
+            return
+        self.tokenizer = Tokenizer.load(self.tokenizer_path)
+        if self.tokenizer.vocab_size > self.vocab_size:
+            raise InputError(
+                f"{self.tokenizer_path}: has {self.tokenizer.vocab_size} tokens, too many for model.vocab_size"
+                f" {self.vocab_size}; set --model.vocab_size {self.tokenizer.vocab_size}"
+            )
+        names = ("fit", "validate") if stage == "fit" else ("validate",)
+        # Every byte is read once a run and node; further processes on it see what the first has seen.
+        verify = self.trainer is None or self.trainer.local_rank == 0
+        for name in names:
+            file = TokenFile.open(self.paths[name], verify)
+            if file.description.tokenizer_sha256 != self.tokenizer.digest:
+                raise InputError(
+                    f"{file.path}: was made by another tokenizer than {self.tokenizer_path}; encode the text with it"
+                    f" again: `tokenization encode TEXT --tokenizer {self.tokenizer_path} --output {file.path}`"
+                )
+            if len(file) <= self.context_length:
+                raise InputError(
+                    f"{file.path}: holds {len(file)} tokens, too few for a context_length of {self.context_length};"
+                    " take more text or a shorter context"
+                )
+            if name == "fit" and len(file) - self.context_length < self.batch_size:
+                raise InputError(
+                    f"{file.path}: {len(file)} tokens have {len(file) - self.context_length} windows of"
+                    f" {self.context_length + 1}, fewer than data.batch_size {self.batch_size}; take more text or"
+                    " smaller batches"
+                )
+            self.files[name] = file
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        if self.trainer.max_steps < 1:
+            raise InputError(f"trainer.max_steps is {self.trainer.max_steps}; a run has a length, at least 1")
+        batches_per_step = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        # The dataset keeps its whole length after a resume: Lightning counts the batches before it, too.
+        num_batches = self.trainer.max_steps * batches_per_step
+        return self._loader(self._windows(num_batches, first_batch=self.trainer.global_step * batches_per_step))
+
+    def _windows(self, num_batches: int, first_batch: int) -> RandomWindows:
+        tokens = self.files["fit"].tokens
+        return RandomWindows(tokens, self.context_length, self.batch_size, self.seed, num_batches, first_batch)
+
+    def training_batches(self, numbers: range) -> Batch:
+        """Those batches of the run again, in one."""
+        windows = self._windows(len(numbers), numbers.start)
+        inputs, targets = zip(*(windows[index] for index in range(len(numbers))), strict=True)
+        return torch.cat(inputs), torch.cat(targets)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        windows = SequentialWindows(self.files["validate"].tokens, self.context_length, self.batch_size)
+        limit = self.trainer.limit_val_batches
+        wanted = limit if isinstance(limit, int) else int(limit * len(windows))
+        if not wanted:
+            raise InputError(
+                f"trainer.limit_val_batches {limit}: of {len(windows)} batches that is not one; 1 takes one, 1.0 all"
+            )
+        self.num_val_batches = min(wanted, len(windows))
+        self.trainer.limit_val_batches = self.num_val_batches  # Lightning would take a share of each device's batches
+        return self._loader(Subset(windows, range(self.num_val_batches)))
+
+    def _loader(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        # Lightning would put a shuffling sampler of its own wherever none is given. Where the batches run out, some
+        # devices get one of the first again: all run as many, as they wait for each other; the module leaves it out.
+        sampler = InOrder(dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",  # copies then run beside the computation
+            worker_init_fn=leave_signals,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint remembers of its data."""
+        return {
+            "tokenizer_sha256": self.tokenizer.digest,
+            "train_sha256": self.files["fit"].description.data_sha256,
+            "val_sha256": self.files["validate"].description.data_sha256,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Another tokenizer gives every token id another meaning."""
+        if state_dict["tokenizer_sha256"] != self.tokenizer.digest:
+            raise InputError(
+                f"{self.tokenizer_path}: is not the tokenizer that the checkpoint was trained with (digest"
+                f" {self.tokenizer.digest[:12]}, not {state_dict['tokenizer_sha256'][:12]}); use the one in its folder"
+            )
+
+    def compare(self, old: dict[str, Any], allow_changed_data: bool) -> list[str]:
+        """What changes between a checkpoint's data and this, a line each; InputError where it must not.
+
+        old: what state_dict gave then. Another text may be what one wants, if one says so.
+        """
+        self.load_state_dict(old)
+        changes, new = [], self.state_dict()
+        for name, path in (("train_sha256", self.paths["fit"]), ("val_sha256", self.paths["validate"])):
+            was, now = old[name][:12], new[name][:12]
+            if was != now and not allow_changed_data:
+                raise InputError(
+                    f"{path}: is not the data that the checkpoint was trained with (digest {now}, not {was}); put it"
+                    " back, or go on with this by --allow_changed_data true"
+                )
+            if was != now:
+                changes.append(f"{path}: digest {was} -> {now}")
+        for name in ("batch_size", "seed"):
+            if old[name] != new[name]:
+                changes.append(f"data.{name}: {old[name]} -> {new[name]}")
+        return changes
+
+
+def leave_signals(worker: int) -> None:
+    """What ends a run reaches its workers, too, from a terminal or a scheduler; the run saves itself, and ends them."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)

@@ -1,0 +1,132 @@
+"""What settings `lm fit` and `lm validate` have, and how they are read from arguments and configurations."""
+
+import logging
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lm.machine.devices import HELP, find_device
+from lm.machine.resources import native_precision
+from lm.training.callbacks import Norms, TextSamples
+from lm.training.checks import check_numbers, check_trainer
+from lm.training.command_line import arrange, explain
+from lm.training.data import TokenDataModule
+from lm.training.lightning_inside import (
+    CommandLine,
+    read_settings_strictly,
+    silence_harmless_warnings,
+    tell_one_batch_from_all,
+)
+from lm.training.module import LanguageModel
+from lm.training.plugins import SaveConfig
+from lm.training.recovery import Checkpoints
+from tokenization import InputError
+
+LINKED = {  # settings that follow from another, which alone can be set
+    "data.context_length": "model.context_length",
+    "data.vocab_size": "model.vocab_size",
+    "model.max_steps": "trainer.max_steps",
+}
+DEFAULTS: dict[str, Any] = {  # of trainer, where a run wants others than Lightning's
+    "default_root_dir": "checkpoints/run",
+    "max_steps": 1000,
+    "max_epochs": -1,
+    "val_check_interval": 100,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+}
+
+
+class SettingsCLI(CommandLine):
+    """Reads and checks the settings of `lm fit` or `lm validate`; makes no class, and looks at no folder.
+
+    The settings are in .settings, by the names of --print_config.
+    """
+
+    def __init__(self, argv: list[str]):
+        """argv: the subcommand and its arguments. InputError names what is wrong with them."""
+        read_settings_strictly()
+        tell_one_batch_from_all()
+        silence_harmless_warnings()
+        for library in ("lightning.pytorch", "lightning.fabric"):  # devices that are not there, tips, adverts
+            logging.getLogger(library).setLevel(logging.WARNING)
+        logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # where one asks for it
+        parser_settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            LanguageModel,
+            TokenDataModule,
+            args=arrange(argv),
+            parser_kwargs={"prog": "lm", **parser_settings, "fit": parser_settings, "validate": parser_settings},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveConfig,
+            trainer_defaults=dict(DEFAULTS),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Returns the commands, and which arguments of the Trainer's method of that name are no settings."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "ckpt_path", "weights_only"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the settings that are neither the trainer's, nor the model's, nor the data's."""
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(TextSamples, "samples")
+        parser.add_lightning_class_args(Norms, "norms")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="the checkpoint to go on from, or to validate: a file; last or best, those of the run's folder; auto,"
+            " the newest there that verifies, and where there is none a new run",
+        )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="begin a new run with the weights of this checkpoint or run, imported ones among them: everything else"
+            " begins anew; where --ckpt_path goes on with a run, it has no effect",
+        )
+        parser.add_argument(
+            "--allow_changed_data",
+            type=bool,
+            default=False,
+            help="go on from a checkpoint with another text than it was trained on; counts once, and is not recorded",
+        )
+        parser.add_argument(
+            "--device",
+            type=Literal["auto", "cpu", "cuda", "mps"] | None,
+            default=None,
+            help=f"{HELP}; takes the place of trainer.accelerator, under which it is recorded",
+        )
+        for target, source in LINKED.items():
+            parser.link_arguments(source, target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments; what the parser refuses is said in one line, with the name that was probably meant."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            names = [name for name in self.option_names(args[0]) if name not in LINKED]
+            raise InputError(explain(str(error), args, names)) from None
+
+    def before_instantiate_classes(self) -> None:
+        """Checks what was parsed."""
+        settle_trainer(self.settings)
+
+
+def settle_trainer(settings: Namespace) -> None:
+    """Checks the trainer's settings, and puts in what was left to the machine."""
+    trainer = settings.trainer
+    if settings.device is not None:
+        trainer.accelerator, settings.device = find_device(settings.device).type, None
+    trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # 32 is a number
+    check_numbers(settings)
+    check_trainer(trainer)

@@ -1,0 +1,243 @@
+"""When a run's state is saved: at its steps and validations, on SIGTERM and Ctrl-C, and when something fails.
+
+A state can be gone on from where a step has ended and nothing of the next has begun to change the weights. What is
+saved is always the last such state, as it was before whatever has happened since: half a step, half a validation.
+"""
+
+import contextlib
+import math
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from lm.machine.signals import Interrupted, Signals, leave_if_asked
+from lm.runs.finite import in_words
+from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER
+from lm.training.kept_tokenizer import KeptTokenizer
+from lm.training.lightning_inside import (
+    draw_step_now,
+    is_mid_step,
+    is_validation_due,
+    loop_counters,
+    set_max_steps,
+    validate_now,
+    whole_checkpoint,
+)
+from lm.training.nonfinite import Diverged, last_good, lost_tensors
+from tokenization import InputError
+
+
+def run_folder(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir)
+
+
+@dataclass
+class Boundary:
+    """The end of a step. Weights and optimizer need no copy: they change in the next one's update, and only there."""
+
+    step: int
+    loops: dict[str, Any] = field(default_factory=dict)  # Lightning's counters
+    validation_due: bool = False  # between its step and the validation that belongs to it
+
+
+class Checkpoints(Checkpoint):
+    """Keeps the newest state and that of the lowest validation loss, and the tokenizer beside them.
+
+    Args:
+        every_n_steps: last.ckpt is also written this often between validations.
+        keep_every_n_steps: the states of these steps are kept for ever, as step-N.ckpt; null keeps none.
+    """
+
+    def __init__(self, every_n_steps: int = 500, keep_every_n_steps: int | None = None):
+        for name, value in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"checkpoints.{name} is {value}; it must be at least 1")
+        self.every_n_steps, self.keep_every_n_steps = every_n_steps, keep_every_n_steps
+        self.best_loss = float("inf")
+        self.boundary = self.saved = Boundary(0)
+        self.validation_loss = 0.0  # the last one
+        self.unsafe = ""  # why one cannot go back to the boundary just now
+        self.signals: Signals | None = None
+        self.tokenizer = KeptTokenizer()
+
+    # --- steps and validations ---------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        leave_if_asked()
+        self.signals = Signals(quiet=not trainer.is_global_zero)
+        if not (run_folder(trainer) / BEST).exists():
+            self.best_loss = float("inf")  # a run that goes on in another folder has its own best there
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
+        if self.boundary.validation_due:
+            validate_now(trainer)  # what the interrupted run owed
+        set_max_steps(trainer, pl_module.hparams["max_steps"])
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.unsafe = "the weights were being changed; "
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.boundary.step:
+            return  # in the middle of a step, whose batches accumulate
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning validates before it stops, at whatever step that is
+        self.boundary, self.unsafe = self._this_boundary(trainer), ""
+
+    def _this_boundary(self, trainer: Trainer) -> Boundary:
+        due = is_validation_due(trainer) or trainer.should_stop
+        return Boundary(trainer.global_step, loop_counters(trainer), due)
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Here, and not at the step's end: its figures have been logged by now, and belong to the checkpoint."""
+        step = self.boundary.step
+        if is_mid_step(trainer):
+            return
+        self._leave_if_asked(trainer)
+        kept = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
+        if step % self.every_n_steps == 0 or kept:
+            self._try_to_save(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._leave_if_asked(trainer)
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        self.unsafe = "its validation was being recorded; "  # and would be so twice
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self.boundary, self.unsafe = Boundary(trainer.global_step, loop_counters(trainer)), ""
+        self.validation_loss = trainer.callback_metrics["val/loss"].item()
+        self._try_to_save(trainer, self.validation_loss)
+        if trainer.global_step < trainer.max_steps:
+            self._leave_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_lost(trainer)
+        skipped = int(pl_module.skipped_steps.in_a_row)  # type: ignore[arg-type, union-attr]
+        if skipped > 1:  # one may be a bad batch, more are the weights
+            raise Diverged(
+                f"the last {skipped} steps were skipped, as their loss or gradient was not finite;"
+                f" {last_good(run_folder(trainer) / LAST)}; lower model.learning_rate"
+            )
+        if not math.isfinite(self.validation_loss):
+            raise Diverged(
+                f"the run has ended at step {trainer.global_step} with a validation loss of {self.validation_loss};"
+                f" {last_good(run_folder(trainer) / BEST)}; lower model.learning_rate, or look at the validation text"
+            )
+        self._save_last(trainer)
+        self.tokenizer.put_back()
+        if self.tokenizer.was_lost:
+            raise InputError(
+                f"{run_folder(trainer) / TOKENIZER}: was deleted or changed while the run went on; the run is whole"
+                " again, but look for what did it"
+            )
+
+    # --- signals and failures ----------------------------------------------------------------------------------------
+
+    def _leave_if_asked(self, trainer: Trainer) -> None:
+        """All processes together, at the same step; only the first says by its exit code that it was a signal."""
+        assert self.signals is not None
+        asked = self.signals.received is not None
+        if trainer.strategy.reduce_boolean_decision(asked, all=False):
+            signum = self.signals.received or signal.SIGTERM
+            raise Interrupted(128 + signum if trainer.is_global_zero else 0)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.signals is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # training had not begun, or leaves nothing behind
+        if trainer.global_step == self.boundary.step + 1:  # a callback failed when the step was done
+            self.boundary, self.unsafe = self._this_boundary(trainer), ""
+            with contextlib.suppress(Exception):
+                draw_step_now(trainer)
+        what = self._save_in_need(trainer, exception)
+        print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {what}")
+
+    def _save_in_need(self, trainer: Trainer, exception: BaseException) -> str:
+        """Never over a good checkpoint with bad weights. Returns what to say about it."""
+        if self.boundary is self.saved:
+            reason = ""
+        elif isinstance(exception, Diverged):
+            reason = "nothing good has come since then; "
+        elif self.unsafe:
+            reason = self.unsafe
+        elif bad := lost_tensors(trainer):
+            reason = f"{in_words(bad)}; "
+        else:
+            try:
+                self._save_last(trainer)
+                reason = ""
+            except Exception as failure:  # the first exception is the one to see
+                reason = f"could not be saved ({' '.join(str(failure).split())}); "
+        last = run_folder(trainer) / LAST
+        if not last.exists():
+            return f"{reason}nothing saved"
+        return (
+            f"{reason}`lm fit -c {run_folder(trainer) / CONFIG} --ckpt_path {last}` goes on from step {self.saved.step}"
+        )
+
+    # --- saving ------------------------------------------------------------------------------------------------------
+
+    def _stop_if_lost(self, trainer: Trainer) -> None:
+        """Weights that are not finite never become so again, and must not replace what is good."""
+        bad = lost_tensors(trainer)
+        if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+            raise Diverged(
+                f"{in_words(bad or ['what another device holds'])} at step {self.boundary.step};"
+                f" {last_good(run_folder(trainer) / LAST)}; lower model.learning_rate"
+            )
+
+    def _try_to_save(self, trainer: Trainer, validation_loss: float = float("inf")) -> None:
+        """A full disk need not end a run: the next save may find room. None while steps are being skipped."""
+        self._stop_if_lost(trainer)
+        if int(trainer.lightning_module.skipped_steps.in_a_row):  # type: ignore[arg-type, union-attr]
+            return
+        try:
+            if math.isfinite(validation_loss) and validation_loss < self.best_loss:
+                best_before, self.best_loss = self.best_loss, validation_loss  # which best.ckpt has to know
+                try:
+                    self._save(trainer, BEST)
+                except OSError:
+                    self.best_loss = best_before
+                    raise
+            self._save_last(trainer)
+        except OSError as error:
+            print(f"step {self.boundary.step}: not saved ({' '.join(str(error).split())}); what was saved before stays")
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if self.boundary is self.saved:
+            return
+        step = self.boundary.step
+        if self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0:
+            self._save(trainer, f"step-{step}.ckpt")
+        self._save(trainer, LAST)  # after the others: a run that goes on from it would not write them again
+        self.saved = self.boundary
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            logger.save()  # what belongs to the checkpoint is in the event file before it
+        self.tokenizer.put_back()
+        # Not trainer.save_checkpoint, which waits for the other processes: one of them may be why this one saves.
+        trainer.strategy.save_checkpoint(whole_checkpoint(trainer), run_folder(trainer) / name)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["loops"]["fit_loop"] = self.boundary.loops
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time counts from each start
+        state = checkpoint["callbacks"][self.state_key]
+        loops = checkpoint["loops"]["fit_loop"]
+        self.boundary = self.saved = Boundary(checkpoint["global_step"], loops, state["validation_due"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss, "validation_due": self.boundary.validation_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_loss = state_dict["best_loss"]

@@ -1,0 +1,149 @@
+"""How fast a run is, what share of the machine's peak that is, and how long it still takes."""
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lm.accounting.costs import forward_flops, training_flops_per_token, training_seconds
+from lm.durations import format_duration
+from lm.machine.contention import OtherPrograms
+from lm.machine.peaks import peak_flops, record_peak
+from lm.machine.resources import peak_memory
+from lm.model.transformer import TransformerLM
+
+TYPICAL_MFU = 0.5  # for a guess before the first step
+FORWARD = 1 / 3  # of a batch's training, for its validation
+RECENT = 20  # stretches between logged steps, whose speed a run is taken to keep
+ENOUGH_STEPS, ENOUGH_SECONDS = 3, 2.0  # to say how long a run will take
+LOOK_EVERY = 5.0  # seconds, for other programs
+
+
+class Pace:
+    """Estimates the time that a run still takes, from its own steps and validations."""
+
+    def __init__(self) -> None:
+        self.stretches: deque[tuple[int, float]] = deque(maxlen=RECENT)  # (steps, seconds)
+        self.validations: list[float] = []  # seconds each, with the samples and saves that follow
+
+    def seconds_left(self, steps: int, validations: int, validation_steps: float) -> float | None:
+        """Estimate the seconds for so many more; None before enough has been seen.
+
+        validation_steps: how many steps' worth of batches a validation reads.
+        """
+        made, seconds = sum(steps for steps, _ in self.stretches), sum(seconds for _, seconds in self.stretches)
+        if made < ENOUGH_STEPS or seconds < ENOUGH_SECONDS:
+            return None
+        step, seen = seconds / made, self.validations
+        validation = sum(seen) / len(seen) if seen else validation_steps * FORWARD * step
+        return steps * step + validations * validation
+
+
+class Throughput(Callback):
+    """Logs tokens seen since the beginning of the run, and how fast it is on all devices together.
+
+    The clock runs from one logged step to the next; it leaves out a process's first step, in which the model is
+    compiled, and validations with what follows them. MFU (Chowdhery et al. 2022) is the share of the devices' peak in
+    FLOP/s that the model's matrix products alone account for; recomputed activations are not counted.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        device, model = pl_module.device.type, pl_module.model
+        flops = forward_flops(model)  # type: ignore[arg-type]
+        self.flops_per_token = training_flops_per_token(model)  # type: ignore[arg-type]
+        self.surely_computed = 1 - flops["scores"] / 2 / sum(
+            flops.values()
+        )  # of causal attention, a half may be left out
+        self.pace, self.first_step, self.told = Pace(), trainer.global_step + 1, False
+        self.paused: float | None = None  # since when, for a validation
+        threads = torch.get_num_threads() * trainer.world_size // trainer.num_nodes
+        self.others = OtherPrograms(threads) if device == "cpu" else None
+        self.peak = peak_flops(device, str(trainer.precision))
+        trainer.print(f"{pl_module.arrangement}; {self._peak_in_words()}")
+        self._announce(trainer, model)  # type: ignore[arg-type]
+        self._look_for_others(trainer, every=0)
+        self._restart(trainer)
+
+    def _peak_in_words(self) -> str:
+        return f"MFU is of {self.peak.flops / 1e9:,.0f} GFLOP/s a device ({self.peak.source})"
+
+    def _announce(self, trainer: Trainer, model: TransformerLM) -> None:
+        steps = trainer.max_steps - trainer.global_step
+        batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size  # type: ignore[attr-defined]
+        tokens, now = steps * batch * model.context_length, self.peak.now
+        seconds = training_seconds(model, tokens, now * trainer.world_size, TYPICAL_MFU)
+        trainer.print(
+            f"{steps:,} steps to go, at a first guess {format_duration(seconds)} (at half of the"
+            f" {now / 1e9:,.0f} GFLOP/s that the device gives just now; `lm account --probe` measures it)"
+        )
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.paused = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.paused is not None:
+            self.pace.validations.append(time.perf_counter() - self.paused)
+            self.paused = None
+            self._restart(trainer)
+
+    def _restart(self, trainer: Trainer) -> None:
+        self.tokens, self.start, self.start_step = 0, time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        tokens = batch[0].numel() * trainer.world_size
+        self.tokens += tokens
+        seen = trainer.global_step * trainer.accumulate_grad_batches * tokens
+        pl_module.log("train/tokens_seen", float(seen))
+        if trainer.global_step == self.start_step:
+            return  # in the middle of a step, whose batches accumulate
+        logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if logged:
+            self._log(trainer, pl_module)
+        if logged or trainer.global_step == self.first_step:
+            self._restart(trainer)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seconds = time.perf_counter() - self.start
+        speed = self.tokens / seconds
+        flops = speed * self.flops_per_token / trainer.world_size
+        if trainer.global_step > self.first_step:
+            self.pace.stretches.append((trainer.global_step - self.start_step, seconds))
+            self._raise_peak(trainer, pl_module, flops * self.surely_computed)
+        pl_module.log("train/tokens_per_second", speed, prog_bar=True)
+        pl_module.log("train/mfu", min(1.0, flops / self.peak.flops), prog_bar=True)
+        pl_module.log("train/peak_memory_gb", peak_memory(pl_module.device.type) / 1e9)
+        self._estimate(trainer, pl_module)
+        self._look_for_others(trainer)
+
+    def _raise_peak(self, trainer: Trainer, pl_module: LightningModule, flops: float) -> None:
+        """On a CPU, whose steps are over when the clock is read."""
+        if flops > self.peak.flops and pl_module.device.type == "cpu":
+            self.peak = record_peak("cpu", str(trainer.precision), flops, "a training step")
+            trainer.print(f"step {trainer.global_step}: faster than the peak; {self._peak_in_words()}")
+
+    def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps, per_step = trainer.max_steps - trainer.global_step, trainer.accumulate_grad_batches
+        interval = float(trainer.val_check_batch or math.inf) / per_step
+        batches = sum(trainer.num_val_batches)
+        validations = 0
+        if batches and math.isfinite(interval):
+            validations = math.ceil(trainer.max_steps / interval) - int(trainer.global_step // interval)
+        left = self.pace.seconds_left(steps, validations, batches / per_step)
+        if left is None:
+            return
+        pl_module.log("left", left, prog_bar=True, logger=False)
+        if not self.told:
+            trainer.print(f"step {trainer.global_step}: by the steps so far, {format_duration(left)} to go")
+            self.told = True
+
+    def _look_for_others(self, trainer: Trainer, every: float = LOOK_EVERY) -> None:
+        """Says a line when other programs begin to be in the way, and when they cease to."""
+        others = self.others
+        if others is not None and time.perf_counter() - others.start > every and others.look():
+            trainer.print(f"step {trainer.global_step}: {others}")

@@ -1,0 +1,179 @@
+"""The report: the curves are those of the tests' own reader, also after a resume, and nothing of a run becomes HTML."""
+
+import importlib.util
+import random
+import re
+import shutil
+import struct
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from helpers.events import read_events
+
+from lm.durations import format_duration
+from lm.experiments.report import by_number, differences, find_runs
+from lm.runs.events import read_curves
+
+
+@pytest.fixture(scope="module")
+def runs(lm, fit_arguments, tmp_path_factory) -> Path:
+    """Two runs: one went on from its step 4 after 6; the other has another rate, and a prompt that looks like HTML."""
+    folder = tmp_path_factory.mktemp("runs")
+    saved = ["--trainer.val_check_interval=2", "--checkpoints.keep_every_n_steps=4"]
+    assert lm(*fit_arguments(folder / "one", "--trainer.max_steps=6", *saved)).code == 0
+    going_on = ["--ckpt_path", folder / "one/step-4.ckpt", "--trainer.max_steps=8"]
+    assert lm("fit", "-c", folder / "one/config.yaml", *going_on).code == 0
+    prompt = "--samples.prompt=</pre><script>alert(1)</script>"
+    settings = ["--trainer.max_steps=4", "--model.learning_rate=0.02", prompt]
+    assert lm(*fit_arguments(folder / "<b>two & $x$", *settings)).code == 0
+    return folder
+
+
+def test_the_curves_are_joined(runs):
+    scalars, texts = read_events(runs / "one")
+    curves = read_curves(runs / "one")
+    assert {tag: list(zip(c.steps, c.values, strict=True)) for tag, c in curves.items()} == scalars | texts
+    assert curves["train/loss"].steps == list(range(1, 9))
+    for curve in curves.values():
+        assert curve.seconds == sorted(curve.seconds)
+        assert curve.seconds[0] >= 0
+
+
+def test_a_file_cut_short_and_a_run_begun_anew(runs, tmp_path):
+    source = max((runs / "one").glob("events*"), key=lambda path: path.stat().st_size)
+    copy = tmp_path / "events.out.tfevents.1.a"
+    copy.write_bytes(source.read_bytes()[:-20])
+    assert read_curves(tmp_path)["train/loss"].steps
+    shutil.copy(min((runs / "<b>two & $x$").glob("events*")), tmp_path / "events.out.tfevents.2.a")
+    assert read_curves(tmp_path)["train/loss"].steps == [1, 2, 3, 4]
+
+
+def points(curves) -> set[tuple]:
+    return {(tag, step, value) for tag, c in curves.items() for step, value in zip(c.steps, c.values, strict=True)}
+
+
+def records(content: bytes) -> list[tuple[int, int]]:
+    """Beginning and end of each record of an event file."""
+    bounds, place = [], 0
+    while place < len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        bounds.append((place, place + length + 16))
+        place = bounds[-1][1]
+    return bounds
+
+
+@pytest.mark.parametrize("flips", [20, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_flipped_bit_costs_a_record_and_is_said(runs, tmp_path, flips):
+    sources, rng = sorted((runs / "one").glob("events*")), random.Random(flips)
+    for source in sources:
+        shutil.copy(source, tmp_path)
+    whole, lost = points(read_curves(tmp_path)), 0
+    assert read_curves(tmp_path).damage == []
+    for number in range(flips):
+        path = tmp_path / sources[number % len(sources)].name
+        content = path.read_bytes()
+        start, end = rng.choice(records(content))
+        damaged = bytearray(content)
+        damaged[rng.randrange(start, end)] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        curves = read_curves(tmp_path)
+        path.write_bytes(content)
+        (line,) = curves.damage
+        assert line.startswith(f"{path}: is damaged after step ")
+        # A start that cannot be read leaves the points that it would have made void, but loses none.
+        missing = {(tag, step) for tag, step, _ in whole} - {(tag, step) for tag, step, _ in points(curves)}
+        assert len(missing) <= 1
+        lost += len(missing)
+    assert lost > flips / 2
+
+
+def test_several_damaged_records(lm, runs, tmp_path):
+    source = max((runs / "one").glob("events*"), key=lambda path: path.stat().st_size)
+    content = bytearray(source.read_bytes())
+    bounds = records(bytes(content))
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / source.name
+    path.write_bytes(content)
+    whole = points(read_curves(path.parent))
+    for start, _ in bounds[20:30]:
+        content[start] ^= 4  # its length
+    path.write_bytes(content)
+    left = points(read_curves(path.parent))
+    assert left < whole
+    assert len(left) == len(whole) - 10
+    result = lm("report", path.parent, "--output", tmp_path / "page.html")
+    assert result.code == 0
+    assert re.fullmatch(rf"lm report: {path}: is damaged after step \d; the curves go on at step \d\n", result.err)
+    assert "is damaged after step" in (tmp_path / "page.html").read_text()
+    path.write_bytes(bytes(content[: bounds[20][0]]) + bytes(5000))  # as a power cut may leave it
+    assert re.search(r"is damaged after step \d, and the curves end there$", read_curves(path.parent).damage[0])
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
+    result = lm("report", runs, "--output", tmp_path / "page.html", "--plot", tmp_path / "losses.png")
+    assert (result.code, result.err) == (0, "")
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    reader = Reader()
+    reader.feed((tmp_path / "page.html").read_text())
+    assert not {"script", "link", "b", "iframe"} & set(reader.tags)
+    assert len(reader.addresses) == reader.tags.count("img") == 11
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in reader.addresses)
+    assert "</pre><script>alert(1)</script>" in reader.text
+    assert "<b>two & $x$" in reader.text
+    assert "model.learning_rate" in reader.text
+    scalars, _ = read_events(runs / "one")
+    assert f"{scalars['val/loss'][-1][1]:.4f}" in reader.text
+    assert [path.name for path in tmp_path.iterdir()] == ["losses.png", "page.html"]
+
+
+def test_the_settings_that_differ(runs):
+    names = {name for name, _ in differences(find_runs([runs]))}
+    assert {"model.learning_rate", "samples.prompt", "trainer.max_steps"} <= names
+    assert not {"model.d_model", "trainer.default_root_dir"} & names
+
+
+def test_without_matplotlib(lm, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = lm("report", runs / "one", "--output", tmp_path / "page.html")
+    assert result.code == 0
+    assert result.out.startswith("no plot: matplotlib is not installed")
+    assert "<img" not in (tmp_path / "page.html").read_text()
+
+
+def test_what_is_no_run(lm, runs, tmp_path):
+    result = lm("report", tmp_path, "--output", tmp_path / "page.html")
+    assert (result.code, result.out) == (2, "")
+    assert f"{tmp_path}: holds no events.out.tfevents.*" in result.err
+    shutil.copytree(runs / "one", tmp_path / "one")
+    (tmp_path / "one/config.yaml").write_text("model: [")
+    result = lm("report", tmp_path / "one", "--output", tmp_path / "page.html")
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert "config.yaml: line 1: " in result.err
+    result = lm("report", runs / "one", "--output", tmp_path / "none/page.html")
+    assert "name a file to write" in result.err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_durations():
+    assert [format_duration(seconds) for seconds in (4000, 75, 9.6)] == ["1 h 06 min", "1 min 15 s", "10 s"]
+
+
+def test_runs_in_order():
+    names = ["a-1e-05", "a-0.5", "a-8", "a-16.0", "b"]
+    assert sorted(map(Path, reversed(names)), key=by_number) == list(map(Path, names))

@@ -1,0 +1,190 @@
+"""Sweeps, the range test and the handout's toy: what they find, what they leave behind, and how a sweep goes on."""
+
+import csv
+import importlib.util
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from lm.experiments.results import Results, edge_of_stability
+from lm.training.divergence import RISE, LossWatch
+from lm.training.module import LanguageModel
+from lm.training.recovery import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def arguments(fit_arguments, tmp_path_factory):
+    """What `lm fit` would get, without its first word and its folder; 8 steps."""
+    folder = tmp_path_factory.mktemp("user") / "run"
+    given = [*map(str, fit_arguments(folder, "--trainer.max_steps=8", "--checkpoints.every_n_steps=2"))]
+    home = yaml.safe_load((ROOT / "configs/debug.yaml").read_text())
+    home["trainer"]["default_root_dir"] = str(folder)
+    config = folder.with_name("config.yaml")
+    config.write_text(yaml.safe_dump(home))
+    return ["-c", str(config), *(word for word in given[3:] if "default_root_dir" not in word)]
+
+
+@pytest.fixture(scope="module")
+def sweep(lm, fork_server, arguments, tmp_path_factory):
+    """A sweep whose first run was cut before step 6, one that diverges, and what it printed."""
+    from lm.experiments.sweep import Sweep
+
+    output = tmp_path_factory.mktemp("sweep") / "out"
+    half = Sweep("model.learning_rate", ["0.01"], arguments, output).command("learning_rate-0.01")
+    start = LanguageModel.on_train_batch_start
+
+    def fail(self, batch, batch_idx):
+        if self.global_step == 5:
+            raise RuntimeError
+        start(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModel, "on_train_batch_start", fail)
+        patch.setattr(Checkpoints, "on_exception", lambda *_: None)
+        with pytest.raises(RuntimeError):
+            lm(*half[3:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setattr(sys, "executable", fork_server.python)
+        result = lm("sweep", *arguments, "--param=model.learning_rate", "--output", output, "--values", "1e-2", "1000")
+    return output, result
+
+
+def test_a_sweep_goes_on_and_a_diverging_run_is_a_result(sweep):
+    output, result = sweep
+    assert (result.code, result.err) == (0, "")
+    assert "last.ckpt, step 4" in (output / "learning_rate-0.01.log").read_text()
+    good, lost = json.loads((output / "sweep.json").read_text())["runs"]
+    assert (good["value"], good["diverged"], good["steps"]) == (0.01, False, 8)
+    assert good["best_validation_loss"] <= good["validation_loss"] < math.log(320)
+    assert (lost["value"], lost["diverged"], lost["validation_loss"]) == (1000.0, True, None)
+    assert lost["steps"] == 5  # a window of losses
+    assert "2 of 2  model.learning_rate 1000.0: diverged, 5 steps" in result.out
+    assert "edge of stability: between 0.01 and 1000.0" in result.out
+    with open(output / "sweep.csv", newline="") as file:
+        assert [row["value"] for row in csv.DictReader(file)] == ["0.01", "1000.0"]
+    assert (output / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert not (output / ".lock").exists()
+
+
+def test_the_lowest_rate_moves_in_proportion(sweep):
+    for value in (0.01, 1000.0):
+        model = yaml.safe_load((sweep[0] / f"learning_rate-{value}/config.yaml").read_text())["model"]
+        assert (model["learning_rate"], model["min_learning_rate"]) == (value, pytest.approx(value / 10))
+
+
+def test_finished_runs_are_kept_and_no_plot_is_no_obstacle(lm, arguments, sweep, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("subprocess.Popen", None)
+    result = lm("sweep", *arguments, "--param=model.learning_rate", "--output", sweep[0], "--values", "1000", "0.01")
+    assert result.code == 0
+    assert result.out.count("was done before") == 2
+    assert "no plot: matplotlib is not installed; `pip install matplotlib`" in result.out
+
+
+def test_the_users_run_is_not_touched(arguments, sweep):
+    assert [path.name for path in Path(arguments[1]).parent.iterdir()] == ["config.yaml"]
+
+
+REFUSED = {
+    "no such setting": (["--param=model.learning_rat", "--values=1"], "model.learning_rat"),
+    "no number": (["--param=model.learning_rate", "--values=fast"], "model.learning_rate"),
+    "twice": (["--param=model.learning_rate", "--values", "1e-2", "0.01"], "--values: 1e-2 and 0.01 would be one run"),
+    "folder": (
+        ["--param=data.seed", "--values=1", "--trainer.default_root_dir=x"],
+        "--trainer.default_root_dir: has no",
+    ),
+    "checkpoint": (["--param=data.seed", "--values=1", "--ckpt_path", "x"], "--ckpt_path: has no effect here"),
+    "nothing": (["--param=data.seed"], "--values"),
+    "warmup": (["--param=data.seed", "--values=1", "--model.warmup_steps=9"], "model.warmup_steps 9 is more than"),
+    "another sweep": (["--param=data.seed", "--values=1"], "holds a sweep with"),
+    "another length": (
+        ["--param=model.learning_rate", "--values=1", "--trainer.max_steps=9"],
+        "holds a sweep with trainer.max_steps 8, not 9",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_sweep_that_cannot_be(case, lm, arguments, sweep):
+    more, message = REFUSED[case]
+    result = lm("sweep", *arguments, "--output", sweep[0], *more)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert message in result.err
+
+
+def test_the_edge():
+    rows = [{"value": value, "diverged": lost} for value, lost in ((1, False), (3, False), (10, True), (30, False))]
+    assert edge_of_stability(rows) == (3, 10)
+    assert edge_of_stability(rows[:2]) == (3, None)
+    assert edge_of_stability(rows[2:3]) == (None, 10)
+    table = Results(Path(), "model.norm_position", {}, {})
+    table.rows = {"a": {"value": "pre", "diverged": False, "validation_loss": 2.0, "folder": "a"}}
+    assert list(table.conclusion()) == ["best: model.norm_position pre, validation loss 2.0000"]
+
+
+def test_when_a_loss_is_lost():
+    watch = LossWatch()
+    assert not any(watch.diverged(loss) for loss in (4.0, 4 * RISE * 2, 4.0, 4.0, 4.0, 4.0))  # one bad batch
+    assert [watch.diverged(7.0) for _ in range(4)] == [False, False, False, True]
+    assert LossWatch().diverged(math.nan)
+
+
+# --- the range test --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_range_test(lm, arguments, tmp_path, monkeypatch, accumulated):
+    monkeypatch.chdir(tmp_path)
+    more = [f"--trainer.accumulate_grad_batches={accumulated}", "--trainer.val_check_interval=8"]
+    result = lm("find-lr", *arguments, "--output=out", "--steps=40", "--lowest=1e-4", "--highest=1000", *more)
+    assert (result.code, result.err) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["find-lr.csv", "find-lr.png"]
+    with open("out/find-lr.csv", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    rates = [row["learning_rate"] for row in rows]
+    assert rates == pytest.approx([1e-4 * 1e7 ** (step / 39) for step in range(len(rows))])
+    assert len(rows) < 40  # it diverged
+    assert rows[0]["loss"] == pytest.approx(math.log(320), abs=0.3)
+    lowest = min(rows, key=lambda row: row["smoothed"])["learning_rate"]
+    assert f"suggestion: --model.learning_rate {float(f'{lowest / 3:.2g}'):g}" in result.out
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        (["--lowest=1", "--highest=0.1"], "--lowest 1.0 must be above 0, and below --highest 0.1"),
+        (["--lowest=nan"], "--lowest nan"),
+        (["--steps=3"], "--steps 3: at least 20"),
+        (["--data.train_path=nowhere.bin"], "nowhere.bin"),
+    ],
+)
+def test_a_range_test_that_cannot_be(lm, arguments, tmp_path, wish, message):
+    result = lm("find-lr", *arguments, "--output", tmp_path / "out", *wish)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert message in result.err
+    assert not (tmp_path / "out").exists()
+
+
+# --- the toy ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_toy_is_what_the_formula_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import sgd_learning_rate as toy
+
+    for rate in (10.0, 90.0, 1000.0):
+        losses = toy.losses(rate)
+        factor = 1.0
+        for t, loss in enumerate(losses):
+            assert loss == pytest.approx(losses[0] * factor**2, rel=1e-3)
+            factor *= 1 - rate / (50 * math.sqrt(t + 1))
+    monkeypatch.setattr(sys, "argv", ["toy", "10", "--steps", "2"])
+    toy.main()

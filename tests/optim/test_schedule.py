@@ -1,0 +1,57 @@
+"""Proves that the learning rate follows the handout's formula at and around its corners, and torch's own cosine
+schedule between them."""
+
+import math
+
+import pytest
+import torch
+
+from lm.optim.schedule import cosine_warmup, trapezoid
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    # the course's own example: maximum 1, minimum 0.1, 7 warmup steps, the cosine ends at 21
+    [
+        *((step, step / 7) for step in range(8)),
+        *((step, 0.1 + 0.45 * (1 + math.cos(math.pi * (step - 7) / 14))) for step in range(8, 22)),
+        *((step, 0.1) for step in range(22, 25)),
+    ],
+)
+def test_by_hand(step, expected):
+    assert cosine_warmup(step, 1.0, 0.1, 7, 21) == pytest.approx(expected, rel=1e-12)
+
+
+def test_corners():
+    assert cosine_warmup(0, 3e-3, 3e-4, 100, 1000) == 0
+    assert cosine_warmup(100, 3e-3, 3e-4, 100, 1000) == 3e-3
+    assert cosine_warmup(550, 3e-3, 3e-4, 100, 1000) == pytest.approx((3e-3 + 3e-4) / 2)
+    assert cosine_warmup(1000, 3e-3, 3e-4, 100, 1000) == pytest.approx(3e-4)
+    assert cosine_warmup(1001, 3e-3, 3e-4, 100, 1000) == 3e-4
+    assert cosine_warmup(0, 3e-3, 3e-4, 0, 1000) == 3e-3  # no warmup
+    assert cosine_warmup(5, 1.0, 0.1, 5, 5) == 1.0  # nothing but warmup
+    assert cosine_warmup(6, 1.0, 0.1, 5, 5) == 0.1
+    rates = [cosine_warmup(step, 1.0, 0.0, 30, 200) for step in range(250)]
+    assert rates.index(max(rates)) == 30
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+
+
+def test_against_torch():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    torch_schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40, eta_min=0.05)
+    for step in range(41):
+        assert cosine_warmup(step + 10, 0.5, 0.05, 10, 50) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        torch_schedule.step()
+
+
+def test_the_trapezoid():
+    assert [trapezoid(step, 1.0, 0.1, 4, 24, 0.5) for step in (0, 1, 4, 5, 14, 24, 25)] == pytest.approx(
+        [0, 0.25, 1, 1, 1, 0.1, 0.1]
+    )
+    assert trapezoid(19, 1.0, 0.1, 4, 24, 0.5) == pytest.approx(0.55)  # in the middle of its line
+    assert [trapezoid(step, 1.0, 0.1, 4, 24, 0.3) for step in range(18)] == [
+        trapezoid(step, 1.0, 0.1, 4, 240, 0.3) for step in range(18)
+    ]
+    assert trapezoid(5, 1.0, 0.0, 5, 5) == 0.0

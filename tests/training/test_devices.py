@@ -1,0 +1,77 @@
+"""Proves that two processes train as one that accumulates two batches does: other batches on each, the gradient's norm
+and the losses over all of them, one run in one folder, and a resumed run is the uninterrupted one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.events import read_events
+
+from lm.runs.checkpoint import load_checkpoint
+
+STEPS = (
+    "--trainer.max_steps=8",
+    "--model.warmup_steps=4",
+    "--trainer.limit_val_batches=3",
+    "--data.batch_size=2",
+    "--checkpoints.every_n_steps=3",
+    "--model.max_gradient_norm=0.2",
+    "--model.warmup_steps=2",
+    "--model.min_learning_rate=0.01",  # a constant rate, whatever the last step
+)
+TWO = ("--trainer.devices=2", "--trainer.val_check_interval=4")
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two_processes(request, fork_server, fit_arguments):
+    def run(folder: Path, *settings: object) -> None:
+        settings = (f"--trainer.strategy={request.param}", *settings)
+        log = folder.with_suffix(".log")
+        process = fork_server.start(fit_arguments(folder, *STEPS, *TWO, *settings), log)
+        assert process.wait() == 0, log.read_text()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(two_processes, tmp_path_factory) -> Path:
+    """Eight steps of two processes that nothing happens to."""
+    run = tmp_path_factory.mktemp("two") / "whole"
+    two_processes(run)
+    return run
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(checkpoint)["state_dict"]
+
+
+def test_two_processes_are_one_that_accumulates(lm, fit_arguments, whole, tmp_path):
+    accumulating = ("--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8")
+    assert lm(*fit_arguments(tmp_path / "one", *STEPS, *accumulating)).code == 0
+    two, one = weights(whole / "last.ckpt"), weights(tmp_path / "one/last.ckpt")
+    assert two.keys() == one.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+    names = {path.name for path in whole.iterdir() if not path.name.startswith("events")}
+    assert names == {"config.yaml", "tokenizer", "last.ckpt", "best.ckpt"}
+    (curves, texts), (expected, expected_texts) = read_events(whole), read_events(tmp_path / "one")
+    assert texts["sample/text_summary"][-1] == expected_texts["sample/text_summary"][-1]
+    for tag in ("train/loss", "val/loss"):
+        steps, losses = zip(*curves[tag], strict=True)
+        expected_steps, expected_losses = zip(*expected[tag], strict=True)
+        assert steps == expected_steps
+        assert losses == pytest.approx(expected_losses, abs=1e-5)
+    norms, expected_norms = ([value for _, value in run["train/gradient_norm"]] for run in (curves, expected))
+    assert norms == pytest.approx(expected_norms, rel=1e-4)
+    assert min(norms) > 0.2  # so that every one was scaled down
+
+
+# With DDP, tests/reliability/test_processes.py kills one of two processes and goes on.
+@pytest.mark.parametrize("two_processes", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"], indirect=True)
+def test_a_resumed_run_of_two_processes(two_processes, whole, tmp_path):
+    two_processes(tmp_path / "parts", "--trainer.max_steps=4")
+    two_processes(tmp_path / "parts", f"--ckpt_path={tmp_path / 'parts/last.ckpt'}")
+    expected, resumed = (load_checkpoint(run / "last.ckpt") for run in (whole, tmp_path / "parts"))
+    assert expected["global_step"] == resumed["global_step"] == 8
+    for name, weight in expected["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name
