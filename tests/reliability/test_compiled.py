@@ -1,7 +1,7 @@
 """Proves that the demo's model, compiled as it is shipped, has the gradients that it has uncompiled.
 
 On two threads, in bfloat16 where the processor has it, from an empty cache. GCC has compiled wrong gradients under a
-right loss, and only for small batches; see gcc_without_ipa_cp in lm/torch_inside.py.
+right loss, and only for small batches; see gcc_without_ipa_cp in lm/machine/torch_inside.py.
 """
 
 import json
@@ -16,10 +16,10 @@ from helpers import ROOT
 SETTINGS = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads")
 PROGRAM = """
 import copy, json, sys, torch
-from lm.compiling import compile_graph
-from lm.fast import speed_up
-from lm.machine import native_precision
-from lm.transformer import TransformerLM
+from lm.machine.compiling import compile_graph
+from lm.machine.resources import native_precision
+from lm.model.fast import speed_up
+from lm.model.transformer import TransformerLM
 
 batch_size, settings = json.loads(sys.argv[1])
 torch.manual_seed(0)
