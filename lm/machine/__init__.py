@@ -1,1 +1,1 @@
-"""What the machine and the process offer: cores, memory, peaks, devices, signals, a compiler."""
+"""The machine and the process: cores, memory, peak FLOP/s, devices, signals, the compiler."""

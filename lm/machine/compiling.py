@@ -1,9 +1,9 @@
-"""torch.compile where it works, and a run that goes on where it does not.
+"""Compiles a model by torch.compile where that works, and runs it uncompiled where it does not.
 
-    without files that were cut off  ->  without files that fail to load  ->  with an empty cache  ->  not compiled
+    delete truncated libraries  ->  delete files that fail to load  ->  use an empty cache  ->  run uncompiled
 
-Inductor keeps what it has compiled in a folder that all runs share, and trusts what it finds there. A compilation that
-is killed may leave half a library, on which every later run of the same model would fail, or even crash.
+Inductor caches compiled code in a folder that all runs share, and trusts what it finds there. A compilation that is
+killed may leave half a library, on which every later run of the same model would fail or even crash.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ HEADER = struct.Struct("<40x Q 10x H H 2x")  # the table of sections: its offset
 
 
 def why_not_compiled(device_type: str) -> str:
-    """Says in a line why torch.compile cannot be used here; "" where it can.
+    """Returns one line on why torch.compile cannot be used here; "" if it can.
 
-    Found out by compiling what GCC has got wrong; see gcc_without_ipa_cp in torch_inside.py.
+    The test is a kernel that GCC has miscompiled; see gcc_without_ipa_cp in torch_inside.py.
     """
     numbers = torch.arange(64 * 64, device=device_type) % 251  # bfloat16 holds them exactly
     inputs = [x.view(64, 64).bfloat16() for x in (numbers, -numbers)]
@@ -55,7 +55,7 @@ def why_not_compiled(device_type: str) -> str:
 
 
 def two_transposes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two (m, n) of any dtype -> (n, m), (n, m) in float32."""
+    """Transposes two matrices: (m, n) of any dtype -> (n, m) in float32."""
     return a.t().float().contiguous(), b.t().float().contiguous()
 
 
@@ -67,7 +67,7 @@ def compiler_version() -> str:
 
 
 def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
-    """Compile a graph by Inductor, for torch.compile(backend=...); where that fails, say so and run it as it is."""
+    """Compiles a graph by Inductor, for torch.compile(backend=...); if that fails, says so and returns the graph."""
     try:
         with quiet():
             return compile_graph(graph, inputs)
@@ -77,7 +77,7 @@ def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
 
 
 def compile_graph(graph: Graph, inputs: list[Any]) -> Graph:
-    """Compile a graph by Inductor, whatever its cache holds."""
+    """Compiles a graph by Inductor, whatever state its cache is in."""
     deleted: set[Path] = set()
     while True:
         try:
@@ -106,23 +106,24 @@ def cache_folder() -> Path:
 
 
 def cut_off_libraries(folder: Path) -> list[Path]:
-    """Return the libraries in the cache that end too early; loading one may end the process by SIGBUS."""
+    """Returns the truncated libraries in the cache; loading one may end the process by SIGBUS."""
     if sys.platform != "linux":
         return []
     return [path for path in folder.glob("*/*.so") if is_cut_off(path) and not is_being_written(path, folder)]
 
 
 def is_cut_off(path: Path) -> bool:
-    """Whether a library lacks its end, where the table of its sections is."""
+    """Whether a library is truncated: an ELF file ends with the table of its sections."""
     try:
         with open(path, "rb") as file:
             head = file.read(HEADER.size)
         if len(head) < HEADER.size or not head.startswith(ELF):
             return True
         if head[4:6] != ELF_64_LITTLE:
-            return False  # of which we know nothing
+            return False  # another format, which this cannot judge
         offset, entry, number = HEADER.unpack(head)
-        return path.stat().st_size < offset + entry * number
+        end: int = offset + entry * number
+        return path.stat().st_size < end
     except OSError:
         return False
 
@@ -139,7 +140,7 @@ def is_being_written(path: Path, folder: Path) -> bool:
 
 
 def named_files(error: BaseException) -> set[Path]:
-    """Return the files of the cache that an error names, by their path or as a module."""
+    """Returns the cache files that an error names, by path or as a module."""
     folder, message = cache_folder(), str(error)
     paths = map(Path, re.findall(re.escape(str(folder)) + r"/[^\s:'\"]+\.(?:so|py|cpp|h)\b", message))
     modules = {path for name in re.findall(r"compile_tasks\.(\w+)", message) for path in folder.glob(f"*/{name}.py")}
@@ -152,12 +153,12 @@ def delete(path: Path) -> None:
         path.unlink()
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's own account of a failure, which fills a screen."""
+    """Silences torch's own report of a failure, which fills a screen."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

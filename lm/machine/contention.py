@@ -1,8 +1,9 @@
-"""How much of the processor other programs take. Linux says so in /proc; elsewhere nobody does.
+"""Measures how much of the processor other programs take, from Linux's /proc; other systems do not tell.
 
-    taken = (what ran on our cores - what we and our children ran) / seconds        in cores
+    taken = (busy time of our cores - processor time of us and our children) / seconds        in cores
 
-A training whose threads outnumber the free cores is slower than its share: they wait for each other at every product.
+Training with more threads than free cores loses more than its share: the threads wait for each other at every matrix
+product.
 """
 
 import os
@@ -10,16 +11,16 @@ import time
 from pathlib import Path
 
 BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal: the columns of /proc/stat that are not idle
-MANY, FEW = 0.3, 0.15  # cores missing; between the two, what was said before still holds
+MANY, FEW = 0.3, 0.15  # cores missing; between the two, the last answer holds
 SHORTEST = 0.3  # seconds; the clocks of /proc tick a hundred times a second
 BRIEFLY = "1000"  # rounds of spinning, some 0.05 ms
 
 
 class OtherPrograms:
-    """Watches, from one look to the next, whether other programs are in our way."""
+    """Watches, from one look to the next, whether other programs take cores that our threads need."""
 
-    def __init__(self, threads: int, proc: str | os.PathLike = "/proc"):
-        """threads: that we would like to have a core each."""
+    def __init__(self, threads: int, proc: str | os.PathLike[str] = "/proc"):
+        """threads: how many of ours want a core each."""
         self.threads, self.proc = threads, Path(proc)
         self.taken, self.in_the_way = 0.0, False
         self._begin()
@@ -28,32 +29,32 @@ class OtherPrograms:
         self.start, self.ran, self.own = time.perf_counter(), ran_on_our_cores(self.proc), ran_ourselves(self.proc)
 
     def look(self) -> bool:
-        """Find out, and return whether the answer has changed."""
+        """Measures again, and returns whether the answer has changed."""
         start, ran, own = self.start, self.ran, self.own
         if time.perf_counter() - start < SHORTEST:
             return False
         self._begin()
-        if None in (ran, own, self.ran, self.own):
+        if ran is None or own is None or self.ran is None or self.own is None:
             return False
-        self.taken = max(0.0, (self.ran - ran - (self.own - own)) / (self.start - start))  # type: ignore[operator]
+        self.taken = max(0.0, (self.ran - ran - (self.own - own)) / (self.start - start))
         missing = self.taken - (len(os.sched_getaffinity(0)) - self.threads)
         before, self.in_the_way = self.in_the_way, missing > (FEW if self.in_the_way else MANY)
         return self.in_the_way != before
 
     def __str__(self) -> str:
         if not self.in_the_way:
-            return "other programs have left the processor to us"
+            return "other programs no longer slow this run down"
         cores = len(os.sched_getaffinity(0))
-        remedy = "" if "GOMP_SPINCOUNT" in os.environ else "; started again beside them, it would lose less"
-        return f"other programs take {self.taken:.1f} of {cores} cores, and this run is slower than alone{remedy}"
+        remedy = "" if "GOMP_SPINCOUNT" in os.environ else "; restarted beside them, it would lose less"
+        return f"other programs take {self.taken:.1f} of {cores} cores and slow this run down{remedy}"
 
 
 def choose_waiting() -> None:
-    """Let threads that wait for each other give up their cores soon where other programs want them.
+    """Makes waiting threads give up their cores quickly if other programs want them.
 
     libgomp's threads spin for milliseconds at the end of every parallel product. On a quiet machine nothing is faster;
-    beside another program they keep its core from the very thread that they wait for (docs/performance.md). libgomp
-    reads the setting when torch is imported: call this before. What the environment says already, counts.
+    beside another program they keep a core from the very thread that they wait for (docs/performance.md). libgomp
+    reads the setting when torch is imported, so call this before. The environment's own settings take precedence.
     """
     if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or not hasattr(os, "sched_getaffinity"):
         return
@@ -65,7 +66,7 @@ def choose_waiting() -> None:
 
 
 def ran_on_our_cores(proc: Path) -> float | None:
-    """Return the seconds for which the cores that we may use have worked, for whomever."""
+    """Returns the busy seconds of the cores that we may use, whoever used them; None if unknown."""
     try:
         names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
         lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
@@ -75,7 +76,7 @@ def ran_on_our_cores(proc: Path) -> float | None:
 
 
 def ran_ourselves(proc: Path) -> float | None:
-    """Return the processor seconds of this process and its descendants, living and past."""
+    """Returns the processor seconds of this process and its descendants, living and dead; None if unknown."""
     parents, seconds = {}, {}
     try:
         for path in proc.glob("[0-9]*/stat"):
@@ -92,7 +93,7 @@ def ran_ourselves(proc: Path) -> float | None:
 
 
 def read_stat(path: Path) -> list[str]:
-    """Return the fields from the state on; the name before them may hold spaces. Empty for a process that has ended."""
+    """Returns the fields of a stat file from the state on; the name before may hold spaces. Empty if it has ended."""
     try:
         return path.read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

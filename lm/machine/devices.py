@@ -1,4 +1,4 @@
-"""Where a trained model computes: the devices that --device names."""
+"""Finds the device that --device names."""
 
 from typing import TYPE_CHECKING
 
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-HELP = "where the model computes; auto takes a CUDA GPU if there is one, else the CPU"
+HELP = "the device that the model runs on; auto takes a CUDA GPU if there is one, else the CPU"
 
 
 def find_device(name: str) -> "torch.device":
-    """Returns the device that the name stands for; InputError where this machine has none.
+    """Returns the device of this name; InputError if this machine has none.
 
-    auto passes over Apple's GPUs: nobody has run this there yet.
+    auto never takes Apple's GPUs: nobody has run this there yet.
     """
     import torch
 

@@ -1,18 +1,18 @@
-"""The most that a device computes, in FLOP/s: what MFU is a share of.
+"""Finds a device's peak FLOP/s, the denominator of MFU.
 
-GPUs have data sheets. A processor is measured, by products of matrices, and a measurement is only as good as its
-moment: other programs, heat and the clock make it smaller, and nothing makes it larger. So the highest reading of a
-processor counts, and is kept from run to run; a training that computes faster than it is a reading, too.
+GPUs have data sheets. Processors are measured by matrix products. Other programs, heat and the clock only ever lower a
+measurement, so the highest reading of a processor counts and is kept from run to run; training that computes faster
+sets a new one.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lm.machine.readings import keep, processor, recall
 
-# Dense products of half-precision numbers, FLOP/s, from NVIDIA's data sheets. The first name that fits counts.
+# Dense half-precision matrix products, in FLOP/s, from NVIDIA's data sheets. The first name that fits counts.
 GPU_PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -30,11 +30,11 @@ GPU_PEAKS = {
 }
 SIZES = {"cpu": (1024, 2048, 4096), "cuda": (4096, 8192)}
 SMALL = 256  # for a dtype that the processor emulates
-PLAUSIBLE = 1e17  # no device computes more
+PLAUSIBLE = 1e17  # FLOP/s; no device computes more
 
 
 class Peak(NamedTuple):
-    """FLOP/s of one device at its best, where the figure comes from, and what the device gives just now."""
+    """One device's peak FLOP/s, the source of that figure, and the FLOP/s it reaches right now."""
 
     flops: float
     source: str
@@ -42,7 +42,7 @@ class Peak(NamedTuple):
 
 
 def peak_flops(device_type: str, precision: str) -> Peak:
-    """Return the peak in Lightning's precision: of a data sheet, or the highest reading, today's included."""
+    """Returns the peak in Lightning's precision: from a data sheet, or the highest reading, including this one."""
     import torch
 
     dtype = dtype_of(precision)
@@ -56,7 +56,7 @@ def peak_flops(device_type: str, precision: str) -> Peak:
 
 
 def record_peak(device_type: str, precision: str, flops: float, how: str) -> Peak:
-    """Keep a reading if it is the highest so far; return the highest. how: what was computed, in a few words."""
+    """Keeps a reading if it is the highest so far, and returns the highest. how: what was computed, in a few words."""
     dtype = str(dtype_of(precision)).removeprefix("torch.")
     name = _reading_name(device_type, dtype)
     reading: dict[str, Any] = {"flops": flops, "how": f"{how} in {dtype}", "when": time.strftime("%Y-%m-%d %H:%M")}
@@ -69,7 +69,7 @@ def record_peak(device_type: str, precision: str, flops: float, how: str) -> Pea
 
 
 def dtype_of(precision: str) -> Any:
-    """Return the dtype of the matrix products in Lightning's precision."""
+    """Returns the dtype of the matrix products in Lightning's precision."""
     import torch
 
     return {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0], torch.float32)
@@ -94,9 +94,9 @@ def _is_peak(reading: Any) -> bool:
 
 @lru_cache
 def measure(device_type: str, dtype: Any, seconds: float = 0.5) -> tuple[float, int, float]:
-    """Time products of square matrices, once in a process.
+    """Times products of square matrices, once per process.
 
-    Returns the FLOP/s of the fastest, its size, and the FLOP/s of all together, which other programs make smaller.
+    Returns the FLOP/s of the fastest, its size, and the FLOP/s over all of them, which other programs lower.
     """
     best, best_size = next(time_products(device_type, dtype, SMALL)), SMALL
     work, taken = 2.0 * SMALL**3, 2 * SMALL**3 / best
@@ -114,12 +114,12 @@ def measure(device_type: str, dtype: Any, seconds: float = 0.5) -> tuple[float, 
 
 
 def time_products(device_type: str, dtype: Any, size: int) -> Iterator[float]:
-    """Yield the FLOP/s of one product after another."""
+    """Yields the FLOP/s of one product after another."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)  # of its own: a run's random numbers stay what they are
+    generator = torch.Generator().manual_seed(0)  # its own: a run's random numbers must not change
     a, b = (torch.randn(size, size, generator=generator).to(device_type, dtype) for _ in range(2))
-    wait = torch.cuda.synchronize if device_type == "cuda" else lambda: None
+    wait: Callable[[], Any] = torch.cuda.synchronize if device_type == "cuda" else lambda: None
     while True:
         wait()
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Measurements of this machine, kept from one run to the next.
+"""Keeps measurements of this machine from one run to the next.
 
-A small JSON file in the user's cache maps what was measured to what came out: {"peak of ...": {"flops": 2.3e12, ...}}.
-It is a convenience: a damaged file counts as empty, and where none can be written every run measures for itself.
+A small JSON file in the user's cache maps names to readings: {"peak of ...": {"flops": 2.3e12, ...}}. It is a
+convenience: a damaged file counts as empty, and if none can be written, every run measures for itself.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ MODEL = ("model name", "model", "cpu family", "stepping", "CPU implementer", "CP
 
 
 def readings_path() -> Path:
-    """Return $XDG_CACHE_HOME/text-to-lm/readings.json; RuntimeError where the user has no home."""
+    """Returns $XDG_CACHE_HOME/text-to-lm/readings.json; RuntimeError if the user has no home directory."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "text-to-lm" / "readings.json"
 
@@ -34,12 +34,12 @@ def _read_all() -> dict[str, Any]:
 
 
 def recall(name: str) -> Any:
-    """Return what was kept under this name, unchecked; None where there is nothing."""
+    """Returns the reading kept under this name, unchecked; None if there is none."""
     return _read_all().get(name)
 
 
 def keep(name: str, reading: Any) -> bool:
-    """Keep a reading, and say whether that succeeded. Readings of other names stay."""
+    """Keeps a reading beside those of other names, and returns whether that succeeded."""
     with contextlib.suppress(OSError, RuntimeError):
         path = readings_path()
         text = to_json(_read_all() | {name: reading}, indent=1)
@@ -50,7 +50,7 @@ def keep(name: str, reading: Any) -> bool:
 
 @lru_cache
 def processor() -> str:
-    """Name the processor by its model and instructions, so that equal names mean equal speed."""
+    """Names the processor by its model and instruction sets, so that equal names mean equal speed."""
     import torch
 
     facts: dict[str, Any] = {name: value for name, value in torch.cpu.get_capabilities().items() if value is True}

@@ -1,8 +1,8 @@
-"""What training takes from the machine: memory that stays with the process, and its cores.
+"""Measures and sets what a process uses of the machine: memory, cores, number formats.
 
-Every step allocates and frees the same large tensors. glibc hands each of them back to the system when it is freed,
-and the next step pays for fetching fresh pages, zeroed one by one. Told to keep them, a step of the handout's base
-model took half as long.
+Every training step allocates and frees the same large tensors. glibc returns each to the system when it is freed, and
+the next step pays for fresh pages, zeroed one by one. With glibc told to keep them, a step of the handout's base model
+took half as long.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers from <malloc.h>
 
 
 def keep_large_blocks() -> None:
-    """Large blocks stay with the process, in huge pages where the system has them. Call it before importing torch.
+    """Makes malloc keep large blocks, in huge pages where the system has them. Call it before importing torch.
 
-    Where the C library is not glibc, nothing happens.
+    Does nothing unless the C library is glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads this at its first allocation
     try:
@@ -28,27 +28,27 @@ def keep_large_blocks() -> None:
     mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def granted_cores(quota: str | os.PathLike = "/sys/fs/cgroup/cpu.max") -> int:
-    """Physical cores that this process may use: of its CPU set, and within the quota of its container.
+def granted_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> int:
+    """Returns how many physical cores this process may use, by its CPU set and its container's quota.
 
-    A container may show 64 cores and grant 2; with a thread for each that is shown, training all but stands still.
+    A container may show 64 cores and grant 2; with a thread for each core shown, training all but stops.
     """
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processor = torch.cpu.get_capabilities()
     logical, physical = processor.get("num_logical_cores"), processor.get("num_physical_cores")
-    if logical and physical and logical > physical:  # two threads of one core share its multipliers
+    if logical and physical and logical > physical:  # two threads of a core share its multipliers
         cores = max(1, cores * physical // logical)
     try:
         granted, period = Path(quota).read_text().split()
         return cores if granted == "max" else min(cores, max(1, int(granted) // int(period)))
-    except (OSError, ValueError):  # no such file, or not in this form: no quota that we know of
+    except (OSError, ValueError):  # no such file, or another format: no known quota
         return cores
 
 
 def use_granted_cores() -> None:
-    """One thread for each core that is really there, unless OMP_NUM_THREADS says otherwise."""
+    """Limits torch to one thread per granted core, unless OMP_NUM_THREADS says otherwise."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ and granted_cores() < torch.get_num_threads():
@@ -56,7 +56,7 @@ def use_granted_cores() -> None:
 
 
 def native_precision(accelerator: str) -> str:
-    """bf16-mixed where the device multiplies bfloat16 natively, else float32."""
+    """Returns "bf16-mixed" if the device multiplies bfloat16 natively, else "32-true"."""
     import torch
 
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
@@ -68,7 +68,7 @@ def native_precision(accelerator: str) -> str:
 
 
 def _status(name: str) -> int:
-    """Bytes of this process by that name in Linux's /proc; 0 elsewhere."""
+    """Returns the bytes under this name in Linux's /proc/self/status; 0 on other systems."""
     try:
         return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
     except (OSError, IndexError):
@@ -76,12 +76,12 @@ def _status(name: str) -> int:
 
 
 def held_memory() -> int:
-    """Bytes of memory that this process holds."""
+    """Returns the bytes of memory that this process holds; 0 if unknown."""
     return _status("VmRSS")
 
 
 def peak_memory(device_type: str = "cpu") -> int:
-    """Bytes that this process has held at most: of the GPU's memory, or on a CPU of the machine's."""
+    """Returns the most bytes that this process has held: of GPU memory on "cuda", else of main memory."""
     import resource
 
     import torch
@@ -93,13 +93,13 @@ def peak_memory(device_type: str = "cpu") -> int:
     )
 
 
-def available_memory(folder: str | os.PathLike = "/sys/fs/cgroup") -> int | None:
-    """Bytes that a process can still take, of the machine and of its container; None where nobody says."""
+def available_memory(folder: str | os.PathLike[str] = "/sys/fs/cgroup") -> int | None:
+    """Returns the bytes that the machine and the container can still give a process; None if unknown."""
     amounts = []
     with contextlib.suppress(OSError, IndexError):
         meminfo = Path("/proc/meminfo").read_text()
         amounts.append(int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024)
-    with contextlib.suppress(OSError, ValueError):  # no limit is the word max
+    with contextlib.suppress(OSError, ValueError):  # without a limit, the file says "max"
         limit, used = (int(Path(folder, f"memory.{name}").read_text()) for name in ("max", "current"))
         stat = Path(folder, "memory.stat").read_text().split()
         reclaimable = int(stat[stat.index("inactive_file") + 1])

@@ -1,6 +1,6 @@
-"""What SIGTERM and Ctrl-C do to a command: exit code 143 or 130 from its first line on.
+"""Ends a command on SIGTERM or Ctrl-C with exit code 143 or 130, from its first line on.
 
-During training, Signals takes over: the run saves before it leaves (recovery.py).
+During training, Signals takes over: the run saves before it exits (recovery.py).
 """
 
 import os
@@ -14,25 +14,26 @@ received: list[int] = []  # before training; an exception in an import or a dest
 
 
 class Interrupted(SystemExit):
-    """The command ends because of a signal, with the exit code that says so: 130 or 143."""
+    """Raised when a signal ends the command; the exit code is 130 (Ctrl-C) or 143 (SIGTERM)."""
 
 
 def heeded() -> list[signal.Signals]:
-    """Returns the signals that may end this process: not those it was started to ignore.
+    """Returns the signals that may end this process: those it was not started to ignore.
 
-    A script starts `command &` with SIGINT ignored, because a Ctrl-C meant for the foreground reaches it, too.
+    A script starts `command &` with SIGINT ignored, because a Ctrl-C meant for the foreground reaches it too.
     """
     return [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
 
 
-def leave_if_asked() -> None:
+def exit_if_signalled() -> None:
+    """Raises Interrupted if a signal has arrived."""
     if received:
         raise Interrupted(128 + received[0])
 
 
 @contextmanager
 def interruptible(command: str) -> Iterator[None]:
-    """Ends the command at SIGTERM or Ctrl-C by Interrupted; a second signal ends the process."""
+    """Ends the command by Interrupted on SIGTERM or Ctrl-C; a second signal ends the process at once."""
 
     def leave(signum: int, frame: Any) -> None:
         if received:
@@ -40,7 +41,7 @@ def interruptible(command: str) -> Iterator[None]:
         received.append(signum)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             os.write(2, f"\nlm {command}: {signal.Signals(signum).name}; ended, nothing is lost\n".encode())
-        leave_if_asked()
+        exit_if_signalled()
 
     received.clear()
     before = {signum: signal.signal(signum, leave) for signum in heeded()}
@@ -53,13 +54,13 @@ def interruptible(command: str) -> Iterator[None]:
 
 
 class Signals:
-    """The first SIGTERM or Ctrl-C asks the run to end after its step; a second Ctrl-C leaves at once."""
+    """Ends a run after its step on the first SIGTERM or Ctrl-C; a second Ctrl-C ends it at once."""
 
     def __init__(self, quiet: bool) -> None:
         self.received: int | None = None
         self.quiet = quiet
         for signum in heeded():
-            signal.signal(signum, self)  # Lightning puts back what was there when the run ends
+            signal.signal(signum, self)  # Lightning restores the handlers when the run ends
 
     def __call__(self, signum: int, frame: Any) -> None:
         if self.received is not None and signum == signal.SIGINT:

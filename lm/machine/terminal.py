@@ -1,4 +1,4 @@
-"""The terminal while a model writes in it."""
+"""Guards the terminal while a model writes to it."""
 
 import contextlib
 import sys
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def keys_ignored() -> Iterator[None]:
-    """Neither shows what is typed in the terminal meanwhile nor reads it later; Ctrl-C works as ever."""
+    """Neither shows what is typed meanwhile nor leaves it to be read later; Ctrl-C still works."""
     try:
         import termios
-    except ImportError:  # not everywhere
+    except ImportError:  # Windows
         yield
         return
     if not sys.stdin.isatty():
@@ -24,5 +24,5 @@ def keys_ignored() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcflush(terminal, termios.TCIFLUSH)  # what has been typed
+        termios.tcflush(terminal, termios.TCIFLUSH)  # drops what was typed
         termios.tcsetattr(terminal, termios.TCSANOW, usual)

@@ -1,8 +1,8 @@
-"""Every private part of torch that lm uses: one named function each, and none anywhere else.
+"""Wraps every private part of torch that lm uses in a named function; no other file touches one.
 
-What lies behind an underscore may change with any release. tests/training/test_lightning_inside.py holds each function
+Names behind an underscore may change with any release. tests/training/test_lightning_inside.py checks each function
 against the installed torch and says what has changed. torch._foreach_* are not here: torch documents them. Lightning's
-private parts are in lightning_inside.py, which needs Lightning; this file is for those who compute without it.
+private parts are in lightning_inside.py, apart, because not all who import torch import Lightning.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 
 Graph = Callable[..., Any]
 
-ROWS = 32  # a hint for oneDNN's packed order; any number of rows can be multiplied
+ROWS = 32  # a hint for oneDNN's packed layout; any number of rows can be multiplied
 
 
 # --- operators -------------------------------------------------------------------------------------------------------
@@ -24,19 +24,19 @@ ROWS = 32  # a hint for oneDNN's packed order; any number of rows can be multipl
 def softmax_backward(d_probabilities: Tensor, probabilities: Tensor) -> Tensor:
     """Computes the gradient of softmax over the last dimension, in one pass.
 
-    Both are (..., n) of one dtype -> the gradient of the scores, (..., n) of that dtype.
+    Both arguments are (..., n) of one dtype; so is the result, the gradient of the scores.
     """
     return torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
 
 
 def has_packed_product(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies this dtype on this processor, and torch hands it through."""
+    """Whether oneDNN multiplies this dtype on this processor, and torch gives access to it."""
     there = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return there and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """Lays a weight out in oneDNN's own order: (out, in) -> a function (..., in) -> (..., out).
+    """Packs a weight (out, in) into oneDNN's own layout, and returns the product by it: (..., in) -> (..., out).
 
     torch.compile uses the same two operators.
     """
@@ -48,14 +48,14 @@ def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def without_memory() -> AbstractContextManager[Any]:
-    """Returns a context in which tensors have shapes and devices, and no memory."""
+    """Returns a context in which tensors have shapes and devices but no memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def storage_id(tensor: Tensor) -> int:
-    """Identifies the memory behind a tensor, which its views share; valid while one of them is alive."""
+    """Returns an identifier of the memory that a tensor and its views share, valid while one of them is alive."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -63,7 +63,7 @@ def storage_id(tensor: Tensor) -> int:
 
 
 def run_inductor(graph: Graph, inputs: list[Any]) -> Graph:
-    """Compiles a graph by Inductor, and its backward pass with it, so that either fails now or not at all."""
+    """Compiles a graph and its backward pass by Inductor, so that both fail now or not at all."""
     from torch._dynamo.backends.registry import lookup_backend
     from torch._functorch import config
 
@@ -72,7 +72,7 @@ def run_inductor(graph: Graph, inputs: list[Any]) -> Graph:
 
 
 def gcc_without_ipa_cp() -> AbstractContextManager[Any]:
-    """Returns a context in which Inductor calls GCC without its pass -fipa-cp; another compiler is called as ever."""
+    """Returns a context in which Inductor calls GCC without its pass -fipa-cp; other compilers are not affected."""
     from torch._inductor import config, cpp_builder
 
     setting = "enable_floating_point_contract_flag"
@@ -80,13 +80,14 @@ def gcc_without_ipa_cp() -> AbstractContextManager[Any]:
     if not isinstance(flag, str) or not cpp_compiler() or not cpp_builder.is_gcc():
         return nullcontext()
     # GCC 12.2 at -O3 miscompiles a kernel that transposes two bfloat16 matrices by AVX-512: gradients are wrong or NaN
-    # under a right loss. Inductor has no setting for further flags. This one goes into the command line as it stands,
-    # and into the cache's key, so that what was compiled without is not used again.
-    return config.patch({f"cpp.{setting}": f"{flag} -fno-ipa-cp"})
+    # under a correct loss. Inductor has no setting for further flags. This one enters the command line verbatim, and
+    # the cache's key, so that code compiled without it is not used again.
+    patched: AbstractContextManager[Any] = config.patch({f"cpp.{setting}": f"{flag} -fno-ipa-cp"})
+    return patched
 
 
 def cpp_compiler() -> str:
-    """Returns the C++ compiler that Inductor calls, as a command; "" where it finds none."""
+    """Returns the command of the C++ compiler that Inductor calls; "" if it finds none."""
     from torch._inductor import cpp_builder
 
     try:
@@ -96,21 +97,21 @@ def cpp_compiler() -> str:
 
 
 def inductor_folder() -> Path:
-    """Returns the folder in which Inductor keeps what it has compiled, unless TORCHINDUCTOR_CACHE_DIR names another."""
+    """Returns the folder of Inductor's cache, which TORCHINDUCTOR_CACHE_DIR overrides."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     return Path(default_cache_dir())
 
 
 def forget_compiled() -> None:
-    """Makes Inductor read its folder again; it remembers the libraries that it has loaded."""
+    """Makes Inductor forget the libraries it has loaded, so that it reads its cache again."""
     from torch._inductor.utils import clear_caches
 
     clear_caches()
 
 
 def empty_inductor_folder() -> AbstractContextManager[Any]:
-    """Returns a context in which Inductor compiles into a temporary folder, which disappears afterwards."""
+    """Returns a context in which Inductor compiles into a temporary folder, deleted afterwards."""
     from torch._inductor.utils import fresh_cache
 
     return fresh_cache()

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 
-from lm.machine.signals import leave_if_asked
+from lm.machine.signals import exit_if_signalled
 from lm.runs.checkpoint import load_checkpoint
 from lm.training.callbacks import TrainingBar
 from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
@@ -66,7 +66,7 @@ class RunCLI(SettingsCLI):
             news += from_here_on(self.datamodule.compare(resume.data, resume.allow_changed_data))
             if resume.step >= self.trainer.max_steps:
                 set_max_steps(self.trainer, self.trainer.max_steps + 1)  # or Lightning would not begin; see Checkpoints
-        leave_if_asked()
+        exit_if_signalled()
         first = self.trainer.is_global_zero
         leaves_something = first and not settings.trainer.fast_dev_run
         nothing: list[str] = []

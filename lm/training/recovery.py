@@ -14,7 +14,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lm.machine.signals import Interrupted, Signals, leave_if_asked
+from lm.machine.signals import Interrupted, Signals, exit_if_signalled
 from lm.runs.finite import in_words
 from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER
 from lm.training.kept_tokenizer import KeptTokenizer
@@ -67,7 +67,7 @@ class Checkpoints(Checkpoint):
     # --- steps and validations ---------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        leave_if_asked()
+        exit_if_signalled()
         self.signals = Signals(quiet=not trainer.is_global_zero)
         if not (run_folder(trainer) / BEST).exists():
             self.best_loss = float("inf")  # a run that goes on in another folder has its own best there
@@ -96,14 +96,14 @@ class Checkpoints(Checkpoint):
         step = self.boundary.step
         if is_mid_step(trainer):
             return
-        self._leave_if_asked(trainer)
+        self._exit_if_signalled(trainer)
         kept = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
         if step % self.every_n_steps == 0 or kept:
             self._try_to_save(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._leave_if_asked(trainer)
+            self._exit_if_signalled(trainer)
 
     def on_validation_epoch_end(self, *_: Any) -> None:
         self.unsafe = "its validation was being recorded; "  # and would be so twice
@@ -115,7 +115,7 @@ class Checkpoints(Checkpoint):
         self.validation_loss = trainer.callback_metrics["val/loss"].item()
         self._try_to_save(trainer, self.validation_loss)
         if trainer.global_step < trainer.max_steps:
-            self._leave_if_asked(trainer)
+            self._exit_if_signalled(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_lost(trainer)
@@ -140,7 +140,7 @@ class Checkpoints(Checkpoint):
 
     # --- signals and failures ----------------------------------------------------------------------------------------
 
-    def _leave_if_asked(self, trainer: Trainer) -> None:
+    def _exit_if_signalled(self, trainer: Trainer) -> None:
         """All processes together, at the same step; only the first says by its exit code that it was a signal."""
         assert self.signals is not None
         asked = self.signals.received is not None
