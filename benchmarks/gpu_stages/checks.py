@@ -146,8 +146,8 @@ def repeat(bench: Bench, compiled: bool) -> dict[str, Any]:
 def adamw(bench: Bench, compiled: bool) -> dict[str, Any]:
     together, single = make_model(bench, SHAPE), make_model(bench, SHAPE)
     optimizers = (
-        AdamW(together.parameters(), together=True, compiled=compiled),
-        AdamW(single.parameters(), together=False),
+        AdamW(together.parameters(), foreach=True, compiled=compiled),
+        AdamW(single.parameters(), foreach=False),
     )
     optimizers[0].take = torch.tensor(True, device=bench.device)
     for _ in range(5):

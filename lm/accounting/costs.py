@@ -15,7 +15,7 @@ from lm.model.attention import MultiHeadSelfAttention
 from lm.model.layers import RMSNorm, SiLUFeedForward, SwiGLU
 from lm.model.support import Support
 from lm.model.transformer import TransformerLM
-from lm.optim.muon import is_muons
+from lm.optim.muon import uses_muon
 from tokenization import InputError
 
 SUPPORT = Support(
@@ -133,7 +133,7 @@ def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, 
 
 def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
     """Numbers that the optimizer keeps: AdamW two for each parameter, Muon one for those of the layers' matrices."""
-    matrices = sum(weight.numel() for name, weight in model.named_parameters() if is_muons(name, weight))
+    matrices = sum(weight.numel() for name, weight in model.named_parameters() if uses_muon(name, weight))
     kept = {"adamw": 2 * model.num_parameters(), "muon": 2 * model.num_parameters() - matrices}
     if optimizer not in kept:
         raise InputError(

@@ -1,1 +1,1 @@
-"""The Transformer and its loss, in pure torch: no file, no Lightning."""
+"""The Transformer and its loss, in pure torch: nothing here reads a file or knows of Lightning."""

@@ -1,15 +1,15 @@
-"""Makes a model faster in place: the same numbers, arranged for the machine.
+"""Makes a model faster in place, computing the same function.
 
-    speed_up(model, "blocks")    model is a TransformerLM still, with the same weights under the same names
+    speed_up(model, "blocks")    the model is still a TransformerLM, with the same weights under the same names
 
-Modules of the types below change their class for a subclass that computes in another way; all others stay as they are.
-A setting or a module that is not known here is refused: a way that ignored it would compute another model. The plain
-modules know nothing of this file, and the tests compare each with its plain one.
+Each module of a type below becomes an instance of a faster subclass; all others stay as they are. A setting or module
+that is not known here is refused, as a path that ignored it would compute another model. The plain modules do not know
+this file, and the tests compare each fast module with its plain one.
 
-    FastEmbedding       a gradient that adds up in one order, so that a run can be repeated.
-    FastAttention       attention by fast_attention.py, and its three projections as one matrix product if wanted.
-    FastSwiGLU          its two first products as one, if wanted.
-    FastTransformerLM   the loss by fast_loss.py.
+    FastEmbedding       sums its gradient in a fixed order, so that a run can be repeated.
+    FastAttention       attends by fast_attention.py; optionally computes its three projections as one product.
+    FastSwiGLU          optionally computes its first two products as one.
+    FastTransformerLM   computes the loss by fast_loss.py.
 """
 
 from typing import Any
@@ -39,10 +39,10 @@ SUPPORT = Support(
 
 @torch.library.custom_op("lm::embed", mutates_args=())
 def embed(weight: Tensor, token_ids: Tensor) -> Tensor:
-    """weight[token_ids]: (rows, width), (...) -> (..., width), with a gradient that is the same bits every time.
+    """Looks up weight[token_ids], with a gradient that is bit for bit repeatable: (rows, width), (...) -> (..., width).
 
-    The gradient of indexing adds to the rows in parallel, in whatever order the threads come, and so does what
-    torch.compile makes of it: the rounding, and with it the whole run, would differ from one time to the next.
+    The gradient of plain indexing is summed by threads in parallel, in no fixed order, and so is what torch.compile
+    makes of it: its rounding, and with it the whole run, would differ from one time to the next.
     """
     return weight.index_select(0, token_ids.flatten()).view(*token_ids.shape, weight.shape[-1])
 
@@ -54,8 +54,9 @@ def _(weight: Tensor, token_ids: Tensor) -> Tensor:
 
 @torch.library.custom_op("lm::embed_backward", mutates_args=())
 def _embed_backward(d_vectors: Tensor, token_ids: Tensor, rows: int) -> Tensor:
-    """dW_r = sum of dY_i over all i with token_ids_i = r, in the order of i: on a CPU a row belongs to one thread."""
-    return torch.ops.aten.embedding_dense_backward(d_vectors, token_ids, rows, -1, False)
+    """Computes dW_r, the sum of dY_i over all i with token_ids_i = r, in the order of i: one CPU thread sums a row."""
+    d_weight: Tensor = torch.ops.aten.embedding_dense_backward(d_vectors, token_ids, rows, -1, False)
+    return d_weight
 
 
 @_embed_backward.register_fake
@@ -69,7 +70,7 @@ def _keep_for_embed(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(token_ids)
 
 
-def _backward_of_embed(ctx: Any, d_vectors: Tensor) -> tuple[Tensor, None]:
+def _backward_of_embed(ctx: Any, d_vectors: Tensor) -> tuple[Any, None]:
     return _embed_backward(d_vectors.contiguous(), *ctx.saved_tensors, ctx.rows), None
 
 
@@ -77,17 +78,20 @@ embed.register_autograd(_backward_of_embed, setup_context=_keep_for_embed)
 
 
 def joint_product(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """x @ w.T for each w, (out_features, in_features), by one product with all of them."""
-    return (x @ torch.cat(weights).T).split([len(weight) for weight in weights], dim=-1)
+    """Computes x @ w.T for each weight w, (out_features, in_features), as one product with all of them."""
+    return torch.split(x @ torch.cat(weights).T, [len(weight) for weight in weights], dim=-1)
 
 
 class FastEmbedding(Embedding):
+    """An embedding whose gradient is summed in a fixed order."""
+
     def forward(self, token_ids: Tensor) -> Tensor:
-        return embed(self.weight, token_ids)
+        vectors: Tensor = embed(self.weight, token_ids)
+        return vectors
 
 
 class FastAttention(MultiHeadSelfAttention):
-    """Attention by the function of this name in CAUSAL_ATTENTIONS; joint: the three projections are one product."""
+    """Attention by CAUSAL_ATTENTIONS[attention]; joint: the three projections are one product."""
 
     attention: str
     joint: bool
@@ -102,7 +106,7 @@ class FastAttention(MultiHeadSelfAttention):
 
 
 class FastSwiGLU(SwiGLU):
-    """joint: the products with W1 and W3 are one."""
+    """The gated feed-forward network; joint: the products with W1 and W3 are one."""
 
     joint: bool
 
@@ -110,11 +114,12 @@ class FastSwiGLU(SwiGLU):
         if not self.joint:
             return super().forward(x)
         gate, value = joint_product(x, self.w1.weight, self.w3.weight)
-        return self.w2(silu(gate) * value)
+        y: Tensor = self.w2(silu(gate) * value)
+        return y
 
 
 class FastTransformerLM(TransformerLM):
-    """keep_logits: the training loss is computed from whole logits, and not in chunks."""
+    """A model with a faster loss; keep_logits: in training it is computed from all logits at once, not in chunks."""
 
     keep_logits: bool
 
@@ -133,11 +138,11 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def speed_up(model: TransformerLM, attention: str, joint_products: bool = False, keep_logits: bool = False) -> None:
-    """Makes a model compute the same numbers faster, in place. It can be called again, with another choice.
+    """Makes a model faster in place; a second call changes the choices of the first.
 
     attention: one of CAUSAL_ATTENTIONS. joint_products: weights that read the same input are multiplied as one.
-    keep_logits: for training, the loss from whole logits; worth it only where the model is compiled for a GPU.
-    Raises InputError for a model that has what is not known here, and leaves it as it was.
+    keep_logits: the training loss is computed from all logits at once, which pays only when compiled for a GPU.
+    Raises InputError for a setting or module that is not supported, and leaves the model as it was.
     """
     check_choice("attention", attention, CAUSAL_ATTENTIONS)
     SUPPORT.check(model)

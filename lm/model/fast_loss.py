@@ -1,9 +1,10 @@
-"""The cross-entropy of a language model without a (tokens, vocab_size) tensor of logits in memory.
+"""Two faster ways to compute the cross-entropy of a language model.
 
-    linear_cross_entropy    lm_head and loss together, some rows at a time, and the gradients on the way forward.
-    whole_cross_entropy     the loss from all logits, for torch.compile on a GPU that has room for them.
+    linear_cross_entropy    joins lm_head and the loss, some rows at a time, so that the (tokens, vocab_size) logits are
+                            never whole in memory; the forward pass computes the gradients.
+    whole_cross_entropy     takes all logits at once, for torch.compile on a GPU that has room for them.
 
-What is computed is loss.cross_entropy, and the tests compare with it.
+Both compute loss.cross_entropy, and the tests compare them with it.
 """
 
 import math
@@ -12,41 +13,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 512  # of logits at a time: 10 MB of bfloat16 with a vocabulary of 10,000
-GPU_LOGITS = 1 << 26  # at a time on a GPU, which wants few and large operations: 256 MB of float32
-LARGEST_LOGITS = 1 / 8  # of a GPU's memory, in float32: up to here they are kept whole
+ROWS = 512  # rows of logits in a chunk: 10 MB of bfloat16 with a vocabulary of 10,000
+GPU_LOGITS = 1 << 26  # logits in a chunk on a GPU, which wants few and large operations: 256 MB of float32
+LARGEST_LOGITS = 1 / 8  # the share of a GPU's memory that whole logits, in float32, may take
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:
-    """cross_entropy(x @ weight.T, targets, z_loss) over the first vocab_size rows of the weight.
+    """Computes cross_entropy(x @ weight.T, targets, z_loss) over the first vocab_size rows of the weight.
 
-    x: (..., d_model), weight: (at least vocab_size, d_model), targets: (...) -> scalar, float32. The gradients are
-    computed on the way forward, while a chunk of logits is at hand (Wijmans et al. 2024 avoid the logits, too), and
-    only where gradients are wanted.
+    x: (..., d_model), weight: (at least vocab_size, d_model), targets: (...) -> scalar, float32. Unless gradients are
+    disabled, the forward pass computes them, while it has a chunk of logits (compare Wijmans et al. 2024).
     """
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
     with_gradients = torch.is_grad_enabled()
-    return _linear_cross_entropy(x.flatten(0, -2), weight, targets.flatten(), vocab_size, z_loss, with_gradients)[0]
+    flat = x.flatten(0, -2), weight, targets.flatten()
+    loss: Tensor = _linear_cross_entropy(*flat, vocab_size, z_loss, with_gradients)[0]
+    return loss
 
 
 @torch.library.custom_op("lm::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> the mean loss, and the gradients of the SUM of all losses for x and weight."""
-    d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)  # pages that nothing writes to cost nothing
+    """Returns the mean loss, and the gradients of the SUM of the losses with respect to x and weight."""
+    d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)  # memory that is never written to costs nothing
     loss = torch.zeros((), dtype=torch.float32, device=x.device)
-    rows, at_once = weight.to(x.dtype), ROWS if x.is_cpu else max(ROWS, GPU_LOGITS // len(weight))
+    table, at_once = weight.to(x.dtype), ROWS if x.is_cpu else max(ROWS, GPU_LOGITS // len(weight))
     with torch.autocast(x.device.type, enabled=False):
         for x_chunk, chunk_targets, d_x_chunk in zip(
-            x.split(at_once), targets[:, None].split(at_once), d_x.split(at_once), strict=True
+            *(torch.split(rows, at_once) for rows in (x, targets[:, None], d_x)), strict=True
         ):
-            logits = x_chunk @ rows.T
+            logits = x_chunk @ table.T
             logits[:, vocab_size:] = -math.inf
             probabilities = torch.softmax(logits, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
-            # -log p of the target may underflow, that of the likeliest token cannot: it is at least 1 / vocab_size.
+            # The target's probability may underflow to 0; the likeliest token's is at least 1 / vocab_size.
             maximum, log_likeliest = logits.amax(dim=-1).float(), probabilities.amax(dim=-1).log()
             behind = maximum - logits.gather(-1, chunk_targets).squeeze(-1).float()
             loss += (behind - log_likeliest).sum()
@@ -59,7 +61,7 @@ def _linear_cross_entropy(
                 probabilities *= (1 + 2 * z_loss * log_normalizer)[:, None]
             probabilities.scatter_add_(-1, chunk_targets, probabilities.new_full((len(x_chunk), 1), -1))
             d_logits = probabilities.to(x.dtype)
-            torch.mm(d_logits, rows, out=d_x_chunk)
+            torch.mm(d_logits, table, out=d_x_chunk)
             d_weight += d_logits.T @ x_chunk
     return loss / len(x), d_x, d_weight
 
@@ -85,14 +87,14 @@ _linear_cross_entropy.register_autograd(_backward_of_loss, setup_context=_keep_f
 
 
 def keeps_logits(num_logits: int, memory: int) -> bool:
-    """Whether a GPU with so many bytes of memory takes the loss from all logits of a batch at once."""
+    """Tells whether the logits of a batch can be kept whole on a GPU with this many bytes of memory."""
     return 4 * num_logits <= LARGEST_LOGITS * memory
 
 
 def whole_cross_entropy(logits: Tensor, targets: Tensor, z_loss: float = 0.0) -> Tensor:
-    """loss.cross_entropy, arranged for torch.compile, which makes one pass over the logits of it and one back.
+    """Computes loss.cross_entropy in a form that torch.compile turns into one pass over the logits each way.
 
-    The target's logit is picked by comparing: the gradient of gather would be another tensor as large as the logits.
+    The target's logit is picked by comparison: the gradient of gather would be another tensor as large as the logits.
     """
     logits = logits.float()
     maximum = logits.detach().amax(dim=-1, keepdim=True)

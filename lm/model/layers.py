@@ -1,11 +1,11 @@
-"""The parts of a Transformer that look at one position at a time.
+"""The layers of a Transformer that look at one position at a time.
 
     Linear      y = x W^T                                       (no bias)
     RMSNorm     y_i = x_i / sqrt(mean(x^2) + eps) * g_i
     SwiGLU      y = W2 (SiLU(W1 x) * W3 x),  SiLU(x) = x sigmoid(x)
 
-Every module takes any number of leading batch dimensions. What tells positions apart is in positions.py, what looks at
-several of them in attention.py.
+Every module takes any number of leading batch dimensions. How positions are encoded is in positions.py; what looks at
+several positions at once is in attention.py.
 """
 
 import math
@@ -19,13 +19,13 @@ Dtype: TypeAlias = torch.dtype | None
 
 
 def truncated_normal(shape: tuple[int, ...], std: float, device: Device = None, dtype: Dtype = None) -> nn.Parameter:
-    """A parameter drawn from N(0, std^2), cut at three standard deviations (handout, section 3)."""
+    """Draws a parameter from N(0, std^2), truncated at three standard deviations (handout, section 3)."""
     weight = torch.empty(shape, device=device, dtype=dtype)
     return nn.Parameter(nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std))
 
 
 class Linear(nn.Module):
-    """(..., in_features) -> (..., out_features); the weight is stored (out_features, in_features)."""
+    """The product y = x W^T: (..., in_features) -> (..., out_features), with W of (out_features, in_features)."""
 
     def __init__(self, in_features: int, out_features: int, device: Device = None, dtype: Dtype = None):
         super().__init__()
@@ -40,14 +40,14 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token ids (...) -> vectors (..., embedding_dim): one row of the weight per id."""
+    """A table with a vector for each token: token ids (...) -> (..., embedding_dim)."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, device: Device = None, dtype: Dtype = None):
         super().__init__()
         self.weight = truncated_normal((num_embeddings, embedding_dim), 1.0, device, dtype)
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        # weight[token_ids], but that its gradient is added up in one order on a CPU, so that a run can be repeated
+        # The same as weight[token_ids], but on a CPU its gradient is summed in a fixed order: a run can be repeated.
         rows = self.weight.index_select(0, token_ids.flatten())
         return rows.view(*token_ids.shape, self.weight.shape[-1])
 
@@ -56,7 +56,7 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Scales each vector to root mean square 1, then by a learned gain (Zhang and Sennrich 2019)."""
+    """Scales each vector to a root mean square of 1, then by a learned gain (Zhang and Sennrich 2019)."""
 
     def __init__(self, d_model: int, eps: float = 1e-5, device: Device = None, dtype: Dtype = None):
         super().__init__()
@@ -73,6 +73,7 @@ class RMSNorm(nn.Module):
 
 
 def silu(x: Tensor) -> Tensor:
+    """Computes x sigmoid(x), element by element."""
     return x * torch.sigmoid(x)
 
 
@@ -86,19 +87,20 @@ class SwiGLU(nn.Module):
         self.w3 = Linear(d_model, d_ff, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(silu(self.w1(x)) * self.w3(x))
+        y: Tensor = self.w2(silu(self.w1(x)) * self.w3(x))
+        return y
 
     def extra_repr(self) -> str:
         return "d_model={1}, d_ff={0}".format(*self.w1.weight.shape)
 
     @staticmethod
     def default_d_ff(d_model: int) -> int:
-        """8/3 d_model, as a multiple of 64: as many weights as the usual two matrices of 4 d_model."""
+        """Returns 8/3 d_model, rounded to a multiple of 64: about as many weights as two matrices of 4 d_model."""
         return max(64, round(8 / 3 * d_model / 64) * 64)
 
 
 class SiLUFeedForward(nn.Module):
-    """The ablation without a gate: y = W2 SiLU(W1 x) (handout, section 7)."""
+    """The feed-forward network without a gate, an ablation: y = W2 SiLU(W1 x) (handout, section 7)."""
 
     def __init__(self, d_model: int, d_ff: int, device: Device = None, dtype: Dtype = None):
         super().__init__()
@@ -106,11 +108,13 @@ class SiLUFeedForward(nn.Module):
         self.w2 = Linear(d_ff, d_model, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(silu(self.w1(x)))
+        y: Tensor = self.w2(silu(self.w1(x)))
+        return y
 
     def extra_repr(self) -> str:
         return "d_model={1}, d_ff={0}".format(*self.w1.weight.shape)
 
     @staticmethod
     def default_d_ff(d_model: int) -> int:
+        """Returns 4 d_model."""
         return 4 * d_model

@@ -1,8 +1,8 @@
-"""Rotary position embedding (RoPE): attention learns how far apart two tokens are.
+"""Rotary position embeddings (RoPE): attention sees how far apart two tokens are.
 
-    (x_2k, x_2k+1) is turned by the angle  position / theta^(2k / d_k)
+    (x_2k, x_2k+1) is rotated by the angle  position / theta^(2k / d_k)
 
-The dot product of two turned vectors depends on the distance between their positions alone.
+Of the two positions, the dot product of a rotated query and a rotated key depends on the distance alone.
 """
 
 import math
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class RotaryPositionalEmbedding(nn.Module):
-    """Turns each pair of neighbouring features by an angle that grows with the position (Su et al. 2021).
+    """Rotates each pair of adjacent features by an angle that grows with the position (Su et al. 2021).
 
     The pairs are interleaved, (0, 1), (2, 3) and so on, as in the paper; Hugging Face's Llama pairs i with i + d_k / 2.
-    The tables are buffers that no checkpoint holds: they follow from theta, d_k and max_seq_len.
+    The tables of cosines and sines follow from theta, d_k and max_seq_len, so no checkpoint holds them.
     """
 
     cos: Tensor
@@ -24,7 +24,7 @@ class RotaryPositionalEmbedding(nn.Module):
     def __init__(self, theta: float, d_k: int, max_seq_len: int, device: torch.device | str | None = None):
         super().__init__()
         if d_k % 2:
-            raise ValueError(f"d_k is {d_k}: rotary embeddings turn pairs of features, so it must be even")
+            raise ValueError(f"d_k is {d_k}: rotary embeddings rotate pairs of features, so it must be even")
         if not 0 < theta < math.inf:
             raise ValueError(f"theta is {theta}; the base of the wavelengths must be a number above 0")
         self.theta = theta
@@ -36,10 +36,10 @@ class RotaryPositionalEmbedding(nn.Module):
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
     def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
-        """Rotates x, (..., seq, d_k), to the same shape.
+        """Rotates each vector of x, (..., seq, d_k), to the same shape.
 
-        token_positions: (seq,), the same for all of x; or with x's leading dimensions, or all of them but the last,
-        the heads, which then share their positions: x (batch, heads, seq, d_k) and token_positions (batch, seq).
+        token_positions: (seq,), the same for all of x; or x.shape[:-1]; or that without the heads, which then share
+        their positions: x (batch, heads, seq, d_k) with token_positions (batch, seq). ValueError for another shape.
         """
         if token_positions.ndim not in (1, x.ndim - 2, x.ndim - 1):
             raise ValueError(f"token_positions are {tuple(token_positions.shape)}, which does not fit {tuple(x.shape)}")
@@ -47,8 +47,8 @@ class RotaryPositionalEmbedding(nn.Module):
             token_positions = token_positions.unsqueeze(-2)
         cos, sin = self.cos[token_positions], self.sin[token_positions]
         even, odd = x[..., 0::2], x[..., 1::2]
-        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-        return turned.flatten(-2).to(x.dtype)
+        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+        return rotated.flatten(-2).to(x.dtype)
 
     def extra_repr(self) -> str:
         max_seq_len, pairs = self.cos.shape

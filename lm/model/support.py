@@ -1,10 +1,10 @@
-"""Which settings of a model a part of this project supports; it refuses the rest by name.
+"""The model settings that each part of this project supports; a part refuses all others by name.
 
-The plain model is the measure of what is right. Whoever computes the same in another way (faster, for one token at a
-time, as a count of FLOPs, for another program) is right for the settings it was written for, and would be another
-model under a setting that was added to the plain model alone. So each such part writes out what it supports. These
-values are typed by hand and never taken from a registry, which grows without the part. tests/contracts holds every
-part to what it claims.
+The plain model defines what is right. A part that computes it in another way (faster, one token at a time, as a count
+of FLOPs, for another program) is right for the settings it was written for; under a setting that was later added to
+the plain model alone, it would silently compute another model. So each such part lists the values that it supports.
+They are typed by hand and never taken from a registry, which grows without the part. tests/contracts holds every part
+to its list.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from typing import Any
 from lm.model.transformer import TransformerLM
 from tokenization import InputError
 
-# Numbers that every part reads from the shapes of the weights.
+# Every part supports any value of these.
 NUMBERS = {"vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff"}
 NUMBERS |= {"rope_theta", "vocab_multiple"}
 
@@ -24,8 +24,8 @@ NUMBERS |= {"rope_theta", "vocab_multiple"}
 class Support:
     """The settings that one part supports.
 
-    part: its name in messages. remedy: what a user can do without it. options: the supported values of each setting;
-    one that is not named is supported at its default, as if it did not exist.
+    part: its name in messages. remedy: what to do instead, for the message. options: the supported values of each
+    setting; a setting that is not listed is supported at its default alone.
     """
 
     part: str
@@ -34,7 +34,7 @@ class Support:
 
     def check(self, model: TransformerLM) -> None:
         """Raises InputError for a setting or a module of the model that the part does not support."""
-        parameters = inspect.signature(type(model).__init__).parameters  # fully_shard puts a __new__ before it
+        parameters = inspect.signature(type(model).__init__).parameters  # of __init__, as fully_shard adds a __new__
         for name, value in model.settings.items():
             default = parameters[name].default if name in parameters else None
             supported = self.options.get(name, (default,))
@@ -46,11 +46,11 @@ class Support:
 
 
 def foreign_modules(model: TransformerLM) -> dict[str, type]:
-    """Returns the modules that the settings do not describe: wrapped, replaced or subclassed ones, by name."""
+    """Returns, by name, the types of modules that the settings do not ask for: wrapped, replaced or subclassed ones."""
     plain = TransformerLM(**model.settings, device="meta")
     expected = {name: type(module) for name, module in plain.named_modules()}
     found = {name: type(module) for name, module in model.named_modules()}
-    # The fast path and fully_shard put subclasses of their own in a module's place.
+    # The fast path and fully_shard change a module's class for a subclass of their own.
     ours = {name for name, kind in found.items() if kind.__module__.startswith(("lm.", "torch."))}
     return {
         name: kind

@@ -1,12 +1,12 @@
-"""The language model: token ids in, a score for every possible next token out.
+"""The language model: from token ids to the logits of every possible next token.
 
     x = token_embeddings(token_ids)
     for each layer:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
     logits = lm_head(norm(x))
 
-Pure torch: how it is trained is in module.py. The signature of TransformerLM is the one declaration of the model's
-settings, and its docstring their text; the command line, the checkpoints, import and export read them from there. The
-names of the attributes are the keys of the state dict, and so the contract with every checkpoint.
+This is pure torch; how the model is trained is in lm/training. The signature of TransformerLM is the only declaration
+of the model's settings, and its docstring their help: the command line, the checkpoints, import and export read both.
+The names of the attributes are the keys of the state dict, and so a contract with every checkpoint.
 """
 
 import inspect
@@ -23,27 +23,31 @@ from lm.model.layers import Device, Dtype, Embedding, Linear, RMSNorm, SiLUFeedF
 from lm.model.loss import cross_entropy
 from lm.model.positions import RotaryPositionalEmbedding
 
-LARGEST, MOST_LAYERS = 1 << 28, 1 << 12  # of anybody's settings: no product overflows, and no list is endless
+LARGEST, MOST_LAYERS = 1 << 28, 1 << 12  # so that no product of sizes overflows, and the layers can be listed
 
 
 def pre_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
-    """Adds attention and feed-forward network to the stream x, each of the normalized stream.
+    """Normalizes the input of attention and of the feed-forward network; each adds its output to the residual stream x.
 
-    block has the parts attn(x, positions) and ffn(x), and their norms ln1 and ln2.
+    block has the sublayers attn(x, positions) and ffn(x), and their norms ln1 and ln2.
     """
     x = x + block.attn(block.ln1(x), positions)
-    return x + block.ffn(block.ln2(x))
+    y: Tensor = x + block.ffn(block.ln2(x))
+    return y
 
 
 def post_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
-    """Normalizes the stream after each addition, as in the original Transformer."""
+    """Normalizes the residual stream after each addition, as in the original Transformer (Vaswani et al. 2017)."""
     x = block.ln1(x + block.attn(x, positions))
-    return block.ln2(x + block.ffn(x))
+    y: Tensor = block.ln2(x + block.ffn(x))
+    return y
 
 
 def no_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
+    """Normalizes nothing, an ablation (handout, section 7)."""
     x = x + block.attn(x, positions)
-    return x + block.ffn(x)
+    y: Tensor = x + block.ffn(x)
+    return y
 
 
 NormPosition = Literal["pre", "post", "none"]
@@ -57,9 +61,9 @@ FEED_FORWARDS = {"swiglu": SwiGLU, "silu": SiLUFeedForward}
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then the feed-forward network, each added to the stream it reads: (..., seq, d_model) to the same.
+    """Attention, then the feed-forward network, each added to its own input: (..., seq, d_model) -> the same shape.
 
-    norm_position says where the RMSNorms sit, and is one of NORM_POSITIONS.
+    norm_position, one of NORM_POSITIONS, says where the RMSNorms are.
     """
 
     def __init__(
@@ -90,30 +94,30 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerLM(nn.Module):
-    """A decoder-only Transformer (handout, section 3). Each default is the full model; the others are ablations.
+    """A decoder-only Transformer (handout, section 3). The defaults are the full model, the alternatives ablations.
 
     Args:
-        vocab_size: tokens that the model knows; at least as many as the tokenizer has.
-        context_length: tokens that the model looks back on, itself included.
-        d_model: width of the stream between the layers.
-        num_layers: Transformer blocks.
-        num_heads: attention heads in each; must divide d_model.
+        vocab_size: number of tokens in the model's vocabulary; at least the tokenizer's.
+        context_length: the most tokens that the model sees at once.
+        d_model: width of the residual stream.
+        num_layers: number of Transformer blocks.
+        num_heads: attention heads in each block; must divide d_model.
         d_ff: width of the feed-forward networks; null is 8/3 d_model to a multiple of 64 (4 d_model for silu).
         rope_theta: base of the rotary embedding's wavelengths.
-        norm_position: RMSNorm before each part, after each addition, or nowhere.
+        norm_position: RMSNorm before each sublayer, after each addition, or nowhere.
         position_encoding: rotary embeddings, or none at all.
-        feed_forward: the gated network, or the plain one.
-        vocab_multiple: the tables get rows up to a multiple of this, 64 for a GPU; no token has the added ids.
-        tie_embeddings: one table for reading tokens and for scoring them.
+        feed_forward: with a gate (swiglu), or without one (silu).
+        vocab_multiple: embedding and head are padded to a multiple of this many rows, 64 for a GPU.
+        tie_embeddings: embedding and head share one weight.
         qk_norm: RMSNorm on each head's queries and keys.
-        device: where the weights are made.
+        device: where the weights are created.
         dtype: of the weights.
 
-    settings holds all of them but device and dtype, with d_ff as a number.
+    The attribute settings holds all of these but device and dtype, with d_ff as a number.
     """
 
     z_loss = 0.0  # weight of mean(log(sum(exp(logits)))^2) in the training loss
-    recompute = False  # True trades time for memory: each block's activations are computed again on the way back
+    recompute = False  # True saves memory for time: the backward pass computes each block's activations again
 
     def __init__(
         self,
@@ -147,49 +151,54 @@ class TransformerLM(nn.Module):
         self.num_heads, self.d_k = num_heads, head_width(d_model, num_heads)
         num_rows = math.ceil(vocab_size / vocab_multiple) * vocab_multiple
         self.token_embeddings = Embedding(num_rows, d_model, device, dtype)
-        rope = None  # one table for every layer
+        rope = None  # shared by all layers
         if position_encoding == "rope":
             rope = RotaryPositionalEmbedding(rope_theta, self.d_k, context_length, device)
         self.layers = nn.ModuleList(
             TransformerBlock(d_model, num_heads, d_ff, rope, norm_position, feed_forward, qk_norm, device, dtype)
             for _ in range(num_layers)
         )
-        # Post-norm blocks end in a norm of their own.
+        # A post-norm block ends in a norm of its own.
         self.ln_final = RMSNorm(d_model, device=device, dtype=dtype) if norm_position == "pre" else None
         self.lm_head = Linear(d_model, num_rows, device, dtype)
-        if tie_embeddings:  # Press and Wolf 2017; drawn as lm_head's would be
+        if tie_embeddings:  # Press and Wolf 2017; initialized as lm_head is
             self.token_embeddings.weight = self.lm_head.weight
 
     def forward(self, token_ids: Tensor, targets: Tensor | None = None) -> Tensor:
-        """token_ids: (..., seq), seq <= context_length -> logits (..., seq, vocab_size).
+        """Returns the logits of the token after each one: (..., seq) -> (..., seq, vocab_size); seq <= context_length.
 
-        targets: (..., seq), the next tokens; then only the mean cross-entropy is returned, a scalar.
+        With targets, (..., seq), the next tokens, it returns their mean cross-entropy instead, a scalar.
         """
         x = self.hidden_states(token_ids)
         return self.logits(x) if targets is None else self.loss(x, targets, self.z_loss if self.training else 0.0)
 
     def hidden_states(self, token_ids: Tensor) -> Tensor:
-        """token_ids: (..., seq) -> what lm_head scores, (..., seq, d_model)."""
+        """Returns the input of lm_head: (..., seq) -> (..., seq, d_model); ValueError beyond the context_length."""
         seq = token_ids.shape[-1]
         if seq > self.context_length:
             raise ValueError(f"{seq} tokens do not fit a context_length of {self.context_length}")
         token_positions = torch.arange(seq, device=token_ids.device)
-        x = self.token_embeddings(token_ids)
+        x: Tensor = self.token_embeddings(token_ids)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, token_positions, use_reentrant=False)
             else:
                 x = layer(x, token_positions)
-        return x if self.ln_final is None else self.ln_final(x)
+        if self.ln_final is not None:
+            x = self.ln_final(x)
+        return x
 
     def logits(self, x: Tensor) -> Tensor:
-        return self.lm_head(x)[..., : self.vocab_size]
+        """Turns hidden states (..., seq, d_model) into logits (..., seq, vocab_size), without the padding."""
+        logits: Tensor = self.lm_head(x)[..., : self.vocab_size]
+        return logits
 
     def loss(self, x: Tensor, targets: Tensor, z_loss: float) -> Tensor:
-        """x: hidden states (..., seq, d_model), targets: (..., seq) -> the mean cross-entropy, a scalar."""
+        """Returns the mean cross-entropy of hidden states (..., seq, d_model) and targets (..., seq), a scalar."""
         return cross_entropy(self.logits(x), targets, z_loss)
 
     def num_parameters(self) -> int:
+        """Counts the weights' numbers; shared ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def extra_repr(self) -> str:
@@ -204,11 +213,13 @@ SIZES = tuple(setting.name for setting in _settings if setting.annotation in (in
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raises ValueError for a value that is not among the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; it can be {', '.join(choices)}")
 
 
 def check_size(name: str, size: int) -> None:
+    """Raises ValueError for a size below 1 or beyond what can be built."""
     most = MOST_LAYERS if name == "num_layers" else LARGEST
     if size < 1:
         raise ValueError(f"{name} is {size}; it must be at least 1")

@@ -1,1 +1,1 @@
-"""From gradients to better weights, in pure torch: AdamW, Muon, clipping, the schedule."""
+"""What turns gradients into better weights, in pure torch: AdamW, Muon, gradient clipping, learning-rate schedules."""

@@ -1,10 +1,10 @@
-"""AdamW: gradients become better weights, by two running means of each (handout, section 4).
+"""AdamW: moves each weight by running means of its gradient and of its gradient's square (handout, section 4).
 
     m <- b1 m + (1 - b1) g                      a_t = lr sqrt(1 - b2^t) / (1 - b1^t)
     v <- b2 v + (1 - b2) g^2                    w  <- w - lr weight_decay w - a_t m / (sqrt(v) + eps)
 
-The decay comes first, as in the paper (Loshchilov and Hutter 2019) and in PyTorch. How the learning rate moves
-during training is in schedule.py, the bound on the whole gradient in clipping.py.
+The decay comes first, as in the paper (Loshchilov and Hutter 2019) and in PyTorch. The learning rate of each step is in
+schedule.py, the bound on the gradient's norm in clipping.py.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lm.machine.compiling import compile_or_run
 
-MIN_EPS = 2.0**-126  # the smallest normal float32; a processor may take less for 0
+MIN_EPS = 2.0**-126  # the smallest normal float32; a processor may round anything smaller to 0
 
 
 def adamw_update(
@@ -30,7 +30,7 @@ def adamw_update(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """One step, in place, on one tensor and its two moments, all of one shape; t counts from 1."""
+    """Updates one weight and its moments m and v, in place; all have one shape. t is the number of the step, from 1."""
     beta1, beta2 = betas
     m.lerp_(gradient, 1 - beta1)
     v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -51,23 +51,23 @@ def adamw_update_all(
     weight_decay: float,
     take: Tensor | None = None,
 ) -> None:
-    """The same for many tensors at once: on a GPU a handful of kernels instead of six for each tensor.
+    """Does adamw_update to a list of weights at once: on a GPU a handful of kernels, instead of six for each weight.
 
-    take: 0-d bool on their device; where it is False, whatever the gradients are, nothing changes.
+    take: 0-d bool on their device; where it is False, nothing changes, whatever the gradients are.
     """
-    shares: list[Any] = [betas[0], betas[1], 1 - lr * weight_decay]  # that m, v and weights keep of themselves
+    factors: list[Any] = [betas[0], betas[1], 1 - lr * weight_decay]  # of the old m, v and weights
     if take is not None:
-        shares = [torch.where(take, share, 1.0) for share in shares]
+        factors = [torch.where(take, factor, 1.0) for factor in factors]
         gradients = [torch.where(take, gradient, 0.0) for gradient in gradients]
-    torch._foreach_mul_(ms, shares[0])
+    torch._foreach_mul_(ms, factors[0])
     torch._foreach_add_(ms, gradients, alpha=1 - betas[0])
-    torch._foreach_mul_(vs, shares[1])
+    torch._foreach_mul_(vs, factors[1])
     torch._foreach_addcmul_(vs, gradients, gradients, value=1 - betas[1])
     denominators = torch._foreach_sqrt(vs)
     torch._foreach_add_(denominators, eps)
     if take is not None:
-        torch._foreach_div_(denominators, take.float())  # by 0: an update of m / inf
-    torch._foreach_mul_(weights, shares[2])
+        torch._foreach_div_(denominators, take.float())  # by 0 where not taken: the update is m / inf
+    torch._foreach_mul_(weights, factors[2])
     step_size = lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
     torch._foreach_addcdiv_(weights, ms, denominators, value=-step_size)
 
@@ -83,9 +83,10 @@ def adamw_pass(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """The same again for torch.compile, which makes one pass over each tensor of it.
+    """Does adamw_update_all in a form that torch.compile turns into one pass over each tensor.
 
-    decay, step_size: 1 - lr weight_decay and a_t; 0-d tensors as take is, for a number would be compiled into it.
+    decay, step_size: 1 - lr weight_decay and a_t. Like take they are 0-d tensors: numbers would become constants of the
+    compiled code, which each step would then compile anew.
     """
     for weight, gradient, m, v in zip(weights, gradients, ms, vs, strict=True):
         new_m = betas[0] * m + (1 - betas[0]) * gradient
@@ -96,11 +97,11 @@ def adamw_pass(
 
 
 class AdamW(torch.optim.Optimizer):
-    """Adam with decoupled weight decay, over every parameter that has a gradient.
+    """Adam with decoupled weight decay, for every parameter that has a gradient.
 
-    together: all tensors at once, or one after another; None chooses by device: a GPU pays for every operation it is
-    given, while a CPU was faster with one tensor at a time, which stays in its cache. compiled: at once, by
-    torch.compile.
+    foreach: updates all tensors at once (True) or one after another (False). None chooses by device: a GPU pays for
+    each operation that it is given, while a CPU was faster with one tensor at a time, which stays in its cache.
+    compiled: updates all at once, by torch.compile. Raises ValueError for a setting out of its range.
     """
 
     def __init__(
@@ -110,26 +111,27 @@ class AdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
-        together: bool | None = None,
+        foreach: bool | None = None,
         compiled: bool = False,
     ):
         if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf):
-            raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be finite, and not negative")
+            raise ValueError(f"lr is {lr} and weight_decay {weight_decay}; both must be finite and not negative")
         if not MIN_EPS <= eps < math.inf:
             raise ValueError(
-                f"eps is {eps}; it must be finite, and at least {MIN_EPS:.2g}: what has no gradient is divided by it"
+                f"eps is {eps}; it must be finite and at least {MIN_EPS:.2g}: a weight without a gradient divides by it"
             )
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas {betas} must lie in [0, 1)")
+            raise ValueError(f"betas are {betas}; each must be at least 0 and below 1")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.together = together
+        self.foreach = foreach
         self.compiled_pass = torch.compile(adamw_pass, backend=compile_or_run, dynamic=False) if compiled else None
         self.take: Tensor | None = None  # 0-d bool on the device: where it is False, a step changes no tensor
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates every parameter that has a gradient; returns the closure's loss, if there is a closure."""
         loss = None
-        if closure is not None:  # Lightning computes loss and gradients in here
+        if closure is not None:  # Lightning's closure computes loss and gradients
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
@@ -137,22 +139,23 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def update(self, group: dict[str, Any]) -> None:
+        """Updates one parameter group, those of the same t at once."""
         settings = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        by_age: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        by_t: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
         for weight in group["params"]:
-            if weight.grad is None:  # its t stays behind that of the others
+            if weight.grad is None:  # its t then lags behind the others'
                 continue
             state = self.state[weight]
             if not state:
                 state.update(t=0, m=torch.zeros_like(weight), v=torch.zeros_like(weight))
             state["t"] += 1
-            by_age.setdefault(state["t"], []).append((weight, weight.grad, state["m"], state["v"]))
-        for t, tensors in by_age.items():
+            by_t.setdefault(state["t"], []).append((weight, weight.grad, state["m"], state["v"]))
+        for t, tensors in by_t.items():
             if self.compiled_pass is not None:
                 self.update_compiled(t, tensors, *settings)
                 continue
-            together = tensors[0][0].device.type != "cpu" if self.together is None else self.together
-            if together or self.take is not None:
+            foreach = tensors[0][0].device.type != "cpu" if self.foreach is None else self.foreach
+            if foreach or self.take is not None:
                 weights, gradients, ms, vs = map(list, zip(*tensors, strict=True))
                 adamw_update_all(weights, gradients, ms, vs, t, *settings, self.take)
             else:
@@ -168,8 +171,11 @@ class AdamW(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
+        """Updates tensors, each (weight, gradient, m, v), by the compiled pass."""
+        assert self.compiled_pass is not None
         device = tensors[0][0].device
         take = torch.ones((), dtype=torch.bool, device=device) if self.take is None else self.take
         decay = torch.full((), 1 - lr * weight_decay, device=device)
         step_size = torch.full((), lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t), device=device)
-        self.compiled_pass(*map(list, zip(*tensors, strict=True)), decay, step_size, take, betas, eps)  # type: ignore
+        weights, gradients, ms, vs = map(list, zip(*tensors, strict=True))
+        self.compiled_pass(weights, gradients, ms, vs, decay, step_size, take, betas, eps)

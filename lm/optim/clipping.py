@@ -1,6 +1,6 @@
-"""A bound on the length of the whole gradient: one wild batch must not throw the weights off course.
+"""Gradient clipping: bounds the norm of the gradient, so that one bad batch cannot throw the weights off course.
 
-g <- g min(1, max_norm / (|g| + 1e-6))          |g|: over all gradients at once (handout, section 4)
+g <- g min(1, max_norm / (|g| + 1e-6))          |g|: the l2 norm over all parameters (handout, section 4)
 """
 
 from collections.abc import Iterable
@@ -12,19 +12,20 @@ from torch.distributed.tensor import DTensor
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scales all gradients together, in place, so that their joint l2 norm is at most max_norm.
+    """Scales all gradients by one factor, in place, so that their joint l2 norm is at most max_norm.
 
-    Returns the norm before clipping, as a tensor: nothing here waits for a GPU. Parameters without a gradient
-    are passed over.
+    Returns the norm before clipping, as a 0-d tensor, so that nothing waits for a GPU. Parameters without a gradient
+    are ignored.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
     norm = joint_norm(gradients)
     torch._foreach_mul_(gradients, torch.where(norm >= max_norm, max_norm / (norm + 1e-6), 1.0))
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # of sharded gradients, the whole
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm  # summed over the shards
 
 
 def joint_norm(tensors: list[Tensor]) -> Tensor:
-    """The l2 norm of all their numbers together, a float32 scalar."""
-    return torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).norm()
+    """Returns the l2 norm of all elements of the tensors, as if they were one vector: a float32 scalar."""
+    norm: Tensor = torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).norm()
+    return norm

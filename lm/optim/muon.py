@@ -1,11 +1,11 @@
-"""Muon: every direction of a matrix gets a step of the same length (Jordan et al. 2024).
+"""Muon: moves a matrix by the same length in each direction of its gradient (Jordan et al. 2024).
 
-    m <- mu m + (1 - mu) g                      u = (1 - mu) g + mu m                     (Nesterov's momentum)
+    m <- mu m + (1 - mu) g                      u = (1 - mu) g + mu m                     (Nesterov momentum)
     u = U S V^T  ->  o = U V^T                  w <- w - lr weight_decay w - lr 0.2 sqrt(max(rows, columns)) o
 
-A gradient matrix is all but of low rank: a few directions drown the rest, and AdamW, which looks at single numbers,
-does not see it. The factor of Liu et al. 2025 gives a step the size that AdamW's has, so that a rate means the same
-to both. It is for the matrices between the tables; these, and the gains, are AdamW's.
+The gradient of a matrix is nearly of low rank: a few directions dominate it, and AdamW, which looks at single numbers,
+cannot see that. The factor 0.2 sqrt(max(rows, columns)) (Liu et al. 2025) makes a step as large as AdamW's, so that one
+learning rate suits both. Muon updates the matrices of the layers; AdamW updates embedding, head and gains.
 """
 
 import math
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 
 from lm.optim.adamw import AdamW
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at 0, and then near 1 rather than at it
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at 0; singular values end near 1, not at it
 ITERATIONS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """(..., rows, columns), each U S V^T -> about U V^T, with singular values between 0.7 and 1.2.
+    """Sets all singular values near 1, between 0.7 and 1.2: each matrix U S V^T of (..., rows, columns) -> about U V^T.
 
-    Newton and Schulz's iteration, x <- a x + b (x x^T) x + c (x x^T)^2 x, which acts on the singular values alone and
-    brings all of (0, 1] near 1. Products only, so it is done in bfloat16 where matrices are.
+    The Newton-Schulz iteration x <- a x + b (x x^T) x + c (x x^T)^2 x changes the singular values alone, and brings all
+    in (0, 1] near 1. It consists of matrix products, so bfloat16 will do.
     """
     a, b, c = COEFFICIENTS
-    x = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT  # the smaller square
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    x: Tensor = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT  # x x^T is the smaller square
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # now no singular value is above 1
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
@@ -46,9 +46,9 @@ def muon_update(
     dtype: torch.dtype = torch.float32,
     take: Tensor | None = None,
 ) -> None:
-    """One step, in place, on matrices of one shape and their momenta; orthogonalized in dtype.
+    """Updates matrices of one shape and their momenta ms, in place; dtype is that of the orthogonalization.
 
-    take: 0-d bool on their device; where it is False, whatever the gradients are, nothing changes.
+    take: 0-d bool on their device; where it is False, nothing changes, whatever the gradients are.
     """
     step = lr * 0.2 * math.sqrt(max(weights[0].shape))
     keep: Any = 1 - lr * weight_decay
@@ -63,16 +63,16 @@ def muon_update(
         weight.mul_(keep).sub_(update, alpha=step)
 
 
-def is_muons(name: str, weight: Tensor) -> bool:
-    """Tells a matrix of the layers by the name that it has in the model, and its shape."""
+def uses_muon(name: str, weight: Tensor) -> bool:
+    """Tells, by its name in the model and its shape, whether a parameter is a matrix of the layers."""
     return "layers" in name.split(".") and weight.ndim == 2
 
 
 class Muon(AdamW):
     """Muon for the matrices of the layers, AdamW for everything else, with one weight decay.
 
-    named_parameters: those of a model. rate: of the matrices, as a share of the learning rate. dtype: of the
-    orthogonalization.
+    named_parameters: a model's. rate: the matrices' learning rate, relative to AdamW's. dtype: that of the
+    orthogonalization. adamw: the settings of AdamW.
     """
 
     def __init__(
@@ -84,14 +84,15 @@ class Muon(AdamW):
         **adamw: Any,
     ):
         if not 0 < rate < math.inf:
-            raise ValueError(f"muon_rate is {rate}; it must be above 0, and finite")
+            raise ValueError(f"muon_rate is {rate}; it must be above 0 and finite")
         named = list(named_parameters)
-        matrices = [weight for name, weight in named if is_muons(name, weight)]
-        rest = [weight for name, weight in named if not is_muons(name, weight)]
+        matrices = [weight for name, weight in named if uses_muon(name, weight)]
+        rest = [weight for name, weight in named if not uses_muon(name, weight)]
         super().__init__([{"params": rest}, {"params": matrices, "momentum": momentum}], **adamw)
         self.rate, self.dtype = rate, dtype
 
     def update(self, group: dict[str, Any]) -> None:
+        """Updates one parameter group, matrices of one shape at once."""
         if "momentum" not in group:
             super().update(group)
             return

@@ -1,9 +1,10 @@
-"""The learning rate as a function of the step alone, so that nothing has to be remembered across a restart.
+"""Learning-rate schedules: each is a function of the step alone, so a resumed run has nothing to restore.
 
-step < warmup                 lr = step / warmup * max
-warmup <= step <= end         lr = min + (1 + cos(pi (step - warmup) / (end - warmup))) / 2 * (max - min)
-                       or, in a trapezoid: max, and in the last `decay` steps  min + (end - step) / decay * (max - min)
-step > end                    lr = min
+step < warmup                   lr = step / warmup * max
+warmup <= step <= end
+                    cosine      lr = min + (1 + cos(pi (step - warmup) / (end - warmup))) / 2 * (max - min)
+                    trapezoid   lr = max;  in the last `decay` steps  min + (end - step) / decay * (max - min)
+step > end                      lr = min
 """
 
 import math
@@ -12,7 +13,7 @@ import math
 def cosine_warmup(
     step: int, max_learning_rate: float, min_learning_rate: float, warmup_steps: int, end_step: int
 ) -> float:
-    """The learning rate of optimizer step number `step`, counted from 0 (handout, section 4)."""
+    """Returns the learning rate of an optimizer step, from 0: warmup, then half a cosine (handout, section 4)."""
     if step < warmup_steps:
         return step / warmup_steps * max_learning_rate
     if step > end_step:
@@ -29,9 +30,10 @@ def trapezoid(
     end_step: int,
     decay_share: float = 0.3,
 ) -> float:
-    """Warmup, a constant rate, and a straight line down in the last decay_share of the steps (Hu et al. 2024, "WSD").
+    """Returns the learning rate of an optimizer step: warmup, constant, then linear decay (Hu et al. 2024, "WSD").
 
-    Before the line begins, the rate does not depend on where the run will end.
+    decay_share: the share of the steps after warmup that decays. Until the decay begins, the rate does not depend on
+    end_step.
     """
     if step < warmup_steps:
         return step / warmup_steps * max_learning_rate

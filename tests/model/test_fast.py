@@ -236,11 +236,11 @@ def train(model: TransformerLM, steps: int = 10, **adamw) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
-def test_ten_steps(attention, together):
-    plain, fast = pair(attention, joint=together)
-    expected, losses = train(plain, together=False), train(fast, together=together)
+def test_ten_steps(attention, foreach):
+    plain, fast = pair(attention, joint=foreach)
+    expected, losses = train(plain, foreach=False), train(fast, foreach=foreach)
     assert losses == pytest.approx(expected, abs=1e-5)
     assert expected[-1] < expected[0] - 0.5
     for (name, weight), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
@@ -334,7 +334,7 @@ class NoWaiting(TorchDispatchMode):
 def test_a_step_waits_for_nothing(attention):
     model = make()
     speed_up(model, attention, joint_products=True)
-    optimizer = AdamW(model.parameters(), together=True)
+    optimizer = AdamW(model.parameters(), foreach=True)
     inputs, targets = windows()
     with NoWaiting():
         with pytest.raises(AssertionError, match="_local_scalar_dense"):

@@ -66,7 +66,7 @@ def test_the_compiled_pass_is_one_tensor_after_another(settings, monkeypatch):
     monkeypatch.setattr("lm.optim.adamw.compile_or_run", "aot_eager")
     torch._dynamo.reset()
     ours, expected = make_parameters()[2:], make_parameters()[2:]
-    compiled, single = AdamW(ours, compiled=True, **settings), AdamW(expected, together=False, **settings)
+    compiled, single = AdamW(ours, compiled=True, **settings), AdamW(expected, foreach=False, **settings)
     for step in range(6):
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
             for parameters, optimizer in ((ours, compiled), (expected, single)):
