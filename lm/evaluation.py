@@ -1,9 +1,9 @@
-"""How well a model predicts a text: loss in nats per token, perplexity, bits per byte (handout, section 4).
+"""Scores a model on a token file: loss in nats per token, perplexity, bits per byte (handout, section 4).
 
-a whole file      adjacent windows of context_length tokens, as `lm validate` takes them, to the last token
-its documents     each by itself, as if the model had read <|endoftext|> and nothing else before; the one at its end
-                  is not predicted. The last window of a document longer than the context begins earlier, so that it
-                  is full; lm-eval's rolling log-likelihood does the same.
+whole file        adjacent windows of context_length tokens, as in `lm validate`, to the last token
+documents         each by itself, after <|endoftext|> and nothing else; the <|endoftext|> at its end is not predicted.
+                  The last window of a document longer than the context begins earlier, so that it is full, as in
+                  lm-eval's rolling log-likelihood.
 """
 
 import math
@@ -21,11 +21,11 @@ from lm.model.transformer import TransformerLM
 from tokenization import Tokenizer
 from tokenization.token_file import TokenFile
 
-LOGITS = 1 << 25  # at once, at most: 128 MiB
+LOGITS = 1 << 25  # per batch at most: 128 MiB in float32
 
 
 class Window(NamedTuple):
-    """A stretch of tokens: the model reads all but the last, and its predictions of the last num_targets count."""
+    """A stretch of tokens: the model reads all but the last, and predictions of the last num_targets count."""
 
     document: int
     token_ids: np.ndarray
@@ -40,7 +40,7 @@ def file_windows(tokens: np.ndarray, context_length: int) -> Iterator[Window]:
 
 
 def document_windows(documents: Iterable[np.ndarray], context_length: int, end_id: int) -> Iterator[Window]:
-    """Yields the windows of each document by itself. end_id: of <|endoftext|>, which the model reads before it."""
+    """Yields the windows of each document by itself. end_id: <|endoftext|>, which the model reads before each."""
     for number, document in enumerate(documents):
         tokens = np.concatenate([[end_id], document]).astype(np.int64)
         done = 1
@@ -51,7 +51,7 @@ def document_windows(documents: Iterable[np.ndarray], context_length: int, end_i
 
 
 def split_documents(tokens: np.ndarray, end_id: int) -> list[np.ndarray]:
-    """Returns the documents between the <|endoftext|> tokens; between two adjacent ones there is none."""
+    """Returns the documents between the <|endoftext|> tokens, without empty ones."""
     ends = np.flatnonzero(tokens == end_id)
     starts = np.concatenate([[0], ends + 1])
     pairs = zip(starts, np.concatenate([ends, [len(tokens)]]), strict=True)
@@ -62,7 +62,7 @@ def split_documents(tokens: np.ndarray, end_id: int) -> list[np.ndarray]:
 def token_losses(model: TransformerLM, windows: Sequence[Window]) -> list[Tensor]:
     """Returns -log p of each window's targets, a tensor (num_targets,) each, on the CPU."""
     longest = max(len(window.token_ids) for window in windows)
-    batch = torch.zeros(len(windows), longest, dtype=torch.long)  # what is behind a window's end changes nothing in it
+    batch = torch.zeros(len(windows), longest, dtype=torch.long)  # causal: padding behind a window has no effect
     for row, window in zip(batch, windows, strict=True):
         row[: len(window.token_ids)] = torch.from_numpy(window.token_ids.astype(np.int64))
     batch = batch.to(model.lm_head.weight.device)
@@ -72,7 +72,7 @@ def token_losses(model: TransformerLM, windows: Sequence[Window]) -> list[Tensor
 
 
 def total_losses(model: TransformerLM, windows: Iterable[Window], num_targets: int, documents: int) -> np.ndarray:
-    """Returns each document's nats, (documents,). num_targets: of all windows, for the progress bar."""
+    """Returns each document's total loss in nats, (documents,). num_targets: of all windows, for the progress bar."""
     rows = max(1, LOGITS // (model.context_length * model.vocab_size))
     totals = np.zeros(documents)
     waiting: list[Window] = []
@@ -95,13 +95,14 @@ def total_losses(model: TransformerLM, windows: Iterable[Window], num_targets: i
 
 @dataclass(frozen=True)
 class Score:
-    """The nats of all predictions together, and how many tokens and bytes these predict."""
+    """The total loss in nats, and how many tokens and bytes were predicted."""
 
     nats: float
     tokens: int
     bytes: int
 
     def record(self) -> dict[str, Any]:
+        """Returns loss, perplexity, bits per byte (NaN without bytes), and the two counts."""
         loss = self.nats / self.tokens
         return {
             "loss": loss,
@@ -113,7 +114,7 @@ class Score:
 
 
 def score_file(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile) -> Score:
-    """Scores a whole file: every token but the first, which nothing comes before."""
+    """Scores a whole file: every token but the first, which has no context."""
     num_targets = len(file) - 1
     nats = total_losses(model, file_windows(file.tokens, model.context_length), num_targets, 1)[0]
     return Score(float(nats), num_targets, file.description.bytes - len(tokenizer.vocab[int(file.tokens[0])]))
@@ -122,7 +123,7 @@ def score_file(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile) -> S
 def score_documents(
     model: TransformerLM, tokenizer: Tokenizer, documents: Sequence[np.ndarray], end_id: int
 ) -> list[Score]:
-    """Scores each document by itself. end_id: of <|endoftext|>."""
+    """Scores each document by itself. end_id: <|endoftext|>."""
     sizes = np.array([len(tokenizer.vocab.get(token_id, b"")) for token_id in range(tokenizer.vocab_size)])
     windows = document_windows(documents, model.context_length, end_id)
     nats = total_losses(model, windows, sum(map(len, documents)), len(documents))

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: numbers that are not finite, which JSON does not have, are written as null."""
+"""Writes JSON that every reader accepts: non-finite numbers, which JSON does not have, become null."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def to_json(value: Any, **settings: Any) -> str:
-    """json.dumps, with null for NaN and the infinities."""
+    """Returns json.dumps of the value, with null for NaN and infinities."""
     return json.dumps(_finite(value), allow_nan=False, **settings)
 
 

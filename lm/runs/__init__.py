@@ -1,1 +1,1 @@
-"""What a run leaves on the disk: its folder, its checkpoints, its curves."""
+"""The files of a run: its folder, its checkpoints, its curves."""

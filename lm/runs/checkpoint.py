@@ -1,16 +1,11 @@
-"""A checkpoint is one file: what torch.save writes, and behind it, as text, a manifest and a digest.
+"""Saves and loads checkpoints: one file each, an archive by torch.save with a manifest and a digest behind it.
 
-    PK...                                      the archive; torch.load reads the file as it is
-    {"step": 120, "tokenizer": "6f1c...", ...} what it was saved from, and the SHA-256 of the tokenizer's files
-    sha256 9b04...                             of every byte before this line
-
-So the state and its manifest change together, in the one rename that puts them under their name; it is written beside
-its target and flushed to the disk before, and the folder after, so that the name always stands for a whole one. It is
-verified before use, and loaded with weights only, from an archive that holds what ours hold: no code in it can run.
+The state and its manifest change together, in the one rename that gives them their name. The file is written beside its
+target and flushed to the disk first, and the folder afterwards, so that the name always stands for a whole file. It is
+verified before use, and loaded with weights_only from an archive restricted to what ours hold: no code in it can run.
+The format of the file's end is in manifest.py.
 """
 
-import hashlib
-import json
 import os
 import pickletools
 import warnings
@@ -23,75 +18,49 @@ import torch
 
 from lm.model.transformer import DEFAULTS, MODEL_SETTINGS, TransformerLM
 from lm.runs.finite import in_words, named_tensors, nonfinite_names
-from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER
+from lm.runs.folder import BEST, LAST, TOKENIZER
+from lm.runs.manifest import (
+    DigestingFile,
+    make_manifest,
+    open_checkpoint,
+    read_manifest,
+    verify_bytes,
+    verify_tokenizer,
+)
 from lm.strict_json import to_json
 from tokenization import InputError, Tokenizer
-from tokenization.files import file_sha256, writing
+from tokenization.files import writing
 
-OLDER: dict[str, Any] = {**DEFAULTS, "optimizer": "adamw"}  # what checkpoints from before a setting were
-MANIFEST_BYTES = 1 << 16  # at most
-DIGEST_LINE = len("sha256 \n") + 64
+OLDER: dict[str, Any] = {**DEFAULTS, "optimizer": "adamw"}  # the settings that a checkpoint from before them had
 PICKLED_NAMES = {"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "collections OrderedDict"}
 WEIGHTS, MOMENTS = "state_dict", "optimizer_states"
 TABLE_BYTES = 1 << 30  # of position tables at most, in the model of a checkpoint from anywhere
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
-class DigestingFile:
-    """Passes on what is written, and keeps its SHA-256."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.sha256.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The step; the digests of data, tokenizer and configuration; the SHA-256 of the files that belong to it."""
-    config, tokenizer = folder / CONFIG, sorted(path for path in (folder / TOKENIZER).glob("[!.]*") if path.is_file())
-    return {
-        "format": 1,
-        "step": checkpoint["global_step"],
-        **checkpoint.get("TokenDataModule", {}),
-        "config_sha256": file_sha256(config) if config.is_file() else None,
-        "files": {f"{TOKENIZER}/{path.name}": file_sha256(path) for path in tokenizer},
-    }
-
-
-def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike) -> None:
-    """Whole or not at all."""
+def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint, whole or not at all."""
     path = Path(path)
     manifest = to_json(make_manifest(checkpoint, path.parent))
     with writing(path) as file:
         digesting = DigestingFile(file)
         try:
             torch.save(checkpoint, digesting)  # type: ignore[arg-type]
-        except RuntimeError as error:  # what torch makes of a write that failed
+        except RuntimeError as error:  # torch hides a failed write behind one
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         digesting.write(f"\n{manifest}\n".encode())
         file.write(f"sha256 {digesting.sha256.hexdigest()}\n".encode())
 
 
-# --- verifying -------------------------------------------------------------------------------------------------------
+def find_checkpoint(run: str | os.PathLike[str]) -> Path:
+    """Returns the checkpoint that a run's folder stands for, the best or else the last; a file stands for itself."""
+    run = Path(run)
+    return next((run / name for name in (BEST, LAST) if (run / name).is_file()), run)
 
 
-def read_manifest(path: str | os.PathLike) -> dict[str, Any]:
-    """What the checkpoint says about itself, unverified, without reading more of it."""
-    with open_checkpoint(path) as file:
-        return _read_end(file, path)[0]
+def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the manifest of a checkpoint that a run can resume from; InputError if it cannot.
 
-
-def verify(path: str | os.PathLike) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint that can be gone on from.
-
-    Its bytes, and its tokenizer's, are those that were saved, and its numbers are finite.
+    The checkpoint and its tokenizer must be byte for byte what was saved, and its numbers finite.
     """
     load_checkpoint(path)
     manifest = read_manifest(path)
@@ -99,128 +68,69 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
-def find_checkpoint(run: str | os.PathLike) -> Path:
-    """A run's folder stands for its best checkpoint, or for the last where no validation has found one."""
-    run = Path(run)
-    return next((run / name for name in (BEST, LAST) if (run / name).is_file()), run)
-
-
-def open_checkpoint(path: str | os.PathLike) -> BinaryIO:
-    path = Path(path)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        found = ", ".join(str(file) for file in sorted(folder.glob("*.ckpt")))
-        raise InputError(f"{path}: no such checkpoint; " + (f"there is {found}" if found else "train with `lm fit`"))
-    return open(path, "rb")
-
-
-def _read_end(file: BinaryIO, path: str | os.PathLike) -> tuple[dict[str, Any], str]:
-    """The manifest and the digest line."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - MANIFEST_BYTES - DIGEST_LINE))
-    manifest, _, line = file.read().removesuffix(b"\n").rpartition(b"\n")
-    try:
-        parsed = json.loads(manifest[manifest.rindex(b"\n") :])
-        digest, files = line.decode("ascii"), parsed.get("files", {})
-        if len(digest) != DIGEST_LINE - 1 or not isinstance(parsed["step"], int):
-            raise ValueError
-        if not isinstance(files, dict) or not all(isinstance(sha256, str) for sha256 in files.values()):
-            raise TypeError
-        return parsed, digest
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(
-            f"{path}: is not a checkpoint of `lm fit`, or not a whole one: the manifest at its end is missing"
-        ) from None
-
-
-def _verify_bytes(file: BinaryIO, path: str | os.PathLike) -> dict[str, Any]:
-    manifest, line = _read_end(file, path)
-    left, sha256 = file.seek(0, os.SEEK_END) - DIGEST_LINE, hashlib.sha256()
-    file.seek(0)
-    while left and (chunk := file.read(min(left, 1 << 20))):
-        sha256.update(chunk)
-        left -= len(chunk)
-    if line != f"sha256 {sha256.hexdigest()}" or file.read() != f"{line}\n".encode():
-        raise InputError(
-            f"{path}: is damaged, says the digest at its end; use another, or let --ckpt_path auto find one"
-        )
-    return manifest
-
-
-def verify_tokenizer(path: str | os.PathLike, manifest: dict[str, Any]) -> None:
-    """The copy of the tokenizer in the checkpoint's folder is the one that was there when it was saved."""
-    for name, sha256 in manifest.get("files", {}).items():
-        file = Path(path).parent / TOKENIZER / Path(name).name
-        if not file.is_file():
-            raise InputError(f"{file}: is missing; {path} needs it, and the tokenizer it was trained with has it")
-        if file_sha256(file) != sha256:
-            raise InputError(
-                f"{file}: has changed since {path} was saved; put back the tokenizer that it was trained with"
-            )
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- loading ---------------------------------------------------------------------------------------------------------
 
 
 def check_archive(file: BinaryIO) -> None:
-    """Raises ValueError unless an archive holds what ours hold: nothing packed that could grow, no other callables.
+    """Raises ValueError unless an archive holds only what ours hold: no compression, no other callables.
 
-    torch's own list of what a file may call has bytearray in it, which takes all the memory one asks for.
+    torch's own list of permitted callables includes bytearray, which allocates whatever size a file asks for.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(4) != b"PK\x03\x04":
-        raise ValueError("no archive")
+        raise ValueError("not an archive")
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
-            raise ValueError("packed")
+            raise ValueError("compressed")
         (pickled,) = (entry for entry in entries if entry.filename.endswith("/data.pkl"))
         for opcode, argument, _ in pickletools.genops(archive.read(pickled)):
             storage = str(argument).startswith("torch ") and str(argument).endswith("Storage")
             if opcode.name in ("GLOBAL", "INST") and argument not in PICKLED_NAMES and not storage:
                 raise ValueError(f"calls {argument}")
             if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-                raise ValueError("names what it calls where one cannot read it")
+                raise ValueError("calls what cannot be read off the file")
 
 
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) < 100 and all(type(entry) in (int, float, str, bool, type(None)) for entry in value)
     return type(value) in (int, float, str, bool, type(None))
 
 
-def load_checkpoint(path: str | os.PathLike, finite: Iterable[str] = (WEIGHTS, MOMENTS)) -> dict[str, Any]:
-    """Verified, and loaded from the very bytes that were.
+def load_checkpoint(path: str | os.PathLike[str], finite: Iterable[str] = (WEIGHTS, MOMENTS)) -> dict[str, Any]:
+    """Verifies a checkpoint and loads it from the very bytes it has verified; InputError if anything is wrong.
 
-    finite: the parts of it that must not hold a NaN or an infinity.
+    finite: the parts that must hold no NaN and no infinity.
     """
     with open_checkpoint(path) as file:
-        _verify_bytes(file, path)
+        verify_bytes(file, path)
         try:
             check_archive(file)
             file.seek(0)
-            with warnings.catch_warnings(action="ignore"):  # its doubts about bytes that are no checkpoint
+            with warnings.catch_warnings(action="ignore"):  # torch's, about bytes that are no checkpoint
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:  # whatever the bytes make of the readers
+        except Exception:  # arbitrary bytes raise anything
             raise InputError(f"{path}: cannot be read as a checkpoint; it is not one of ours") from None
     ours = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys()
     settings = checkpoint["hyper_parameters"] if ours else None
     settings = OLDER | settings if isinstance(settings, dict) else {}
-    if not (set(MODEL_SETTINGS) <= set(settings) and all(map(_plain, settings.values()))):
+    if not (set(MODEL_SETTINGS) <= set(settings) and all(map(_is_plain, settings.values()))):
         raise InputError(f"{path}: is not a checkpoint of `lm fit`")
     if bad := nonfinite_names(named_tensors({part: checkpoint.get(part) for part in finite})):
         raise InputError(
-            f"{path}: is of a run that has diverged: {in_words(bad)}; use an earlier one, or let --ckpt_path auto find"
-            " one"
+            f"{path}: is from a run that has diverged: {in_words(bad)}; use an earlier one, or let --ckpt_path auto"
+            " find one"
         )
-    return checkpoint | {"hyper_parameters": settings}
+    loaded: dict[str, Any] = checkpoint | {"hyper_parameters": settings}
+    return loaded
 
 
-def load_model(path: str | os.PathLike, finite: bool = True) -> TransformerLM:
-    """The trained model alone, on the CPU, ready to generate.
+def load_model(path: str | os.PathLike[str], finite: bool = True) -> TransformerLM:
+    """Returns the trained model of a checkpoint, on the CPU.
 
-    finite: refuse weights that are not; whoever measures how good a model is may want to see them, too.
+    finite: refuse weights that are not; an evaluation may want to see what they give.
     """
     checkpoint, prefix = load_checkpoint(path, (WEIGHTS,) if finite else ()), "model."
     settings = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
@@ -235,7 +145,10 @@ def load_model(path: str | os.PathLike, finite: bool = True) -> TransformerLM:
 
 
 def _fits(settings: dict[str, Any], weights: dict[str, Any]) -> bool:
-    """Found out without memory, whatever sizes the settings of a stranger's checkpoint name."""
+    """Whether the weights are those of a model with these settings.
+
+    Checked on the meta device, so that hostile sizes allocate nothing.
+    """
     try:
         if settings["num_layers"] > len(weights):
             return False
@@ -247,10 +160,10 @@ def _fits(settings: dict[str, Any], weights: dict[str, Any]) -> bool:
     return tables <= TABLE_BYTES and shapes == {name: weight.shape for name, weight in weights.items()}
 
 
-def load_tokenizer(path: str | os.PathLike, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer that belongs to a checkpoint: the copy in its folder, verified.
+def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
+    """Returns the tokenizer in a checkpoint's folder, verified.
 
-    vocab_size: the model's, which must have a row for every token.
+    vocab_size: the model's; InputError if the tokenizer has more tokens.
     """
     folder = Path(path).parent / TOKENIZER
     if folder.is_dir():

@@ -1,17 +1,18 @@
-"""What a run has told TensorBoard, read back: its curves and its texts.
+"""Reads a run's curves and text samples back from its TensorBoard event files.
 
-A run that was interrupted has several event files. Where a later one says that it starts at a step, what the earlier
-ones have from there on is void; one that says nothing begins the run anew. The pause between them, and the work that
-was lost in it, does not count as time.
+A run that was interrupted has several event files. If a later one declares the step at which it starts, it replaces the
+earlier ones' points from that step on; if it declares none, it starts the run anew. Neither the pause between them nor
+the work lost in it counts as time.
 
-An event file is a row of records: a length, its checksum, so many bytes, their checksum. TensorBoard's own reader ends
-silently at the first that is damaged; here what follows is read, too, and what is missing is said.
+An event file is a sequence of records: a length, its checksum, that many bytes, their checksum. TensorBoard's own
+reader stops silently at the first damaged record; this one reads on after it, and reports what is missing.
 """
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tensorboard import data_compat, dataclass_compat
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -26,21 +27,21 @@ HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 @dataclass
 class Curve:
-    """One tag's points, in the order of their steps."""
+    """The points of one tag, in the order of their steps."""
 
     steps: list[int] = field(default_factory=list)  # optimizer steps, counted from 1
-    seconds: list[float] = field(default_factory=list)  # since the run began, pauses left out
-    values: list = field(default_factory=list)  # float, or str where the tag holds texts
+    seconds: list[float] = field(default_factory=list)  # since the run began, without pauses
+    values: list[Any] = field(default_factory=list)  # float, or str for a tag of text samples
 
     def cut(self, step: int) -> None:
-        """Drops what was drawn at this step or later."""
+        """Drops the points at this step and later."""
         kept = sum(number < step for number in self.steps)
         for points in (self.steps, self.seconds, self.values):
             del points[kept:]
 
 
 class Curves(dict[str, Curve]):
-    """By tag. damage: what of the event files could not be read, a line each."""
+    """The curves of a run by tag. damage: one line on each place in the event files that could not be read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,17 +49,17 @@ class Curves(dict[str, Curve]):
 
 
 def read_curves(folder: Path) -> Curves:
-    """Tag to curve, of all event files of a run's folder; the text samples are "sample/text_summary".
+    """Reads all event files of a run's folder; the text samples are under "sample/text_summary".
 
-    A file that ends in the middle of a point, as a killed run leaves it, counts up to there.
+    A file that ends within a record, as a killed run leaves it, counts up to there. InputError if there is no file.
     """
     paths = sorted(folder.glob(EVENT_FILES))
     if not paths:
-        raise InputError(f"{folder}: holds no {EVENT_FILES}; a run's folder is what trainer.default_root_dir named")
+        raise InputError(f"{folder}: holds no {EVENT_FILES}; name a run's folder, its trainer.default_root_dir")
     curves, step = Curves(), 0
     for path in paths:
-        opened = start = None  # wall-clock: of the file's first event; when a run without pauses would have begun
-        damaged = lost = False  # just now; anywhere in the file: also what would say at which step it begins
+        opened = start = None  # wall-clock time: of the file's first event; of the run's start, had it not paused
+        damaged = lost = False  # the last record; any record of the file, perhaps the one that declares its first step
         for event in read_events(path):
             if event is None:
                 damaged = lost = True
@@ -69,7 +70,7 @@ def read_curves(folder: Path) -> Curves:
                 curves.damage[-1] = f"{path}: is damaged after step {step}; the curves go on at step {event.step}"
             step = event.step or step
             opened = event.wall_time if opened is None else opened
-            begins = start is None and event.summary.value and (event.step or not lost)  # settings have step 0
+            begins = start is None and event.summary.value and (event.step or not lost)  # hyperparameters have step 0
             if event.session_log.status == SessionLog.START or begins:
                 for curve in curves.values():
                     curve.cut(event.step)
@@ -82,8 +83,8 @@ def read_curves(folder: Path) -> Curves:
 
 
 def read_events(path: Path) -> Iterator[Event | None]:
-    """Yields the events of a file, and None where some are damaged."""
-    metadata: dict = {}
+    """Yields the events of a file, and None for each damaged stretch."""
+    metadata: dict[str, Any] = {}
     for record in records(path.read_bytes()):
         if record is None:
             yield None
@@ -92,9 +93,9 @@ def read_events(path: Path) -> Iterator[Event | None]:
 
 
 def records(content: bytes) -> Iterator[bytes | None]:
-    """Yields each whole record, and None for damaged ones in a row; one that is cut short ends the file.
+    """Yields each whole record, and None for each damaged stretch; a truncated record ends the file.
 
-    After a damaged length the next record begins at the next place that has a length and its checksum.
+    After a damaged length, the next record begins at the next offset that holds a length and its checksum.
     """
     place, whole = 0, True
     while (left := len(content) - place - HEADER.size - FOOTER.size) >= 0:
@@ -114,7 +115,7 @@ def _add(curves: dict[str, Curve], event: Event, seconds: float) -> None:
     for value in event.summary.value:
         content = make_ndarray(value.tensor)
         if content.size != 1:
-            continue  # histograms and the like: nothing that `lm fit` writes
+            continue  # a histogram or the like, which `lm fit` never writes
         curve = curves.setdefault(value.tag, Curve())
         item = content.flat[0]
         curve.steps.append(event.step)

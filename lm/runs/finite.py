@@ -1,7 +1,7 @@
-"""Are the numbers of a state finite? Every tensor that holds a NaN or an infinity is named.
+"""Names the tensors of a state that hold a NaN or an infinity.
 
-Such a number never leaves again: it spreads through the next product to all that follows. So nothing that holds one
-is saved over what is good, gone on from, or passed on.
+A non-finite number never goes away: every matrix product spreads it further. So a state that holds one never replaces a
+good checkpoint, and nothing resumes from it or exports it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,9 +23,9 @@ def named_tensors(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Returns the names of the tensors that hold a NaN or an infinity; of a sharded one this process's share counts.
+    """Returns the names of the tensors that hold a NaN or an infinity; of a sharded one, this process's shard counts.
 
-    The extremes tell (a NaN passes through both), without a copy of the size of the weights. A GPU is waited for once.
+    Minimum and maximum tell (a NaN makes both NaN) without a copy of the weights. A GPU is synchronised once.
     """
     local = [(name, tensor.to_local() if isinstance(tensor, DTensor) else tensor) for name, tensor in tensors]
     filled = [(name, tensor) for name, tensor in local if tensor.is_floating_point() and tensor.numel()]
@@ -36,6 +36,6 @@ def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def in_words(names: list[str]) -> str:
-    """At least one name: "a, b, c and 18 more are not finite"."""
+    """Formats one or more names: "a, b, c and 18 more are not finite"."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'} not finite"

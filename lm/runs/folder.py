@@ -1,13 +1,13 @@
-"""A run is one folder, sufficient by itself, with one writer at a time:
+"""Guards a run's folder, which is self-contained and has one writer at a time:
 
-    config.yaml  the whole configuration           last.ckpt      the newest state, to go on from
+    config.yaml  the whole configuration           last.ckpt      the newest state, to resume from
     tokenizer/   a copy of the tokenizer           best.ckpt      the state of the lowest validation loss
-    events.*     what TensorBoard shows            step-N.ckpt    states that are kept, if one asks for them
+    events.*     TensorBoard's curves              step-N.ckpt    states kept on request
 
     diverged.json  how a run of `lm sweep` diverged
 
-While a run writes to it, .lock in it names the process and the host. This file takes the lock, keeps other commands'
-output from under a run's own names, and deletes what a killed run left half-written. It imports neither torch nor
+While a run writes to it, its .lock names the process and the host. This file takes the lock, refuses other commands'
+outputs under a run's own names, and deletes what a killed run left half-written. It imports neither torch nor
 Lightning, so that a command can read a folder without them.
 """
 
@@ -31,10 +31,10 @@ OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, LOCK, DIVERGED)
 
 @contextlib.contextmanager
 def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds the folder for this process; InputError where another run holds it.
+    """Locks the folder for this process; InputError if another run holds it.
 
-    The kernel releases the lock however its process ends, so a leftover lock file of this host counts for nothing. One
-    of another host may be held by a live process that this file system does not tell us about.
+    The kernel releases the lock however its process ends, so a leftover lock file of this host means nothing. One of
+    another host may belong to a live process: some file systems do not share locks between hosts.
     """
     path, here = Path(folder) / LOCK, socket.gethostname()
     new_folders = missing_folders([path])
@@ -62,24 +62,24 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> tuple[int, dict[str, Any]]:
-    """Returns a descriptor that holds the lock, and what a former owner left in the file."""
+    """Returns a descriptor that holds the lock, and what a previous owner left in the file."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            raise InputError(f"{path}: is a link, which no run makes; delete it") from None
+            raise InputError(f"{path}: is a symbolic link, which no run creates; delete it") from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers forked later do not share it
         except (BlockingIOError, PermissionError):
             owner = _owner(descriptor)
             os.close(descriptor)
             raise InputError(
-                f"{path.parent}: another run writes to it, process {owner.get('pid', '?')} of host"
-                f" {owner.get('host', '?')}; wait for its end, or name another folder with --trainer.default_root_dir"
+                f"{path.parent}: another run is writing to it, process {owner.get('pid', '?')} of host"
+                f" {owner.get('host', '?')}; wait for it to end, or name another folder with --trainer.default_root_dir"
             ) from None
-        # Whoever gave the lock back has deleted its file: a lock on a deleted file keeps nobody out.
+        # Whoever releases the lock deletes its file, and a lock on a deleted file keeps nobody out.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor, _owner(descriptor)
@@ -90,12 +90,12 @@ def _owner(descriptor: int) -> dict[str, Any]:
     try:
         owner = json.loads(os.pread(descriptor, 1000, 0))
         return owner if isinstance(owner, dict) else {"host": "?", "pid": "?"}
-    except ValueError:  # empty: taken just now, and not yet signed
+    except ValueError:  # empty: just taken, not yet signed
         return {}
 
 
 def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path]) -> None:
-    """Refuses to write a page or an export into a run's folder under a name that the run would take for its own."""
+    """Raises InputError for an output in a run's folder under a name that the run uses itself."""
     folders = [run.resolve() for run in runs]
     for path in outputs:
         if path.resolve().parent in folders and any(path.match(pattern) for pattern in OWN_FILES):
@@ -103,7 +103,7 @@ def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path]) -> None:
 
 
 def delete_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
-    """Deletes what killed runs left half-written and returns the paths; call it only while holding the run's lock."""
+    """Deletes what killed runs left half-written, and returns the paths. The caller must hold the run's lock."""
     folder = Path(folder)
     leftovers = [*folder.glob(".*.ckpt.*.tmp"), *folder.glob(f"{TOKENIZER}/.*.tmp")]
     for path in leftovers:

@@ -4,16 +4,17 @@ import os
 import shutil
 from pathlib import Path
 
-from lm.runs.checkpoint import read_manifest, verify
+from lm.runs.checkpoint import verify
 from lm.runs.folder import LAST
+from lm.runs.manifest import read_manifest
 from tokenization import InputError
 from tokenization.files import file_sha256, writing
 
 
 def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
-    """Finds the checkpoint of the highest step that verifies; the lines say how it was found.
+    """Finds the checkpoint of the highest step that verifies; the lines say how it was chosen.
 
-    The path is None where the folder holds no checkpoint at all; InputError where it holds some and none verifies.
+    The path is None if the folder holds no checkpoint at all; InputError if it holds some but none verifies.
     """
     paths = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.name != LAST)
     steps: dict[Path, int] = {}
@@ -36,7 +37,7 @@ def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]
 
 
 def make_last(path: str | os.PathLike[str]) -> None:
-    """Copies the newest checkpoint to last.ckpt, which a run killed between saving the two may lack."""
+    """Copies the newest checkpoint to last.ckpt, which is older or missing if the run was killed between two saves."""
     path = Path(path)
     last = path.with_name(LAST)
     if path.name == LAST or (last.exists() and file_sha256(last) == file_sha256(path)):

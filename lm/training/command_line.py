@@ -6,8 +6,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from lm.runs.checkpoint import find_checkpoint, read_manifest
+from lm.runs.checkpoint import find_checkpoint
 from lm.runs.folder import CONFIG, TOKENIZER
+from lm.runs.manifest import read_manifest
 from lm.training.config_files import check_config, read
 from tokenization import InputError
 from tokenization.errors import did_you_mean

@@ -13,9 +13,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lm.runs.checkpoint import read_manifest
 from lm.runs.finite import named_tensors, nonfinite_names
 from lm.runs.folder import LAST
+from lm.runs.manifest import read_manifest
 from tokenization import InputError
 from tokenization.files import writing
 

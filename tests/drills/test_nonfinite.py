@@ -280,7 +280,7 @@ MANY_PARTS = [(part, value) for part in ("weight", "m", "v") for value in VALUES
 def test_a_lost_checkpoint_is_passed_over_and_named(part, value, lm, good, tmp_path):
     run = Path(shutil.copytree(good, tmp_path / "run"))
     name = spoil_checkpoint(run / LAST, part, value, random.Random(f"{part} {value}"))
-    message = f"{run / LAST}: is of a run that has diverged: {name} is not finite"
+    message = f"{run / LAST}: is from a run that has diverged: {name} is not finite"
     result = lm("verify", run / LAST)
     assert (result.code, result.out) == (2, "")
     assert message in result.err
@@ -323,7 +323,7 @@ def test_lost_weights_go_nowhere(command, lm, good, tmp_path):
     result = lm(*(word.format(run=run) for word in REFUSING[command]))
     assert (result.code, result.out) == (2, "")
     (line,) = result.err.splitlines()
-    assert f"{run / LAST}: is of a run that has diverged: {name} is not finite" in line
+    assert f"{run / LAST}: is from a run that has diverged: {name} is not finite" in line
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -12,8 +12,9 @@ from helpers.events import read_events
 from helpers.processes import start, wait_until
 from helpers.runs import TIMED, same
 
-from lm.runs.checkpoint import load_checkpoint, read_manifest
+from lm.runs.checkpoint import load_checkpoint
 from lm.runs.folder import LOCK, run_lock
+from lm.runs.manifest import read_manifest
 from tokenization import InputError
 
 
@@ -71,7 +72,7 @@ def test_of_two_commands_one_trains(races, fit_arguments, figure, tmp_path):
         errors = [process.communicate()[1] for process in processes]
         assert sorted(process.returncode for process in processes) == [0, 2], errors
         (line,) = [line for error in errors for line in error.splitlines()]
-        assert "another run writes to it" in line or "already holds a run" in line
+        assert "another run is writing to it" in line or "already holds a run" in line
         assert read_manifest(run / "last.ckpt")["step"] == 400
     figure(f"{races} races of two `lm fit`: one trained each time, the other said why not")
 

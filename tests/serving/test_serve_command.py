@@ -57,7 +57,7 @@ def test_weights_that_are_no_numbers(lm, token_data, tmp_path):
     save_checkpoint(checkpoint, tmp_path / "run" / BEST)
     result = lm("serve", tmp_path / "run")
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-    assert "best.ckpt: is of a run that has diverged" in result.err
+    assert "best.ckpt: is from a run that has diverged" in result.err
     assert "layers.0.ffn.w1.weight is not finite" in result.err
 
 

@@ -19,9 +19,10 @@ from helpers.processes import start, wait_until
 from helpers.runs import SETTINGS, STEPS, TIMED, same
 
 from lm.optim.adamw import AdamW
-from lm.runs.checkpoint import load_checkpoint, read_manifest, save_checkpoint
+from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.runs.events import read_curves
 from lm.runs.folder import LOCK, delete_leftovers, run_lock
+from lm.runs.manifest import read_manifest
 from lm.runs.newest import find_newest
 from lm.training import nonfinite, recovery
 from lm.training.callbacks import TextSamples
@@ -345,8 +346,8 @@ def test_a_second_run_in_a_folder_is_refused(lm, fork_server, fit_arguments, tmp
         result = lm(*arguments)
         assert (result.code, result.out) == (2, "")
         assert result.err == (
-            f"lm fit: {run}: another run writes to it, process {process.pid} of host {socket.gethostname()}; wait for"
-            " its end, or name another folder with --trainer.default_root_dir\n"
+            f"lm fit: {run}: another run is writing to it, process {process.pid} of host {socket.gethostname()}; wait"
+            " for it to end, or name another folder with --trainer.default_root_dir\n"
         )
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -420,7 +421,7 @@ def test_a_lock_or_configuration_that_is_a_link_costs_nothing(lm, fit_arguments,
         assert precious.read_text() == "precious"
         assert result.code == (2 if name == ".lock" else 0)
         if name == ".lock":
-            assert result.err == f"lm fit: {run / '.lock'}: is a link, which no run makes; delete it\n"
+            assert result.err == f"lm fit: {run / '.lock'}: is a symbolic link, which no run creates; delete it\n"
             (run / name).unlink()
     assert not (run / "config.yaml").is_symlink()
 
