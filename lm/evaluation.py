@@ -113,6 +113,12 @@ class Score:
         }
 
 
+def total(scores: Iterable[Score]) -> Score:
+    """Adds up the scores of several texts."""
+    nats, tokens, num_bytes = zip(*((score.nats, score.tokens, score.bytes) for score in scores), strict=True)
+    return Score(sum(nats), sum(tokens), sum(num_bytes))
+
+
 def score_file(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile) -> Score:
     """Scores a whole file: every token but the first, which has no context."""
     num_targets = len(file) - 1

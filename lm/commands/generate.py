@@ -8,18 +8,16 @@ from collections.abc import Generator, Iterator
 from tqdm import tqdm
 
 from lm.commands import add_device, new_parser
-from lm.generation.continuation import Continuation, TextStream, write_continuations
+from lm.generation.continuation import Continuation
 from lm.generation.conversation import Conversation
 from lm.generation.prompts import read_prompts
 from lm.generation.sampling import Sampling
-from lm.generation.writer import PRECISIONS, Text, Writer, make_reader
-from lm.machine.devices import find_device
-from lm.machine.resources import use_granted_cores
+from lm.generation.writer import PRECISIONS
+from lm.loading import load
 from lm.machine.terminal import keys_ignored
 from lm.model.transformer import TransformerLM
-from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.strict_json import to_json
-from tokenization import END_OF_TEXT, InputError, Tokenizer
+from tokenization import InputError, Tokenizer
 from tokenization.commands import ArgumentParser
 
 Writing = Iterator[tuple[Continuation, str]]  # each continuation with what it has more to show
@@ -133,28 +131,19 @@ def check(args: argparse.Namespace) -> None:
 def run(argv: list[str]) -> None:
     args = make_parser().parse_args(argv)
     check(args)
-    device = find_device(args.device)
-    use_granted_cores()
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     prompts = read_prompts(args.prompts) if args.prompts else args.prompt or ["Once upon a time"]
-    checkpoint = find_checkpoint(args.checkpoint)
-    model = load_model(checkpoint).to(device)
-    tokenizer = load_tokenizer(checkpoint, model.vocab_size)
+    trained = load(args.checkpoint, args.device, args.precision)
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    rows = 1 if args.interactive else min(args.batch_size, len(prompts))
-    writer = Writer.of_tokens(make_reader(model, rows, PRECISIONS[args.precision]), tokenizer)
     if args.interactive:
-        converse(Conversation(writer, tokenizer, sampling, args.seed, args.max_new_tokens, args.stop))
+        settings = sampling, args.seed, args.max_new_tokens, args.stop
+        converse(Conversation(trained.writer(rows=1), trained.tokenizer, *settings))
         return
-    continuations = []
-    for number, prompt in enumerate(prompts):
-        ids = tokenizer.encode(prompt or END_OF_TEXT)  # a new document begins after the end of another
-        text = Text(ids, args.max_new_tokens, sampling, args.seed + number, args.logprobs, number)
-        continuations.append(Continuation(prompt, text, TextStream(tokenizer, args.stop)))
-    announce_sliding(continuations, model, args.max_new_tokens)
-    writing = write_continuations(writer, continuations, rows)
+    continuations = trained.begin(prompts, args.max_new_tokens, sampling, args.seed, args.stop, args.logprobs)
+    announce_sliding(continuations, trained.model, args.max_new_tokens)
+    writing = trained.write(continuations, min(args.batch_size, len(prompts)))
     if args.json:
-        print_records(writing, continuations, tokenizer)
+        print_records(writing, continuations, trained.tokenizer)
     elif len(continuations) == 1:
         print_as_written(writing, prompts[0])
     else:

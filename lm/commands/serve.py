@@ -9,11 +9,9 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from lm.commands import add_device, add_run, new_parser
-from lm.generation.writer import PRECISIONS, Writer, make_reader
-from lm.machine.devices import find_device
-from lm.machine.resources import use_granted_cores
+from lm.generation.writer import PRECISIONS
+from lm.loading import load
 from lm.machine.signals import heeded
-from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.serving.completions import Limits
 from lm.serving.engine import Engine
 from lm.serving.server import Server, run_server
@@ -61,20 +59,16 @@ def run(argv: list[str]) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: at least {least} is needed")
     if not 0 <= args.port < 1 << 16:
         raise InputError(f"--port {args.port}: ports are from 0 to 65535")
-    names, key, device = local_names(args.host), read_key(args.api_key), find_device(args.device)
-    use_granted_cores()
-    checkpoint = find_checkpoint(args.run)
-    model = load_model(checkpoint).to(device)
-    tokenizer = load_tokenizer(checkpoint, model.vocab_size)
-    reader = make_reader(model, args.slots, PRECISIONS[args.precision])
-    engine = Engine(Writer.of_tokens(reader, tokenizer), args.slots, args.queue)
+    names, key = local_names(args.host), read_key(args.api_key)
+    trained = load(args.run, args.device, args.precision)
+    engine = Engine(trained.writer(args.slots), args.slots, args.queue)
     limits = replace(Limits(), max_tokens=args.max_tokens, seconds=float(args.timeout))
-    server = Server(engine, tokenizer, checkpoint.resolve().parent.name, limits, names, key)
+    server = Server(engine, trained.tokenizer, trained.checkpoint.resolve().parent.name, limits, names, key)
 
     def ready(address: str, stop: asyncio.Event) -> None:
         for signum in heeded():
             asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-        print(f"{checkpoint} is served at {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        print(f"{trained.checkpoint} is served at {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
         if not names and key is None:
             print(
                 f"[everyone who reaches {address} can write; --api-key KEY, or {KEY_VARIABLE}, asks for a key]",

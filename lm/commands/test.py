@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from lm.commands import add_device, add_run, new_parser
-from lm.evaluation import Score, score_documents, score_file, split_documents
-from lm.machine.devices import find_device
-from lm.machine.resources import keep_large_blocks, use_granted_cores
+from lm.evaluation import Score, score_documents, score_file, split_documents, total
+from lm.loading import load
+from lm.machine.resources import keep_large_blocks
 from lm.model.fast import speed_up
 from lm.model.fast_attention import choose_attention
 from lm.model.transformer import TransformerLM
-from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.strict_json import to_json
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.commands import ArgumentParser
@@ -43,18 +42,15 @@ def make_parser() -> ArgumentParser:
 
 def run(argv: list[str]) -> None:
     args = make_parser().parse_args(argv)
-    device = find_device(args.device)
     keep_large_blocks()
-    use_granted_cores()
-    checkpoint = find_checkpoint(args.run)
-    model = load_model(checkpoint, finite=False).to(device)
-    tokenizer = load_tokenizer(checkpoint, model.vocab_size)
-    speed_up(model, choose_attention(device.type, model.context_length))
+    trained = load(args.run, args.device, finite=False)
+    model, tokenizer = trained.model, trained.tokenizer
+    speed_up(model, choose_attention(trained.device.type, model.context_length))
     file = TokenFile.open(args.file)
     if file.description.tokenizer_sha256 != tokenizer.digest:
         raise InputError(
-            f"{file.path}: was made by another tokenizer than {checkpoint} knows; encode the text with"
-            f" {checkpoint.parent / 'tokenizer'}"
+            f"{file.path}: was made by another tokenizer than {trained.checkpoint} knows; encode the text with"
+            f" {trained.checkpoint.parent / 'tokenizer'}"
         )
     if len(file) < 2:
         raise InputError(f"{file.path}: has one token, and none to be predicted from it; take more text")
@@ -81,8 +77,7 @@ def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, 
         else:
             shown = f"{record['loss']:>8.4f} {record['bits_per_byte']:>10.4f} {score.tokens:>8,} {score.bytes:>9,}"
             print(f"{number:>8} {shown}  {' '.join(beginning.split())[:40]}")
-    total = Score(*(sum(getattr(score, name) for score in scores) for name in ("nats", "tokens", "bytes")))
-    print_total({"file": str(file.path), "documents": len(scores)}, total, as_json)
+    print_total({"file": str(file.path), "documents": len(scores)}, total(scores), as_json)
 
 
 def print_total(about: dict[str, Any], score: Score, as_json: bool) -> None:

@@ -12,12 +12,14 @@ HELP = "the device that the model runs on; auto takes a CUDA GPU if there is one
 
 
 def find_device(name: str) -> "torch.device":
-    """Returns the device of this name; InputError if this machine has none.
+    """Returns the device of this name; InputError if there is none.
 
     auto never takes Apple's GPUs: nobody has run this there yet.
     """
     import torch
 
+    if name not in DEVICES:
+        raise InputError(f"device {name!r}: it can be {', '.join(DEVICES)}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):

@@ -5,6 +5,7 @@ Our own token files hold nothing else (data.py); any other loader is checked, so
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,14 @@ from lm.model.transformer import TransformerLM
 from tokenization import InputError
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, each (batch, seq), int64
+
+
+def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> Batch:
+    """Returns inputs and targets, each (len(starts), context_length), int64; targets are the inputs' next tokens."""
+    windows = tokens[starts[:, None] + np.arange(context_length + 1)]
+    windows_tensor = torch.from_numpy(windows.astype(np.int64))
+    # Each in memory of its own: what is strided goes to a GPU through memory that is not pinned, and waits.
+    return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()
 
 
 def check_batch(batch: Any, model: TransformerLM) -> Batch:

@@ -16,16 +16,8 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
-from lm.training.batches import Batch
+from lm.training.batches import Batch, gather_windows
 from tokenization import InputError, TokenFile, Tokenizer
-
-
-def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> Batch:
-    """inputs and targets, each (len(starts), context_length), int64; targets are the inputs' next tokens."""
-    windows = tokens[starts[:, None] + np.arange(context_length + 1)]
-    windows_tensor = torch.from_numpy(windows.astype(np.int64))
-    # Each in memory of its own: what is strided goes to a GPU through memory that is not pinned, and waits.
-    return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()
 
 
 class InOrder(DistributedSampler[int]):
