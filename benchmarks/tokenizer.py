@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenization import END_OF_TEXT, GPT2_PATTERN, TokenFile, Tokenizer, pretokenization, train_bpe
+from tokenization import END_OF_TEXT, GPT2_PATTERN, TokenFile, Tokenizer, kernels, train_bpe
 from tokenization.formats import bytes_to_text, text_to_bytes
 
 TRAINERS = ("tokenization", "gigabpe", "gigatoken", "tokenizers")
@@ -132,12 +132,12 @@ def documents(path: Path) -> list[str]:
 
 def load_kernels(folder: str) -> None:
     """Trains and encodes a few bytes with the kernels, which are for large texts only otherwise."""
-    pretokenization.KERNELS_FROM_BYTES, usual = 0, pretokenization.KERNELS_FROM_BYTES
+    kernels.KERNELS_FROM_BYTES, usual = 0, kernels.KERNELS_FROM_BYTES
     text = Path(folder) / "text.txt"
     text.write_text("a few words, a few words")
     tokenizer = Tokenizer(*train_bpe(text, 260))
     tokenizer.encode_files([text], Path(folder) / "ids.bin")
-    pretokenization.KERNELS_FROM_BYTES = usual
+    kernels.KERNELS_FROM_BYTES = usual
 
 
 def train_ours(threads: int, args: argparse.Namespace) -> Prepared:

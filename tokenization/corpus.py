@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from tokenization.text_files import MARK, TextFiles, check_is_text
 
 BLOCK_BYTES = 1 << 20
 PACKED: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".zst": zstd.ZstdFile}
+DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, zstd.ZstdError)  # what reading a damaged one of them raises
 HEAD_BYTES = 4096  # enough to show what a file is
 
 Item = TypeVar("Item")
@@ -89,7 +90,7 @@ class Corpus:
                     return count
 
                 yield fill, skipped
-        except (gzip.BadGzipFile, EOFError, zlib.error, zstd.ZstdError) as error:
+        except DAMAGED as error:
             raise InputError(f"{file}: damaged {file.suffix} file ({error}); copy or download it again") from None
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
@@ -106,6 +107,21 @@ class Corpus:
                 offset += count
                 if text:
                     yield text
+
+    def text_bytes(self, enough: int) -> int:
+        """Return how many bytes the files hold, decompressed; of `enough` bytes and more the number is a lower bound.
+
+        What a compressed file says of its size is optional or counts its last part only, so it is read, and no
+        further than to `enough`. Its errors are left to the real reading; a pipe can be read only once and counts 0.
+        """
+        packed = [file for file in self.files if file.suffix.lower() in PACKED and file.is_file()]
+        size = self.file_bytes - sum(file.stat().st_size for file in packed)
+        for file in packed:
+            with suppress(OSError, *DAMAGED), open(file, "rb") as raw:
+                stream = PACKED[file.suffix.lower()](raw)
+                while size < enough and (count := len(stream.read(BLOCK_BYTES))):
+                    size += count
+        return size
 
     def close(self) -> None:
         """Close the progress bar."""

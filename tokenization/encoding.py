@@ -17,6 +17,7 @@ import numpy as np
 
 from tokenization.corpus import Corpus, available_cores, map_in_order
 from tokenization.errors import InputError
+from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import refuse_input
 from tokenization.pretokenization import END_OF_TEXT, cut_into_chunks
 from tokenization.token_file import TokenFile, TokenFileWriter, description_path, token_dtype
@@ -56,7 +57,7 @@ def encode_files(
     corpus = Corpus(inputs, errors, "encoding" if progress else "")
     for path in (Path(output), description_path(output)):
         refuse_input(path, corpus.files)
-    choice = tokenizer.code_for(corpus.file_bytes)
+    choice = tokenizer.code_for(corpus.text_bytes(KERNELS_FROM_BYTES))
     if report is not None:
         report.path, report.compile_seconds = choice.reason, choice.seconds
     processes, separator_id = num_processes or available_cores(), tokenizer.end_of_text_id
@@ -96,7 +97,7 @@ def encode_corpus(
     if native:
         for window, token_ids in tokenizer.kernel_encoder(native).encode_corpus(corpus, num_processes):
             if token_ids is None:  # a byte has no token: the plain encoder says which
-                token_ids = np.array(tokenizer.encode(window.text), dtype)
+                token_ids = np.array(tokenizer.encode_plainly(window.text), dtype)
             yield EncodedChunk(window.number, token_ids, window.length, *window.text_behind(separator))
         return
     chunks = (
@@ -121,4 +122,4 @@ def _start_encoding(tokenizer: "Tokenizer", dtype: np.dtype) -> None:
 def _encode_chunk(numbered_chunk: tuple[int, str]) -> np.ndarray:
     assert _encoder is not None
     tokenizer, dtype = _encoder
-    return np.array(tokenizer.encode(numbered_chunk[1]), dtype)
+    return np.array(tokenizer.encode_plainly(numbered_chunk[1]), dtype)

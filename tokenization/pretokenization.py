@@ -5,14 +5,10 @@
 `cut_into_chunks` cuts a long text where the chunks, tokenized one by one, give the same ids as the whole.
 """
 
-import functools
-import importlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from types import ModuleType
-from typing import NamedTuple
 
 import regex
 
@@ -49,39 +45,6 @@ CHUNK_CHARACTERS = 1 << 20
 MAX_PATTERN = 10_000  # characters; a longer one takes minutes to compile
 PATTERN_SECONDS = 5.0  # of processor time; reasonable patterns split CHUNK_CHARACTERS in 0.5
 _MATCHES_AT_ONCE = 1000
-KERNELS_FROM_BYTES = 4_000_000  # of text: with less, loading or compiling the kernels would take longer than they save
-
-
-class Choice(NamedTuple):
-    """The code that does the work, and the reason for it."""
-
-    native: ModuleType | None  # the module with the kernels; None for plain Python
-    reason: str
-    seconds: float = 0.0  # spent on loading or compiling the kernels
-
-
-def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
-    """Choose the compiled kernels where they save time and can be loaded. work: "training" or "encoding"."""
-    if pattern != GPT2_PATTERN:
-        return Choice(None, "plain Python (the kernels know GPT-2's pattern only)")
-    if num_bytes < KERNELS_FROM_BYTES:
-        return Choice(None, f"plain Python (less than {KERNELS_FROM_BYTES / 1e6:g} MB)")
-    start = time.perf_counter()
-    native, reason = load_kernels(work)
-    return Choice(native, reason, time.perf_counter() - start if native else 0.0)
-
-
-@functools.cache
-def load_kernels(work: str) -> tuple[ModuleType | None, str]:
-    """Return the module with the kernels, compiled for this work, or None where that fails; and the reason."""
-    try:
-        native = importlib.import_module("tokenization.native")
-        native.compile_kernels(work)
-    except ModuleNotFoundError as error:
-        return None, f"plain Python ({error.name} is not installed)"
-    except Exception as error:  # whatever Numba, LLVM or their settings raise: the work can be done without them
-        return None, f"plain Python (the kernels cannot be compiled: {' '.join(str(error).split()) or repr(error)})"
-    return native, "compiled kernels"
 
 
 def special_token_pattern(special_tokens: Sequence[str]) -> str:

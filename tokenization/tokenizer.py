@@ -13,30 +13,40 @@ import json
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from tokenization import formats
 from tokenization.bpe import Merges, Ranks, Vocabulary, merge_by_rank
 from tokenization.encoding import EncodingReport, encode_files
 from tokenization.errors import InputError
 from tokenization.folder import read_folder, write_folder
+from tokenization.kernels import (
+    BEHIND_FROM_CHARACTERS,
+    KERNELS_FROM_BYTES,
+    Choice,
+    have_kernels,
+    kernels_for,
+    load_behind,
+    step,
+)
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
-    KERNELS_FROM_BYTES,
     PATTERNS,
-    Choice,
     check_pattern,
     check_special_tokens,
     cut_into_chunks,
-    kernels_for,
     pretokenize,
     split_on_special_tokens,
 )
 from tokenization.token_file import TokenFile, token_dtype
 
 MAX_CACHED_PRETOKENS = 1 << 18
+PIECE_CHARACTERS = 1 << 16  # of a long text or a stream, encoded at once
 
 
 class Tokenizer:
@@ -66,6 +76,11 @@ class Tokenizer:
                 ids[special.encode()] = new_id = max(self.vocab, default=-1) + 1
                 self.vocab[new_id] = special.encode()
         self.vocab_size = max(self.vocab, default=-1) + 1  # ids lie below this
+        listed = min(
+            self.vocab_size, 2 * len(self.vocab)
+        )  # looked up faster; ids of a sparse vocabulary go up to 2**32
+        self._tokens = [self.vocab.get(token_id) for token_id in range(listed)]
+        self._tokens += [None] * listed  # where negative indices lead
         self._special_ids = {special: ids[special.encode()] for special in self.special_tokens}
         self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
         self._ranks: Ranks = {}
@@ -75,7 +90,8 @@ class Tokenizer:
                     raise InputError(f"merge {rank + 1}, {left!r} with {right!r}: {token!r} is not in the vocabulary")
             self._ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
         self._cache: dict[str, list[int]] = {}
-        self._encoder: Any = None  # a native.Encoder, once a string was large enough
+        self._encoder: Any = None  # a native.Encoder, once enough text was encoded
+        self._encoded_plainly = 0  # characters
 
     def __len__(self) -> int:
         """Return the number of tokens, special tokens among them; `vocab_size` is larger where ids are left out."""
@@ -136,19 +152,53 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a string. Raises InputError for a lone surrogate, which UTF-8 cannot hold."""
-        if len(text) >= KERNELS_FROM_BYTES and (token_ids := self._encode_large(text)) is not None:
-            return token_ids
-        to_utf8(text)
-        return self._encode_plainly(text)
+        data = to_utf8(text)
+        if self._encoder is None and len(data) >= KERNELS_FROM_BYTES and (native := self.code_for(len(data)).native):
+            self.kernel_encoder(native)
+        if self._encoder is not None:
+            token_ids: list[int] | None = self._encoder.encode_text(data, np.ndarray.tolist)
+            if token_ids is not None:
+                return token_ids
+        return list(chain.from_iterable(map(self._encode_piece, self._pieces([text]))))
+
+    def _pieces(self, texts: Iterable[str]) -> Iterator[str]:
+        """Yield the joined texts in pieces that can be encoded one by one."""
+        if not have_kernels(self.pattern):  # there is nothing to switch to between two pieces
+            return cut_into_chunks(texts, self.special_tokens, self.pattern)
+        size = PIECE_CHARACTERS
+        blocks = (text[start : start + size] for text in texts for start in range(0, len(text), size))
+        return cut_into_chunks(blocks, self.special_tokens, self.pattern, size)
+
+    def _encode_piece(self, text: str) -> list[int]:
+        """Encode by the kernels once they are loaded; until then plainly, and when that was much, a thread loads them.
+
+        Where a byte has no token the plain encoder says which.
+        """
+        data = to_utf8(text)
+        if self._encoder is not None:
+            token_ids: list[int] | None = self._encoder.encode_text(data, np.ndarray.tolist)
+            if token_ids is not None:
+                return token_ids
+        self._encoded_plainly += len(text)
+        if self._encoded_plainly >= BEHIND_FROM_CHARACTERS and have_kernels(self.pattern):
+            self._encoded_plainly = 0
+            load_behind(self._load_encoder)
+        return self.encode_plainly(text)
+
+    def _load_encoder(self) -> None:
+        if native := self.code_for(KERNELS_FROM_BYTES).native:
+            with step():
+                self.kernel_encoder(native)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Return the token ids of any bytes, and of UTF-8 those that `encode` gives.
 
         A byte that is not UTF-8 is split off as a punctuation mark is.
         """
-        return self._encode_plainly(data.decode(errors="surrogateescape"))
+        return self.encode_plainly(data.decode(errors="surrogateescape"))
 
-    def _encode_plainly(self, text: str) -> list[int]:
+    def encode_plainly(self, text: str) -> list[int]:
+        """Return the token ids of a string in plain Python, which defines what the kernels must return."""
         token_ids: list[int] = []
         for index, stretch in enumerate(split_on_special_tokens(text, self.special_tokens)):
             if index % 2:
@@ -157,14 +207,6 @@ class Tokenizer:
                 for pretoken in pretokenize(stretch, self.pattern):
                     token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
         return token_ids
-
-    def _encode_large(self, text: str) -> list[int] | None:
-        """Encode by the kernels; None where there are none, or where a byte has no token, which the caller names."""
-        native = self.code_for(len(text)).native
-        if native is None:
-            return None
-        token_ids = self.kernel_encoder(native).encode(native.Window.of_bytes(to_utf8(text)))
-        return None if token_ids is None else token_ids.tolist()
 
     def code_for(self, num_bytes: int) -> Choice:
         """Choose the code that encodes so many bytes: the kernels, loaded or compiled by now, or plain Python."""
@@ -193,16 +235,19 @@ class Tokenizer:
 
     def encode_iterable(self, strings: Iterable[str]) -> Iterator[int]:
         """Yield the token ids of all the strings joined, without holding them all at once."""
-        for chunk in cut_into_chunks(strings, self.special_tokens, self.pattern):
-            yield from self.encode(chunk)
+        return chain.from_iterable(map(self._encode_piece, self._pieces(strings)))
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
-        return "".join(self.decode_iterable(token_ids))
+        return self.decode_bytes(token_ids).decode(errors="replace")
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """Return the bytes of token ids, as `encode_bytes` was given them."""
-        return b"".join(map(self._token_bytes, token_ids))
+        ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
+        try:
+            return b"".join(map(self._tokens.__getitem__, ids))  # type: ignore[arg-type]  # None is refused below
+        except (IndexError, TypeError):
+            return b"".join(map(self._token_bytes, ids))
 
     def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
         """Yield the text of token ids as it grows: a character as soon as all its bytes are there."""

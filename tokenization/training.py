@@ -17,13 +17,8 @@ from types import ModuleType
 from tokenization.bpe import TIES, Merges, Vocabulary, creation_order, initial_vocabulary, learn_merges
 from tokenization.corpus import Corpus, available_cores, map_in_order
 from tokenization.errors import InputError
-from tokenization.pretokenization import (
-    GPT2_PATTERN,
-    check_pattern,
-    count_pretokens,
-    cut_into_chunks,
-    kernels_for,
-)
+from tokenization.kernels import KERNELS_FROM_BYTES, kernels_for
+from tokenization.pretokenization import GPT2_PATTERN, check_pattern, count_pretokens, cut_into_chunks
 
 
 @dataclass
@@ -93,7 +88,7 @@ def train_bpe(
     report = report if report is not None else TrainingReport()
     inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
     corpus = Corpus(inputs, errors, "counting" if progress else "")
-    choice = kernels_for(pattern, corpus.file_bytes, "training")
+    choice = kernels_for(pattern, corpus.text_bytes(KERNELS_FROM_BYTES), "training")
     report.path = choice.reason
     processes = num_processes or available_cores()
     if choice.native:

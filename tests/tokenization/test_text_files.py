@@ -265,3 +265,29 @@ def test_places_count_the_byte_order_mark(tmp_path, read):
     else:
         with pytest.raises(InputError, match="not UTF-8 at byte 8"):
             read(Corpus([path]))
+
+
+# how much text there is
+
+
+def test_text_is_measured_unpacked_and_no_further_than_needed(tmp_path):
+    data = TEXT.encode()
+    parts = {
+        "a.txt": data,
+        "b.txt.gz": gzip.compress(data) + gzip.compress(data),  # whose last part alone says its size
+        "c.txt.zst": zstd.compress(data),
+        "d.txt.gz": gzip.compress(data)[:-20],  # damaged: what can be read counts, and reading it for good says so
+    }
+    for name, content in parts.items():
+        (tmp_path / name).write_bytes(content)
+    sizes = {name: Corpus([tmp_path / name]).text_bytes(10**9) for name in parts}
+    assert sizes == {"a.txt": len(data), "b.txt.gz": 2 * len(data), "c.txt.zst": len(data), "d.txt.gz": 0}
+    corpus = Corpus([tmp_path / "a.txt", tmp_path / "b.txt.gz", tmp_path / "c.txt.zst"])
+    assert corpus.text_bytes(10**9) == 4 * len(data)
+    assert corpus.text_bytes(1) == len(data)
+    assert corpus.num_bytes == 0
+
+
+def test_a_packed_pipe_is_left_to_the_reader(tmp_path):
+    os.mkfifo(tmp_path / "text.gz")
+    assert Corpus([tmp_path / "text.gz"]).text_bytes(10**9) == 0

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import tracemalloc
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -18,7 +17,6 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges, merge_by_rank
-from tokenization.pretokenization import cut_into_chunks
 
 BYTES = {value: bytes([value]) for value in range(256)}
 SPECIAL_TOKENS = [END_OF_TEXT, END_OF_TEXT * 2, "<|", "a b", "\n\n", "\u3000é 漢", "😀"]
@@ -228,7 +226,7 @@ def test_an_id_outside_the_vocabulary_is_refused(token_id, small):
 
 @pytest.mark.parametrize("size", [1, 5, 1 << 20])
 def test_a_stream_encodes_as_the_whole_at_every_cut(size, special, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "cut_into_chunks", partial(cut_into_chunks, size=size))
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", size)
     expected = special.encode(TRICKY)
     for cut in range(len(TRICKY) + 1):
         assert list(special.encode_iterable([TRICKY[:cut], "", TRICKY[cut:]])) == expected
@@ -240,7 +238,7 @@ def test_a_stream_encodes_as_the_whole_at_every_cut(size, special, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(100))
 def test_a_stream_of_random_text_encodes_as_the_whole(seed, special, random_text, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "cut_into_chunks", partial(cut_into_chunks, size=1 + seed % 9))
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 1 + seed % 9)
     rng = random.Random(seed)
     text = "".join(random_text(seed * 100 + n, 15) + rng.choice(SPECIAL_TOKENS) for n in range(6))
     cuts = [0, *sorted(rng.choices(range(len(text)), k=10)), len(text)]
@@ -248,7 +246,7 @@ def test_a_stream_of_random_text_encodes_as_the_whole(seed, special, random_text
 
 
 def test_a_stream_is_lazy(special, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "cut_into_chunks", partial(cut_into_chunks, size=100))
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 100)
     taken = []
     endless = (taken.append(n) or f"line {n}\n" for n in itertools.count())
     token_ids = special.encode_iterable(endless)
@@ -259,7 +257,7 @@ def test_a_stream_is_lazy(special, monkeypatch):
 
 
 def test_a_stream_takes_constant_memory(special, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "cut_into_chunks", partial(cut_into_chunks, size=4096))
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 4096)
 
     def peak(lines: int) -> int:
         tracemalloc.start()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tokenization.commands import ArgumentParser, command_parser
 from tokenization.corpus import Corpus
 from tokenization.errors import InputError
-from tokenization.pretokenization import KERNELS_FROM_BYTES
+from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.tokenizer import Tokenizer
 
 HELP = """Encode the beginning of each text with each tokenizer, and show the bytes per token (more is better

@@ -9,6 +9,9 @@ Each kernel stands beside the class that owns its memory. bpe.py and tokenizer.p
 must compute; importing this package imports Numba.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import numba
 
 from tokenization.native.cells import fill_cells, list_byte_pairs
@@ -18,6 +21,7 @@ from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.learning import learn_merges, make_merges
 from tokenization.native.merging import fill_merges
 from tokenization.native.pairs import add_token
+from tokenization.native.scanner import class_table
 from tokenization.native.table import rehash, summarize
 from tokenization.native.text import first_invalid, last_cut
 from tokenization.native.windows import Window
@@ -39,9 +43,15 @@ _KERNELS = {
 }
 
 
-def compile_kernels(work: str) -> None:
-    """Compiles the kernels for "training" or "encoding", or loads them from the cache, before anything is timed."""
+def compile_kernels(work: str, step: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+    """Compiles the kernels for "training" or "encoding", or loads them from the cache, before anything is timed.
+
+    step: makes a context that is entered for each kernel.
+    """
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         raise RuntimeError("NUMBA_DISABLE_JIT is set")
     for kernel in _KERNELS[work]:
-        compile_now(kernel)
+        with step():
+            compile_now(kernel)
+    with step():
+        class_table()

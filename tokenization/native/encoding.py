@@ -4,9 +4,10 @@ All threads of an encoder share one table, and each has working memory of its ow
 influence on ids.
 """
 
-import queue
+import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from tokenization.native.instructions import (
     store_shared,
     take_shared,
 )
-from tokenization.native.memory import DONE, NO_TOKEN, SCRATCH_FULL, TABLE_FULL, Head, address_of
+from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of
 from tokenization.native.merging import (
     BYTE_IDS,
     BYTE_MERGES,
@@ -64,7 +65,10 @@ from tokenization.native.text import SPECIAL_ID, SPECIAL_LENGTH, SPECIAL_ROW, Sp
 from tokenization.native.windows import Window, cut_into_windows, in_order
 
 WORK_TOKENS = 1 << 10  # tokens that a worker's memory has room for at first
+KEPT_BYTES = 1 << 16  # of the longest text for which a worker makes no arrays anew
 MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
+
+Result = TypeVar("Result")
 
 
 def can_encode(vocab_size: int, num_merges: int) -> bool:
@@ -104,23 +108,37 @@ class Encoder:
         rows = np.fromiter((value for pair, merge in ranks.items() for value in (*pair, *merge)), np.int64)
         fill_merges(address_of(rows), len(ranks), self._head.address)
         self.table = Table()
-        self._lock = threading.Lock()
-        self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._idle: list[Worker] = []  # each call takes one out, and makes one if none is left
 
     def encode(self, window: Window) -> np.ndarray | None:
         """Returns the ids of a window, dtype; None if one of its bytes has no token."""
-        try:
-            worker = self._workers.get_nowait()
-        except queue.Empty:
-            worker = Worker(self._head)
+        worker = self._take_worker()
         try:
             return worker.encode(window, self)
         finally:
-            self._workers.put(worker)
+            self._idle.append(worker)
+
+    def encode_text(self, text: bytes, convert: Callable[[np.ndarray], Result]) -> Result | None:
+        """Returns the ids of valid UTF-8; None if one of its bytes has no token.
+
+        convert: makes a result of the ids, an array of dtype that is overwritten later.
+        """
+        worker = self._take_worker()
+        try:
+            ids = worker.encode_text(text, self)
+            return None if ids is None else convert(ids)
+        finally:
+            self._idle.append(worker)
+
+    def _take_worker(self) -> "Worker":
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Worker(self._head, self.dtype)
 
     def renew(self, full: Table) -> Table:
         """Returns the table that follows a full one, which another thread may have made already."""
-        with self._lock:
+        with _renewing:
             if self.table is full:
                 self.table = full.renewed()
             return self.table
@@ -135,12 +153,29 @@ class Encoder:
         return in_order(work, cut_into_windows(corpus, self.special_tokens), num_threads)
 
 
+_renewing = threading.Lock()
+
+
+def _forget_lock() -> None:
+    """Gives a forked process a lock of its own: the thread that held this one may not be there to release it."""
+    global _renewing
+    _renewing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
 class Worker:
     """The memory of one thread that encodes."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, dtype: np.dtype) -> None:
         self._head, self._scratch = head.copy(), Scratch()
         self._set_capacity(WORK_TOKENS)
+        self._fixed = self._head.address, self._scratch.address, address_of(class_table())
+        self._text, self._ids = np.empty(KEPT_BYTES + PADDING, np.uint8), np.empty(KEPT_BYTES + 8, dtype)
+        self._view = self._text.data
+        self._addresses = address_of(self._text), address_of(self._ids)
 
     def _set_capacity(self, num_tokens: int) -> None:
         self._head[WORK] = np.empty((num_tokens, WORK_BYTES), np.uint8)
@@ -148,25 +183,31 @@ class Worker:
 
     def encode(self, window: Window, encoder: Encoder) -> np.ndarray | None:
         """Returns the ids of a window, encoder.dtype; None if one of its bytes has no token."""
-        position = address_of(window.buffer)
-        end = position + window.length
         ids = np.empty(window.length + 8, encoder.dtype)
-        out, table = address_of(ids), encoder.table
+        count = self._run(address_of(window.buffer), window.length, address_of(ids), encoder)
+        return None if count < 0 else ids[:count]
+
+    def encode_text(self, text: bytes, encoder: Encoder) -> np.ndarray | None:
+        """Returns the ids as `encode` does; of a short text in an array that the next call overwrites."""
+        length = len(text)
+        if length > KEPT_BYTES:
+            return self.encode(Window.of_bytes(text), encoder)
+        self._view[:length] = text
+        address, ids = self._addresses
+        count = self._run(address, length, ids, encoder)
+        return None if count < 0 else self._ids[:count]
+
+    def _run(self, position: int, length: int, ids: int, encoder: Encoder) -> int:
+        """Writes the ids of a text; returns their number, or -1 if one of its bytes has no token."""
+        end, out, table = position + length, ids, encoder.table
         while True:
             status, position, out = encode_window(
-                position,
-                end,
-                out,
-                table.head.address,
-                self._head.address,
-                self._scratch.address,
-                address_of(class_table()),
-                *encoder.special_tokens.arguments,
+                position, end, out, table.head.address, *self._fixed, *encoder.special_tokens.arguments
             )
             if status == DONE:
-                return ids[: (out - address_of(ids)) // ids.itemsize]
+                return (out - ids) // encoder.dtype.itemsize
             if status == NO_TOKEN:
-                return None
+                return -1
             if status == SCRATCH_FULL:
                 self._set_capacity(4 * self._head[CAPACITY])
             else:

@@ -1,6 +1,7 @@
 """The compiled kernels against the plain-Python reference, Hugging Face's tokenizers and tiktoken: no difference."""
 
 import ctypes
+import gzip
 import mmap
 import os
 import random
@@ -14,12 +15,16 @@ import pytest
 import regex
 import tiktoken
 import tokenizers
+from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, WORDS, random_text
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer, TrainingReport, native, train_bpe
-from tokenization import pretokenization as pretokenization_module
+from tokenization import encoding as encoding_module
+from tokenization import kernels as kernels_module
+from tokenization import training as training_module
 from tokenization.bpe import learn_merges
 from tokenization.corpus import Corpus
+from tokenization.encoding import EncodingReport
 from tokenization.native import Window
 from tokenization.native import table as table_module
 from tokenization.native.memory import address_of
@@ -29,17 +34,6 @@ from tokenization.native.text import first_invalid
 from tokenization.pretokenization import count_pretokens, pretokenize
 
 NATIVE_MODULES = [module for name, module in sys.modules.items() if name.startswith("tokenization.native.")]
-SPECIAL_TOKENS = [END_OF_TEXT, "<|end of|>", " \n<|x|>", "<|end"]
-WORDS = [
-    *"aBlvest '-!=19\n\t\r\x0b\x0c\x1c\x00\x85\xa0",
-    *"\u1680\u2003\u2028\u202f\u205f\u3000\u200b\u0301éßñ²½٣中文😀🏽\u200d\ufeff\U0010ffff\ue000",
-    *["'s", "'t", "'ll", "'re", "'ve", "'d", "'m", "'S", " '", "''", "  ", "\r\n", " the", "hello", "Привет", "नमस्ते"],
-    *["a" * 40, "=" * 70, "0" * 33, "ab" * 20, END_OF_TEXT, "<|end", "|>", " \n<|x|>", "<|end of|>"],
-]
-SEED_TEXT = (
-    "the cat's hat isn't theirs; they'll say we've 1234 reasons, 2025 and 99!  Indented:\n\tcode == value\n\n"
-    "Привет, мир — привет! 中文 字 中文字 नमस्ते 😀😀 naïve café ½ ٣٤ ==== ---- aaaaaaa ababab\u3000x\xa0y\r\n"
-)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +53,7 @@ def tokenizer(text: str) -> Tokenizer:
 
 @pytest.fixture
 def always_compiled(monkeypatch):
-    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", 0)
+    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 0)
 
 
 def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
@@ -68,20 +62,6 @@ def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
 
 def encode(encoder: native.Encoder, text: str) -> list[int]:
     return encoder.encode(Window.of_bytes(text.encode())).tolist()
-
-
-def random_text(source: random.Random) -> str:
-    """From all planes, from words that are hard to split, from few letters, from white space."""
-    length = int(source.expovariate(1 / source.choice([3, 20, 100])))
-    kind = source.randrange(5)
-    if kind == 0:
-        codes = (source.randrange(source.choice([0x80, 0x800, 0x10000, 0x110000])) for _ in range(length))
-        return "".join(chr(code) for code in codes if not 0xD800 <= code < 0xE000)
-    if kind == 1:
-        return "".join(source.choices("abcde", k=4 * length))
-    if kind == 2:
-        return "".join(source.choices([word for word in WORDS if word.isspace()] + ["a", "1"], k=length))
-    return "".join(source.choices(WORDS if kind == 3 else source.sample(WORDS, 4), k=length))
 
 
 def starts_of(data: bytes, begin: int = 0, wanted: int = 1 << 20) -> list[int]:
@@ -161,7 +141,7 @@ def test_ids_on_random_text(tokenizer):
     source, encoder = random.Random(3), encoder_of(tokenizer)
     for _ in range(3000):
         text = random_text(source)
-        assert encode(encoder, text) == tokenizer.encode(text), repr(text)
+        assert encode(encoder, text) == tokenizer.encode_plainly(text), repr(text)
 
 
 @pytest.mark.slow
@@ -169,14 +149,14 @@ def test_ids_on_a_million_random_texts(tokenizer):
     source, encoder = random.Random(4), encoder_of(tokenizer)
     for _ in range(1_000_000):
         text = random_text(source)
-        assert encode(encoder, text) == tokenizer.encode(text), repr(text)
+        assert encode(encoder, text) == tokenizer.encode_plainly(text), repr(text)
 
 
 def test_ids_at_every_cut(tokenizer):
     encoder, tricky = encoder_of(tokenizer), SEED_TEXT + "".join(WORDS)
     for cut in range(len(tricky)):
         for part in (tricky[:cut], tricky[cut:]):
-            assert encode(encoder, part) == tokenizer.encode(part)
+            assert encode(encoder, part) == tokenizer.encode_plainly(part)
 
 
 def test_ids_beyond_16_bits(tokenizer):
@@ -187,7 +167,7 @@ def test_ids_beyond_16_bits(tokenizer):
     assert encoder.dtype == np.uint32
     for _ in range(1000):
         text = random_text(source)
-        assert encode(encoder, text) == [token_id + 70000 for token_id in tokenizer.encode(text)]
+        assert encode(encoder, text) == [token_id + 70000 for token_id in tokenizer.encode_plainly(text)]
 
 
 def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
@@ -195,7 +175,7 @@ def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
     monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
     source = random.Random(6)
     rare = " ".join("".join(source.choices("abcdefghij", k=source.randint(3, 30))) for _ in range(30000))
-    expected = tokenizer.encode(rare)
+    expected = tokenizer.encode_plainly(rare)
     for max_slots in (1 << 13, 1 << 14, 1 << 21):
         monkeypatch.setattr(table_module, "MAX_SLOTS", max_slots)
         encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype("<u2"))
@@ -209,7 +189,7 @@ def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
 def test_long_runs(tokenizer, alphabet):
     """One pre-token of many windows equals one heap over all of it."""
     run = "".join(random.Random(7).choices(alphabet, k=20_000))
-    assert encode(encoder_of(tokenizer), run) == tokenizer.encode(run)
+    assert encode(encoder_of(tokenizer), run) == tokenizer.encode_plainly(run)
 
 
 def test_windows_joined_with_random_merges():
@@ -229,7 +209,7 @@ def test_windows_joined_with_random_merges():
         encoder = encoder_of(tokenizer)
         for _ in range(5):
             run = "".join(source.choices("abc"[: source.randint(1, 3)], k=source.randint(100, 6000)))
-            assert encode(encoder, run) == tokenizer.encode(run)
+            assert encode(encoder, run) == tokenizer.encode_plainly(run)
 
 
 def seconds(function, *args) -> float:
@@ -281,13 +261,13 @@ def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, se
             monkeypatch.setattr(module, "np", GuardedNumpy())
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 999)
     monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
-    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", 0)
+    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 0)
     source, path = random.Random(seed), tmp_path / "text.txt"
     for dtype in ("<u2", "<u4"):
         encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype(dtype))
         for _ in range(150):
             sample = random_text(source)
-            assert encode(encoder, sample) == tokenizer.encode(sample)
+            assert encode(encoder, sample) == tokenizer.encode_plainly(sample)
         path.write_bytes("".join(random_text(source) for _ in range(200)).encode())
         list(encoder.encode_corpus(Corpus([path]), 2))
     for size in (260, 400, 1000):
@@ -342,7 +322,7 @@ def test_ids_of_huggingface_and_tiktoken(text, tmp_path):
 def train(
     path: Path, size: int, ties: str, monkeypatch, from_bytes: int, special_tokens=(END_OF_TEXT,), threads: int = 2
 ):
-    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", from_bytes)
+    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", from_bytes)
     report = TrainingReport()
     result = train_bpe(path, size, special_tokens, ties=ties, num_processes=threads, report=report)
     assert report.path.startswith("plain Python" if from_bytes else "compiled kernels")
@@ -410,6 +390,20 @@ def test_merges_of_huggingface(text, tmp_path, always_compiled):
     assert ours == theirs
 
 
+@pytest.mark.parametrize("name", ["text.txt", "text.txt.gz"])
+def test_the_size_of_the_text_decides_and_not_that_of_the_file(tmp_path, monkeypatch, name):
+    data = SEED_TEXT.encode() * 50
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    for from_bytes, path in ((len(data), "compiled kernels"), (len(data) + 1, "plain Python")):
+        for module in (kernels_module, training_module, encoding_module):
+            monkeypatch.setattr(module, "KERNELS_FROM_BYTES", from_bytes)
+        training, encoding = TrainingReport(), EncodingReport()
+        tokenizer = Tokenizer(*train_bpe(tmp_path / name, 300, report=training))
+        tokenizer.encode_files([tmp_path / name], tmp_path / f"{from_bytes}.bin", 1, report=encoding)
+        assert training.path.startswith(path)
+        assert encoding.path == training.path
+
+
 # --- files ---
 
 
@@ -426,7 +420,7 @@ def test_token_files_equal_the_reference(tokenizer, text, tmp_path, monkeypatch,
     """Any window, any number of threads: the bytes and the description of the reference."""
     paths = files_of(tmp_path, text[-20000:])
     expected = tokenizer.encode_files(paths, tmp_path / "expected.bin", 1).description
-    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", 0)
+    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 0)
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", window)
     for threads in (1, 2, 3):
         assert tokenizer.encode_files(paths, tmp_path / "ids.bin", threads).description == expected
@@ -436,7 +430,7 @@ def test_token_files_equal_the_reference(tokenizer, text, tmp_path, monkeypatch,
 @pytest.mark.parametrize("from_bytes", [0, 1 << 60])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xe4\xb8", b"\x80"])
 def test_invalid_utf8(tokenizer, tmp_path, monkeypatch, from_bytes, bad):
-    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", from_bytes)
+    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", from_bytes)
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
     path = tmp_path / "text.txt"
     good = "naïve words \n" * 300
@@ -448,7 +442,7 @@ def test_invalid_utf8(tokenizer, tmp_path, monkeypatch, from_bytes, bad):
             train_bpe(path, 300)
         assert not (tmp_path / "ids.bin").exists()
         file = tokenizer.encode_files([path], tmp_path / "ids.bin", 2, errors="replace")
-        assert file.tokens.tolist() == tokenizer.encode(data.decode(errors="replace"))
+        assert file.tokens.tolist() == tokenizer.encode_plainly(data.decode(errors="replace"))
         (tmp_path / "ids.bin").unlink()
 
 
@@ -462,15 +456,15 @@ def test_a_byte_without_a_token(tokenizer, tmp_path, always_compiled):
 @pytest.mark.parametrize("from_bytes", [0, 1 << 60])
 def test_lone_surrogates_are_an_error(tokenizer, monkeypatch, from_bytes):
     monkeypatch.setattr("tokenization.tokenizer.KERNELS_FROM_BYTES", from_bytes)
-    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", from_bytes)
+    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", from_bytes)
     with pytest.raises(InputError, match=r"lone surrogate U\+D800"):
         tokenizer.encode("ab \ud800")
 
 
 def test_large_strings_take_the_kernels(tokenizer, text, monkeypatch):
-    expected = tokenizer.encode(text)
+    expected = tokenizer.encode_plainly(text)
     monkeypatch.setattr("tokenization.tokenizer.KERNELS_FROM_BYTES", len(text))
-    monkeypatch.setattr(pretokenization_module, "KERNELS_FROM_BYTES", len(text))
+    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", len(text))
     monkeypatch.setattr("tokenization.tokenizer.pretokenize", None)  # the plain path would fail
     assert tokenizer.encode(text) == expected
 
@@ -500,8 +494,8 @@ def test_without_numba_the_reference_is_used(tmp_path):
 import sys
 sys.modules["numba"] = None
 from tokenization import *
-from tokenization import pretokenization
-pretokenization.KERNELS_FROM_BYTES = 0
+from tokenization import kernels
+kernels.KERNELS_FROM_BYTES = 0
 report = TrainingReport()
 train_bpe({str(tmp_path / "text.txt")!r}, 260, report=report)
 print(report.path)
@@ -521,9 +515,9 @@ def test_a_numba_that_cannot_be_used_is_said_and_done_without(tmp_path, variable
     (tmp_path / "text.txt").write_text("hello world " * 10)
     code = f"""
 from tokenization import *
-from tokenization import pretokenization
+from tokenization import kernels
 from tokenization.encoding import EncodingReport
-pretokenization.KERNELS_FROM_BYTES = 0
+kernels.KERNELS_FROM_BYTES = 0
 training, encoding = TrainingReport(), EncodingReport()
 tokenizer = Tokenizer(*train_bpe({str(tmp_path / "text.txt")!r}, 260, report=training))
 tokenizer.encode_files([{str(tmp_path / "text.txt")!r}], {str(tmp_path / "ids.bin")!r}, report=encoding)
@@ -537,11 +531,11 @@ print(training.path, encoding.path, *training.seconds, sep="; ")
 
 
 def test_whatever_numba_raises_leads_to_plain_python(monkeypatch):
-    def fail(work: str) -> None:
+    def fail(work: str, step: object) -> None:
         raise OSError("libLLVM.so: cannot\nallocate memory")
 
     monkeypatch.setattr(native, "compile_kernels", fail)
-    module, reason = pretokenization_module.load_kernels.__wrapped__("training")
+    module, reason = kernels_module.load_kernels.__wrapped__("training")
     assert module is None
     assert reason == "plain Python (the kernels cannot be compiled: libLLVM.so: cannot allocate memory)"
 

@@ -1,0 +1,184 @@
+"""From plain Python to the kernels while a program goes on: no id changes, nobody waits, threads and forks are safe."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+
+import numba  # noqa: F401  # what the loading thread imports
+import pytest
+from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
+
+from tokenization import Tokenizer, kernels
+from tokenization import tokenizer as tokenizer_module
+from tokenization.bpe import learn_merges
+from tokenization.pretokenization import CL100K_PATTERN, count_pretokens
+
+VOCAB, MERGES = learn_merges(count_pretokens(SEED_TEXT, SPECIAL_TOKENS), 500, SPECIAL_TOKENS)
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS)
+
+
+def long_text(seed: int) -> str:
+    source = random.Random(seed)
+    return " ".join(random_text(source) for _ in range(60))
+
+
+@pytest.mark.parametrize("asked", [1, 2, 5, 17])
+def test_a_switch_between_any_two_pieces_changes_no_id(tokenizer, monkeypatch, asked):
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(tokenizer_module, "BEHIND_FROM_CHARACTERS", 1)
+    calls = []
+
+    def load_at_once(load):
+        calls.append(load)
+        if len(calls) == asked:
+            load()
+
+    monkeypatch.setattr(tokenizer_module, "load_behind", load_at_once)
+    for seed in range(5):
+        text = long_text(100 * asked + seed)
+        expected = tokenizer.encode_plainly(text)
+        for encode in (tokenizer.encode, lambda text: list(tokenizer.encode_iterable(text))):
+            tokenizer._encoder, tokenizer._encoded_plainly = None, 0
+            calls.clear()
+            assert encode(text) == expected
+            assert tokenizer._encoder
+            assert len(calls) == asked
+            assert encode(text) == expected
+
+
+def test_threads_that_encode_while_the_kernels_are_loaded(monkeypatch):
+    """Two tokenizers, three threads on each, of which any may ask for the kernels."""
+    monkeypatch.setattr(tokenizer_module, "BEHIND_FROM_CHARACTERS", 300)
+    source = random.Random(1)
+    texts = [random_text(source) for _ in range(150)]
+    tokenizers = [Tokenizer(VOCAB, MERGES, special_tokens) for special_tokens in (SPECIAL_TOKENS, [])]
+    expected = [[tokenizer.encode_plainly(text) for text in texts] for tokenizer in tokenizers]
+    wrong = []
+
+    def work(number: int) -> None:
+        tokenizer, ids = tokenizers[number % 2], expected[number % 2]
+        order = random.Random(number).choices(range(len(texts)), k=400)
+        wrong.extend(texts[index] for index in order if tokenizer.encode(texts[index]) != ids[index])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    if kernels._loader:
+        kernels._loader.join()
+    for tokenizer, ids in zip(tokenizers, expected, strict=True):
+        tokenizer._load_encoder()
+        assert [tokenizer.encode(text) for text in texts] == ids
+
+
+def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, capfd):
+    monkeypatch.setattr(tokenizer_module, "BEHIND_FROM_CHARACTERS", 1)
+    for failure in ((None, "plain Python (numba is not installed)"), MemoryError("no room")):
+
+        def load(work, failure=failure):
+            if isinstance(failure, Exception):
+                raise failure
+            return failure
+
+        monkeypatch.setattr(kernels, "load_kernels", load)
+        for seed in range(5):
+            text = long_text(seed)
+            assert tokenizer.encode(text) == tokenizer.encode_plainly(text)
+            if kernels._loader:
+                kernels._loader.join()
+        assert tokenizer._encoder is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_other_patterns_start_no_thread(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "BEHIND_FROM_CHARACTERS", 1)
+    monkeypatch.setattr(tokenizer_module, "load_behind", None)  # a call would fail
+    tokenizer = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS, CL100K_PATTERN)
+    assert tokenizer.encode(SEED_TEXT) == tokenizer.encode_plainly(SEED_TEXT)
+
+
+def test_texts_one_after_the_other_in_the_same_memory(tokenizer, monkeypatch):
+    """What is left of a longer text, or of its ids, has no influence; around the length that fits."""
+    monkeypatch.setattr("tokenization.native.encoding.KEPT_BYTES", 200)
+    tokenizer._load_encoder()
+    source = random.Random(2)
+    for _ in range(1000):
+        text = random_text(source)
+        assert tokenizer.encode(text) == tokenizer.encode_plainly(text), repr(text)
+    for length in range(195, 206):
+        assert tokenizer.encode("ab" * length) == tokenizer.encode_plainly("ab" * length)
+        assert tokenizer.encode("x" * length) == tokenizer.encode_plainly("x" * length)
+
+
+# --- processes of their own ---
+
+
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+START = """
+import os, random, sys, threading, time
+from tokenization import Tokenizer, kernels, tokenizer as module
+from tokenization.bpe import learn_merges
+from tokenization.pretokenization import count_pretokens
+text = "the cat's hat isn't theirs; they'll say 1234 reasons. " * 100
+tokenizer = Tokenizer(*learn_merges(count_pretokens(text), 300))
+expected = tokenizer.encode(text)
+assert "numba" not in sys.modules and kernels._loader is None
+module.BEHIND_FROM_CHARACTERS = 1
+tokenizer.encode("a")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="cannot fork")
+def test_a_process_that_forks_while_the_kernels_are_loaded():
+    """Children in every state: plain, loading anew, loaded. None hangs, and all ids are the same."""
+    code = """
+def child(number):
+    assert kernels._loader is None and kernels._stepping.acquire(blocking=False)
+    kernels._stepping.release()
+    ended = time.monotonic() + 60
+    while number == 0 and tokenizer._encoder is None and time.monotonic() < ended:
+        assert tokenizer.encode(text) == expected
+    assert number or tokenizer._encoder
+    assert tokenizer.encode(text) == expected
+
+children = number = 0
+while tokenizer._encoder is None:
+    assert tokenizer.encode(text) == expected
+    pid = os.fork()
+    if not pid:
+        try:
+            child(number)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    children += os.waitpid(pid, 0)[1] == 0
+    number += 1
+assert tokenizer.encode(text) == expected
+print(children == number > 0, "numba" in sys.modules)
+"""
+    assert run_python(START + code) == "True True\n"
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 0.3])
+def test_a_process_that_ends_while_the_kernels_are_loaded(seconds):
+    assert run_python(START + f"time.sleep({seconds}); print(tokenizer.encode(text) == expected)") == "True\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1, 3, 6])
+def test_a_process_that_ends_while_the_kernels_are_compiled(seconds, tmp_path):
+    code = START + f"time.sleep({seconds}); print(tokenizer.encode(text) == expected)"
+    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == "True\n"

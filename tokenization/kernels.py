@@ -1,0 +1,121 @@
+"""Loading the compiled kernels (native/), or the reason why plain Python does the work.
+
+    kernels_for    for a large text: loads them at once, or compiles them on the first use of this installation
+    load_behind    while a caller goes on in plain Python: a thread loads them, and the caller takes them when they are
+                   ready
+
+Importing Numba and compiling take locks that a forked process would find held for good, and LLVM must not be at work
+while the interpreter ends. So loading goes step by step; whoever forks or exits waits for the end of a step.
+"""
+
+import atexit
+import functools
+import importlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
+from typing import NamedTuple
+
+from tokenization.pretokenization import GPT2_PATTERN
+
+KERNELS_FROM_BYTES = 4_000_000  # of text: with less, loading or compiling the kernels would take longer than they save
+BEHIND_FROM_CHARACTERS = 1_000_000  # encoded in plain Python: a program that encodes so many will encode more
+
+# These have something done before and after each fork. If the thread imported them while a fork waits for it, the fork
+# would do the second without the first.
+HOOKED = ("concurrent.futures.thread", "logging")
+
+
+class Choice(NamedTuple):
+    """The code that does the work, and the reason for it."""
+
+    native: ModuleType | None  # the module with the kernels; None for plain Python
+    reason: str
+    seconds: float = 0.0  # spent on loading or compiling the kernels
+
+
+def have_kernels(pattern: str) -> bool:
+    """Return whether the kernels know the pattern."""
+    return pattern == GPT2_PATTERN
+
+
+def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
+    """Choose the compiled kernels where they save time and can be loaded. work: "training" or "encoding"."""
+    if not have_kernels(pattern):
+        return Choice(None, "plain Python (the kernels know GPT-2's pattern only)")
+    if num_bytes < KERNELS_FROM_BYTES:
+        return Choice(None, f"plain Python (less than {KERNELS_FROM_BYTES / 1e6:g} MB)")
+    start = time.perf_counter()
+    native, reason = load_kernels(work)
+    return Choice(native, reason, time.perf_counter() - start if native else 0.0)
+
+
+@functools.cache
+def load_kernels(work: str) -> tuple[ModuleType | None, str]:
+    """Return the module with the kernels, compiled for this work, or None where that fails; and the reason."""
+    try:
+        with step():
+            native = importlib.import_module("tokenization.native")
+        native.compile_kernels(work, step)
+    except ModuleNotFoundError as error:
+        return None, f"plain Python ({error.name} is not installed)"
+    except Exception as error:  # whatever Numba, LLVM or their settings raise: the work can be done without them
+        return None, f"plain Python (the kernels cannot be compiled: {' '.join(str(error).split()) or repr(error)})"
+    return native, "compiled kernels"
+
+
+# --- in a thread -----------------------------------------------------------------------------------------------------
+
+_stepping = threading.RLock()
+_ending = False
+_loader: threading.Thread | None = None
+
+
+def load_behind(load: Callable[[], object]) -> None:
+    """Call `load` in a thread, unless another such thread is at work: then the caller asks again later."""
+    global _loader
+
+    def run() -> None:
+        with suppress(Exception):  # the caller has plain Python to go on with
+            load()
+
+    if _ending or (_loader is not None and _loader.is_alive()):
+        return
+    for module in HOOKED:
+        importlib.import_module(module)
+    _loader = threading.Thread(target=run, name="loading kernels", daemon=True)
+    with suppress(RuntimeError):  # no more threads can be had, or the interpreter ends
+        _loader.start()
+
+
+@contextmanager
+def step() -> Iterator[None]:
+    """Keep this process from forking and from ending within the block."""
+    with _stepping:
+        if _ending:
+            raise RuntimeError("the interpreter is ending")
+        yield
+    time.sleep(0.001)  # whoever waits for the lock would never get it from a thread that takes it again at once
+
+
+def _end() -> None:
+    global _ending
+    _ending = True
+    with _stepping:
+        pass
+
+
+def _forget_threads() -> None:
+    """Give a forked process, in which no thread but the forking one goes on, a lock of its own."""
+    global _stepping, _loader
+    _stepping, _loader = threading.RLock(), None
+
+
+atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _stepping.acquire(), after_in_parent=lambda: _stepping.release(), after_in_child=_forget_threads
+    )
