@@ -198,3 +198,17 @@ def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
 def _spans(text: str, position: int, token: str) -> bool:
     """Return whether the token occurs in the text across the position."""
     return text.find(token, max(0, position - len(token) + 1), position + len(token) - 1) >= 0
+
+
+def group_texts(texts: Iterable[str], length: int) -> Iterator[list[str]]:
+    """Yield the texts in groups of at least `length` characters together, but for the last."""
+    group: list[str] = []
+    missing = length
+    for text in texts:
+        group.append(text)
+        missing -= len(text)
+        if missing <= 0:
+            yield group
+            group, missing = [], length
+    if group:
+        yield group

@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import reprlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 
 from tokenization import formats
 from tokenization.bpe import Merges, Ranks, Vocabulary, merge_by_rank
+from tokenization.corpus import available_cores
 from tokenization.encoding import EncodingReport, encode_files
 from tokenization.errors import InputError
 from tokenization.folder import read_folder, write_folder
@@ -40,6 +43,7 @@ from tokenization.pretokenization import (
     check_pattern,
     check_special_tokens,
     cut_into_chunks,
+    group_texts,
     pretokenize,
     split_on_special_tokens,
 )
@@ -80,7 +84,6 @@ class Tokenizer:
             self.vocab_size, 2 * len(self.vocab)
         )  # looked up faster; ids of a sparse vocabulary go up to 2**32
         self._tokens = [self.vocab.get(token_id) for token_id in range(listed)]
-        self._tokens += [None] * listed  # where negative indices lead
         self._special_ids = {special: ids[special.encode()] for special in self.special_tokens}
         self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
         self._ranks: Ranks = {}
@@ -153,13 +156,47 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a string. Raises InputError for a lone surrogate, which UTF-8 cannot hold."""
         data = to_utf8(text)
-        if self._encoder is None and len(data) >= KERNELS_FROM_BYTES and (native := self.code_for(len(data)).native):
-            self.kernel_encoder(native)
-        if self._encoder is not None:
-            token_ids: list[int] | None = self._encoder.encode_text(data, np.ndarray.tolist)
+        if (encoder := self._encoder_for(len(data))) is not None:
+            token_ids: list[int] | None = encoder.encode_text(data, np.ndarray.tolist)
             if token_ids is not None:
                 return token_ids
         return list(chain.from_iterable(map(self._encode_piece, self._pieces([text]))))
+
+    def encode_to_numpy(self, text: str) -> np.ndarray:
+        """Return the token ids of a string as an array: uint16, or uint32 where the vocabulary needs it."""
+        data = to_utf8(text)
+        if (encoder := self._encoder_for(len(data))) is not None:
+            token_ids: np.ndarray | None = encoder.encode_text(data, np.ndarray.copy)
+            if token_ids is not None:
+                return token_ids
+        return np.array(self.encode(text), token_dtype(self.vocab_size))
+
+    def encode_batch(self, texts: Iterable[str], num_threads: int | None = None) -> list[list[int]]:
+        """Return the token ids of each string.
+
+        num_threads: None is one per core; plain Python uses one, until the kernels are loaded.
+        """
+        if isinstance(texts, str):
+            raise InputError("texts is a string; it must be a list of them")
+        groups = list(group_texts(texts, PIECE_CHARACTERS))
+        threads = min(num_threads or available_cores(), len(groups))
+        if threads < 2 or self._encoder_for(sum(len(text) for group in groups for text in group)) is None:
+            return list(chain.from_iterable(map(self._encode_group, groups)))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(chain.from_iterable(pool.map(self._encode_group, groups)))
+
+    def _encode_group(self, texts: list[str]) -> list[list[int]]:
+        if self._encoder is not None:
+            token_ids: list[list[int]] | None = self._encoder.encode_texts(list(map(to_utf8, texts)))
+            if token_ids is not None:
+                return token_ids
+        return list(map(self.encode, texts))
+
+    def _encoder_for(self, num_bytes: int) -> Any:
+        """Return the kernels' encoder if it is there, or if so many bytes are worth waiting for it; otherwise None."""
+        if self._encoder is None and num_bytes >= KERNELS_FROM_BYTES and (native := self.code_for(num_bytes).native):
+            return self.kernel_encoder(native)
+        return self._encoder
 
     def _pieces(self, texts: Iterable[str]) -> Iterator[str]:
         """Yield the joined texts in pieces that can be encoded one by one."""
@@ -241,12 +278,17 @@ class Tokenizer:
         """Return the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
         return self.decode_bytes(token_ids).decode(errors="replace")
 
+    def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
+        """Return the text of each sequence of token ids, as `decode` does."""
+        return list(map(self.decode, batch))
+
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """Return the bytes of token ids, as `encode_bytes` was given them."""
         ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
         try:
-            return b"".join(map(self._tokens.__getitem__, ids))  # type: ignore[arg-type]  # None is refused below
-        except (IndexError, TypeError):
+            array("I", ids)  # refuses negative ids, which a list would count from its end
+            return b"".join(map(self._tokens.__getitem__, ids))  # type: ignore[arg-type]  # None raises TypeError
+        except (OverflowError, IndexError, TypeError):
             return b"".join(map(self._token_bytes, ids))
 
     def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:

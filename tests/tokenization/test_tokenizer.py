@@ -9,6 +9,7 @@ import random
 import tracemalloc
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import tiktoken
 import tokenizers
@@ -215,10 +216,24 @@ def test_a_character_is_decoded_as_soon_as_its_bytes_are_there(small):
     assert small.decode([]) == ""
 
 
-@pytest.mark.parametrize("token_id", [300, -1, 10**9])
+@pytest.mark.parametrize("token_id", [300, -1, -301, 10**9])
 def test_an_id_outside_the_vocabulary_is_refused(token_id, small):
-    with pytest.raises(InputError, match=f"token id {token_id} is not in the vocabulary, whose ids end at 299"):
-        small.decode([97, token_id])
+    for decode in (small.decode, small.decode_bytes, lambda ids: list(small.decode_iterable(ids))):
+        for ids in ([97, token_id], iter([97, token_id]), np.array([97, token_id])):
+            with pytest.raises(InputError, match=f"token id {token_id} is not in the vocabulary, whose ids end at 299"):
+                decode(ids)
+
+
+@pytest.mark.parametrize("token_id", [5, 10**6, 2**32 - 1])
+def test_ids_that_a_vocabulary_leaves_out(token_id):
+    """A gap among them, and ids far apart: the list of tokens stays short."""
+    vocab = {value + (value > 4): bytes([value]) for value in range(256)} | {2**31: b"ab"}
+    sparse = Tokenizer(vocab, [(b"a", b"b")])
+    assert sparse.decode([0, 98, 2**31, 256]) == "\x00aab\ufffd"
+    with pytest.raises(InputError, match=f"token id {token_id} is not in the vocabulary"):
+        sparse.decode([0, token_id])
+    with pytest.raises(InputError, match="token id -1 is not in the vocabulary"):
+        sparse.decode([-1])
 
 
 # streams

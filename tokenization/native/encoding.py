@@ -4,8 +4,6 @@ All threads of an encoder share one table, and each has working memory of its ow
 influence on ids.
 """
 
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -14,15 +12,10 @@ import numpy as np
 from tokenization.corpus import Corpus
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import (
-    LOW_HALF,
-    add_shared,
-    copy_bytes,
     load64,
     load_shared,
     shift_right,
     store64,
-    store_shared,
-    take_shared,
 )
 from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of
 from tokenization.native.merging import (
@@ -45,27 +38,25 @@ from tokenization.native.merging import (
 from tokenization.native.scanner import class_table, find_starts
 from tokenization.native.table import (
     ARENA,
-    ARENA_SIZE,
-    ARENA_USED,
-    BEING_FILLED,
     CHUNK,
     CHUNK_STARTS,
     INLINE_BYTES,
-    LIMIT,
     SHIFT,
     SLOTS,
-    USED,
     Scratch,
-    Table,
+    SharedTable,
     find_homes,
     find_slot,
+    is_full,
     key_of,
+    remember,
 )
 from tokenization.native.text import SPECIAL_ID, SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens, next_special
 from tokenization.native.windows import Window, cut_into_windows, in_order
 
 WORK_TOKENS = 1 << 10  # tokens that a worker's memory has room for at first
-KEPT_BYTES = 1 << 16  # of the longest text for which a worker makes no arrays anew
+BETWEEN = b"\xff"
+KEPT_BYTES = 1 << 17  # of the longest text for which a worker makes no arrays anew
 MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 
 Result = TypeVar("Result")
@@ -91,6 +82,9 @@ class Encoder:
     ) -> None:
         self.dtype = dtype
         self.special_tokens = SpecialTokens(special_ids)
+        self._mark = int(np.iinfo(dtype).max)
+        between = BETWEEN.decode(errors="surrogateescape")
+        self._and_between = SpecialTokens({**special_ids, between: self._mark})
         bits = (2 * len(ranks) + 1).bit_length()
         self._head = Head(
             ENCODER_FIELDS,
@@ -106,15 +100,16 @@ class Encoder:
             },
         )
         rows = np.fromiter((value for pair, merge in ranks.items() for value in (*pair, *merge)), np.int64)
+        self._mark_is_free = self._mark > max(*byte_ids, *special_ids.values(), rows[3::4].max(initial=0))
         fill_merges(address_of(rows), len(ranks), self._head.address)
-        self.table = Table()
+        self.table = SharedTable()
         self._idle: list[Worker] = []  # each call takes one out, and makes one if none is left
 
     def encode(self, window: Window) -> np.ndarray | None:
         """Returns the ids of a window, dtype; None if one of its bytes has no token."""
         worker = self._take_worker()
         try:
-            return worker.encode(window, self)
+            return worker.encode(window, self, self.special_tokens)
         finally:
             self._idle.append(worker)
 
@@ -125,23 +120,34 @@ class Encoder:
         """
         worker = self._take_worker()
         try:
-            ids = worker.encode_text(text, self)
+            ids = worker.encode_text(text, self, self.special_tokens)
             return None if ids is None else convert(ids)
         finally:
             self._idle.append(worker)
+
+    def encode_texts(self, texts: Sequence[bytes]) -> list[list[int]] | None:
+        """Returns the ids of each of some texts, all valid UTF-8; None if a byte has no token, or no id is free.
+
+        They are encoded as one text, with a byte between them that UTF-8 never has, and the free id for it.
+        """
+        if not self._mark_is_free:
+            return None
+        worker = self._take_worker()
+        try:
+            ids = worker.encode_text(BETWEEN.join(texts), self, self._and_between)
+            if ids is None:
+                return None
+            ends = [*np.flatnonzero(ids == self._mark).tolist(), len(ids)]
+            listed = ids.tolist()
+        finally:
+            self._idle.append(worker)
+        return [listed[start:end] for start, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
 
     def _take_worker(self) -> "Worker":
         try:
             return self._idle.pop()
         except IndexError:
             return Worker(self._head, self.dtype)
-
-    def renew(self, full: Table) -> Table:
-        """Returns the table that follows a full one, which another thread may have made already."""
-        with _renewing:
-            if self.table is full:
-                self.table = full.renewed()
-            return self.table
 
     def encode_corpus(self, corpus: Corpus, num_threads: int) -> Iterator[tuple[Window, np.ndarray | None]]:
         """Yields (window, ids) for all files, in order; the ids are None if a byte has no token."""
@@ -151,19 +157,6 @@ class Encoder:
             return window, self.encode(window)
 
         return in_order(work, cut_into_windows(corpus, self.special_tokens), num_threads)
-
-
-_renewing = threading.Lock()
-
-
-def _forget_lock() -> None:
-    """Gives a forked process a lock of its own: the thread that held this one may not be there to release it."""
-    global _renewing
-    _renewing = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
 
 
 class Worker:
@@ -181,28 +174,28 @@ class Worker:
         self._head[WORK] = np.empty((num_tokens, WORK_BYTES), np.uint8)
         self._head[CAPACITY] = num_tokens
 
-    def encode(self, window: Window, encoder: Encoder) -> np.ndarray | None:
+    def encode(self, window: Window, encoder: Encoder, specials: SpecialTokens) -> np.ndarray | None:
         """Returns the ids of a window, encoder.dtype; None if one of its bytes has no token."""
         ids = np.empty(window.length + 8, encoder.dtype)
-        count = self._run(address_of(window.buffer), window.length, address_of(ids), encoder)
+        count = self._run(address_of(window.buffer), window.length, address_of(ids), encoder, specials)
         return None if count < 0 else ids[:count]
 
-    def encode_text(self, text: bytes, encoder: Encoder) -> np.ndarray | None:
+    def encode_text(self, text: bytes, encoder: Encoder, specials: SpecialTokens) -> np.ndarray | None:
         """Returns the ids as `encode` does; of a short text in an array that the next call overwrites."""
         length = len(text)
         if length > KEPT_BYTES:
-            return self.encode(Window.of_bytes(text), encoder)
+            return self.encode(Window.of_bytes(text), encoder, specials)
         self._view[:length] = text
         address, ids = self._addresses
-        count = self._run(address, length, ids, encoder)
+        count = self._run(address, length, ids, encoder, specials)
         return None if count < 0 else self._ids[:count]
 
-    def _run(self, position: int, length: int, ids: int, encoder: Encoder) -> int:
+    def _run(self, position: int, length: int, ids: int, encoder: Encoder, specials: SpecialTokens) -> int:
         """Writes the ids of a text; returns their number, or -1 if one of its bytes has no token."""
-        end, out, table = position + length, ids, encoder.table
+        end, out, table = position + length, ids, encoder.table.current
         while True:
             status, position, out = encode_window(
-                position, end, out, table.head.address, *self._fixed, *encoder.special_tokens.arguments
+                position, end, out, table.head.address, *self._fixed, *specials.arguments
             )
             if status == DONE:
                 return (out - ids) // encoder.dtype.itemsize
@@ -211,7 +204,7 @@ class Worker:
             if status == SCRATCH_FULL:
                 self._set_capacity(4 * self._head[CAPACITY])
             else:
-                table = encoder.renew(table)
+                table = encoder.table.renew(table)
 
 
 @compiled
@@ -273,33 +266,3 @@ def encode_window(
             out += width
             position += load64(specials + SPECIAL_ROW * special + SPECIAL_LENGTH)
     return DONE, position, out
-
-
-@compiled
-def remember(
-    table: int, slot: int, low: int, high: int, address: int, length: int, out: int, count: int, width: int
-) -> None:
-    """Stores the ids of a pre-token, `count` of them at `out`, in its free slot; does nothing if there is no room."""
-    value, more = load64(out), load64(out + 8) & LOW_HALF | count << 32
-    if length > INLINE_BYTES or count * width > 12:
-        text = length if length > INLINE_BYTES else 0
-        place = add_shared(table + ARENA_USED, text + count * width)
-        if place + text + count * width + 8 > load64(table + ARENA_SIZE):  # 8: ids are read 8 bytes at a time
-            return
-        copy_bytes(address, load64(table + ARENA) + place, text)
-        copy_bytes(out, load64(table + ARENA) + place + text, count * width)
-        value, more = place, count
-    if load64(table + USED) < load64(table + LIMIT) and take_shared(slot + 8, BEING_FILLED) == 0:
-        add_shared(table + USED, 1)
-        store64(slot, low)
-        store64(slot + 16, value)
-        store64(slot + 24, more)
-        store_shared(slot + 8, high)
-
-
-@compiled
-def is_full(table: int) -> bool:
-    """Tells whether a chunk might fill the table's slots or its arena."""
-    return load64(table + USED) + CHUNK_STARTS > load64(table + LIMIT) or load64(
-        table + ARENA_USED
-    ) + 8 * CHUNK > load64(table + ARENA_SIZE)

@@ -9,6 +9,9 @@ A slot is free while its high word is 0. If a slot is taken by another key, the 
 share a table: one that wants a slot first marks it BEING_FILLED, and stores the high word when all the rest is there.
 """
 
+import os
+import threading
+
 import numpy as np
 
 from tokenization.native.compiling import compiled
@@ -16,6 +19,8 @@ from tokenization.native.instructions import (
     LOW_HALF,
     MIX_1,
     MIX_2,
+    add_shared,
+    copy_bytes,
     fold_multiply,
     load64,
     load_shared,
@@ -23,6 +28,8 @@ from tokenization.native.instructions import (
     same_bytes,
     shift_right,
     store64,
+    store_shared,
+    take_shared,
 )
 from tokenization.native.memory import Head, address_of
 
@@ -99,6 +106,33 @@ class Table:
         return Table() if too_large else self.larger(0)
 
 
+class SharedTable:
+    """The table of ids that threads share; a full one is replaced."""
+
+    def __init__(self) -> None:
+        self.current = Table()
+
+    def renew(self, full: Table) -> Table:
+        """Returns the table that follows a full one, which another thread may have made already."""
+        with _renewing:
+            if self.current is full:
+                self.current = full.renewed()
+            return self.current
+
+
+_renewing = threading.Lock()
+
+
+def _forget_lock() -> None:
+    """Gives a forked process a lock of its own: the thread that held this one may not be there to release it."""
+    global _renewing
+    _renewing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
 class Scratch:
     """One thread's memory for a chunk: where its pre-tokens begin, and their home slots."""
 
@@ -169,6 +203,36 @@ def find_homes(starts: int, count: int, homes: int, slots: int, shift: int) -> N
         slot = home_slot(slots, shift, low, high)
         prefetch(slot)
         store64(homes + 8 * index, slot)
+
+
+@compiled
+def remember(
+    table: int, slot: int, low: int, high: int, address: int, length: int, out: int, count: int, width: int
+) -> None:
+    """Stores the ids of a pre-token, `count` of them at `out`, in its free slot; does nothing if there is no room."""
+    value, more = load64(out), load64(out + 8) & LOW_HALF | count << 32
+    if length > INLINE_BYTES or count * width > 12:
+        text = length if length > INLINE_BYTES else 0
+        place = add_shared(table + ARENA_USED, text + count * width)
+        if place + text + count * width + 8 > load64(table + ARENA_SIZE):  # 8: ids are read 8 bytes at a time
+            return
+        copy_bytes(address, load64(table + ARENA) + place, text)
+        copy_bytes(out, load64(table + ARENA) + place + text, count * width)
+        value, more = place, count
+    if load64(table + USED) < load64(table + LIMIT) and take_shared(slot + 8, BEING_FILLED) == 0:
+        add_shared(table + USED, 1)
+        store64(slot, low)
+        store64(slot + 16, value)
+        store64(slot + 24, more)
+        store_shared(slot + 8, high)
+
+
+@compiled
+def is_full(table: int) -> bool:
+    """Tells whether a chunk might fill the table's slots or its arena."""
+    return load64(table + USED) + CHUNK_STARTS > load64(table + LIMIT) or load64(
+        table + ARENA_USED
+    ) + 8 * CHUNK > load64(table + ARENA_SIZE)
 
 
 @compiled

@@ -17,7 +17,8 @@ class SpecialTokens:
     """Special tokens as kernels read them: rows of fields, longer tokens first."""
 
     def __init__(self, ids: Mapping[str, int]) -> None:
-        tokens = sorted(((text.encode(), token_id) for text, token_id in ids.items()), key=lambda item: -len(item[0]))
+        encoded = ((text.encode(errors="surrogateescape"), token_id) for text, token_id in ids.items())
+        tokens = sorted(encoded, key=lambda item: -len(item[0]))
         self.longest = len(tokens[0][0]) if tokens else 1
         self._text = np.frombuffer(b"".join(token for token, _ in tokens) + bytes(PADDING), np.uint8)
         self._first = np.frombuffer(bytes({token[0] for token, _ in tokens}) + b"\0", np.uint8)

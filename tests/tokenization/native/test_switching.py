@@ -7,10 +7,11 @@ import sys
 import threading
 
 import numba  # noqa: F401  # what the loading thread imports
+import numpy as np
 import pytest
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
-from tokenization import Tokenizer, kernels
+from tokenization import InputError, Tokenizer, kernels
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import CL100K_PATTERN, count_pretokens
@@ -116,6 +117,58 @@ def test_texts_one_after_the_other_in_the_same_memory(tokenizer, monkeypatch):
     for length in range(195, 206):
         assert tokenizer.encode("ab" * length) == tokenizer.encode_plainly("ab" * length)
         assert tokenizer.encode("x" * length) == tokenizer.encode_plainly("x" * length)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("num_threads", [None, 1, 3])
+def test_a_batch_and_an_array_are_what_single_calls_give(tokenizer, monkeypatch, loaded, num_threads):
+    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 300)
+    if loaded:
+        tokenizer._load_encoder()
+    source = random.Random(3)
+    texts = [random_text(source) for _ in range(200)] + ["", long_text(1)]
+    expected = [tokenizer.encode_plainly(text) for text in texts]
+    assert tokenizer.encode_batch(iter(texts), num_threads) == expected
+    assert tokenizer.decode_batch(expected) == texts
+    arrays = [tokenizer.encode_to_numpy(text) for text in texts]
+    assert {array.dtype for array in arrays} == {np.dtype(np.uint16)}
+    assert [array.tolist() for array in arrays] == expected
+    assert tokenizer.decode_batch(arrays) == texts
+    assert tokenizer.encode_batch([], num_threads) == tokenizer.decode_batch([]) == []
+
+
+@pytest.mark.parametrize("last_token", [b"no merge's", b"'t"])
+def test_a_batch_where_every_id_of_16_bits_is_a_token(last_token):
+    """So that none is free for what stands between two texts."""
+    others = (b"token %d" % number for number in range(len(VOCAB), 65535))
+    vocab = dict(enumerate([*VOCAB.values(), *others, last_token]))
+    tokenizer = Tokenizer(vocab, [*MERGES, (b"'", b"t")] if last_token == b"'t" else MERGES, SPECIAL_TOKENS)
+    tokenizer._load_encoder()
+    texts = [SEED_TEXT, "", "'t", "it's, isn't it?"]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode_plainly(text) for text in texts]
+    assert (65535 in tokenizer.encode("'t")) == (last_token == b"'t")
+
+
+def test_a_batch_names_what_cannot_be_encoded(tokenizer):
+    with pytest.raises(InputError, match="texts is a string; it must be a list"):
+        tokenizer.encode_batch("text")
+    tokenizer._load_encoder()
+    with pytest.raises(InputError, match=r"lone surrogate U\+D800"):
+        tokenizer.encode_batch(["a", "\ud800"])
+    with pytest.raises(InputError, match=r"lone surrogate U\+D800"):
+        tokenizer.encode_to_numpy("\ud800")
+    with pytest.raises(InputError, match="token id 9999 is not in the vocabulary"):
+        tokenizer.decode_batch([[97], [9999]])
+
+
+def test_arrays_of_a_large_vocabulary_are_uint32():
+    wide = Tokenizer({token_id + 70_000: token for token_id, token in VOCAB.items()}, MERGES, SPECIAL_TOKENS)
+    plain = wide.encode_to_numpy(SEED_TEXT)
+    wide._load_encoder()
+    native = wide.encode_to_numpy(SEED_TEXT)
+    assert plain.dtype == native.dtype == np.uint32
+    assert plain.tolist() == native.tolist() == wide.encode_plainly(SEED_TEXT)
+    assert wide.decode(native) == SEED_TEXT
 
 
 # --- processes of their own ---
