@@ -1,5 +1,6 @@
 """Writes a model and its tokenizer as one GGUF file, for llama.cpp and what is built on it."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: s
             holds = np.isfinite(gguf.quants.dequantize(quantized, chosen)).all()
         refuse_overflow(key, ours[key], bool(holds), dtype)
         writer.add_tensor(name, quantized, raw_dtype=chosen)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with contextlib.closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
 
 
 def add_tokenizer(writer: Any, tokenizer: Tokenizer, num_rows: int) -> None:

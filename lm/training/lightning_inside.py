@@ -29,6 +29,7 @@ HARMLESS_WARNINGS = (
     "You're resuming from a checkpoint that ended before",  # our batches follow from the step: nothing is lost
     "The '.*_dataloader' does not have many workers",  # a batch takes 0.1 ms to gather
     ".*isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13
+    "The number of training batches .* is smaller than the logging interval",  # a run's last step is always logged
     "Checkpoint directory .* exists and is not empty",
     "Be aware that when using `ckpt_path`, callbacks",  # a changed setting, and announced as such
 )

@@ -537,7 +537,7 @@ def test_settings_that_cannot_work(wish, lm, fit_arguments, tmp_path):
 @pytest.mark.parametrize("wrong", [{"learning_rate": NAN}, {"weight_decay": INF}, {"z_loss": NAN}, {"eps": 0.0}])
 def test_the_classes_refuse_as_well(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        LanguageModel(32, 8, 8, 1, 1, **wrong)
+        LanguageModel(vocab_size=32, context_length=8, d_model=8, num_layers=1, num_heads=1, **wrong)
 
 
 def test_a_sweep_over_what_cannot_be_is_refused_before_its_first_run(lm, fit_arguments, tmp_path):

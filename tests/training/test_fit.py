@@ -584,7 +584,6 @@ def test_a_trainer_of_ones_own_trains_the_same(run, token_data):
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)")
 def test_what_is_no_batch_and_a_run_without_a_length_are_refused(token_data):
     model = LanguageModel(vocab_size=320, context_length=16, d_model=16, num_layers=1, num_heads=2)
     with pytest.raises(InputError, match="a batch is a Tensor; it must be a pair of tensors"):

@@ -36,7 +36,6 @@ from lm.training import config_files, lightning_inside
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no `val_dataloader`",
     "ignore:The '.*_dataloader' does not have many workers",
-    "ignore:.*isinstance\\(treespec, LeafSpec\\)",
     "ignore:LightningCLI's args parameter",
     "ignore:\\s*(By default only one|``ArgumentParser.add_inst|skip_none parameter)",  # of Lightning's own calls
 )
@@ -189,6 +188,7 @@ def test_the_harmless_warnings_are_still_given():
         "You're resuming from a checkpoint that ended before": "You're resuming from a checkpoint that ended before",
         "The '.*_dataloader' does not have many workers": "does not have many workers",
         ".*isinstance\\(treespec, LeafSpec\\)": "LeafSpec",
+        "The number of training batches .* is smaller than the logging interval": "is smaller than the logging interval",
         "Checkpoint directory .* exists and is not empty": "exists and is not empty",
         "Be aware that when using `ckpt_path`, callbacks": "Be aware that when using `ckpt_path`",
     }

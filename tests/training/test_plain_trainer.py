@@ -19,7 +19,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:You defined a `validation_step` but have no `val_dataloader`",
     "ignore:The '.*_dataloader' does not have many workers",
     "ignore:Be aware that when using `ckpt_path`, callbacks",
-    "ignore:.*isinstance\\(treespec, LeafSpec\\)",
 )
 
 SHAPE = {"vocab_size": 50, "context_length": 16, "d_model": 16, "num_layers": 1, "num_heads": 2}
