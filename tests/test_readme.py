@@ -1,4 +1,4 @@
-"""README's commands do what it says: each block of them runs, in order, in a folder of its own.
+"""README's commands and its Python do what it says: each block runs, in order, in a folder of its own.
 
 The texts and the model are made small, and nothing else is changed.
 """
@@ -9,14 +9,19 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from helpers import ROOT
 from helpers.processes import ForkServer
 
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if not line.startswith("make ")]
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if not line.startswith("make ")]
 
 
 def shorten(text: str, documents: int) -> str:
@@ -52,7 +57,15 @@ def workplace(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def test_readme_commands_run_in_order(workplace: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:You defined a `validation_step` but have no `val_dataloader`",
+    "ignore:The '.*_dataloader' does not have many workers",
+    "ignore:The number of training batches",
+    "ignore:.*isinstance\\(treespec, LeafSpec\\)",
+)
+def test_readme_commands_run_in_order(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(COMMANDS) >= 12
     environment = os.environ | {"PATH": f"{workplace / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     outputs = {}
@@ -67,6 +80,16 @@ def test_readme_commands_run_in_order(workplace: Path) -> None:
     for run in ("demo", "mine"):
         names = {path.name for path in (workplace / "checkpoints" / run).iterdir()}
         assert {"config.yaml", "last.ckpt", "best.ckpt", "tokenizer"} <= names
+    monkeypatch.chdir(workplace)
+    write, train = blocks("python")
+    exec(write, {})
+    text = capsys.readouterr().out
+    assert text.startswith("Once upon a time")
+    assert len(text) > 60
+    variables: dict[str, Any] = {}
+    exec(train, variables)
+    assert "`Trainer.fit` stopped: `max_steps=50` reached." in capsys.readouterr().err
+    assert variables["windows"].shape[1] == 65
 
 
 def test_readme_names_every_file_of_the_code() -> None:
