@@ -1,1 +1,1 @@
-"""Writing with a trained model: from logits to tokens, and from tokens to text."""
+"""Generation with a trained model: from logits to tokens, and from tokens to characters."""

@@ -1,5 +1,7 @@
-"""What can be shown of a text that is being written: characters instead of tokens, up to a stop string, and how likely
-each token was."""
+"""Turns the tokens of a text being generated into characters that can be shown, up to a stop string.
+
+Each token can be shown with its log-probability. How the tokens are drawn is in writer.py.
+"""
 
 import codecs
 from bisect import bisect_left
@@ -7,31 +9,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm.generation.writer import Drawn, Text, Writer, write_texts
+from lm.generation.texts import Drawn, Text
+from lm.generation.writer import Writer, write_texts
 from tokenization import InputError, Tokenizer
 
 
 class TextStream:
     """Turns a text's tokens into characters as they come.
 
-    It gives out only whole characters, and none that may yet turn out to belong to a stop string. The text ends before
-    the first stop string; stopped says that it has.
+    It returns only whole characters, and none that may yet turn out to be part of a stop string. The text ends before
+    the first stop string; then stopped is True. Raises InputError for an empty stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
         if "" in stops:
-            raise InputError("an empty stop string would end every text before it begins; leave it out")
+            raise InputError("an empty stop string would end every text before its first token; leave it out")
         self.tokenizer, self.stops, self.stopped = tokenizer, stops, False
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
-        self.shown = 0  # characters
-        self.offsets: list[int] = []  # of each token: the character that its first byte belongs to
+        self.shown = 0  # number of characters
+        self.offsets: list[int] = []  # for each token: the number of the character that its first byte belongs to
 
     def feed(self, token_id: int) -> str:
         """Adds a token, and returns the characters that can be shown now."""
         data = self.tokenizer.decode_bytes([token_id])
         self.held += self.decoder.decode(data[:1])
-        begins_whole = bool(data) and not self.decoder.getstate()[0]  # its first byte has completed a character
+        begins_whole = bool(data) and not self.decoder.getstate()[0]  # the first byte completes a character
         self.offsets.append(self.shown + len(self.held) - begins_whole)
         self.held += self.decoder.decode(data[1:])
         return self._release(
@@ -39,13 +42,13 @@ class TextStream:
         )
 
     def close(self) -> str:
-        """Returns the characters that are left when no token follows."""
+        """Returns the remaining characters, when no token follows."""
         self.held += self.decoder.decode(b"", final=True)
         return self._release(0)
 
     @property
     def tokens_shown(self) -> int:
-        """The number of tokens that begin within what has been shown."""
+        """The number of tokens that begin within the characters shown."""
         return bisect_left(self.offsets, self.shown)
 
     def _release(self, kept: int) -> str:
@@ -61,7 +64,7 @@ class TextStream:
 
 @dataclass
 class Continuation:
-    """A prompt and the text that continues it. echo: the text begins with the prompt."""
+    """A prompt and what is shown of its completion; echo: the prompt is shown first."""
 
     prompt: str
     text: Text
@@ -69,11 +72,11 @@ class Continuation:
     echo: bool = False
     written: str = ""
     drawn: list[Drawn] = field(default_factory=list)
-    listed: list[tuple[Drawn, int]] = field(default_factory=list)  # the tokens of what is written, and where they begin
-    over: bool = False  # nothing more of it comes
+    listed: list[tuple[Drawn, int]] = field(default_factory=list)  # the tokens shown, and where each begins
+    over: bool = False  # nothing more will be shown
 
     def feed(self, drawn: Drawn) -> str:
-        """Adds a token, or the end, and returns the characters that can be shown now."""
+        """Adds a token, or the end of the text, and returns the characters that can be shown now."""
         begins = not self.drawn and not self.listed
         shown = self.prompt if begins and self.echo else ""
         if begins and self.echo:
@@ -97,10 +100,7 @@ class Continuation:
         self.listed += zip(self.text.scored, stream.offsets, strict=True)
 
     def list_tokens(self, newest: Drawn) -> None:
-        """Lists the tokens of what is written, but none that a stop string cuts off.
-
-        Where the model has drawn the end of the text, it comes last.
-        """
+        """Lists the tokens shown, without those that a stop string cuts off; an end that the model drew comes last."""
         before, start = (len(self.text.scored), len(self.prompt)) if self.echo else (0, 0)
         whole = self.over and not self.stream.stopped
         until = len(self.drawn) if whole else self.stream.tokens_shown
@@ -112,10 +112,11 @@ class Continuation:
 
     @property
     def finish_reason(self) -> str:
+        """Why the completion ended: "stop", "length" or "error"; "" while it goes on."""
         return "stop" if self.stream.stopped else self.text.finish
 
     def record(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        """Returns the continuation as an object of JSON."""
+        """Returns the continuation as a JSON object."""
         found = {
             "prompt": self.prompt,
             "text": self.written,
@@ -130,17 +131,17 @@ class Continuation:
         return found
 
 
-LEAST = -9999.0  # of log-probabilities, as in OpenAI's API: JSON has no infinity
+LEAST = -9999.0  # stands for -infinity, which JSON does not have, as in OpenAI's API
 
 
 def token_record(tokenizer: Tokenizer, drawn: Drawn) -> dict[str, Any]:
-    """Returns a drawn token and its log-probability, and the likeliest tokens where they were asked for."""
+    """Returns a drawn token with its log-probability, and the likeliest tokens if they were asked for."""
     token_id = tokenizer.end_of_text_id if drawn.token_id is None else drawn.token_id
     assert token_id is not None
-    score = drawn.log_probability
+    log_probability = drawn.log_probability
     found: dict[str, Any] = {
         "token": name_token(tokenizer, token_id),
-        "logprob": None if score is None else max(score, LEAST),
+        "logprob": None if log_probability is None else max(log_probability, LEAST),
     }
     if drawn.likeliest:
         found["top"] = {name_token(tokenizer, token_id): max(value, LEAST) for token_id, value in drawn.likeliest}
@@ -148,7 +149,7 @@ def token_record(tokenizer: Tokenizer, drawn: Drawn) -> dict[str, Any]:
 
 
 def name_token(tokenizer: Tokenizer, token_id: int) -> str:
-    """Returns a token's text; one that is not UTF-8 by itself is named by its bytes, as in OpenAI's API."""
+    """Returns a token's characters; one that is not UTF-8 by itself is named by its bytes, as in OpenAI's API."""
     data = tokenizer.decode_bytes([token_id])
     try:
         return data.decode()
@@ -159,7 +160,7 @@ def name_token(tokenizer: Tokenizer, token_id: int) -> str:
 def write_continuations(
     writer: Writer, continuations: Sequence[Continuation], rows: int
 ) -> Iterator[tuple[Continuation, str]]:
-    """Writes the continuations, at most `rows` at a time, and yields each with what it has more to show."""
+    """Generates the continuations, at most `rows` at a time; yields each with the characters that it can now show."""
     by_number = {continuation.text.number: continuation for continuation in continuations}
     for drawn in write_texts(writer, (continuation.text for continuation in continuations), rows):
         continuation = by_number[drawn.text.number]

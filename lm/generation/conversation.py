@@ -1,7 +1,7 @@
-"""A conversation with a model: one types, the model continues, one types on.
+"""A conversation with a model: the user types, the model continues, the user types on.
 
-All that was typed and written is one text. The seed moves on with every continuation, so that the whole conversation
-can be had again.
+Everything typed and generated is one text. The seed grows by 1 with every continuation, so that a whole conversation
+can be repeated.
 """
 
 from collections.abc import Generator, Sequence
@@ -10,12 +10,13 @@ from typing import Any
 
 from lm.generation.continuation import TextStream
 from lm.generation.sampling import Sampling
-from lm.generation.writer import Text, Writer
+from lm.generation.texts import Text
+from lm.generation.writer import Writer
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 
 
 class Conversation:
-    """The text so far, and the settings by which it is continued."""
+    """The text so far, and the settings of its continuation."""
 
     def __init__(
         self,
@@ -28,21 +29,22 @@ class Conversation:
     ):
         self.writer, self.tokenizer, self.sampling, self.stops = writer, tokenizer, sampling, stops
         self.seed, self.max_new_tokens = seed, max_new_tokens
-        self.text, self.before = "", ""  # all of it; what it was before the model's last words
+        self.text, self.before = "", ""  # the whole text; the text before the model's last continuation
 
     def forget(self) -> None:
-        """Begins another text."""
+        """Begins a new text."""
         self.text = self.before = ""
 
     def take_back(self) -> str:
-        """Removes what the model wrote last, and returns the text that is left."""
+        """Removes the model's last continuation, and returns the text that is left."""
         self.text = self.before
         return self.text
 
     def go_on(self, words: str = "") -> Generator[str, None, None]:
-        """Adds the words, and returns an iterator over what the model writes after them, as it comes.
+        """Appends the words, and returns an iterator over the model's continuation, as it is generated.
 
-        The model, a stop string, max_new_tokens, or closing the iterator ends it. It raises the error that ended it.
+        It ends by the model's end-of-text token, a stop string or max_new_tokens, or when the iterator is closed. The
+        iterator raises the error of a continuation that failed.
         """
         self.text += words
         self.before = self.text
@@ -71,19 +73,19 @@ class Conversation:
         return written
 
     def set(self, name: str, values: list[str]) -> None:
-        """Changes a setting; InputError where there is none of that name, or it cannot have the value."""
+        """Changes a setting; InputError for an unknown name or a value out of its range."""
         own, of_sampling = ("seed", "max_new_tokens"), [each.name for each in fields(Sampling)]
         if name not in (*own, *of_sampling) or len(values) != 1:
             names = ", /".join((*of_sampling, *own))
-            raise InputError(f"/{' '.join([name, *values])}: there are /{names}, each with a number; and /help")
+            raise InputError(f"/{' '.join([name, *values])}: the settings are /{names}, each with a number; see /help")
         try:
             value: Any = int(values[0]) if name in (*own, "top_k") else float(values[0])
         except ValueError:
-            raise InputError(f"/{name} {values[0]}: is not a number that it can be") from None
+            raise InputError(f"/{name} {values[0]}: is not a number of the right kind") from None
         if name in of_sampling:
             self.sampling = replace(self.sampling, **{name: value})
             return
         least = 1 if name == "max_new_tokens" else 0
         if not least <= value < 1 << 62:
-            raise InputError(f"/{name} {value}: it must be at least {least}, and below 2^62")
+            raise InputError(f"/{name} {value}: it must be at least {least} and below 2^62")
         setattr(self, name, value)

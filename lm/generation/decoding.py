@@ -1,14 +1,14 @@
-"""Reading texts with the model as they grow, to say what comes next.
+"""Computes the logits of the next token for a batch of growing texts, with a key-value cache or without.
 
-    read(row, token_ids)   a text begins in a row of the batch   -> logits (vocab_size,), or those after every token
-    step(token_ids)        each row's text grows by one token    -> logits (rows, vocab_size)
-    drop(row)              a text has ended; the last row takes its place
+    read(row, token_ids)   begins a text in a row of the batch    -> logits (vocab_size,), or those after each token
+    step(token_ids)        appends one token to each row's text   -> logits (rows, vocab_size)
+    drop(row)              removes a text; the last row takes its place
 
-A text longer than the context is read from a later token on: half a context is left, which then fills up again. So the
-model always sees between half a context and a whole one, and few tokens are read twice.
+A text may be longer than the context. When its window is full, the older half is dropped, and the rest is read again:
+the model always sees between half a context and a whole one, and few tokens are read twice.
 
-PlainReader asks the model as it is, and reads the whole window for every token: slow, and the measure of what is right.
-CachedReader is the same model laid out for single tokens, with the keys and values of what it has read.
+PlainReader calls the model as it is and reads the whole window for every token: slow, it defines what is right.
+CachedReader computes the same function, laid out for single tokens, and keeps the keys and values of those before.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ SUPPORT = Support(
 
 
 class Reader:
-    """Keeps, for each row, the window of its text that the model sees."""
+    """The base of both readers: keeps, for each row, the window of its text that the model sees."""
 
     def __init__(self, model: TransformerLM):
         self.model = model
@@ -49,46 +49,52 @@ class Reader:
 
     @torch.inference_mode()
     def read(self, row: int, token_ids: Sequence[int], every: bool = False) -> Tensor:
-        """row: a new one, the next, or one whose text is over. every: gives (len(token_ids), vocab_size), what comes
-        after each token, of a text that fits into the context."""
+        """Begins a text in a row, the next new one or one whose text is over; returns the logits after its last token.
+
+        every: returns those after each token, (len(token_ids), vocab_size); then the text must fit the context.
+        """
         self.windows[row : row + 1] = [list(token_ids)]
         self.shorten(row, len(token_ids))
         return self.read_window(row, every)
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int]) -> Tensor:
+        """Appends a token to each row's text; returns the logits after it, (rows, vocab_size)."""
         for row, token_id in enumerate(token_ids):
             if self.shorten(row, len(self.windows[row]) + 1):
-                self.begin_again(row)
+                self.read_again(row)
             self.windows[row].append(token_id)
         return self.read_newest()
 
     def drop(self, row: int) -> None:
+        """Removes a row's text; the last row takes its place."""
         self.windows[row] = self.windows[-1]
         self.windows.pop()
 
     def shorten(self, row: int, length: int) -> bool:
-        """Makes room where a window would have this length; True where there was none."""
+        """Drops old tokens if a window of this length would exceed the context; returns whether it did."""
         excess = length - self.model.context_length
         if excess > 0:
             del self.windows[row][: length - max(1, self.model.context_length // 2)]
         return excess > 0
 
     def read_window(self, row: int, every: bool = False) -> Tensor:
-        """A row's whole window -> (vocab_size,), what comes after it, or (tokens, vocab_size), after each token."""
+        """Returns the logits after a row's window, (vocab_size,), or those after each of its tokens."""
         raise NotImplementedError
 
     def read_newest(self) -> Tensor:
-        """Each row's last token, where all before it has been read -> (rows, vocab_size)."""
+        """Returns the logits after each row's last token, (rows, vocab_size); all tokens before it have been read."""
         raise NotImplementedError
 
-    def begin_again(self, row: int) -> None:
-        """The row's window has been shortened: what was remembered of it does not hold."""
+    def read_again(self, row: int) -> None:
+        """Renews what is kept of a row whose window has been shortened."""
 
 
 class PlainReader(Reader):
+    """Reads the whole window for every token, by the model as it is."""
+
     def read_window(self, row: int, every: bool = False) -> Tensor:
-        logits = self.model(torch.tensor([self.windows[row]], device=self.device))[0]
+        logits: Tensor = self.model(torch.tensor([self.windows[row]], device=self.device))[0]
         return logits if every else logits[-1]
 
     def read_newest(self) -> Tensor:
@@ -96,7 +102,7 @@ class PlainReader(Reader):
 
 
 def products(block: TransformerBlock) -> list[Sequence[Tensor]]:
-    """Return a block's weights in the order of their use, grouped by the product that joins them."""
+    """Returns a block's weights in the order of their use, grouped by the product that joins them."""
     attn, ffn = block.attn, block.ffn
     qkv = [attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight]
     w13 = [ffn.w1.weight, ffn.w3.weight] if isinstance(ffn, SwiGLU) else [ffn.w1.weight]
@@ -105,17 +111,17 @@ def products(block: TransformerBlock) -> list[Sequence[Tensor]]:
 
 @dataclass
 class Places:
-    """Where new tokens stand, for all layers alike; seq of them in each of the rows."""
+    """The places of the new tokens, seq in each of the rows; the same in all layers."""
 
     rows: slice
     length: int  # of the longest row
-    slots: Tensor  # (rows * num_heads * seq,): theirs in a layer's keys and values, as rows of d_k numbers
-    turns: Tensor | None  # (rows, 1, seq, d_k / 2): RoPE's rotations, as complex numbers
-    mask: Tensor | None  # (rows, 1, seq, length): what each token may attend to; None is everything
+    slots: Tensor  # (rows * num_heads * seq,): indices into a layer's keys or values, seen as rows of d_k numbers
+    rotations: Tensor | None  # (rows, 1, seq, d_k / 2): RoPE's, as complex numbers
+    mask: Tensor | None  # (rows, 1, seq, length): True where a token may attend; None is everywhere
 
 
 class CachedBlock:
-    """The parts of a TransformerBlock, attn(x, places), ffn(x) and the norms, for tokens that come one by one."""
+    """A TransformerBlock for tokens that come one by one: attn(x, places), ffn(x) and the norms."""
 
     def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, dtype: torch.dtype, layout: str):
         self.keys, self.values = keys, values  # (batch_size, num_heads, context_length, d_k)
@@ -124,13 +130,13 @@ class CachedBlock:
         self.qkv, self.output, self.w13, self.w2 = (lay_out(weights, dtype, layout) for weights in products(block))
 
     def attn(self, x: Tensor, places: Places) -> Tensor:
-        """Attends in float32, as the cache is kept: there a CPU is faster than in bfloat16."""
+        """Attends in float32, the dtype of the cache, in which a CPU attends faster than in bfloat16."""
         _, num_heads, _, d_k = self.keys.shape
-        q, k, v = self.qkv(x).float().unflatten(-1, (3, num_heads, d_k)).permute(2, 0, 3, 1, 4)
+        q, k, v = torch.unflatten(self.qkv(x).float(), -1, (3, num_heads, d_k)).permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if places.turns is not None:
-            q, k = rotate(q, places.turns), rotate(k, places.turns)
+        if places.rotations is not None:
+            q, k = rotate(q, places.rotations), rotate(k, places.rotations)
         for cache, new in ((self.keys, k), (self.values, v)):
             cache.view(-1, d_k).index_copy_(0, places.slots, new.reshape(-1, d_k))
         k, v = (cache[places.rows, :, : places.length] for cache in (self.keys, self.values))
@@ -144,27 +150,28 @@ class CachedBlock:
         return self.w2(silu(gate) * value)
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """RoPE: a pair of features is a complex number, and its rotation a product with e^(i angle)."""
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+def rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Applies RoPE: a pair of features is a complex number, and its rotation a product with e^(i angle)."""
+    return torch.view_as_real(torch.view_as_complex(torch.unflatten(x, -1, (-1, 2))) * rotations).flatten(-2)
 
 
 class CachedReader(Reader):
-    """The time of a step at batch 1 is the time to fetch every weight from memory once. So weights are copied into the
-    order in which they are fetched fastest (layouts.py), and in bfloat16 there is half as much to fetch.
+    """Reads each token once, with a key-value cache.
 
-    batch_size: rows at most.
+    At batch size 1 a step takes as long as it takes to fetch every weight from memory once. So the weights are copied
+    into the layout that is read fastest (layouts.py); in bfloat16 there is half as much to read. batch_size: the most
+    rows. Raises InputError for a model with settings that are not supported.
     """
 
     def __init__(self, model: TransformerLM, batch_size: int, dtype: torch.dtype):
         SUPPORT.check(model)
         super().__init__(model)
         self.dtype, self.embeddings = dtype, model.token_embeddings.weight.detach()
-        # Zeros: what a row has not filled has an attention weight of 0, and 0 times an unset NaN would be NaN.
+        # Zeros, as slots not yet filled have an attention weight of 0, and 0 times NaN would be NaN.
         sizes = 2, len(model.layers), batch_size, model.num_heads, model.context_length, model.d_k
         self.keys, self.values = torch.zeros(sizes, device=self.device)
         blocks = cast(list[TransformerBlock], list(model.layers))
-        head = [model.lm_head.weight[: model.vocab_size]]  # without the rows that no token has
+        head = [model.lm_head.weight[: model.vocab_size]]  # without the padding
         layout = choose_layout([head, *chain.from_iterable(map(products, blocks))], dtype, batch_size)
         self.layers = [
             partial(NORM_POSITIONS[block.norm_position], CachedBlock(block, keys, values, dtype, layout))
@@ -172,13 +179,13 @@ class CachedReader(Reader):
         ]
         self.lm_head = lay_out(head, dtype, layout)
         rope = blocks[0].attn.rope
-        self.turns = None if rope is None else torch.complex(rope.cos, rope.sin)  # (context_length, d_k / 2)
+        self.rotations = None if rope is None else torch.complex(rope.cos, rope.sin)  # (context_length, d_k / 2)
 
     def drop(self, row: int) -> None:
         last = len(self.windows) - 1
         for cache in (self.keys, self.values):
             cache[:, row] = cache[:, last]
-            cache[:, last] = 0  # a text that failed may leave NaN, which a weight of 0 would hand on to the next one
+            cache[:, last] = 0  # a text that failed may leave NaN, and 0 times NaN is NaN
         super().drop(row)
 
     def read_window(self, row: int, every: bool = False) -> Tensor:
@@ -187,13 +194,15 @@ class CachedReader(Reader):
     def read_newest(self) -> Tensor:
         return self.forward(slice(0, len(self.windows)), 1)
 
-    def begin_again(self, row: int) -> None:
+    def read_again(self, row: int) -> None:
         if self.windows[row]:
             self.read_window(row)
 
     def forward(self, rows: slice, seq: int, every: bool = False) -> Tensor:
-        """Reads the last seq tokens of each of these rows -> (rows, vocab_size), what comes after them; or that after
-        each of them, (rows, seq, vocab_size)."""
+        """Reads the last seq tokens of each of these rows; returns the logits after them, (rows, vocab_size).
+
+        every: returns those after each token, (rows, seq, vocab_size).
+        """
         token_ids = torch.tensor([window[-seq:] for window in self.windows[rows]], device=self.device)
         places = self.places(rows, seq)
         x = self.embeddings[token_ids].to(self.dtype)
@@ -205,6 +214,7 @@ class CachedReader(Reader):
         return self.lm_head(x)
 
     def places(self, rows: slice, seq: int) -> Places:
+        """Finds the places of the last seq tokens of each of these rows."""
         lengths = [len(window) for window in self.windows[rows]]
         num_heads, context_length, _ = self.keys.shape[-3:]
         positions = torch.tensor(lengths, device=self.device)[:, None] + torch.arange(-seq, 0, device=self.device)
@@ -213,5 +223,5 @@ class CachedReader(Reader):
         mask = None
         if seq > 1 or min(lengths) < max(lengths):
             mask = positions[:, None, :, None] >= torch.arange(max(lengths), device=self.device)
-        turns = None if self.turns is None else self.turns[positions][:, None]
-        return Places(rows, max(lengths), slots.flatten(), turns, mask)
+        rotations = None if self.rotations is None else self.rotations[positions][:, None]
+        return Places(rows, max(lengths), slots.flatten(), rotations, mask)

@@ -1,8 +1,8 @@
-"""How weights lie in memory while texts are written: as they are, or in oneDNN's own order.
+"""Chooses how weights are laid out in memory during generation: as they are, or in oneDNN's own order.
 
-A token needs every weight once, and which order is read faster depends on the processor, the dtype and the number of
-rows. So both are timed, once for each model's shape, and the choice is kept from run to run: the two orders round
-differently, and a seed is to write the same text tomorrow. Where it cannot be kept, the packed order is taken.
+Each token needs every weight once, and which layout is read faster depends on the processor, the dtype and the number
+of rows. So both are timed, once for each shape of model, and the choice is stored on this machine: the two round
+differently, and a seed is to give the same text tomorrow. Where it cannot be stored, the packed layout is used.
 """
 
 import time
@@ -17,13 +17,14 @@ from lm.machine.torch_inside import has_packed_product, packed_product
 
 Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features)
 
-FEWEST = 1 << 20  # weights, from which on it is worth while to choose
-MOST_BYTES = 1 << 28  # of weights to time, more than caches hold
-ROUNDS, LONGEST = 12, 2.0  # a round is begun within so many seconds
-GAIN = 0.95  # of the packed order's time, at most, for another to be taken
+FEWEST = 1 << 20  # weights; a smaller model is packed, untimed
+MOST_BYTES = 1 << 28  # of weights that are timed, more than caches hold
+ROUNDS, LONGEST = 12, 2.0  # the most rounds, and the seconds after which no other begins
+GAIN = 0.95  # the plain layout is used where it takes at most this share of the packed one's time
 
 
 def multiply_plain(weight: Tensor) -> Product:
+    """Returns the product with a weight as it is, (out_features, in_features)."""
     return lambda x: x @ weight.T
 
 
@@ -32,23 +33,24 @@ LAYOUTS = {PACKED: packed_product, PLAIN: multiply_plain}
 
 
 def can_pack(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether this weight can be laid out in oneDNN's order."""
+    """Tells whether this weight can be laid out in oneDNN's order."""
     return weight.is_cpu and has_packed_product(dtype)
 
 
 def lay_out(weights: Sequence[Tensor], dtype: torch.dtype, layout: str) -> Product:
-    """Lay out the weights of several Linear with one input, as one product: (..., in) -> (..., all out)."""
+    """Lays out the weights of several Linears that share an input as one product: (..., in) -> (..., all out)."""
     return LAYOUTS[layout](join(weights, dtype))
 
 
 def join(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Stacks weights that share an input: (all out_features, in_features)."""
     return torch.cat([weight.detach() for weight in weights]).to(dtype)
 
 
 def choose_layout(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows: int) -> str:
-    """Choose the faster layout for this machine, or the one chosen before.
+    """Chooses the faster layout on this machine, or the one chosen before.
 
-    products: the weights that each product of a token joins. rows: texts that are written at once, at most.
+    products: the weights that each product of a step joins. rows: the most texts generated at once.
     """
     if not can_pack(products[0][0], dtype):
         return PLAIN
@@ -57,8 +59,9 @@ def choose_layout(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows
         return PACKED
     rows = min(64, 1 << (rows - 1).bit_length())
     name = reading_name(shapes, dtype, rows)
-    chosen = recall(name)
-    if chosen not in LAYOUTS:
+    recalled = recall(name)
+    chosen = next((layout for layout in LAYOUTS if layout == recalled), None)
+    if chosen is None:
         seconds = time_layouts(products, dtype, rows)
         chosen = PLAIN if seconds[PLAIN] < GAIN * seconds[PACKED] else PACKED
         if not keep(name, chosen):
@@ -67,6 +70,7 @@ def choose_layout(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows
 
 
 def reading_name(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, rows: int) -> str:
+    """Names a choice by all that it depends on."""
     counts = ", ".join(f"{count} of {outputs} x {inputs}" for (outputs, inputs), count in Counter(shapes).items())
     where = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     return f"layout on {where}: {rows} rows in {str(dtype).removeprefix('torch.')}, {counts}"
@@ -74,9 +78,9 @@ def reading_name(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, rows: in
 
 @torch.inference_mode()
 def time_layouts(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows: int) -> dict[str, float]:
-    """Return the seconds that all products of a token take in each layout, taking turns.
+    """Returns the seconds that all products of a step take in each layout; the layouts take turns.
 
-    Each product counts by its fastest time: moments so short pass undisturbed on a busy machine, too.
+    Each product counts by its fastest time: in so short a moment even a busy machine may not disturb it.
     """
     joined, size = [], 0
     for weights in products:
@@ -86,7 +90,7 @@ def time_layouts(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows:
             break
     inputs = [torch.ones(rows, 1, weight.shape[1], dtype=dtype) for weight in joined]
     laid_out = {layout: [multiply(weight) for weight in joined] for layout, multiply in LAYOUTS.items()}
-    fewest = {layout: [float("inf")] * len(joined) for layout in LAYOUTS}
+    fastest = {layout: [float("inf")] * len(joined) for layout in LAYOUTS}
     begin = time.perf_counter()
     for done in range(ROUNDS):
         if done and time.perf_counter() > begin + LONGEST:
@@ -95,5 +99,5 @@ def time_layouts(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows:
             for number, (product, x) in enumerate(zip(multiplied, inputs, strict=True)):
                 start = time.perf_counter()
                 product(x)
-                fewest[layout][number] = min(fewest[layout][number], time.perf_counter() - start)
-    return {layout: sum(seconds) for layout, seconds in fewest.items()}
+                fastest[layout][number] = min(fastest[layout][number], time.perf_counter() - start)
+    return {layout: sum(seconds) for layout, seconds in fastest.items()}

@@ -1,4 +1,4 @@
-"""Prompts from a file: one a line, or JSON lines."""
+"""Reads prompts from a file: one a line, or as JSON lines."""
 
 import json
 import sys
@@ -8,9 +8,10 @@ from tokenization import InputError
 
 
 def read_prompts(name: str) -> list[str]:
-    """Reads a file of prompts, or the standard input for "-"; blank lines separate and are no prompts.
+    """Reads a file of prompts, or the standard input for "-"; blank lines are skipped.
 
-    Each line of a .jsonl file is {"prompt": TEXT}, so that a prompt can hold line breaks.
+    Each line of a .jsonl file is {"prompt": TEXT}, so that a prompt can hold line breaks. Raises InputError for a file
+    that cannot be read or has no prompt.
     """
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()

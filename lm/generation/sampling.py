@@ -1,9 +1,9 @@
-"""From the model's scores to the next token of a text (handout, section 6).
+"""Sampling: draws the next token from the model's logits (handout, section 6).
 
     logits -> repetition penalty -> divided by the temperature -> top-k, top-p, min-p keep the likely tokens
            -> softmax -> draw
 
-Where the scores come from is in decoding.py, and what becomes of the token in writer.py.
+How the logits are computed is in decoding.py, what becomes of the token in writer.py.
 """
 
 import math
@@ -19,12 +19,12 @@ from tokenization import InputError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """The settings by which the next token is drawn; InputError for one out of its range.
 
-    temperature: 0 takes the likeliest token. top_k: keep so many tokens; None keeps all. top_p: keep the fewest tokens
-    whose probabilities reach this sum; 1 keeps all. min_p: keep the tokens at least this share as likely as the
-    likeliest; 0 keeps all. repetition_penalty: above 1 makes the tokens of the text so far less likely. Whatever the
-    values, the likeliest token stays.
+    temperature: below 1 sharpens the distribution; 0 takes the likeliest token. top_k: keeps the k likeliest tokens;
+    None keeps all. top_p: keeps the fewest tokens whose probabilities reach this sum; 1 keeps all. min_p: keeps tokens
+    at least this many times as likely as the likeliest; 0 keeps all. repetition_penalty: above 1 makes tokens that the
+    text already has less likely. The likeliest token is always kept.
     """
 
     temperature: float = 0.8
@@ -34,7 +34,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature != 0 and not 0.001 <= self.temperature <= 1e6:  # float32 holds the quotients of these
+        if self.temperature != 0 and not 0.001 <= self.temperature <= 1e6:  # so that float32 holds the quotients
             raise InputError(
                 f"temperature {self.temperature}: it must be 0 (always the likeliest token), or from 0.001 to 1e6"
             )
@@ -49,18 +49,18 @@ class Sampling:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """(..., vocab_size): all but the k largest become -inf; equals of the k-th stay."""
+    """Sets all but the k largest logits to -inf; ties with the k-th stay: (..., vocab_size) -> the same shape."""
     kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < kth, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """(..., vocab_size): all but the smallest set of likeliest tokens with probability >= p become -inf.
+    """Keeps the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2020); the others become -inf.
 
-    That set is never empty, even where p is 0, or so small that float32 has no other name for it.
+    logits: (..., vocab_size) -> the same shape. The likeliest token is always kept, even where p is 0.
     """
     probabilities = softmax(logits, dim=-1)
-    for k in (256, logits.shape[-1]):  # few tokens reach p nearly always, and to find them is faster than to sort all
+    for k in (256, logits.shape[-1]):  # 256 tokens nearly always reach p, and topk is faster than sorting
         largest, order = logits.topk(min(k, logits.shape[-1]), dim=-1)  # in descending order
         likeliest = probabilities.gather(-1, order)
         reached = likeliest.cumsum(dim=-1)
@@ -72,27 +72,32 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """(..., vocab_size): tokens less than p times as likely as the likeliest become -inf (Nguyen et al. 2024)."""
+    """Keeps the tokens at least p times as likely as the likeliest (Nguyen et al. 2024); the others become -inf.
+
+    logits: (..., vocab_size) -> the same shape.
+    """
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -torch.inf)
 
 
 def penalize_repetition(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
-    """logits: (vocab_size,); those of seen_ids are divided by the penalty, or multiplied where they are negative
-    (Keskar et al. 2019)."""
+    """Divides the logits of seen_ids by the penalty, or multiplies negative ones by it (Keskar et al. 2019).
+
+    logits: (vocab_size,) -> the same shape.
+    """
     seen, limit = logits[seen_ids], torch.finfo(logits.dtype).max
     penalized = torch.where(seen < 0, seen * penalty, seen / penalty)
     return logits.scatter(0, seen_ids, torch.where(seen.isfinite(), penalized.clamp(-limit, limit), seen))
 
 
 def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """logits: (..., vocab_size) -> the distribution that the next token is drawn from, of the same shape.
+    """Returns the next-token distribution: logits (..., vocab_size) -> probabilities of the same shape.
 
     The largest logit must be finite; others may be -inf.
     """
     logits = logits.float()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    # Relative to the largest, which then stays 0 whatever it is divided by: nothing overflows upwards.
+    # Relative to the largest, which becomes 0: no quotient can overflow upwards.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
@@ -109,11 +114,11 @@ def draw(
     texts: Sequence[Sequence[int]],
     generators: Sequence[torch.Generator],
 ) -> list[int]:
-    """logits: (rows, vocab_size) -> the next token of each row's text.
+    """Draws the next token of each row's text: logits (rows, vocab_size) -> token ids.
 
-    A row takes one random number from its generator, and the token where the running sum of the probabilities passes
-    it. In float64, whose rounding is too fine to end that sum below the number. The largest logit of each row must be
-    finite.
+    texts: the token ids of each text so far. Each row takes one random number from its generator, and then the token at
+    which the cumulative sum of the probabilities passes it; in float64, in which rounding cannot end the sum too early.
+    The largest logit of each row must be finite.
     """
     if sampling.repetition_penalty != 1:
         seen = [torch.tensor(text, device=logits.device) for text in texts]

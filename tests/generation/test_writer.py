@@ -24,7 +24,8 @@ from lm.generation.sampling import (
     penalize_repetition,
 )
 from lm.generation.sampling import draw as draw_tokens
-from lm.generation.writer import Text, Writer, generate, generate_batch, make_reader, write_texts
+from lm.generation.texts import Text
+from lm.generation.writer import Writer, generate, generate_batch, make_reader, write_texts
 from lm.model.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
 
@@ -448,7 +449,7 @@ def test_a_model_that_has_diverged_is_said_to_have():
     for value in (math.nan, math.inf):
         model = Scripted([0.5, 0.5])
         model.logits.data[0] = value
-        with pytest.raises(InputError, match="not numbers; its training has diverged"):
+        with pytest.raises(InputError, match="not finite; its training has diverged"):
             list(draw(model, [0], 5, Sampling()))
 
 
@@ -466,7 +467,7 @@ def test_a_text_that_fails_does_so_alone(use_cache):
     for rows in (1, 2, 5):
         texts = [Text(prompt, 12, sampling, seed=i, number=i) for i, prompt in enumerate(prompts)]
         writer = Writer(make_reader(model, rows, use_cache=use_cache))
-        with pytest.raises(InputError, match="not numbers; its training has diverged"):  # at the end
+        with pytest.raises(InputError, match="not finite; its training has diverged"):  # at the end
             list(write_texts(writer, texts, rows))
         assert [text.finish for text in texts] == ["length", "error", "length", "error", "length"]
         assert {i: texts[i].ids[len(prompts[i]) :] for i in healthy} == alone
