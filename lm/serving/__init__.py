@@ -1,1 +1,1 @@
-"""A model as a web server: OpenAI's completions, many at once."""
+"""Serves a model over HTTP: OpenAI's completions API, for many requests at once."""

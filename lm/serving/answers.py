@@ -1,6 +1,6 @@
-"""What a request for completions is answered, as OpenAI's API has it: whole, chunk by chunk, or with an error.
+"""The answers to a request for completions, in the form of OpenAI's API: whole, in chunks, or an error.
 
-How the request is read is in completions.py, and what of a text can be shown in continuation.py.
+How the request is read is in completions.py; which characters of a text can be shown is in continuation.py.
 """
 
 import json
@@ -11,30 +11,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm.generation.continuation import Continuation, token_record
-from lm.generation.writer import Drawn, Text
+from lm.generation.texts import Drawn, Text
 from tokenization import Tokenizer
 
 
 class Refused(Exception):
-    """An answer that is an error; param: the name of what is wrong."""
+    """A request that is answered by an error; param: the name of the wrong setting, status: of HTTP."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400):
         super().__init__(message)
         self.param, self.status = param, status
 
     def body(self) -> dict[str, Any]:
+        """Returns the error as a JSON object in OpenAI's form."""
         kind = "invalid_request_error" if self.status < 429 else "server_busy" if self.status == 429 else "server_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.status}}
 
 
 def to_json(content: Any) -> bytes:
-    """Raises ValueError for NaN and infinity, which JSON has not; a lone surrogate is written as JSON's escape."""
+    """Encodes JSON; ValueError for NaN and infinity, which JSON does not have. Lone surrogates are escaped."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
 
 
 @dataclass
 class Completions:
-    """One request: its choices, in order, and what has come of them. notice: what its sender should know."""
+    """The answer to one request as it grows: its choices, in order. notice: a remark for the sender."""
 
     model: str
     tokenizer: Tokenizer
@@ -48,14 +49,16 @@ class Completions:
 
     @property
     def texts(self) -> list[Text]:
+        """The texts to generate, one for each choice."""
         return [continuation.text for continuation in self.continuations]
 
     @property
     def over(self) -> bool:
+        """Whether all texts have ended."""
         return all(continuation.over for continuation in self.continuations)
 
     def feed(self, drawn: Drawn) -> dict[str, Any] | None:
-        """A token of one of the texts; what a stream says of it, or None where there is nothing to say yet."""
+        """Adds a token of one of the texts; returns its chunk of a stream, or None if there is nothing to send yet."""
         continuation = self.continuations[drawn.text.number]
         before = len(continuation.listed)
         shown = continuation.feed(drawn)
@@ -68,10 +71,12 @@ class Completions:
         return self.head() | {"choices": [choice]}
 
     def head(self) -> dict[str, Any]:
+        """Returns what every answer and chunk begins with."""
         head = {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
         return head | ({"notice": self.notice} if self.notice else {})
 
     def whole(self) -> dict[str, Any]:
+        """Returns the answer to a request without a stream."""
         choices = [
             {
                 "index": continuation.text.number,
@@ -84,11 +89,11 @@ class Completions:
         return self.head() | {"choices": choices, "usage": self.usage()}
 
     def last_chunk(self) -> dict[str, Any]:
-        """With the usage, which a stream may ask for."""
+        """Returns the last chunk of a stream, which has the usage."""
         return self.head() | {"choices": [], "usage": self.usage()}
 
     def logprobs(self, listed: Sequence[tuple[Drawn, int]]) -> dict[str, Any]:
-        """The first token of a prompt has none: nothing came before it."""
+        """Returns the log-probabilities in OpenAI's form; None for the first token of a prompt: nothing predicts it."""
         each = [token_record(self.tokenizer, drawn) for drawn, _ in listed]
         return {
             "tokens": [one["token"] for one in each],
@@ -98,6 +103,7 @@ class Completions:
         }
 
     def usage(self) -> dict[str, int]:
+        """Counts tokens read and generated; a prompt with several copies counts once."""
         read = sum(
             len(continuation.text.prompt)
             for continuation in self.continuations

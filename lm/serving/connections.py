@@ -1,7 +1,7 @@
-"""The connections that a server listens for: so many at most, none without an end, and errors in OpenAI's form.
+"""Accepts a server's connections: limits their number and their time, and answers errors in OpenAI's form.
 
-What reaches a route is answered in serve.py. Here is what does not: a request that is no HTTP, one whose headers stop
-half way, an answer that nobody reads.
+Requests that reach a route are answered in server.py. This file handles those that do not: requests that are not HTTP,
+headers that stop half way, answers that the client does not read.
 """
 
 import asyncio
@@ -15,11 +15,12 @@ from lm.serving.answers import Refused, to_json
 from lm.serving.completions import Limits
 from tokenization import InputError
 
-CONNECTIONS = 512  # at once; below the 1,024 files that a process may usually open
-LINGERING = 2.0  # seconds in which the rest of a body that was not wanted is read
+CONNECTIONS = 512  # open at once; below the 1,024 files that a process may usually open
+LINGERING = 2.0  # seconds for which the rest of a refused body is still read
 
 
 def refusal(refused: Refused) -> web.Response:
+    """Makes the HTTP response of an error."""
     headers = {429: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Bearer"}}.get(refused.status)
     return web.Response(
         body=to_json(refused.body()), status=refused.status, headers=headers, content_type="application/json"
@@ -27,7 +28,7 @@ def refusal(refused: Refused) -> web.Response:
 
 
 class Connection(web.RequestHandler):
-    """One client's. seconds: that an answer may take to be read. others: all that are open, this one among them."""
+    """A client's connection. seconds: the longest that it may take to read an answer. others: all open connections."""
 
     def __init__(self, *arguments: Any, seconds: float, others: set["Connection"], **settings: Any):
         super().__init__(*arguments, **settings)
@@ -45,15 +46,15 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What no handler has seen or caught; aiohttp would answer in plain text, and log a traceback for each."""
+        """Answers errors that no handler caught; aiohttp would answer in plain text and log a traceback for each."""
         if status >= 500:
             self.log_exception("%s %s", request.method, request.path, exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
+            raise ConnectionError("the answer has already begun")
         if status >= 500:
-            refused = Refused("the server has failed; its log says how", None, status)
+            refused = Refused("the server has failed; its log has the reason", None, status)
         else:
-            refused = Refused(f"this is no request: {' '.join((message or '').split())[:200]}", None, status)
+            refused = Refused(f"this is not an HTTP request: {' '.join((message or '').split())[:200]}", None, status)
         response = refusal(refused)
         response.force_close()
         return response
@@ -66,14 +67,14 @@ class Connection(web.RequestHandler):
         try:
             async with asyncio.timeout(self.seconds):
                 return await super().finish_response(request, resp, start_time)
-        except TimeoutError:  # a client that reads nothing
+        except TimeoutError:  # the client does not read
             if self.transport is not None:
                 self.transport.abort()
             return resp, True
 
 
 class TurnedAway(asyncio.Protocol):
-    """One connection too many."""
+    """A connection beyond the limit: it is answered by 503 and closed."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -85,7 +86,7 @@ class TurnedAway(asyncio.Protocol):
 
 @asynccontextmanager
 async def listening(app: web.Application, host: str, port: int, limits: Limits) -> AsyncIterator[str]:
-    """Serves the app at the address that this yields."""
+    """Serves the app while the context is open; yields its address. InputError if the port cannot be had."""
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=5.0)
     await runner.setup()
     loop, manager = asyncio.get_running_loop(), runner.server
@@ -94,7 +95,7 @@ async def listening(app: web.Application, host: str, port: int, limits: Limits) 
     answer = manager.request_handler
 
     async def answer_text(request: web.BaseRequest) -> web.StreamResponse:
-        """aiohttp fails where it quotes other bytes, as it does for some headers before any route is asked."""
+        """Refuses headers that are not UTF-8: aiohttp fails where it quotes them, which may be before any route."""
         for name, value in request.headers.items():
             if any("\ud800" <= character <= "\udfff" for character in value):
                 return refusal(Refused(f"header {name} is not UTF-8 text"))
@@ -110,7 +111,7 @@ async def listening(app: web.Application, host: str, port: int, limits: Limits) 
             seconds=limits.seconds,
             others=connections,
             loop=loop,
-            keepalive_timeout=limits.arrival,  # from the beginning or the last answer to the end of a request's headers
+            keepalive_timeout=limits.arrival,  # from connecting, or the last answer, to the end of the headers
             lingering_time=LINGERING,
             access_log=None,
         )

@@ -1,46 +1,48 @@
-"""Texts for many at once: one thread owns the Writer, and whoever wants a text hands it in and is called back.
+"""Runs a Writer in one thread for many callers, who submit texts and are called back with their tokens.
 
-    submit(texts)  they wait for a free row, in order; Busy where too many wait
-    cancel(texts)  their rows, and their places in the queue, are free again
-    close()        the end: whoever still waits for a token is told
+    submit(texts)  queues texts for free rows, in order; raises Busy if too many wait
+    cancel(texts)  frees their rows, and their places in the queue
+    close()        stops; callers who still wait for a token are told
 
-Between two steps the thread takes in what was handed in meanwhile, so that a text does not wait for the end of another
-as long as there is a row.
+Texts submitted during a step join before the next one: while there is a free row, no text waits for another to end.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from lm.generation.writer import Drawn, Text, Writer
+from lm.generation.texts import Drawn, Text
+from lm.generation.writer import Writer
 from tokenization import InputError
 
 Deliver = Callable[[Drawn | Exception], None]  # called in the engine's thread
 
 
 class Busy(Exception):
-    """There is no place for so many texts now."""
+    """The queue has no room for so many texts now."""
 
 
 class Stopped(Exception):
-    """The server ends."""
+    """The server is shutting down."""
 
 
 class Engine:
+    """Generates the texts of all requests. rows: the most generated at once; queue: the most that wait."""
+
     def __init__(self, writer: Writer, rows: int, queue: int):
-        """rows: texts that are written at once, at most; queue: that wait, at most."""
         self.writer, self.rows, self.queue = writer, rows, queue
         self.waiting: deque[Text] = deque()
-        self.deliver: dict[Text, Deliver] = {}  # of all that wait or are written
+        self.deliver: dict[Text, Deliver] = {}  # for each text that waits or is being generated
         self.changed = threading.Condition()
         self.closed = False
         self.thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self.thread.start()
 
     def submit(self, texts: Sequence[Text], deliver: Deliver) -> None:
+        """Queues texts; deliver gets each token, or the error that ends a text. Raises Busy, Stopped or InputError."""
         if len(texts) > self.rows + self.queue:
             raise InputError(
-                f"{len(texts)} texts at once are more than slots + queue ({self.rows} + {self.queue}); ask for fewer"
+                f"{len(texts)} texts are more than slots + queue ({self.rows} + {self.queue}); ask for fewer"
             )
         with self.changed:
             if self.closed:
@@ -48,14 +50,14 @@ class Engine:
             free = self.rows - (len(self.deliver) - len(self.waiting))
             if len(self.waiting) + len(texts) > free + self.queue:
                 raise Busy(
-                    f"{len(self.waiting)} texts wait, and there is no place for {len(texts)} more; try again later"
+                    f"{len(self.waiting)} texts wait, and there is no room for {len(texts)} more; try again later"
                 )
             self.waiting.extend(texts)
             self.deliver |= dict.fromkeys(texts, deliver)
             self.changed.notify()
 
     def cancel(self, texts: Iterable[Text]) -> None:
-        """Those that are over already are passed by."""
+        """Gives up texts; those that have ended are ignored."""
         with self.changed:
             for text in texts:
                 if self.deliver.pop(text, None) and text in self.waiting:
@@ -63,11 +65,13 @@ class Engine:
             self.changed.notify()
 
     def status(self) -> dict[str, int]:
+        """Counts the texts being generated and those that wait."""
         with self.changed:
             waiting = len(self.waiting)
             return {"running": len(self.deliver) - waiting, "waiting": waiting, "slots": self.rows, "queue": self.queue}
 
     def close(self) -> None:
+        """Stops the thread, and waits for its end."""
         with self.changed:
             self.closed = True
             self.changed.notify()
@@ -79,12 +83,12 @@ class Engine:
         while self._wait():
             try:
                 self._step()
-            except Exception as error:  # of the model as a whole; whoever waits must hear of it
+            except Exception as error:  # concerns all texts; their callers must hear of it
                 self._fail(error)
         self._fail(Stopped())
 
     def _wait(self) -> bool:
-        """Until there is something to do; False at the end."""
+        """Waits until there is something to do; returns False if the engine is closed."""
         with self.changed:
             self.changed.wait_for(lambda: self.closed or self.waiting or self.writer.texts)
             return not self.closed
@@ -102,7 +106,7 @@ class Engine:
         for text in new:
             try:
                 self.writer.add(text)
-            except Exception as error:  # of this text alone
+            except Exception as error:  # concerns this text alone
                 self._hand_out(text, error, last=True)
         for drawn in self.writer.step() if self.writer.texts else ():
             self._hand_out(drawn.text, drawn.text.error or drawn, drawn.last)

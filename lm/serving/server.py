@@ -1,8 +1,9 @@
-"""A model as a web server: OpenAI's /v1/completions and /v1/models, /health, and a page to write with.
+"""The web server: OpenAI's /v1/completions and /v1/models, /health, and a page to write with.
 
-What a request may ask for is in completions.py, what it is answered in answers.py, who writes when in engine.py, and
-who may connect in connections.py; here are the routes, the time limits of an answer, and clients that leave. Bound to
-this machine, it answers only to its names, so that no page from elsewhere can be made to talk to it.
+This file has the routes, the time limits of an answer, and the care for clients that leave. Requests are read in
+completions.py, answers are made in answers.py, texts are scheduled in engine.py, connections accepted in
+connections.py. A server that is bound to this machine answers only to this machine's names, so that a web page from
+elsewhere cannot be made to talk to it (DNS rebinding).
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-from lm.generation.writer import Drawn
+from lm.generation.texts import Drawn
 from lm.serving.answers import Completions, Refused, to_json
 from lm.serving.completions import Limits, Served, read_body, shorten
 from lm.serving.connections import listening, refusal
@@ -24,11 +25,17 @@ from lm.serving.engine import Busy, Engine, Stopped
 from tokenization import InputError, Tokenizer
 
 PAGE = Path(__file__).with_name("page.html")
-BODY_BYTES = 1 << 20  # of a request, at most
+BODY_BYTES = 1 << 20  # the largest body of a request
 HOST = re.compile(r"(?:\[([\da-f:.]+)\]|([^:\[\]]+))(?::\d{0,5})?", re.IGNORECASE)  # a name or address, and a port
 
 
 class Server:
+    """The routes of one model.
+
+    names: the names that a request may use for this host; empty allows any. key: what each request must present; None
+    asks for none.
+    """
+
     def __init__(
         self,
         engine: Engine,
@@ -38,11 +45,10 @@ class Server:
         names: tuple[str, ...],
         key: str | None = None,
     ):
-        """names: that a request may call this host by; none allows any. key: that it must have; None asks for none."""
         self.engine, self.limits, self.names, self.key = engine, limits, names, key
         self.served = Served(model, tokenizer, engine.writer.reader.model.context_length, limits)
-        self.address = ""  # once it listens
-        self.aside = ThreadPoolExecutor(1, "aside")  # for what takes long, so that the event loop goes on
+        self.address = ""  # known once it listens
+        self.aside = ThreadPoolExecutor(1, "aside")  # does what takes long, so that the event loop goes on
         self.app = web.Application(middlewares=[self.guard], client_max_size=BODY_BYTES)
         self.app.router.add_get("/", self.page)
         self.app.router.add_get("/health", self.health)
@@ -58,7 +64,7 @@ class Server:
     async def guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Errors in OpenAI's form."""
+        """Checks host and key before a request is handled, and answers errors in OpenAI's form."""
         try:
             self.check_host(request.headers.get("Host", ""))
             if request.path != "/":
@@ -70,7 +76,7 @@ class Server:
             return refusal(Refused(f"{request.method} {request.path}: {error.reason}", None, error.status))
 
     def check_host(self, header: str) -> None:
-        """A page from elsewhere may have had its own name turned to this machine."""
+        """Refuses other names: a page from elsewhere may have had its own name resolved to this machine."""
         if not self.names:
             return
         found = HOST.fullmatch(header)
@@ -81,12 +87,13 @@ class Server:
             raise Refused(message, None, 403)
 
     def check_key(self, header: str) -> None:
+        """Refuses a request without the right key."""
         if self.key is None:
             return
         scheme, _, given = header.partition(" ")
         right = hmac.compare_digest(given.strip().encode(), self.key.encode())
         if scheme.lower() != "bearer" or not right:
-            problem = "the key is not the one of this server" if given else "this server asks for a key"
+            problem = "the key is wrong" if given else "this server requires a key"
             raise Refused(f"{problem}; send it as Authorization: Bearer KEY", None, 401)
 
     # --- the routes ---------------------------------------------------------------------------------------------------
@@ -110,7 +117,7 @@ class Server:
         return {"id": self.served.name, "object": "model", "created": 0, "owned_by": "you"}
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        raise Refused(f"{request.path}: {self.served.name!r} is a base model: /v1/completions", None, 404)
+        raise Refused(f"{request.path}: {self.served.name!r} is a base model; use /v1/completions", None, 404)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         content = await self.read(request)
@@ -125,26 +132,27 @@ class Server:
         return web.Response(body=whole, content_type="application/json")
 
     async def read(self, request: web.Request) -> bytes:
+        """Reads a request's body; raises Refused if it is not JSON, too slow or broken off."""
         if request.content_type != "application/json":
-            raise Refused("the body must be JSON; say so by Content-Type: application/json", None, 415)
+            raise Refused("the body must be JSON; send it with Content-Type: application/json", None, 415)
         if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
             raise Refused(f"charset {shorten(request.charset)}: JSON is UTF-8", None, 415)
         try:
             async with asyncio.timeout(min(self.limits.arrival, self.limits.seconds)):
                 return await request.read()
         except TimeoutError:
-            raise Refused("the body has not come in time", None, 408) from None
+            raise Refused("the body did not arrive in time", None, 408) from None
         except web.RequestPayloadError as error:
             raise Refused(f"the body cannot be read: {shorten(error)}") from None
 
     @asynccontextmanager
     async def writing(self, wanted: Completions) -> AsyncIterator[AsyncIterator[Drawn]]:
-        """The tokens as they come, until all texts are over. Whoever leaves before gives the rows back."""
+        """Submits a request's texts and yields their tokens as they come; cancels, on exit, what has not ended."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Drawn | Exception]()
         deadline = loop.time() + self.limits.seconds
 
         def deliver(drawn: Drawn | Exception) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits
                 loop.call_soon_threadsafe(queue.put_nowait, drawn)
 
         async def tokens() -> AsyncIterator[Drawn]:
@@ -159,8 +167,8 @@ class Server:
                 seconds = self.limits.seconds
                 raise Refused(f"not done within {seconds:g} seconds; ask for fewer tokens", None, 504) from None
             except Stopped:
-                raise Refused("the server ends", None, 503) from None
-            except Exception as error:  # whatever has befallen the engine
+                raise Refused("the server is shutting down", None, 503) from None
+            except Exception as error:  # whatever happened in the engine
                 raise Refused(str(error) or type(error).__name__, None, 500) from None
 
         try:
@@ -170,7 +178,7 @@ class Server:
         except Busy as error:
             raise Refused(str(error), None, 429) from None
         except Stopped:
-            raise Refused("the server ends", None, 503) from None
+            raise Refused("the server is shutting down", None, 503) from None
         try:
             yield tokens()
         finally:
@@ -179,12 +187,12 @@ class Server:
     async def stream(
         self, request: web.Request, wanted: Completions, tokens: AsyncIterator[Drawn]
     ) -> web.StreamResponse:
-        """Server-sent events; an error after the first is an event, too."""
+        """Answers by server-sent events; an error after the first is an event, too."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         await response.prepare(request)
 
         async def send(event: bytes) -> None:
-            async with asyncio.timeout(self.limits.seconds):  # a client that reads nothing
+            async with asyncio.timeout(self.limits.seconds):  # the client may not read
                 await response.write(b"data: " + event + b"\n\n")
 
         try:
@@ -205,24 +213,26 @@ class Server:
 
 
 def feed(wanted: Completions, drawn: Drawn) -> dict[str, Any] | None:
+    """Adds a token to the answer; returns its chunk of a stream, if there is one."""
     try:
         return wanted.feed(drawn)
-    except InputError as error:  # an id that the tokenizer has no bytes for
+    except InputError as error:  # a token id that the tokenizer does not have
         raise Refused(str(error), None, 500) from None
 
 
 def answer(content: Any) -> web.Response:
+    """Makes a JSON response."""
     return web.Response(body=to_json(content), content_type="application/json")
 
 
 async def run_server(server: Server, host: str, port: int, ready: Callable[[str, asyncio.Event], None]) -> None:
-    """Until the event that ready gets, with the address, is set."""
+    """Runs the server; ready gets its address and the event that stops it."""
     stop = asyncio.Event()
     try:
         async with listening(server.app, host, port, server.limits) as server.address:
             ready(server.address, stop)
             await stop.wait()
-            server.engine.close()  # whoever waits is told, and answers are sent
+            server.engine.close()  # waiting requests are answered by 503
     finally:
         server.engine.close()
         server.aside.shutdown(wait=False)

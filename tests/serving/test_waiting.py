@@ -40,9 +40,9 @@ def test_too_many_are_told_to_come_again(slow):
         status, answer, headers = slow.post({"prompt": "a"})
         assert (status, answer["error"]["type"]) == (429, "server_busy")
         assert int(headers["Retry-After"]) > 0
-        assert "1 texts wait, and there is no place for 1 more" in answer["error"]["message"]
+        assert "1 texts wait, and there is no room for 1 more" in answer["error"]["message"]
         status, answer, _ = slow.post({"prompt": ["a", "b", "c"]})  # not even with nobody else there
-        message = "3 texts at once are more than slots + queue (1 + 1); ask for fewer"
+        message = "3 texts are more than slots + queue (1 + 1); ask for fewer"
         assert (status, answer["error"]["message"]) == (400, message)
         first[1].close()
         first[0].close()
@@ -80,7 +80,7 @@ def test_the_end_of_the_server_is_told(make):
         server.until(running=1, waiting=1)
         server.end()
         assert waiting.result()[0] == 503
-        assert b"the server ends" in response.read()
+        assert b"the server is shutting down" in response.read()
 
 
 def test_a_model_whose_scores_are_no_numbers_says_so_and_the_server_lives(make, folder):
@@ -110,7 +110,7 @@ def test_a_text_that_fails_ends_no_other(make):
         if number % 3 != 1:
             return answer["choices"][0]["text"]
         assert (status, answer["error"]["type"]) == (500, "server_error")
-        assert "the model's scores are not numbers" in answer["error"]["message"]
+        assert "the model's logits are not finite" in answer["error"]["message"]
         return None
 
     with ThreadPoolExecutor(24) as pool:
