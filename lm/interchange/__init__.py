@@ -1,1 +1,1 @@
-"""Models to and from other programs: Hugging Face's folder, GGUF, Llama's names."""
+"""Exchanges models with other programs: folders of Hugging Face's transformers, and GGUF files."""

@@ -1,7 +1,7 @@
-"""Reads files that anyone may have written, in bounded time and memory: transformers' JSON, and safetensors.
+"""Reads untrusted files in bounded time and memory: the JSON of transformers, and safetensors.
 
-A file that is not what its name says is refused in one line. Nothing in a file is executed, and no weight is read
-before the headers of all of them have been checked.
+A file that is not what its name says is refused with one line. Nothing in a file is executed, and no weight is read
+before the headers of all files have been checked.
 """
 
 import json
@@ -16,7 +16,7 @@ from tokenization import InputError
 
 SETTINGS, WEIGHTS, INDEX, WORDS = "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
 SUFFIX = ".safetensors"
-LARGEST = {SETTINGS: 1 << 20, INDEX: 1 << 24, WORDS: 1 << 26}  # bytes, more than the largest models need
+LARGEST = {SETTINGS: 1 << 20, INDEX: 1 << 24, WORDS: 1 << 26}  # bytes; more than the largest models need
 FLOATS = ("F16", "BF16", "F32", "F64")
 
 brief = reprlib.Repr()
@@ -24,12 +24,12 @@ brief.maxstring = brief.maxother = 100
 
 
 def shown(value: Any) -> str:
-    """Formats a stranger's value for a message: printable, on one line, and short."""
+    """Formats an untrusted value for a message: printable, on one line, and short."""
     return brief.repr(value).strip("'")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Reads a regular file of reasonable size; reading a pipe or a device might never end."""
+    """Reads a regular file of reasonable size; InputError for anything else: a pipe or a device might never end."""
     try:
         size, regular = path.stat().st_size, path.is_file()
         if regular and 0 < size <= LARGEST[path.name]:
@@ -43,6 +43,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; InputError for anything else, and for a key that occurs twice."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
@@ -64,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Stored(NamedTuple):
-    """What a safetensors header says of a weight."""
+    """A weight as its safetensors header describes it."""
 
     file: Path
     dtype: str
@@ -81,13 +83,13 @@ def weight_files(folder: Path) -> dict[Path, set[str] | None]:
     files: dict[Path, set[str]] = {}
     for name, file in places.items():
         if not (isinstance(file, str) and Path(file).name == file and file.isprintable() and file.endswith(SUFFIX)):
-            raise InputError(f"{folder / INDEX}: names {shown(file)}, which is no {SUFFIX} file beside the index")
+            raise InputError(f"{folder / INDEX}: names {shown(file)}, which is not a {SUFFIX} file beside the index")
         files.setdefault(folder / file, set()).add(name)
     return {**files}
 
 
 def stored_weights(folder: Path) -> dict[str, Stored]:
-    """Lists all weights by transformers' names, from the headers alone; RoPE's tables, if stored, are left out."""
+    """Lists all weights by transformers' names, from the headers alone, without stored tables of RoPE."""
     stored: dict[str, Stored] = {}
     for file, expected in weight_files(folder).items():
         if not file.is_file():
@@ -95,7 +97,7 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
             raise InputError(f"{file}: {what}; formats other than safetensors are not read, as they can run code")
         try:
             with safe_open(file, framework="pt") as content:
-                slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118, it is no dict
+                slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118, it is not a dict
                 found = {name: Stored(file, part.get_dtype(), part.get_shape()) for name, part in slices.items()}
         except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             raise InputError(f"{file}: is damaged ({shown(str(error))}); download it again") from None
@@ -106,12 +108,12 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
 
 
 def read_weights(stored: dict[str, Stored]) -> dict[str, Tensor]:
-    """Reads them as float32."""
+    """Reads weights as float32; InputError for one that is not finite."""
     weights = {}
     for file in dict.fromkeys(weight.file for weight in stored.values()):
         with safe_open(file, framework="pt") as content:
             for name in (name for name, weight in stored.items() if weight.file == file):
                 weights[name] = content.get_tensor(name).float()
                 if not weights[name].isfinite().all():
-                    raise InputError(f"{file}: {name} has numbers that are not finite in float32; download it again")
+                    raise InputError(f"{file}: {name} has values that are not finite in float32; download it again")
     return weights

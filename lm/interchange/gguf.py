@@ -1,4 +1,4 @@
-"""Writes a model and its tokenizer as one GGUF file, for llama.cpp and what is built on it."""
+"""Writes a model and its tokenizer as one GGUF file, for llama.cpp and the programs built on it."""
 
 import contextlib
 from pathlib import Path
@@ -14,7 +14,10 @@ from tokenization.pretokenization import GPT2_PATTERN
 
 
 def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
-    """Writes one file for llama.cpp. dtype: of the matrices; gains stay float32, as llama.cpp wants them."""
+    """Writes a GGUF file. dtype: fp32, fp16 or q8_0, for the matrices; gains stay float32, as llama.cpp expects.
+
+    Raises InputError for a model that is not a Llama, and for a weight that the dtype cannot hold.
+    """
     try:
         import gguf
     except ImportError:
@@ -52,11 +55,11 @@ def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: s
 
 
 def add_tokenizer(writer: Any, tokenizer: Tokenizer, num_rows: int) -> None:
-    """Adds the tokenizer, with a token for every row of the tables: [PADn] where it has none."""
+    """Adds the tokenizer, with a token for each of the num_rows ids: [PADn] where it has none."""
     from gguf import TokenType
 
     if tokenizer.pattern != GPT2_PATTERN:
-        raise InputError("--format gguf: only GPT-2's split pattern can be exported, and this tokenizer has another")
+        raise InputError("--format gguf: only GPT-2's split pattern can be exported, and this tokenizer's is different")
     texts = {token_id: text for text, token_id in vocabulary_table(tokenizer.vocab, tokenizer.special_tokens).items()}
     special = {tokenizer.encode(text)[0] for text in tokenizer.special_tokens}
     kinds = [

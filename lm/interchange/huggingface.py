@@ -1,11 +1,11 @@
-"""Hugging Face's folder: writes a model as one, and reads a Llama from one as a run, just as exactly.
+"""Exports a model as a Hugging Face folder, and imports a Llama from one as a run; neither changes what it computes.
 
     config.json        the model's settings         model.safetensors, or its shards      the weights
     tokenizer.json     the tokenizer                generation_config.json, tokenizer_config.json ...
 
-LlamaForCausalLM and AutoTokenizer of transformers read what is written here. An imported run generates, is tested and
-is validated like any other, and `lm fit --init_from` begins a new run with its weights. Whatever a folder asks for that
-our Transformer does not do is refused by name: otherwise it would load, and be another model.
+LlamaForCausalLM and AutoTokenizer of transformers load an exported folder. An imported run generates, is tested and
+validated like any other, and `lm fit --init_from` begins a new run with its weights. Whatever a folder asks for that
+our Transformer does not do is refused by name: it would load, but as another model.
 """
 
 from importlib.metadata import version
@@ -50,17 +50,20 @@ from tokenization.interchange import export_huggingface, import_huggingface
 
 
 def huggingface_weights(model: TransformerLM) -> dict[str, Tensor]:
-    """Returns the weights under transformers' names and in its order of features."""
+    """Returns the weights under transformers' names, and in its order of features."""
     weights, ours = {}, weights_without_padding(model)
     for key, name in other_names(model, 0).items():
         weight = ours[key]
-        turned = key.endswith(("q_proj.weight", "k_proj.weight"))
-        weights[name] = half_split(weight, model.num_heads) if turned else weight
+        rotated = key.endswith(("q_proj.weight", "k_proj.weight"))
+        weights[name] = half_split(weight, model.num_heads) if rotated else weight
     return weights
 
 
 def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder: Path, dtype: str) -> None:
-    """Writes a folder for transformers. dtype: of the weights, one of DTYPES."""
+    """Writes a folder for transformers. dtype: of the weights, one of DTYPES.
+
+    Raises InputError for a model that is not a Llama, and for a weight that the dtype cannot hold.
+    """
     end = tokenizer.end_of_text_id
     config = llama_settings(model) | {"bos_token_id": end, "eos_token_id": end, "dtype": str(DTYPES[dtype])[6:]}
     special = {} if end is None else dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
@@ -87,23 +90,23 @@ def export_huggingface_folder(model: TransformerLM, tokenizer: Tokenizer, folder
 
 def check_weights(stored: dict[str, Stored], shapes: dict[str, list[int]], folder: Path) -> None:
     """Raises InputError unless the files' headers list exactly the model's weights. shapes: the model's, by name."""
-    wrong = {"is missing": shapes.keys() - stored.keys(), "has no place": stored.keys() - shapes.keys()}
+    wrong = {"is missing": shapes.keys() - stored.keys(), "is unknown": stored.keys() - shapes.keys()}
     for what, names in wrong.items():
         if names:
             raise InputError(
-                f"{folder}: {shown(min(names))} {what}, one of {len(names)} such weights; this is another model"
+                f"{folder}: {shown(min(names))} {what}, one of {len(names)} such weights; this is not such a model"
             )
     for name, (file, dtype, shape) in stored.items():
         if shape != shapes[name]:
-            raise InputError(f"{file}: {name} is {shown(shape)}, but {SETTINGS} makes it {shapes[name]}")
+            raise InputError(f"{file}: {name} has the shape {shown(shape)}, but by {SETTINGS} it is {shapes[name]}")
         if dtype not in FLOATS:
             raise InputError(
-                f"{file}: {name} is in {dtype}, and only {', '.join(FLOATS)} are read; import the unquantized model"
+                f"{file}: {name} is in {dtype}, but only {', '.join(FLOATS)} are read; import the unquantized model"
             )
 
 
 def our_weights(model: TransformerLM, stored: dict[str, Stored], folder: Path) -> dict[str, Tensor]:
-    """Reads transformers' weights under our names. model: of the right shape, on the meta device."""
+    """Reads transformers' weights under our names. model: has the right shapes, on the meta device."""
     names, state = other_names(model, 0), model.state_dict()
     shapes = {name: list(state[key].shape) for key, name in names.items()}
     head, table = "lm_head.weight", "model.embed_tokens.weight"
@@ -112,16 +115,16 @@ def our_weights(model: TransformerLM, stored: dict[str, Stored], folder: Path) -
     needed, available = 4 * model.num_parameters(), available_memory()
     if available is not None and needed > available:
         raise InputError(
-            f"{folder}: its weights take {needed / 1e9:,.1f} GB in float32, and {available / 1e9:,.1f} GB are free;"
+            f"{folder}: its weights take {needed / 1e9:,.1f} GB in float32, but {available / 1e9:,.1f} GB are free;"
             " import it on a larger machine"
         )
     weights = read_weights(stored)
     if tied_twice and not torch.equal(weights[head], weights[table]):
-        raise InputError(f"{folder}: tie_word_embeddings is true, yet lm_head is not model.embed_tokens")
+        raise InputError(f"{folder}: tie_word_embeddings is true, but lm_head differs from model.embed_tokens")
     ours = {}
     for key, name in names.items():
-        turned = key.endswith(("q_proj.weight", "k_proj.weight"))
-        ours[key] = interleaved(weights[name], model.num_heads) if turned else weights[name]
+        rotated = key.endswith(("q_proj.weight", "k_proj.weight"))
+        ours[key] = interleaved(weights[name], model.num_heads) if rotated else weights[name]
     if head in state and head not in ours:
         ours[head] = ours["token_embeddings.weight"]
     return ours
@@ -136,7 +139,7 @@ def empty_model(settings: dict[str, Any], path: Path) -> TransformerLM:
     tables = sum(buffer.nbytes for buffer in model.buffers())
     if tables > TABLE_BYTES:
         raise InputError(
-            f"{path}: max_position_embeddings is {settings['context_length']}, and tables for so many positions take"
+            f"{path}: max_position_embeddings is {settings['context_length']}, and RoPE's tables for that take"
             f" {tables / 1e9:.1f} GB; lower it"
         )
     return model
@@ -151,7 +154,7 @@ def read_llama(source: Path) -> tuple[dict[str, Any], Tokenizer, dict[str, Tenso
     if tokenizer.vocab_size > settings["vocab_size"]:
         raise InputError(
             f"{source / WORDS}: has {shown(tokenizer.vocab_size)} tokens, but the model has rows for"
-            f" {settings['vocab_size']}; they do not belong together"
+            f" {settings['vocab_size']}; they are not of one model"
         )
     stored = stored_weights(source)
     if settings["num_layers"] > len(stored):
@@ -165,7 +168,7 @@ def read_llama(source: Path) -> tuple[dict[str, Any], Tokenizer, dict[str, Tenso
 def write_run(
     folder: Path, run: Path, settings: dict[str, Any], tokenizer: Tokenizer, weights: dict[str, Tensor]
 ) -> None:
-    """Writes the run into a folder that the caller then renames to `run`."""
+    """Writes the run into a folder, which the caller then renames to `run`."""
     tokenizer.save(folder / TOKENIZER)
     write_config(settings, run, folder / CONFIG)
     state = {f"model.{key}": weight for key, weight in weights.items()}
@@ -174,7 +177,7 @@ def write_run(
 
 
 def write_config(settings: dict[str, Any], run: Path, path: Path) -> None:
-    """Writes a configuration that fine-tunes the imported model; its token files are yet to be made."""
+    """Writes a configuration that fine-tunes the imported model, with names for token files still to be made."""
     data = {name: f"data/{run.name}/{name}.bin" for name in ("train", "valid")}
     config: dict[str, Any] = {
         "init_from": str(run / BEST),

@@ -1,15 +1,15 @@
-"""Our Transformer as a Llama, and a Llama as our Transformer: settings, the names of weights, and their order.
+"""Translates between our Transformer and a Llama: settings, names of weights, and order of features.
 
     SIZES         keys of a Llama's config.json that become settings
-    CHOICES       keys for which our Transformer has one value, or few
+    CHOICES       keys of which our Transformer supports one value, or a few
     INDIFFERENT   keys that do not change what the model computes
 
-A key in none of these tables might change it, and is refused as well. An absent key stands for transformers' default.
-What our Transformer has and no Llama does is refused on the way out.
+A key in none of these tables might change it, and is refused. An absent key has transformers' default. Settings of our
+Transformer that no Llama has are refused on export.
 
-One thing differs in the weights: RoPE rotates adjacent features (0, 1), (2, 3) here and in llama.cpp, and i with
-i + d_k / 2 in transformers, so that the rows of q_proj and k_proj change places for it. Without that everything loads,
-runs, and is wrong.
+The weights differ in one thing: RoPE pairs adjacent features, (0, 1), (2, 3), here and in llama.cpp, but i and
+i + d_k / 2 in transformers. So the rows of q_proj and k_proj are reordered for transformers; if they were not, the
+model would load and run, and be wrong.
 """
 
 import sys
@@ -33,7 +33,7 @@ SIZES = {  # ours: transformers'
     "num_heads": "num_attention_heads",
     "d_ff": "intermediate_size",
 }
-CHOSEN: dict[str, Any] = {  # a Llama is one of our models, with these settings
+CHOSEN: dict[str, Any] = {  # the settings with which our model is a Llama
     "norm_position": "pre",
     "position_encoding": "rope",
     "feed_forward": "swiglu",
@@ -41,23 +41,23 @@ CHOSEN: dict[str, Any] = {  # a Llama is one of our models, with these settings
 }
 SUPPORT = Support(
     part="export as a Llama",
-    remedy="`--format safetensors` takes any model",
+    remedy="`--format safetensors` exports any model",
     options={name: (value,) for name, value in CHOSEN.items()} | {"tie_embeddings": (False, True)},
 )
-CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {  # the values that are possible here, and why no others are
+CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {  # the values supported here, and why no others are
     "model_type": (("llama",), "our Transformer is a Llama"),
     "architectures": ((["LlamaForCausalLM"],), "our Transformer is a Llama"),
     "hidden_act": (("silu", "swish"), "the gate is SiLU here"),
     "attention_bias": ((False,), "no projection has a bias here"),
     "mlp_bias": ((False,), "no projection has a bias here"),
-    "rms_norm_eps": ((RMSNorm(1).eps,), "the norms add this here"),
-    "tie_word_embeddings": ((False, True), "there are one or two tables"),
+    "rms_norm_eps": ((RMSNorm(1).eps,), "every norm has this eps here"),
+    "tie_word_embeddings": ((False, True), "embedding and head share a weight or do not"),
     "is_encoder_decoder": ((False,), "our Transformer is a decoder"),
     "add_cross_attention": ((False,), "our Transformer is a decoder"),
     "pruned_heads": (({},), "every layer has all its heads here"),
-    "sliding_window": ((), "attention reaches back over the whole context here"),
+    "sliding_window": ((), "attention covers the whole context here"),
     "quantization_config": ((), "weights are floating-point numbers here; import the unquantized model"),
-    "partial_rotary_factor": ((1,), "RoPE turns every feature here"),
+    "partial_rotary_factor": ((1,), "RoPE rotates every feature here"),
 }
 ABSENT = {"rms_norm_eps": 1e-6, "model_type": "absent"}  # defaults that are not among the choices
 ROPE_CHOICES = {
@@ -65,7 +65,7 @@ ROPE_CHOICES = {
     "type": (("default",), "wavelengths are not rescaled here"),
     "partial_rotary_factor": CHOICES["partial_rotary_factor"],
 }
-# Provenance, training, what is returned, and how text is sampled.
+# These concern provenance, training, what is returned, and sampling.
 INDIFFERENT = """
     _name_or_path name_or_path _commit_hash transformers_version dtype torch_dtype initializer_range attention_dropout
     use_cache pretraining_tp chunk_size_feed_forward attn_implementation _attn_implementation torchscript is_decoder
@@ -83,7 +83,7 @@ INDIFFERENT = """
 
 
 def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the arguments of a TransformerLM; raises InputError for whatever it cannot be."""
+    """Returns the arguments of the TransformerLM that a config.json describes; InputError if there is none."""
     config = {name: value for name, value in config.items() if value is not None}
     check_choices(config, CHOICES, str(path))
     sizes: dict[str, Any] = {ours: config.get(theirs) for ours, theirs in SIZES.items()}
@@ -101,7 +101,7 @@ def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if unknown := sorted(config.keys() - known):
         raise InputError(
             f"{path}: {shown(unknown[0])} ({shown(config[unknown[0]])}), one of {len(unknown)} unknown keys, may change"
-            " what the model computes; delete those that do not from the file"
+            " what the model computes; delete those that do not"
         )
     tied = bool(config.get("tie_word_embeddings", False))
     return sizes | CHOSEN | {"rope_theta": theta, "vocab_multiple": 1, "tie_embeddings": tied}
@@ -117,7 +117,7 @@ def check_choices(config: dict[str, Any], choices: dict[str, tuple[tuple[Any, ..
 
 
 def rope_theta(config: dict[str, Any], path: Path) -> float:
-    """Reads the base of RoPE's wavelengths from wherever versions of transformers put it; all places must agree."""
+    """Reads the base of RoPE's wavelengths from all places where versions of transformers put it; they must agree."""
     thetas = [config["rope_theta"]] if "rope_theta" in config else []
     for name in ("rope_parameters", "rope_scaling"):
         table = config.get(name, {})
@@ -137,7 +137,7 @@ def rope_theta(config: dict[str, Any], path: Path) -> float:
 
 
 def llama_settings(model: TransformerLM) -> dict[str, Any]:
-    """Returns transformers' config.json; raises InputError where the model is not a Llama."""
+    """Returns the model's settings as transformers' config.json; InputError for a model that is not a Llama."""
     SUPPORT.check(model)
     settings = model.settings
     return {
@@ -177,12 +177,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def tied(model: TransformerLM) -> bool:
-    """Whether the head and the embedding are one table."""
+    """Tells whether head and embedding share one weight."""
     return model.token_embeddings.weight is model.lm_head.weight
 
 
 def other_names(model: TransformerLM, which: int) -> dict[str, str]:
-    """Maps our state dict's keys to transformers' (0) or llama.cpp's (1), leaving out a head that is tied."""
+    """Maps our state dict's keys to the names in transformers (0) or llama.cpp (1), without a tied head."""
     names = {}
     for key in model.state_dict():
         part = key.removesuffix(".weight")
@@ -208,7 +208,7 @@ def interleaved(weight: Tensor, num_heads: int) -> Tensor:
 
 
 def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
-    """Returns the weights by our names, without the rows that vocab_multiple added: others would score them."""
+    """Returns the weights by our names, without vocab_multiple's padding, which others would take for tokens."""
     tables = ("token_embeddings.weight", "lm_head.weight")
     return {
         key: weight.detach()[: model.vocab_size] if key in tables else weight.detach()
@@ -217,7 +217,7 @@ def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
 
 
 def converted(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Converts the weights; raises InputError for one that the dtype cannot hold."""
+    """Converts weights to a dtype of DTYPES; InputError for one that it cannot hold."""
     result = {}
     for name, weight in weights.items():
         result[name] = weight.detach().to(DTYPES[dtype], memory_format=torch.contiguous_format, copy=True)
@@ -226,6 +226,7 @@ def converted(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 
 def refuse_overflow(name: str, weight: Tensor, holds: bool, dtype: str) -> None:
+    """Raises InputError unless the dtype holds the weight."""
     if not holds:
         largest = weight.detach().abs().max().item()
-        raise InputError(f"--dtype {dtype}: cannot hold {name}, whose numbers reach {largest:.4g}; fp32 can")
+        raise InputError(f"--dtype {dtype}: cannot hold {name}, whose values reach {largest:.4g}; fp32 can")

@@ -191,7 +191,7 @@ def test_a_weight_beyond_the_dtype_is_refused(command, size, lm, token_data, tmp
         return
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert f"--dtype {dtype}: cannot hold" in done.err
-    assert f"whose numbers reach {size:.4g}" in done.err
+    assert f"whose values reach {size:.4g}" in done.err
     assert not (tmp_path / "new/out").exists()
     assert lm("export", tmp_path / "run", "--format", kind, "--output", tmp_path / "new/out").code == 0
 

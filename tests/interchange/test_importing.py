@@ -152,12 +152,12 @@ WRONG = {
     "per_layer_config": ({"1": {"num_attention_heads": 2}}, "per_layer_config ({'1': {'num_attention_heads': 2}})"),
     "use_qk_norm": (True, "use_qk_norm (True), one of 1 unknown keys"),
     "num_hidden_layers": (3, "model.layers.2.input_layernorm.weight is missing"),
-    "intermediate_size": (95, "mlp.down_proj.weight is [64, 96], but config.json makes it [64, 95]"),
+    "intermediate_size": (95, "mlp.down_proj.weight has the shape [64, 96], but by config.json it is [64, 95]"),
     "vocab_size": (100, "has 320 tokens, but the model has rows for 100"),
     "hidden_size": ("wide", "hidden_size is wide; it must be a whole number from 1"),
     "num_attention_heads": (0, "num_attention_heads is 0; it must be a whole number from 1"),
     "num_attention_heads ": (3, "num_key_value_heads is 4, but can only be 3"),
-    "tie_word_embeddings": (True, "lm_head is not model.embed_tokens"),
+    "tie_word_embeddings": (True, "lm_head differs from model.embed_tokens"),
     "tie_word_embeddings ": ("false", "tie_word_embeddings is false, but can only be False or True"),
 }
 RESCALED: dict[str, dict] = {  # as transformers describes each kind
@@ -244,7 +244,7 @@ def test_damaged_folders(llama, lm, tmp_path):
     fewer = {name: weight for name, weight in weights.items() if name != first}
     assert f"{first} is missing" in broken("f", lambda f: save_file(fewer, f / "model.safetensors"))
     more = weights | {"extra.weight": torch.zeros(2)}
-    assert "extra.weight has no place" in broken("g", lambda f: save_file(more, f / "model.safetensors"))
+    assert "extra.weight is unknown" in broken("g", lambda f: save_file(more, f / "model.safetensors"))
     for arguments, words in (((tmp_path / "none",), "no such folder"), ((llama,), "exists already")):
         done = lm("import", *arguments, "--output", llama if words == "exists already" else tmp_path / "run")
         assert (done.code, done.err.count("\n")) == (2, 1)
