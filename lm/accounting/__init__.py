@@ -1,1 +1,1 @@
-"""What a model costs before it runs: parameters, FLOPs, memory."""
+"""Computes what a model costs before it runs: parameters, FLOPs, memory."""

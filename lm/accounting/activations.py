@@ -1,15 +1,15 @@
-"""What our ways of training keep in memory between the forward and the backward pass, by part, from shapes alone.
+"""Computes, from shapes alone, the activations that a training step keeps for its backward pass, by part, in bytes.
 
-Without torch.compile, autograd is asked: one and two layers run forward on tensors that have shapes and no content,
-and what it saves for the backward pass is added up; every further layer keeps what the second adds. A new setting of
-the model needs no new formula. Compiled, it is this, for T tokens, s bytes a number in the precision of the products,
-and 4 in float32:
+Without torch.compile autograd is asked: models of one and of two layers run forward on tensors without memory, and
+what autograd saves is summed; each further layer keeps what the second one adds. So a new setting of the model needs no
+new formula. With torch.compile these formulas hold, for T tokens and numbers of s bytes in the precision of the
+products (float32: 4):
 
-    norms         4 T (d_model + 1) each: its input and its scale
-    projections   s T 2 d_model a layer: what the four products read
-    scores        s (3 T d_model + weights) a layer: q, k, v and the attention weights, of which sdpa keeps none
-    feed-forward  s T (d_model + 3 d_ff) a layer, s T (d_model + 2 d_ff) with silu: what its products read
-    head          s T d_model + 4 rows d_model: the gradients, which the chunked loss computes on the way forward
+    norms         4 T (d_model + 1) for each norm: its input and its scale
+    projections   s T 2 d_model for each layer: the inputs of the four products
+    scores        s (3 T d_model + weights) for each layer: q, k, v and the attention weights; sdpa keeps no weights
+    feed-forward  s T (d_model + 3 d_ff) for each layer, or s T (d_model + 2 d_ff) with silu: the products' inputs
+    head          s T d_model + 4 rows d_model: the gradients, which the chunked loss computes in the forward pass
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,15 +30,15 @@ from lm.model.fast_loss import ROWS
 from lm.model.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
 from lm.model.transformer import MODEL_SETTINGS, TransformerLM
 
-INTERPRETER, COMPILER = 550e6, 150e6  # bytes: Python, torch and Lightning at rest; what compiling leaves behind
-# What passes through the heap between the kept tensors leaves holes that the next large one does not fit. By these
-# factors was the peak of `lm fit` larger than what it keeps, on a CPU with glibc (docs/accounting.md).
+INTERPRETER, COMPILER = 550e6, 150e6  # bytes: of Python, torch and Lightning at rest; of what compiling leaves behind
+# Temporary tensors leave holes in the heap between the kept ones, too small for the next large tensor. By these factors
+# the peak of `lm fit` exceeded what it keeps, on a CPU with glibc (docs/accounting.md).
 HOLES_FLOAT32, HOLES_HALF, HOLES_COMPILED = 2.4, 1.6, 1.3
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a model is computed; attention is one of fast_attention.CAUSAL_ATTENTIONS, half is bf16-mixed."""
+    """The way in which a model is trained. attention: one of fast_attention.CAUSAL_ATTENTIONS; half: in bf16-mixed."""
 
     attention: str = "plain"
     fast: bool = False
@@ -52,7 +52,10 @@ class Arrangement:
 
 
 def arrange(settings: Mapping[str, Any], precision: str, num_tokens: float) -> Arrangement:
-    """As `lm fit` would on a CPU. settings: those of a LanguageModel; num_tokens: of the whole run."""
+    """Returns the way in which `lm fit` would train on a CPU.
+
+    settings: of a LanguageModel; precision: the Trainer's; num_tokens: of the whole run.
+    """
     half, recompute = precision.startswith("bf16"), settings["recompute_activations"]
     if not settings["fast"]:
         return Arrangement(half=half, recompute=recompute)
@@ -65,14 +68,17 @@ def arrange(settings: Mapping[str, Any], precision: str, num_tokens: float) -> A
 
 
 def make_model(settings: Mapping[str, Any]) -> TransformerLM:
-    """Shapes and no weights."""
+    """Builds the model on the meta device, with shapes and no weights. settings: of a LanguageModel."""
     model = TransformerLM(**{name: settings[name] for name in MODEL_SETTINGS if name in settings}, device="meta")
     model.z_loss = settings.get("z_loss", 0.0)
     return model
 
 
 def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> dict[str, int]:
-    """Bytes kept for batch_size texts of the context length, by part. settings: those of a TransformerLM."""
+    """Returns the bytes kept for batch_size sequences of the context length, by part.
+
+    settings: of a TransformerLM. Raises InputError for a setting that is not supported.
+    """
     SUPPORT.check(make_model(settings))
     if how.compiled:
         first, second = (_compiled({**settings, "num_layers": layers}, batch_size, how) for layers in (1, 2))
@@ -81,7 +87,7 @@ def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     layers = settings["num_layers"]
     if not how.recompute:
         return {part: first[part] + (layers - 1) * (second[part] - first[part]) for part in PARTS}
-    # One block at a time is whole; of each, what it begins with is kept.
+    # Every block keeps its input; one block at a time keeps all.
     stream = 4 * batch_size * settings["context_length"] * settings["d_model"]
     return first | {"norms": first["norms"] + (layers - 1) * stream}
 
@@ -96,7 +102,7 @@ def _traced(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> d
         model.to_empty(device="cpu")
         ours = {storage_id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         tokens = torch.empty(batch_size, settings["context_length"] + 1, dtype=torch.int64)
-        alive = []  # or another tensor could get a counted one's address
+        alive = []  # keeps the counted tensors, or another could get a counted one's id
 
         def count(tensor: Tensor) -> Tensor:
             if storage_id(tensor) not in ours | counted:
@@ -116,7 +122,7 @@ def _traced(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> d
 
 @contextmanager
 def _watching(model: nn.Module) -> Iterator[list[str]]:
-    """A list whose last item is always the part that is being computed."""
+    """Yields a list whose last item is always the part that is being computed."""
     parts = ["head"]
     handles = []
     for name, module in model.named_modules():
@@ -154,7 +160,7 @@ def _compiled(settings: Mapping[str, Any], batch_size: int, how: Arrangement) ->
                 weights = size * sum((end - start) * end for start, end in spans(length))
             elif how.attention == "plain":  # before and after softmax, and one mask
                 weights = 2 * size * length**2
-            else:  # a number a query, and its result, once as the kernel wrote it
+            else:  # one number for each query, and the output as the kernel wrote it
                 weights = 4 * length + (size * length * d_model // model.num_heads if module.rope is not None else 0)
             kept["scores"] += 3 * stream + batch_size * model.num_heads * weights
         elif isinstance(module, SwiGLU | SiLUFeedForward):
@@ -163,23 +169,23 @@ def _compiled(settings: Mapping[str, Any], batch_size: int, how: Arrangement) ->
         elif isinstance(module, Linear) and name.startswith("layers") and how.half:
             kept["projections" if ".attn." in name else "feed-forward"] += 2 * module.weight.numel()  # its rounded copy
     if how.half and settings.get("norm_position") != "none":
-        # The first block reads the table's vectors: a norm gives the projections' rounded input once more, while
-        # without one before them that input is a rounded copy beside the vectors.
+        # The first block reads the embeddings: after a norm its rounded input is already counted, while without one
+        # the rounded copy comes in addition.
         kept["projections"] += -stream if model.ln_final is not None else stream
     return kept
 
 
 def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> float:
-    """A guess at a CPU process's peak memory while it trains.
+    """Estimates the peak memory of a training process on a CPU, in bytes.
 
-    Weights and moments are always there. As the backward pass gives back what was kept, gradients take its place, and
-    the larger of both counts; beside what was kept there is a chunk of logits, or all of them, and their gradients.
+    Parameters and moments are always there. During the backward pass gradients replace the kept activations, so that
+    the larger of the two counts. The activations are accompanied by the logits, a chunk or all, and their gradients.
     """
     model = make_model(settings)
     state = state_bytes(model, settings.get("optimizer", "adamw"))
     tokens = batch_size * settings["context_length"]
     rows = min(tokens, ROWS) if how.fast else tokens
-    logits = rows * settings["vocab_size"] * ((8 if how.half else 12) if how.fast else 8)
+    logits: int = rows * settings["vocab_size"] * ((8 if how.half else 12) if how.fast else 8)
     holes = HOLES_COMPILED if how.compiled else HOLES_HALF if how.half else HOLES_FLOAT32
     kept = sum(kept_bytes(settings, batch_size, how).values()) * holes
     rest = INTERPRETER + (COMPILER if how.compiled else 0)
@@ -187,12 +193,13 @@ def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
 
 
 def expected_peak(config: Namespace) -> float:
-    """peak_bytes of the run that a parsed configuration of `lm fit` describes."""
+    """Estimates the peak memory, in bytes, of the run that a parsed configuration of `lm fit` describes."""
     how = arrange(vars(config.model), config.trainer.precision, run_tokens(config))
     return peak_bytes(vars(config.model), config.data.batch_size, how)
 
 
 def run_tokens(config: Namespace) -> int:
-    """That the run trains on, on one device."""
-    batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
-    return batches * config.data.batch_size * config.model.context_length
+    """Returns the number of tokens that a run trains on, on one device."""
+    batches: int = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    tokens: int = batches * config.data.batch_size * config.model.context_length
+    return tokens

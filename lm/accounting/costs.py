@@ -1,12 +1,12 @@
-"""What a model costs, before it runs: parameters, FLOPs and the handout's memory, from shapes alone.
+"""Counts, from shapes alone, what a model costs: parameters, FLOPs, and memory as in the handout.
 
-    a product of (m, n) and (n, p)   2 m n p FLOPs; the backward pass is two such products for each
-    forward, one text of T tokens    num_layers (8 T d^2 + 4 T^2 d + 6 T d d_ff) + 2 T d vocab_size
-    memory, float32                  16 bytes a parameter: itself, gradient, two moments; 4 bytes a kept activation
+    a product of (m, n) and (n, p)    2 m n p FLOPs; the backward pass has two such products for each
+    forward, a sequence of T tokens   num_layers (8 T d^2 + 4 T^2 d + 6 T d d_ff) + 2 T d vocab_size
+    memory, float32                   16 bytes a parameter: itself, gradient, two moments; 4 bytes a kept activation
 
-Everything is by part: a dict from the names in PARTS to numbers. A model on the device "meta" has shapes and no
-weights, so that the largest is counted in no time. Source: handout, transformer_accounting and adamw_accounting.
-What our own ways of training keep in memory is in activations.py.
+Everything is counted by part: a dict from the names in PARTS to numbers. A model on the device "meta" has shapes and no
+weights, so that even the largest is counted at once. Source: handout, transformer_accounting and adamw_accounting. What
+our own training keeps in memory is in activations.py.
 """
 
 import math
@@ -47,14 +47,14 @@ EDITIONS = (2025, 2026)
 
 
 def preset(name: str, edition: int = 2026) -> dict[str, int]:
-    """Settings of a TransformerLM. GPT-2's d_ff is 4 d_model in 2025, and 8/3 d_model to a multiple of 64 in 2026."""
+    """Returns the settings of a preset; GPT-2's d_ff is 4 d_model in the handout of 2025, SwiGLU's default in 2026."""
     settings = PRESETS[name]
     d_model = settings["d_model"]
     return {"d_ff": 4 * d_model if edition == 2025 else SwiGLU.default_d_ff(d_model)} | settings
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to: "layers.0.attn.q_proj.weight" -> "projections"."""
+    """Returns the part that a parameter belongs to: "layers.0.attn.q_proj.weight" -> "projections"."""
     words = name.split(".")
     if any(word.startswith("ln") or "norm" in word for word in words):
         return "norms"
@@ -62,7 +62,7 @@ def part_of(name: str) -> str:
 
 
 def parameters_by_part(model: TransformerLM) -> dict[str, int]:
-    """Numbers, not bytes; a weight that two parts share is counted once, in the first."""
+    """Counts the parameters (not bytes) of each part; a weight that two parts share counts in the first."""
     SUPPORT.check(model)
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
@@ -71,10 +71,10 @@ def parameters_by_part(model: TransformerLM) -> dict[str, int]:
 
 
 def forward_flops(model: TransformerLM, context_length: int | None = None) -> dict[str, int]:
-    """FLOPs of the matrix products for one text of context_length tokens (default: the model's), by part.
+    """Counts the FLOPs of the matrix products for one sequence of context_length tokens (default: the model's).
 
-    As the handout counts: every query with every key, though the causal half would do, and the table's rows that
-    stand for tokens.
+    As in the handout, attention counts every query with every key, though the causal half would do. The padding of the
+    head does not count.
     """
     SUPPORT.check(model)
     length = context_length or model.context_length
@@ -91,29 +91,29 @@ def forward_flops(model: TransformerLM, context_length: int | None = None) -> di
 
 
 def forward_flops_per_token(model: TransformerLM, context_length: int | None = None) -> int:
-    """FLOPs for one token of a text of context_length tokens (default: the model's)."""
+    """Counts the FLOPs for one token of a sequence of context_length tokens (default: the model's)."""
     return sum(forward_flops(model, context_length).values()) // (context_length or model.context_length)
 
 
 def training_flops_per_token(model: TransformerLM) -> int:
-    """The backward pass is two products for each one of the forward pass; what is recomputed does not count."""
+    """Counts the FLOPs of forward and backward pass for one token, 3 times forward; recomputation does not count."""
     return 3 * forward_flops_per_token(model)
 
 
 def adamw_flops(num_parameters: int) -> int:
-    """FLOPs of one step, 14 a parameter, of the handout's formulas as they are written.
+    """Counts the FLOPs of one optimizer step by the handout's formulas: 14 for each parameter.
 
     m: 3 (two products, a sum); v: 4 (three products, a sum); weight decay: 2; the update: 5 (root, + eps, quotient,
-    product, difference). What is computed once a step, and not for each parameter, is nothing beside it.
+    product, difference). What is computed once a step is negligible.
     """
     return 14 * num_parameters
 
 
 def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, int]:
-    """Values, not bytes, that the handout counts as kept for one text of the model's context length, by part.
+    """Counts the activations (not bytes) that the handout takes as kept for one sequence of the context length.
 
-    Norms, Q K V, Q K^T, softmax, the weighted sum, the output projection, the feed-forward network, the logits, and
-    the cross-entropy on them. The edition of 2025 counts a network of two products, though its model has three.
+    These are: norms, Q K V, Q K^T, softmax, the weighted sum, the output projection, the feed-forward network, the
+    logits and their cross-entropy. The edition of 2025 counts a network of two products, though its model has three.
     """
     SUPPORT.check(model)
     length, d_model = model.context_length, model.token_embeddings.weight.shape[1]
@@ -132,7 +132,7 @@ def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, 
 
 
 def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
-    """Numbers that the optimizer keeps: AdamW two for each parameter, Muon one for those of the layers' matrices."""
+    """Counts the numbers that the optimizer keeps: two for each parameter, or one where Muon updates it."""
     matrices = sum(weight.numel() for name, weight in model.named_parameters() if uses_muon(name, weight))
     kept = {"adamw": 2 * model.num_parameters(), "muon": 2 * model.num_parameters() - matrices}
     if optimizer not in kept:
@@ -144,21 +144,21 @@ def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
 
 
 def state_bytes(model: TransformerLM, optimizer: str = "adamw") -> dict[str, int]:
-    """Bytes of parameters, gradients and optimizer state, which no batch changes; training is in float32."""
+    """Returns the bytes of parameters, gradients and optimizer state, in float32, whatever the batch."""
     weights = 4 * model.num_parameters()
     return {"parameters": weights, "gradients": weights, "optimizer state": 4 * num_moments(model, optimizer)}
 
 
-def largest_batch(memory: float, fixed: float, per_text: float) -> int:
-    """The most texts whose activations fit beside what is there for any batch; all three in bytes."""
-    return max(0, math.floor((memory - fixed) / per_text))
+def largest_batch(memory: float, fixed: float, per_sequence: float) -> int:
+    """Returns the largest batch that fits: bytes of memory, of what any batch needs, and of each sequence."""
+    return max(0, math.floor((memory - fixed) / per_sequence))
 
 
 def training_seconds(model: TransformerLM, num_tokens: float, peak: float, mfu: float) -> float:
-    """peak: the devices' FLOP/s at best; mfu: the share of it that the model's products get."""
+    """Estimates the seconds of a training. peak: FLOP/s of all devices; mfu: the share of them that is used."""
     return training_flops_per_token(model) * num_tokens / (peak * mfu)
 
 
 def worth_compiling(model: TransformerLM, num_tokens: float, device_type: str) -> bool:
-    """Where the run would take some minutes without, by a guess at the device's speed."""
+    """Tells whether a run, by a rough guess at the device's speed, takes the minutes that make compiling pay."""
     return num_tokens * training_flops_per_token(model) / (1e11 if device_type == "cpu" else 1e14) > 120

@@ -1,7 +1,7 @@
-"""An estimate of what a configuration costs: all that follows from shapes alone, in one dict that JSON can hold.
+"""Estimates what a configuration costs, from shapes alone, as one dict that JSON can hold.
 
-The parts are computed in costs.py and activations.py. The figures are of one process on a CPU, in float32 or with
-bfloat16 products; not_counted names what in a configuration is otherwise.
+The figures are computed in costs.py and activations.py. They are for one process on a CPU, in float32 or with bfloat16
+products; not_counted lists the settings of a configuration for which they do not hold.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from lm.accounting import activations, costs
 from lm.accounting.activations import arrange, make_model, run_tokens
 
-COUNTED: dict[str, tuple[object, ...]] = {  # of the Trainer's settings, the values that these figures are for
+COUNTED: dict[str, tuple[object, ...]] = {  # the values of the Trainer's settings for which the figures hold
     "accelerator": ("auto", "cpu"),
     "devices": ("auto", 1, "1"),
     "num_nodes": (1,),
@@ -21,9 +21,9 @@ COUNTED: dict[str, tuple[object, ...]] = {  # of the Trainer's settings, the val
 
 
 def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
-    """Returns the costs of a configuration by part: parameters, FLOPs and bytes, of which `memory` are there.
+    """Returns the costs of a configuration by part: parameters, FLOPs and bytes, and the largest batch that fits.
 
-    edition: of the handout, by whose account the activations are counted, too.
+    edition: of the handout, for its count of activations; memory: in bytes.
     """
     settings, batch_size = vars(config.model), config.data.batch_size
     model, how = make_model(settings), arrange(settings, config.trainer.precision, run_tokens(config))
@@ -32,7 +32,7 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
     one, two = (activations.kept_bytes(settings, size, how) for size in (1, 2))
     ours = activations.kept_bytes(settings, batch_size, how)
     state = costs.state_bytes(model, settings["optimizer"])
-    per_text = sum(two.values()) - sum(one.values())
+    per_sequence = sum(two.values()) - sum(one.values())
     fixed = sum(state.values())
     return {
         "settings": settings | model.settings,
@@ -45,11 +45,11 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
         "training_flops": {part: 3 * flops for part, flops in forward.items()},
         "training_flops_per_token": costs.training_flops_per_token(model),
         "adamw_flops": costs.adamw_flops(model.num_parameters()),
-        "activation_bytes": {"handout": handout, "ours": ours},  # of one text; of the batch
+        "activation_bytes": {"handout": handout, "ours": ours},  # of one sequence; of the batch
         "memory": memory,
         "largest_batch": {
             "handout": costs.largest_batch(memory, fixed, sum(handout.values())),
-            "ours": costs.largest_batch(memory, fixed + sum(one.values()) - per_text, per_text),
+            "ours": costs.largest_batch(memory, fixed + sum(one.values()) - per_sequence, per_sequence),
         },
         "peak_bytes": activations.expected_peak(config),
         "not_counted": not_counted(config.trainer),
@@ -57,14 +57,14 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
 
 
 def not_counted(trainer: Namespace) -> list[str]:
-    """What the run would do on other devices or in other precisions than the figures are for."""
+    """Lists the settings of the Trainer for which the figures do not hold."""
     return [f"trainer.{name} {trainer[name]}" for name, values in COUNTED.items() if trainer[name] not in values]
 
 
 def training_time(config: Namespace, tokens: float | None, device: str, peak: float, mfu: float) -> dict[str, Any]:
     """Estimates the seconds of a training of so many tokens (default: the run's) on a device.
 
-    peak: its FLOP/s at best; mfu: the share of them that the model's products get.
+    peak: the device's FLOP/s; mfu: the share of them that is used.
     """
     tokens = tokens or run_tokens(config)
     seconds = costs.training_seconds(make_model(vars(config.model)), tokens, peak, mfu)

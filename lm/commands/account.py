@@ -190,7 +190,7 @@ def by_part(result: dict[str, Any]) -> list[str]:
     columns = [result[key] for key in ("parameters", "forward_flops", "training_flops")]
     columns += [result["activation_bytes"][key] for key in ("handout", "ours")]
     totals = [sum(column.values()) for column in columns]
-    lines = [f"{'':<68}FLOPs of one text; activations of one text, and of the batch", row("", heads)]
+    lines = [f"{'':<68}FLOPs of one sequence; activations of one sequence, and of the batch", row("", heads)]
     for part in (*PARTS, "total"):
         counts, forward, training, handout, ours = (
             total if part == "total" else column[part] for column, total in zip(columns, totals, strict=True)
