@@ -1,9 +1,9 @@
-"""The command `lm`, also `python -m lm`: finds the command's file in lm/commands/, and says how it failed.
+"""The command `lm`, also `python -m lm`: runs a command of lm/commands/ and returns its exit code.
 
-    0    done                       2    refused, with one line on stderr that says what to change
-    130  ended by Ctrl-C            143  by SIGTERM            141  nobody reads the output any more
+    0    success                    2    refused, with one line on stderr that says what to change
+    130  ended by Ctrl-C            143  ended by SIGTERM      141  nobody reads the output any more
 
-A command's file is imported when signals are listened to, as its imports may take long.
+A command's file is imported only after the signal handlers are installed, as its imports may take long.
 """
 
 import sys
@@ -18,33 +18,33 @@ from tokenization.version import own_version
 
 HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
 
-  lm init work                                    put the configurations and sample stories into a folder
+  lm init work                                    copy the configurations and sample stories into a folder
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
   lm fit -c configs/demo.yaml --model.num_layers 6 --trainer.default_root_dir checkpoints/deeper
-                                                  the same with other values, which override the file's wherever
-                                                  -c stands; a name that does not exist is an error
-  lm fit -c configs/demo.yaml --print_config      every setting there is, with its value
+                                                  the same with other values, which override the file's; a
+                                                  setting that does not exist is an error
+  lm fit -c configs/demo.yaml --print_config      every setting, with its value
   lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt
                                                   resume the run where it stopped; `--ckpt_path auto` finds the
-                                                  newest whole checkpoint, and starts afresh where there is none
+                                                  newest whole checkpoint, or begins a new run if there is none
   lm validate checkpoints/demo                    loss, perplexity and bits per byte on the validation file
   lm generate checkpoints/demo --prompt "Once upon a time"
-                                                  write a text, or one for each prompt of a file; --interactive
-                                                  for a conversation
+                                                  continue a prompt, or each prompt of a file; --interactive
+                                                  holds a conversation
   lm serve checkpoints/demo                       a page to write with, and OpenAI's API, on this machine
-  lm test checkpoints/demo data/demo/valid.bin    how well a model predicts a text, or each document of it
+  lm test checkpoints/demo data/demo/valid.bin    measure how well a model predicts a text, or each of its documents
   lm export checkpoints/demo --format hf --output exported
-                                                  convert the model for transformers, llama.cpp and others
+                                                  export the model for transformers, llama.cpp and others
   lm import exported --output checkpoints/again   import a Hugging Face Llama as a run
-  lm verify checkpoints/demo                      is every checkpoint still what was saved?
+  lm verify checkpoints/demo                      check that every checkpoint is still what was saved
   lm account -c configs/demo.yaml                 what a run will cost: parameters, memory, FLOPs; with --probe
                                                   also its time, estimated from some of its steps
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 4e-3 1.6e-2 --trainer.max_steps 200
-                                                  a short training with each value, a table and a plot
-  lm find-lr -c configs/demo.yaml                 a quick look for the learning rate
-  lm report checkpoints/demo                      a run, or several compared, as one page with curves
+                                                  train briefly with each value; print a table and a plot
+  lm find-lr -c configs/demo.yaml                 suggest a learning rate by one short training
+  lm report checkpoints/demo                      write a page about a run, or about several compared
 
-`lm COMMAND --help` lists what each one takes; `lm --version` prints the version.
+`lm COMMAND --help` lists the options of a command; `lm --version` prints the version.
 """
 COMMANDS = {  # each is a file in commands/
     "init": "init",
@@ -61,12 +61,12 @@ COMMANDS = {  # each is a file in commands/
     "import": "import_",
     "verify": "verify",
 }
-TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # that read the settings of a run
-COMPUTING = (*TRAINING, "generate", "serve", "test")  # on as many threads as there are cores
+TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # commands that read the settings of a run
+COMPUTING = (*TRAINING, "generate", "serve", "test")  # commands that use as many threads as there are cores
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `lm` with these arguments (default: the process's) and returns its exit code."""
+    """Runs `lm` with these arguments (default: those of the process) and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         with interruptible(argv[0]) if argv and argv[0] in TRAINING else nullcontext():
@@ -74,13 +74,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as leaving:
-        if isinstance(leaving.__context__, KeyboardInterrupt):  # which Lightning answers with a 1
+        if isinstance(leaving.__context__, KeyboardInterrupt):  # Lightning exits with 1 on Ctrl-C
             return 130
         raise
 
 
 def run_command(argv: list[str]) -> int:
-    """Runs a command and returns its exit code; what it refuses becomes one line on stderr."""
+    """Runs a command and returns its exit code; a refusal becomes one line on stderr."""
     name = " ".join(["lm", *argv[:1]])
     try:
         if not argv or argv[0] in ("-h", "--help"):
@@ -94,7 +94,7 @@ def run_command(argv: list[str]) -> int:
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our output has left, as `head` does
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
         drop_stdout()
         return 141
     except OSError as error:
@@ -104,10 +104,10 @@ def run_command(argv: list[str]) -> int:
 
 
 def find_command(name: str) -> Callable[[list[str]], None]:
-    """Imports a command's file and returns its function; InputError where there is no such command."""
+    """Imports a command's file and returns its function; InputError for an unknown command."""
     if name not in COMMANDS:
         meant = did_you_mean(name, COMMANDS)
-        raise InputError(f"no such command; there are {', '.join(COMMANDS)}, and `lm --help`{meant}")
+        raise InputError(f"no such command; there are {', '.join(COMMANDS)}; see `lm --help`{meant}")
     if name in COMPUTING:
         choose_waiting()  # before torch is imported
     run: Callable[[list[str]], None] = import_module(f"lm.commands.{COMMANDS[name]}").run

@@ -1,8 +1,8 @@
-"""The commands of `lm`, one file each, and what they share.
+"""The commands of `lm`, one file each; this file has the arguments that they share.
 
-Every file but two has HELP and `make_parser`, and each has `run`, which takes the arguments behind the command's name,
-calls the library and prints the result; `lm fit` and `lm validate` have Lightning's parser. Nothing here imports torch
-or Lightning, so that --help comes at once.
+Each file has a function `run`, which takes the arguments after the command's name, calls the library and prints the
+result. Each also has HELP and `make_parser`, except `lm fit` and `lm validate`, which use Lightning's parser. This file
+imports neither torch nor Lightning, so that --help comes at once.
 """
 
 import argparse
@@ -20,23 +20,25 @@ def new_parser(command: str, description: str, **settings: Any) -> ArgumentParse
 
 
 def add_run(parser: ArgumentParser) -> None:
-    parser.add_argument("run", help="a run's folder, for its best.ckpt, or a checkpoint")
+    """Adds the model that a command is for."""
+    parser.add_argument("run", help="a run's folder, which stands for its best.ckpt, or a checkpoint")
 
 
 def add_device(parser: ArgumentParser) -> None:
+    """Adds the device that the model runs on."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help=f"{HELP} (default: auto)")
 
 
 def add_settings(parser: ArgumentParser) -> None:
-    """Adds what every experiment takes: the configuration of its runs, and the folder of its results."""
-    parser.add_argument("-c", "--config", action="append", required=True, help="the configuration to begin with")
+    """Adds the configuration of an experiment's runs, and the folder of its results."""
+    parser.add_argument("-c", "--config", action="append", required=True, help="the configuration of the runs")
     parser.add_argument(
-        "--output", type=output_path, help="folder of the results (default: beside the configuration's run)"
+        "--output", type=output_path, help="folder for the results (default: beside the configuration's run)"
     )
 
 
 def read_with_settings(parser: ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns an experiment's own arguments and those that it hands on to `lm fit`."""
+    """Returns an experiment's own arguments, and those that it passes on to `lm fit`; InputError for useless ones."""
     args, rest = parser.parse_known_args(argv)
     for name in ("--trainer.default_root_dir", "--ckpt_path", "--print_config"):
         if any(argument.partition("=")[0] == name for argument in rest):

@@ -1,6 +1,6 @@
-"""`lm account`: what a configuration or a preset costs, as a table, as JSON, or as a picture.
+"""`lm account`: prints what a configuration or a preset costs, as a table or JSON, and draws it.
 
-The command line is read as `lm fit` reads it. Nothing is trained, except with --probe.
+Settings are read as `lm fit` reads them. Nothing is trained, except with --probe.
 """
 
 import argparse
@@ -20,44 +20,55 @@ from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.outputs import check_file
 
-HELP = f"""What a run costs, before it runs: parameters, memory and FLOPs by part, as the handout counts and as our fast
-path does. Besides the options below it takes every setting that `lm fit` takes.
+HELP = f"""Estimate what a run costs before it runs: parameters, memory and FLOPs by part, both as the handout counts
+and as our fast path works. Besides the options below, every setting of `lm fit` can be given.
 
   lm account -c configs/tinystories-cpu.yaml                        the model and batch of a configuration
-  lm account -c configs/demo.yaml --model.num_layers 8 --probe      some steps of it, and from them the whole run
+  lm account -c configs/demo.yaml --model.num_layers 8 --probe      runs some steps, and predicts the whole run
   lm account gpt2-xl --memory 80GB --tokens 419e9 --device "H100 tf32" --mfu 0.5
   lm account gpt2-xl --edition 2025 --json
-  lm account gpt2-small --plot shares.png                           the shares of the FLOPs against width and context
+  lm account gpt2-small --plot shares.png                           the parts' shares of the FLOPs, drawn
 
 Presets: {", ".join(PRESETS)}.
 """
 DEVICES = {f"{name} bf16": peak for name, peak in GPU_PEAKS.items()}
-DEVICES |= {"A100 fp32": 19.5e12, "H100 tf32": 495e12}  # the handout's
+DEVICES |= {"A100 fp32": 19.5e12, "H100 tf32": 495e12}  # from the handout
 UNITS = {"": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of the options that are not settings of `lm fit`."""
     usage = "lm account {-c CONFIG | PRESET} [options] [--model.SETTING VALUE ...]"
     parser = new_parser("account", HELP, usage=usage, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="append", default=[], help="a configuration of `lm fit`, or several")
+    parser.add_argument("-c", "--config", action="append", default=[], help="a configuration of `lm fit`; repeatable")
     parser.add_argument(
         "--edition",
         type=int,
         choices=EDITIONS,
         default=2026,
-        help="of the handout: d_ff of the GPT-2 presets, and which activations count (default: 2026)",
+        help="edition of the handout, for d_ff of the GPT-2 presets and its count of activations (default: 2026)",
     )
-    parser.add_argument("--memory", default="80GB", help="for the largest batch: 80GB, 80GiB (default: 80GB)")
-    parser.add_argument("--tokens", type=float, help="to train on, with --device (default: the run's)")
-    parser.add_argument("--device", help=f"cpu (measured), FLOP/s as a number, or: {', '.join(DEVICES)}")
-    parser.add_argument("--mfu", type=float, help="share of the device's FLOP/s, with --device (default: 0.5)")
-    parser.add_argument("--probe", action="store_true", help="run some steps, and predict the run's memory and time")
-    parser.add_argument("--json", action="store_true", help="everything as JSON")
-    parser.add_argument("--plot", type=output_path, metavar="FILE.png", help="draw the shares of the FLOPs")
+    parser.add_argument(
+        "--memory", default="80GB", help="memory for the largest batch, as 80GB or 80GiB (default: 80GB)"
+    )
+    parser.add_argument("--tokens", type=float, help="with --device: tokens to train on (default: the run's)")
+    parser.add_argument(
+        "--device", help=f"estimate the time on cpu (measured), {', '.join(DEVICES)}, or a number of FLOP/s"
+    )
+    parser.add_argument("--mfu", type=float, help="with --device: the share of its FLOP/s that is used (default: 0.5)")
+    parser.add_argument("--probe", action="store_true", help="run some steps to predict the run's memory and time")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--plot",
+        type=output_path,
+        metavar="FILE.png",
+        help="draw the parts' shares of the FLOPs against width and context length",
+    )
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Estimates the costs and prints them."""
     name = argv[0] if argv and not argv[0].startswith("-") else None
     args, rest = make_parser().parse_known_args(argv[name is not None :])
     check(args, name)
@@ -70,7 +81,7 @@ def run(argv: list[str]) -> None:
         config = SettingsCLI(arguments).config.fit
         try:
             result = estimate(config, args.edition, memory) | {"name": name or ", ".join(args.config)}
-        except ValueError as error:  # the model's word that its settings do not fit together
+        except ValueError as error:  # the model refuses settings that do not fit together
             raise InputError(str(error)) from None
         if device:
             result["training"] = training_time(config, args.tokens, *device, args.mfu or 0.5)
@@ -86,21 +97,21 @@ def run(argv: list[str]) -> None:
 
 
 def check(args: argparse.Namespace, name: str | None) -> None:
-    """Raises InputError where the arguments do not go together. name: the preset's."""
+    """Raises InputError for arguments that do not go together. name: the preset's."""
     if (name is None) == (not args.config):
-        raise InputError(f"what is to be accounted for: -c CONFIG, or one of {', '.join(PRESETS)}?")
+        raise InputError(f"name what to account for: -c CONFIG, or one preset of {', '.join(PRESETS)}")
     if name is not None and name not in PRESETS:
         raise InputError(f"{name}: no such preset; there are {', '.join(PRESETS)}; -c names a configuration")
     if args.probe and name is not None:
-        raise InputError(f"--probe: {name} has no text to train on; a configuration has (-c CONFIG)")
+        raise InputError(f"--probe: the preset {name} has no data to train on; give a configuration (-c CONFIG)")
     if args.mfu is not None and not 0 < args.mfu <= 1:
-        raise InputError(f"--mfu {args.mfu}: it is a share, above 0 and at most 1")
+        raise InputError(f"--mfu {args.mfu}: it must be above 0 and at most 1")
     if args.tokens is not None and not 0 < args.tokens < float("inf"):
         raise InputError(f"--tokens {args.tokens}: it must be above 0")
     for option, value in (("--tokens", args.tokens), ("--mfu", args.mfu)):
         if value is not None and args.device is None:
             raise InputError(
-                f"{option} {value:g}: is for the time on a device; name it with --device, or leave this out"
+                f"{option} {value:g}: is for the time on a device; name one with --device, or leave this out"
             )
     if args.plot:
         check_file(args.plot, args.config, "a plot of `lm`", is_plot)
@@ -114,12 +125,12 @@ def parse_bytes(text: str) -> float:
     except ValueError:
         amount = 0.0
     if not 0 < amount < float("inf"):
-        raise InputError(f"--memory {text}: is no amount of memory; 80GB is 80e9 bytes, 80GiB 80 x 2^30")
+        raise InputError(f"--memory {text}: is not an amount of memory; 80GB is 80e9 bytes, 80GiB 80 x 2^30")
     return amount
 
 
 def find_peak(name: str) -> tuple[str, float]:
-    """Returns a device's name, with where its speed is from if it was measured, and its peak FLOP/s."""
+    """Returns a device's name, with the source of its speed if measured, and its peak FLOP/s."""
     if name == "cpu":
         peak = peak_flops("cpu", native_precision("cpu"))
         return f"cpu, {peak.source}", peak.flops
@@ -133,7 +144,7 @@ def find_peak(name: str) -> tuple[str, float]:
 
 
 def preset_arguments(name: str, edition: int) -> list[str]:
-    """Returns a preset as arguments of `lm fit`, without a text."""
+    """Returns a preset as arguments of `lm fit`, without data."""
     arguments = [f"--model.{key}={value}" for key, value in preset(name, edition).items()]
     no_data = (f"--data.{key}=none" for key in ("train_path", "val_path", "tokenizer"))
     return [*arguments, *no_data, "--data.batch_size=1"]
@@ -143,7 +154,7 @@ def preset_arguments(name: str, edition: int) -> list[str]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Lays out everything, a line each."""
+    """Lays out the whole result as lines of text."""
     settings, batch_size = result["settings"], result["batch_size"]
     shown = [name for name in MODEL_SETTINGS if settings[name] != DEFAULTS.get(name)]
     lines = [f"{result['name']}: " + ", ".join(f"{name} {settings[name]}" for name in shown), *by_part(result)]
@@ -165,7 +176,7 @@ def table(result: dict[str, Any]) -> list[str]:
         f"{'peak of the process, CPU':<28}{'':>12}{result['peak_bytes'] / 1e9:>12.3f}",
     ]
     if result["not_counted"]:
-        lines += ["", f"not counted: {', '.join(result['not_counted'])}; this is one process on a CPU"]
+        lines += ["", f"not counted: {', '.join(result['not_counted'])}; the figures are for one process on a CPU"]
     if "training" in result:
         words = result["training"]
         tokens, rate, days = words["tokens"], words["flops_per_second"] / 1e12, words["seconds"] / 86400
@@ -180,7 +191,7 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def by_part(result: dict[str, Any]) -> list[str]:
-    """Lays out parameters, FLOPs and activations, a row for each part."""
+    """Lays out parameters, FLOPs and activations as a table with a row for each part."""
     heads = ("parameters", "%", "forward FLOPs", "%", "training FLOPs", "handout MB", "ours MB")
     widths = (16, 7, 15, 7, 16, 12, 12)
 
@@ -202,7 +213,7 @@ def by_part(result: dict[str, Any]) -> list[str]:
 
 
 def spell(prediction: dict[str, Any]) -> dict[str, str]:
-    """Puts what a probe predicts into words, by what they are about."""
+    """Formats what a probe predicts, by subject."""
     busy = prediction["other_programs"]
     return {
         "predicted from a probe": f"{prediction['steps_probed']:.0f} steps",

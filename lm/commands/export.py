@@ -1,4 +1,4 @@
-"""`lm export`: a trained model for other programs."""
+"""`lm export`: writes a trained model in a format of other programs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import making
 from tokenization.outputs import check_new
 
-HELP = """Write a trained model for other programs.
+HELP = """Export a trained model for other programs.
 
   lm export checkpoints/demo --format hf --output exported/demo             a folder for transformers
   lm export checkpoints/demo --format gguf --output demo.gguf               a file for llama.cpp
@@ -40,23 +40,25 @@ FORMATS: dict[str, tuple[Callable[[TransformerLM, Tokenizer, Path, str], None], 
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of `lm export`."""
     parser = new_parser("export", HELP)
     add_run(parser)
-    parser.add_argument(
-        "--format", choices=list(FORMATS), default="hf", help="the program that it is for (default: hf)"
-    )
+    parser.add_argument("--format", choices=list(FORMATS), default="hf", help="format of the export (default: hf)")
     parser.add_argument("--output", required=True, type=output_path, help="a new folder for hf, else a new file")
     parser.add_argument(
-        "--dtype", default="fp32", help="fp32, bf16 or fp16; for gguf fp32, fp16 or q8_0 (default: fp32)"
+        "--dtype",
+        default="fp32",
+        help="of the weights: fp32, bf16 or fp16; for gguf fp32, fp16 or q8_0 (default: fp32)",
     )
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Exports the model and prints what was written."""
     args = make_parser().parse_args(argv)
     write, dtypes = FORMATS[args.format]
     if args.dtype not in dtypes:
-        raise InputError(f"--dtype {args.dtype}: --format {args.format} can be {', '.join(dtypes)}")
+        raise InputError(f"--dtype {args.dtype}: with --format {args.format} it can be {', '.join(dtypes)}")
     check_new(args.output)
     checkpoint = find_checkpoint(args.run)
     refuse_names_of_runs([args.output], [checkpoint.parent])
@@ -65,6 +67,8 @@ def run(argv: list[str]) -> None:
     try:
         with making(args.output) as path:
             write(model, tokenizer, path, args.dtype)
-    except SafetensorError as error:  # what safetensors makes of a write that failed
-        raise InputError(f"{args.output}: cannot be written ({error}); make room or choose another place") from None
+    except SafetensorError as error:  # what safetensors raises where it cannot write
+        raise InputError(
+            f"{args.output}: cannot be written ({error}); free some space, or choose another place"
+        ) from None
     print(f"{checkpoint} -> {args.output}: {model.num_parameters():,} parameters, {args.dtype}")

@@ -1,4 +1,4 @@
-"""`lm find-lr`: the learning-rate range test."""
+"""`lm find-lr`: runs the learning-rate range test and suggests a learning rate."""
 
 import math
 from typing import TYPE_CHECKING
@@ -12,28 +12,30 @@ from tokenization.commands import ArgumentParser
 if TYPE_CHECKING:
     from lm.experiments.range_test import RangeTest
 
-HELP = """Learning-rate range test: one short training whose learning rate grows exponentially, step by step.
+HELP = """Suggest a learning rate by a range test: one short training whose rate grows exponentially, step by step.
 
   lm find-lr -c configs/demo.yaml
   lm find-lr -c configs/demo.yaml --steps 200 --highest 1 --data.batch_size 16
 
-Every option of `lm fit` can be given, too.
+Every setting of `lm fit` can be given, too.
 """
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of the options that are not settings of `lm fit`."""
     parser = new_parser("find-lr", HELP, allow_abbrev=False)
     parser.add_argument("--lowest", type=float, default=1e-5, help="the first learning rate (default: 1e-5)")
-    parser.add_argument("--highest", type=float, default=10.0, help="the last (default: 10)")
+    parser.add_argument("--highest", type=float, default=10.0, help="the last learning rate (default: 10)")
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps (default: 100)")
     add_settings(parser)
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Runs the test, and prints its suggestion."""
     args, arguments = read_with_settings(make_parser(), argv)
     if not 0 < args.lowest < args.highest < math.inf:
-        raise InputError(f"--lowest {args.lowest} must be above 0, and below --highest {args.highest}")
+        raise InputError(f"--lowest {args.lowest}: it must be above 0 and below --highest, which is {args.highest}")
     if args.steps < 20:
         raise InputError(f"--steps {args.steps}: at least 20 are needed")
     with training():
@@ -46,6 +48,7 @@ def run(argv: list[str]) -> None:
 
 
 def print_suggestion(test: "RangeTest") -> None:
+    """Prints where the smoothed loss is lowest, and a third of that learning rate."""
     from lm.experiments.range_test import HALF_WINDOW, suggest
 
     lowest, suggestion = suggest(test.rates, test.losses)

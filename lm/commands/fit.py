@@ -1,4 +1,4 @@
-"""`lm fit`: trains; Lightning's parser reads the settings (lm/training/cli.py)."""
+"""`lm fit`: trains a model; the settings are read by Lightning's parser (lm/training/cli.py)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from lm.machine.resources import keep_large_blocks, use_granted_cores
 
 
 def run(argv: list[str]) -> None:
+    """Trains."""
     with training():
         from lm.training.cli import RunCLI
 
@@ -15,7 +16,7 @@ def run(argv: list[str]) -> None:
 
 @contextmanager
 def training() -> Iterator[None]:
-    """Prepares this machine for a training, and turns what Lightning and jsonargparse refuse into InputError."""
+    """Prepares this machine for training; inside, errors of Lightning and jsonargparse become InputErrors."""
     keep_large_blocks()
     use_granted_cores()
     from lm.training.cli import refusals

@@ -1,4 +1,4 @@
-"""`lm generate`: texts from a trained model, as they are written or as JSON lines, and conversations with it."""
+"""`lm generate`: continues prompts with a trained model and prints text or JSON lines, or holds a conversation."""
 
 import argparse
 import contextlib
@@ -20,96 +20,89 @@ from lm.strict_json import to_json
 from tokenization import InputError, Tokenizer
 from tokenization.commands import ArgumentParser
 
-Writing = Iterator[tuple[Continuation, str]]  # each continuation with what it has more to show
+Writing = Iterator[tuple[Continuation, str]]  # each continuation, with the characters that it can now show
 
-HELP = """Write texts, token by token, with a trained model. The run's folder is all it needs.
+HELP = """Generate text with a trained model. A run's folder is all that is needed.
 
   lm generate checkpoints/demo --prompt "Once upon a time" --temperature 0.7 --top-p 0.9 --seed 3
   lm generate checkpoints/demo --prompt "The cat" --prompt "A dog was sad"      two texts at once
   lm generate checkpoints/demo --prompt "Tom said" --stop . --logprobs 3 --json
-                                                    one sentence, with how likely each token and its rivals were
-  lm generate checkpoints/demo --prompts begun.txt --json > texts.jsonl         a text for each line of a file
-  lm generate checkpoints/demo --interactive        type a beginning, watch it go on, type on
+                                                    one sentence, with the log-probabilities of its tokens
+  lm generate checkpoints/demo --prompts prompts.txt --json > texts.jsonl       a text for each line of a file
+  lm generate checkpoints/demo --interactive        type, let the model continue, type on
 
-A JSON line has prompt, text (what was written after it), finish_reason ("stop": the model or a stop string ended it;
-"length": --max-new-tokens did), tokens, seed, and with --logprobs the tokens with their natural log-probabilities, as
-the model gives them before temperature and the rest.
+A JSON line has prompt, text (the completion), finish_reason ("stop": the model or a stop string ended the text;
+"length": --max-new-tokens did), tokens (their number) and seed. With --logprobs it also has the tokens with their
+natural log-probabilities: the model's own, before temperature and filters.
 """
 HELP_WITHIN = """\
-Type how a text begins; the model goes on. What you type next is added as it stands, and it goes on from there
-  (an empty line)     go on without a word of mine
-  /new                forget the text, and begin another
-  /again              take back what was written last, and write something else
+Type the beginning of a text; the model continues it. What you type next is appended, and the model goes on from there.
+  (an empty line)     let the model go on
+  /new                begin a new text
+  /again              replace the model's last continuation by another
   /temperature 0.5    also /top_k /top_p /min_p /repetition_penalty, /max_new_tokens 100, /seed 3
-  /quit               or Ctrl-D; Ctrl-C stops a text that is being written
+  /quit               or Ctrl-D; Ctrl-C stops a continuation
 """
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of `lm generate`."""
     parser = new_parser("generate", HELP)
-    parser.add_argument("checkpoint", help="a run's folder, for its best.ckpt, or a checkpoint")
-    parser.add_argument(
-        "--prompt", action="append", help="how a text begins (default: Once upon a time); may be given several times"
-    )
+    parser.add_argument("checkpoint", help="a run's folder, which stands for its best.ckpt, or a checkpoint")
+    parser.add_argument("--prompt", action="append", help="beginning of a text; repeatable (default: Once upon a time)")
     parser.add_argument(
         "--prompts",
         metavar="FILE",
-        help='prompts, one a line; of a .jsonl each {"prompt": TEXT}; - is the standard input',
+        help='file of prompts, one a line, or {"prompt": TEXT} in a .jsonl file; - is the standard input',
     )
-    parser.add_argument("--interactive", action="store_true", help="a conversation in the terminal; /help there")
-    parser.add_argument("--json", action="store_true", help="JSON lines instead of texts, in the prompts' order")
+    parser.add_argument("--interactive", action="store_true", help="hold a conversation; /help there explains it")
+    parser.add_argument("--json", action="store_true", help="print JSON lines, in the order of the prompts")
     parser.add_argument(
-        "--logprobs",
-        type=int,
-        metavar="N",
-        help="with --json: each token's log-probability, and those of the N likeliest",
+        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, of each token and the N likeliest"
     )
     parser.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="the text ends before this; may be given several times",
+        "--stop", action="append", default=[], metavar="TEXT", help="end the text before this string; repeatable"
     )
     add_sampling(parser)
-    parser.add_argument("--batch-size", type=int, default=16, help="the most texts written at once (default: 16)")
+    parser.add_argument("--batch-size", type=int, default=16, help="the most texts generated at once (default: 16)")
     parser.add_argument(
         "--precision",
         choices=list(PRECISIONS),
         default="fp32",
         help="of the weights: bf16 is up to twice as fast where the processor has bfloat16, and rounds to 3 digits;"
-        " fp32 writes what the checkpoint would (default: fp32)",
+        " fp32 keeps them as they are (default: fp32)",
     )
     add_device(parser)
     return parser
 
 
 def add_sampling(parser: ArgumentParser) -> None:
-    """Adds how the next token is drawn, and when a text ends."""
+    """Adds the settings by which tokens are drawn, and the length of a text."""
 
     def add(name: str, kind: type, default: object, text: str) -> None:
         parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {default or 'keep all'})")
 
-    add("--max-new-tokens", int, 256, "the most tokens; the model may end the text earlier")
+    add("--max-new-tokens", int, 256, "the most tokens to generate; the model may end the text earlier")
     add("--temperature", float, Sampling.temperature, "below 1 is more predictable; 0 takes the likeliest token")
-    add("--top-k", int, Sampling.top_k, "draw among the k likeliest tokens only")
-    add("--top-p", float, Sampling.top_p, "draw among the fewest likely tokens whose probabilities reach this sum")
-    add("--min-p", float, Sampling.min_p, "drop tokens less than this share as likely as the likeliest")
+    add("--top-k", int, Sampling.top_k, "keep the k likeliest tokens only")
+    add("--top-p", float, Sampling.top_p, "keep the fewest likeliest tokens whose probabilities reach this sum")
+    add("--min-p", float, Sampling.min_p, "drop tokens less than this many times as likely as the likeliest")
     parser.add_argument(
         "--repetition-penalty",
         type=float,
         default=1.0,
-        help="above 1 makes tokens that the text has already less likely (default: 1)",
+        help="above 1 makes tokens that the text already has less likely (default: 1)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="the same seed writes the same text; each further text takes the next one (default: 0)",
+        help="the same seed gives the same text; each further prompt uses the next seed (default: 0)",
     )
 
 
 def check(args: argparse.Namespace) -> None:
+    """Raises InputError for arguments out of range, or that do not go together."""
     for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("logprobs", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -117,11 +110,11 @@ def check(args: argparse.Namespace) -> None:
     if not 0 <= args.seed < 1 << 63:
         raise InputError(f"--seed {args.seed}: it must be at least 0 and below 2^63")
     if args.logprobs is not None and not args.json:
-        raise InputError(f"--logprobs {args.logprobs}: goes with --json, where there is a place for them")
+        raise InputError(f"--logprobs {args.logprobs}: needs --json, which has a place for them")
     if args.interactive and (args.json or args.prompts or args.prompt):
-        raise InputError("--interactive: asks for the beginnings itself; leave out --prompt, --prompts and --json")
+        raise InputError("--interactive: prompts are typed; leave out --prompt, --prompts and --json")
     if args.prompt and args.prompts:
-        raise InputError("--prompt and --prompts: one of them; a file holds as many as one likes")
+        raise InputError("--prompt and --prompts: give one of the two; a file can hold any number of prompts")
     for name in ("prompt", "stop"):
         for text in getattr(args, name) or []:
             if any("\ud800" <= character <= "\udfff" for character in text):
@@ -129,6 +122,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(argv: list[str]) -> None:
+    """Generates and prints."""
     args = make_parser().parse_args(argv)
     check(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
@@ -151,16 +145,18 @@ def run(argv: list[str]) -> None:
 
 
 def announce_sliding(continuations: list[Continuation], model: TransformerLM, max_new_tokens: int) -> None:
+    """Says on stderr that a text may outgrow the context."""
     longest = max(len(continuation.text.prompt) for continuation in continuations)
     if longest + max_new_tokens > model.context_length:
         print(
-            f"[{longest} + up to {max_new_tokens} tokens do not fit the context: the window slides, the model"
+            f"[{longest} + up to {max_new_tokens} tokens do not fit the context: the window slides, and the model"
             f" sees the last {model.context_length // 2} to {model.context_length} tokens]",
             file=sys.stderr,
         )
 
 
 def print_as_written(writing: Writing, prompt: str) -> None:
+    """Prints one text as it is generated."""
     print(prompt, end="", flush=True)
     for _, shown in writing:
         print(shown, end="", flush=True)
@@ -168,7 +164,7 @@ def print_as_written(writing: Writing, prompt: str) -> None:
 
 
 def in_order(writing: Writing, continuations: list[Continuation]) -> Iterator[Continuation]:
-    """Yields the continuations in order, each when it and all before it are over."""
+    """Yields the continuations in order, each when it and all before it have ended."""
     following = 0
     with tqdm(total=len(continuations), desc="writing", unit=" texts", disable=None, delay=2, file=sys.stderr) as bar:
         for continuation, _ in writing:
@@ -179,12 +175,13 @@ def in_order(writing: Writing, continuations: list[Continuation]) -> Iterator[Co
 
 
 def print_records(writing: Writing, continuations: list[Continuation], tokenizer: Tokenizer) -> None:
+    """Prints a JSON line for each continuation."""
     for continuation in in_order(writing, continuations):
         print(to_json(continuation.record(tokenizer), ensure_ascii=False), flush=True)
 
 
 def print_texts(writing: Writing, continuations: list[Continuation]) -> None:
-    """Prints each of several texts when it is over, under a line with its number and seed."""
+    """Prints each of several texts when it has ended, under a line with its number and seed."""
     for continuation in in_order(writing, continuations):
         number, seed = continuation.text.number + 1, continuation.text.seed
         print(f"[{number} of {len(continuations)}, seed {seed}]")
@@ -192,12 +189,12 @@ def print_texts(writing: Writing, continuations: list[Continuation]) -> None:
 
 
 def converse(conversation: Conversation) -> None:
-    """Answers each line of the standard input, until it ends."""
+    """Answers each line of the standard input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # arrows and history, where Python has them
     terminal = sys.stdin.isatty()
     if terminal:
-        print("Type how a text begins, or /help.")
+        print("Type the beginning of a text, or /help.")
     while True:
         try:
             if not answer(conversation, input("> " if terminal else "")):
@@ -206,12 +203,12 @@ def converse(conversation: Conversation) -> None:
             print(error, file=sys.stderr)
         except EOFError:
             return
-        except KeyboardInterrupt:  # while one types
+        except KeyboardInterrupt:  # while the user types
             print()
 
 
 def answer(conversation: Conversation, line: str) -> bool:
-    """Does what the line says; False ends the conversation."""
+    """Obeys a command, or continues the text; returns False at the end of the conversation."""
     command, *values = line.split() if line.startswith("/") else [""]
     if command in ("/quit", "/exit"):
         return False
@@ -230,7 +227,7 @@ def answer(conversation: Conversation, line: str) -> bool:
 
 
 def print_until_stopped(writing: Generator[str, None, None]) -> None:
-    """Prints what the model writes; Ctrl-C stops it."""
+    """Prints a continuation as it is generated; Ctrl-C stops it."""
     try:
         with contextlib.closing(writing), contextlib.suppress(KeyboardInterrupt), keys_ignored():
             for written in writing:

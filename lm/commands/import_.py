@@ -1,4 +1,4 @@
-"""`lm import`: a Hugging Face Llama as a run."""
+"""`lm import`: imports a Hugging Face Llama as a run."""
 
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,27 @@ HELP = """Import a Hugging Face Llama as a run. Its folder has config.json, mode
   lm import exported/demo --output checkpoints/again
   lm generate checkpoints/again --prompt "Once upon a time"
 
-The tokenizer must be a byte-level BPE, and the model must not use grouped-query attention. Whatever does not fit is
-refused by name. Nothing in the folder is executed, whoever wrote it. A YAML configuration is different: its class_path
+The tokenizer must be a byte-level BPE, and the model must not use grouped-query attention. Whatever is not supported
+is refused by name. Nothing in the folder is executed, whoever wrote it. A YAML configuration is different: a class_path
 imports and runs any module, so read a stranger's before you use it.
 """
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of `lm import`."""
     parser = new_parser("import", HELP)
-    parser.add_argument("folder", type=Path, help="a folder that save_pretrained or `lm export --format hf` wrote")
+    parser.add_argument("folder", type=Path, help="a folder written by save_pretrained or `lm export --format hf`")
     parser.add_argument("--output", required=True, type=output_path, help="the run's folder, which must not exist yet")
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Imports the model, and prints what can be done with it."""
     args = make_parser().parse_args(argv)
     source, run = args.folder, args.output
     check_new(run)
     if not source.is_dir():
-        raise InputError(f"{source}: no such folder; nothing is downloaded here, so fetch the model first")
+        raise InputError(f"{source}: no such folder; nothing is downloaded, so fetch the model first")
     settings, tokenizer, weights = read_llama(source)
     with making(run) as written:
         write_run(written, run, settings, tokenizer, weights)

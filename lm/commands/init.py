@@ -1,6 +1,6 @@
-"""`lm init`: a folder to work in, with the configurations and the sample stories that come with this package.
+"""`lm init`: fills a folder with the configurations and sample stories that come with this package.
 
-In a clone lm/starter holds links to configs/ and data/; a wheel carries the files themselves.
+In a clone lm/starter has links to configs/ and data/; a wheel has the files themselves.
 """
 
 import os
@@ -13,7 +13,7 @@ from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import writing
 from tokenization.outputs import check_folder
 
-HELP = """Put the configurations and the sample stories into a folder. A file that is already there is never changed.
+HELP = """Copy the configurations and the sample stories into a folder. Existing files are never changed.
 
   lm init work        into the folder work
   lm init             here
@@ -31,18 +31,22 @@ NEXT = """\
 
 
 def starter_files() -> list[str]:
-    """Lists the files that a new folder gets, by their path in it."""
+    """Lists the files that a folder gets, by their paths in it."""
     paths = (Path(top, name) for top, _, names in os.walk(STARTER, followlinks=True) for name in names)
     return sorted(str(path.relative_to(STARTER)) for path in paths)
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of `lm init`."""
     parser = new_parser("init", HELP)
-    parser.add_argument("folder", nargs="?", type=output_path, default=".", help="made if missing (default: here)")
+    parser.add_argument(
+        "folder", nargs="?", type=output_path, default=".", help="folder, created if missing (default: here)"
+    )
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Copies the files, and prints the commands that come next."""
     folder = make_parser().parse_args(argv).folder
     names = starter_files()
     check_folder(folder, names=names)

@@ -1,4 +1,4 @@
-"""`lm report`: a run, or several compared, as one HTML page."""
+"""`lm report`: writes an HTML page about a run, or about several compared."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import writing
 from tokenization.outputs import check_file
 
-HELP = """One page about a run, or several compared: losses, curves, settings, samples. It opens in any browser.
+HELP = """Write a page about a run, or about several compared: losses, curves, settings, samples. Any browser opens it.
 
   lm report checkpoints/demo
   lm report checkpoints/demo checkpoints/deeper --output comparison.html
@@ -21,24 +21,28 @@ HELP = """One page about a run, or several compared: losses, curves, settings, s
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of `lm report`."""
     parser = new_parser("report", HELP)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument(
         "--output", type=output_path, default=Path("report.html"), help="the page (default: report.html)"
     )
-    parser.add_argument("--plot", type=output_path, metavar="PNG", help="also the losses of all runs as one picture")
+    parser.add_argument(
+        "--plot", type=output_path, metavar="PNG", help="also draw the losses of all runs into one picture"
+    )
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Writes the page, and warns of damaged files."""
     args = make_parser().parse_args(argv)
     if args.output.is_dir() or not args.output.parent.is_dir():
-        raise InputError(f"--output {args.output}: is a folder or lies in none that exists; name a file to write")
+        raise InputError(f"--output {args.output}: is a folder, or in a folder that does not exist; name a file")
     check_file(args.output, args.runs, "a page of `lm report`", is_report)
     if args.plot:
         check_file(args.plot, args.runs, "a plot of `lm`", is_plot)
         if args.plot.absolute() == args.output.absolute():
-            raise InputError(f"--plot {args.plot}: is --output, too; name two files")
+            raise InputError(f"--plot {args.plot}: is also --output; name two files")
     refuse_names_of_runs([args.output, *filter(None, [args.plot])], args.runs)
     runs = find_runs(args.runs)
     for line in damage(runs):

@@ -1,4 +1,4 @@
-"""`lm serve`: a model as a web server on this machine, or beyond it with a key."""
+"""`lm serve`: serves a model over HTTP on this machine, or beyond it with a key."""
 
 import asyncio
 import os
@@ -21,38 +21,42 @@ from tokenization.commands import ArgumentParser
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 KEY_VARIABLE = "LM_API_KEY"
 
-HELP = """Serve a trained model on this machine.
+HELP = """Serve a trained model over HTTP.
 
-  lm serve checkpoints/demo                        then open http://127.0.0.1:8000 and write with it
+  lm serve checkpoints/demo                        then open http://127.0.0.1:8000
   curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" \\
        -d '{"prompt": "Once upon a time", "max_tokens": 100, "temperature": 0.7}'
 
-/v1/completions is OpenAI's, streams included; besides its settings it takes top_k, min_p and repetition_penalty.
-/health says how many texts are being written and how many wait. With a --host other than this machine, everyone who
-reaches the port can write, unless there is a key: --api-key KEY, or better LM_API_KEY in the environment, where no
-list of processes shows it. A request then needs Authorization: Bearer KEY, and the page asks for it.
+/v1/completions is OpenAI's API, streams included; it also takes top_k, min_p and repetition_penalty. /health says how
+many texts are being generated and how many wait. With a --host beyond this machine, everyone who reaches the port can
+use the model, unless there is a key: LM_API_KEY in the environment, or --api-key KEY, which lists of processes show.
+Requests then need the header Authorization: Bearer KEY, and the page asks for the key.
 """
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of `lm serve`."""
     parser = new_parser("serve", HELP)
     add_run(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="the port; 0 picks a free one (default: 8000)")
     for name, default, text in (
-        ("slots", 8, "texts that are written at once"),
-        ("queue", 64, "the most texts that may wait; more are answered by 429"),
-        ("max-tokens", Limits.max_tokens, "the most tokens that a request may ask for"),
-        ("timeout", int(Limits.seconds), "seconds that a request may take, with its wait"),
+        ("slots", 8, "the most texts generated at once"),
+        ("queue", 64, "the most texts that may wait; further ones are answered by 429"),
+        ("max-tokens", Limits.max_tokens, "the most tokens of a completion"),
+        ("timeout", int(Limits.seconds), "the most seconds that a request may take, its wait included"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
-    parser.add_argument("--api-key", metavar="KEY", help=f"that requests need (default: {KEY_VARIABLE}, or none)")
+    parser.add_argument(
+        "--api-key", metavar="KEY", help=f"the key that requests must have (default: {KEY_VARIABLE}, or none)"
+    )
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of the weights (default: fp32)")
     add_device(parser)
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Serves until it is stopped by a signal."""
     args = make_parser().parse_args(argv)
     for name, least in (("slots", 1), ("queue", 0), ("max_tokens", 1), ("timeout", 1)):
         if getattr(args, name) < least:
@@ -68,10 +72,10 @@ def run(argv: list[str]) -> None:
     def ready(address: str, stop: asyncio.Event) -> None:
         for signum in heeded():
             asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-        print(f"{trained.checkpoint} is served at {address}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        print(f"{trained.checkpoint} is served at {address}; Ctrl-C stops it", file=sys.stderr, flush=True)
         if not names and key is None:
             print(
-                f"[everyone who reaches {address} can write; --api-key KEY, or {KEY_VARIABLE}, asks for a key]",
+                f"[everyone who reaches {address} can use the model; {KEY_VARIABLE} or --api-key sets a key]",
                 file=sys.stderr,
                 flush=True,
             )
@@ -80,15 +84,15 @@ def run(argv: list[str]) -> None:
 
 
 def local_names(host: str) -> tuple[str, ...]:
-    """Returns what a request may call this host where only this machine is to reach it; nothing where others may."""
+    """Returns the names that a request may use for a host that only this machine reaches; () for any other."""
     with suppress(ValueError):
         return (host, *LOCAL_NAMES) if ip_address(host).is_loopback else ()
     return (host, *LOCAL_NAMES) if host == "localhost" else ()
 
 
 def read_key(given: str | None) -> str | None:
-    """Returns the key of --api-key or the environment; no message shows it, not even where it is wrong."""
+    """Returns the key of --api-key or the environment; InputError for a bad key, which no message shows."""
     source, key = (KEY_VARIABLE, os.environ.get(KEY_VARIABLE)) if given is None else ("--api-key", given)
     if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise InputError(f"{source}: a key is of printable ASCII characters, one or more, and no space")
+        raise InputError(f"{source}: a key consists of printable ASCII characters, without spaces")
     return key

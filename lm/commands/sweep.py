@@ -1,4 +1,4 @@
-"""`lm sweep`: a short training with each of several values of one setting, a table and a plot."""
+"""`lm sweep`: trains briefly with each of several values of one setting, and compares the runs."""
 
 import shutil
 import sys
@@ -13,24 +13,26 @@ if TYPE_CHECKING:
     from lm.experiments.results import Results
     from lm.experiments.sweep import Sweep
 
-HELP = """Train shortly with each of several values of one setting, and compare.
+HELP = """Train briefly with each of several values of one setting; compare the runs in a table and a plot.
 
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 3e-3 1e-2 3e-2 --trainer.max_steps 200
   lm sweep -c configs/demo.yaml --param data.batch_size --values 1 4 16 64 --output checkpoints/batch-sizes
 
-Every option of `lm fit` can be given, too. The same command again resumes a sweep that was interrupted.
+Every setting of `lm fit` can be given, too. The same command resumes an interrupted sweep.
 """
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of the options that are not settings of `lm fit`."""
     parser = new_parser("sweep", HELP, allow_abbrev=False)
-    parser.add_argument("--param", required=True, help="the setting, as `lm fit` calls it: model.learning_rate, ...")
-    parser.add_argument("--values", nargs="+", required=True, help="its values")
+    parser.add_argument("--param", required=True, help="the setting to vary, as in `lm fit`: model.learning_rate, ...")
+    parser.add_argument("--values", nargs="+", required=True, help="the values to try")
     add_settings(parser)
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Trains, and prints the table and the conclusion."""
     args, arguments = read_with_settings(make_parser(), argv)
     with training():
         from lm.experiments.sweep import Sweep
@@ -48,7 +50,7 @@ def run_all(sweep: "Sweep", results: "Results") -> None:
     for number, (name, (_, config)) in enumerate(sweep.runs.items(), start=1):
         title = f"{number} of {len(sweep.runs)}  {sweep.parameter} {config[sweep.parameter]}"
         if name in results.rows:
-            print(f"{title}: was done before")
+            print(f"{title}: already done")
             continue
         sweep.run(name, partial(show_progress, title))
         damage = results.add(name, config[sweep.parameter])

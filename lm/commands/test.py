@@ -1,4 +1,4 @@
-"""`lm test`: how well a model predicts a text, as a whole or document by document."""
+"""`lm test`: measures how well a model predicts a token file, as a whole or document by document."""
 
 import math
 import sys
@@ -18,29 +18,35 @@ from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.commands import ArgumentParser
 from tokenization.token_file import TokenFile
 
-HELP = """How well a trained model predicts a text: loss, perplexity and bits per byte.
+HELP = """Measure how well a trained model predicts a text: loss, perplexity and bits per byte.
 
   lm test checkpoints/demo data/demo/valid.bin
   lm test checkpoints/demo data/demo/valid.bin --per-document
   lm test checkpoints/demo data/demo/valid.bin --per-document --json > documents.jsonl
 
-The file is one that `tokenization encode` made with the run's tokenizer. The model computes in float32, whatever it was
-trained in. Bits per byte can be compared across tokenizers, loss and perplexity cannot. A file as a whole is read in
-windows side by side, whatever documents are in them; --per-document takes each document by itself, as lm-eval does.
+The file must be made by `tokenization encode` with the run's tokenizer. The model computes in float32, whatever it was
+trained in. Bits per byte can be compared across tokenizers; loss and perplexity cannot. By default the file is read in
+adjacent windows that ignore documents; --per-document scores each document by itself, as lm-eval does.
 """
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of `lm test`."""
     parser = new_parser("test", HELP)
     add_run(parser)
     parser.add_argument("file", help="a token file")
-    parser.add_argument("--per-document", action="store_true", help="each document by itself, and all together")
-    parser.add_argument("--json", action="store_true", help="an object; of documents one a line, and then all together")
+    parser.add_argument(
+        "--per-document", action="store_true", help="score each document by itself, and then all together"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON: an object, or one a line for each document and then for all"
+    )
     add_device(parser)
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Scores the file, and prints the result."""
     args = make_parser().parse_args(argv)
     keep_large_blocks()
     trained = load(args.run, args.device, finite=False)
@@ -49,11 +55,11 @@ def run(argv: list[str]) -> None:
     file = TokenFile.open(args.file)
     if file.description.tokenizer_sha256 != tokenizer.digest:
         raise InputError(
-            f"{file.path}: was made by another tokenizer than {trained.checkpoint} knows; encode the text with"
+            f"{file.path}: was made by another tokenizer than {trained.checkpoint}'s; encode the text with"
             f" {trained.checkpoint.parent / 'tokenizer'}"
         )
     if len(file) < 2:
-        raise InputError(f"{file.path}: has one token, and none to be predicted from it; take more text")
+        raise InputError(f"{file.path}: has one token, and none to predict from it; use a longer text")
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     if args.per_document:
         test_documents(model, tokenizer, file, args.json)
@@ -62,11 +68,12 @@ def run(argv: list[str]) -> None:
 
 
 def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, as_json: bool) -> None:
+    """Scores each document, and prints a line for each and for all together."""
     if tokenizer.end_of_text_id is None:
-        raise InputError(f"--per-document: the tokenizer has no {END_OF_TEXT}, so nothing tells documents apart")
+        raise InputError(f"--per-document: the tokenizer has no {END_OF_TEXT} to separate documents")
     documents = split_documents(np.asarray(file.tokens), tokenizer.end_of_text_id)
     if not documents:
-        raise InputError(f"{file.path}: has no document, but {END_OF_TEXT} alone")
+        raise InputError(f"{file.path}: has no document, only {END_OF_TEXT}")
     scores = score_documents(model, tokenizer, documents, tokenizer.end_of_text_id)
     if not as_json:
         print("document     loss  bits/byte   tokens     bytes  begins")
@@ -81,7 +88,7 @@ def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, 
 
 
 def print_total(about: dict[str, Any], score: Score, as_json: bool) -> None:
-    """Raises InputError, when all is printed, where the loss is not finite."""
+    """Prints the result of a whole file; then raises InputError if its loss is not finite."""
     record = score.record()
     documents = f"{about['documents']:,} documents, " if "documents" in about else ""
     print(
@@ -93,4 +100,4 @@ def print_total(about: dict[str, Any], score: Score, as_json: bool) -> None:
         f"bits per byte  {record['bits_per_byte']:.4f}"
     )
     if not math.isfinite(record["loss"]):
-        raise InputError(f"the loss is {record['loss']}, which is no result; `lm verify` looks at the weights")
+        raise InputError(f"the loss is {record['loss']}, which is not a result; `lm verify` checks the weights")

@@ -1,4 +1,4 @@
-"""`lm verify`: are checkpoints, and the tokenizer beside them, byte for byte what was saved?"""
+"""`lm verify`: checks that checkpoints, and the tokenizer beside them, are byte for byte what was saved."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from lm.runs.folder import CONFIG
 from tokenization.commands import ArgumentParser
 from tokenization.files import file_sha256
 
-HELP = """Read checkpoints and the tokenizer beside them, and compare every byte with the digests saved with them.
+HELP = """Check that every byte of checkpoints, and of the tokenizer beside them, is as it was saved, by its digest.
 
   lm verify checkpoints/demo                  every checkpoint of a run
   lm verify checkpoints/demo/best.ckpt        one of them
@@ -18,21 +18,27 @@ DIGESTS = ("tokenizer_sha256", "train_sha256", "val_sha256", "config_sha256")
 
 
 def make_parser() -> ArgumentParser:
+    """Returns the parser of `lm verify`."""
     parser = new_parser("verify", HELP)
     parser.add_argument(
-        "checkpoints", nargs="+", type=Path, metavar="CKPT", help="a checkpoint, or a run's folder for all in it"
+        "checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="CKPT",
+        help="a checkpoint, or a run's folder for all of its checkpoints",
     )
     return parser
 
 
 def run(argv: list[str]) -> None:
+    """Verifies the checkpoints, and prints the findings."""
     for path in make_parser().parse_args(argv).checkpoints:
         for checkpoint in (sorted(path.glob("*.ckpt")) if path.is_dir() else []) or [path]:
             print(*findings(checkpoint), sep="\n")
 
 
 def findings(checkpoint: Path) -> Iterator[str]:
-    """Yields what is known of a checkpoint, a line each; InputError where it does not verify."""
+    """Yields lines on what is known of a checkpoint; InputError if it does not verify."""
     manifest, config = verify(checkpoint), checkpoint.parent / CONFIG
     same = config.is_file() and file_sha256(config) == manifest.get("config_sha256")
     yield f"{checkpoint}: whole, step {manifest['step']}, {checkpoint.stat().st_size:,} bytes"
@@ -40,5 +46,5 @@ def findings(checkpoint: Path) -> Iterator[str]:
         if manifest.get(name) is not None:
             yield f"  {name:18}{manifest[name]}"
     if manifest.get("train_sha256") is None:
-        yield "  weights and a tokenizer alone, as `lm import` writes them: no training text is recorded"
-    yield f"  {CONFIG} is {'the one it was saved under' if same else 'another than it was saved under'}"
+        yield "  weights and a tokenizer alone, as `lm import` writes them: no training data is recorded"
+    yield f"  {CONFIG} is {'the one it was saved with' if same else 'not the one it was saved with'}"

@@ -304,7 +304,9 @@ def test_what_the_figures_leave_out_is_said(lm):
     settings = ("--trainer.devices=2", "--trainer.precision=64", "--model.optimizer=muon")
     result = lm("account", "gpt2-small", *settings)
     assert (result.code, result.err) == (0, "")
-    assert "not counted: trainer.devices 2, trainer.precision 64; this is one process on a CPU" in result.out
+    assert (
+        "not counted: trainer.devices 2, trainer.precision 64; the figures are for one process on a CPU" in result.out
+    )
     assert "AdamW" not in result.out
     assert "not counted" not in lm("account", "gpt2-small", "--trainer.precision=32").out
     counted = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "bf16-mixed"}
@@ -328,9 +330,9 @@ def test_a_plot(lm, tmp_path, monkeypatch):
 
 
 WRONG = [
-    ([], "what is to be accounted for"),
+    ([], "name what to account for"),
     (["gpt3"], "gpt3: no such preset"),
-    (["gpt2-xl", "-c", "configs/debug.yaml"], "what is to be accounted for"),
+    (["gpt2-xl", "-c", "configs/debug.yaml"], "name what to account for"),
     (["-c", "configs/none.yaml"], "none.yaml"),
     (["gpt2-xl", "--model.num_heads=7"], "d_model 1600 cannot be divided evenly among num_heads 7"),
     (["gpt2-xl", "--model.num_layers=0"], "num_layers is 0"),

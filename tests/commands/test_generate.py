@@ -120,11 +120,11 @@ def test_wrong_wishes(run, lm, tmp_path):
         ("--prompts", tmp_path / "wrong.jsonl"): "wrong.jsonl, line 2",
         ("--prompts", tmp_path / "lone.jsonl"): "lone.jsonl, line 1",
         ("--prompts", tmp_path / "wrong.jsonl", "--prompt=a"): "--prompt and --prompts",
-        ("--logprobs=3",): "goes with --json",
+        ("--logprobs=3",): "needs --json",
         ("--logprobs=-1", "--json"): "--logprobs -1",
         ("--batch-size=0",): "--batch-size 0",
         ("--stop=",): "an empty stop string",
-        ("--interactive", "--json"): "--interactive: asks for the beginnings itself",
+        ("--interactive", "--json"): "--interactive: prompts are typed",
     }.items():
         result = lm("generate", run, *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)

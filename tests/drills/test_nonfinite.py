@@ -341,7 +341,7 @@ def test_a_test_of_lost_weights_is_json_and_no_success(lm, good, token_data, tmp
     for more in ([], ["--per-document"]):
         result = lm("test", run, token_data / "valid.bin", "--json", *more)
         assert result.code == 2
-        assert "the loss is nan, which is no result" in result.err
+        assert "the loss is nan, which is not a result" in result.err
         for record in map(strict, result.out.splitlines()):
             assert (record["loss"], record["perplexity"], record["bits_per_byte"]) == (None, None, None)
             assert record["tokens"] > 0

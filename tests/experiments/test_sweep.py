@@ -84,7 +84,7 @@ def test_finished_runs_are_kept_and_no_plot_is_no_obstacle(lm, arguments, sweep,
     monkeypatch.setattr("subprocess.Popen", None)
     result = lm("sweep", *arguments, "--param=model.learning_rate", "--output", sweep[0], "--values", "1000", "0.01")
     assert result.code == 0
-    assert result.out.count("was done before") == 2
+    assert result.out.count("already done") == 2
     assert "no plot: matplotlib is not installed; `pip install matplotlib`" in result.out
 
 
@@ -160,7 +160,7 @@ def test_the_range_test(lm, arguments, tmp_path, monkeypatch, accumulated):
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        (["--lowest=1", "--highest=0.1"], "--lowest 1.0 must be above 0, and below --highest 0.1"),
+        (["--lowest=1", "--highest=0.1"], "--lowest 1.0: it must be above 0 and below --highest, which is 0.1"),
         (["--lowest=nan"], "--lowest nan"),
         (["--steps=3"], "--steps 3: at least 20"),
         (["--data.train_path=nowhere.bin"], "nowhere.bin"),

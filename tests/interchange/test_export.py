@@ -222,8 +222,8 @@ def test_wrong_inputs(exported, lm, tmp_path):
     for arguments, words in {
         ("no-such-run", "--output", tmp_path / "a"): "no such checkpoint",
         (folder / "run", "--output", folder / "hf"): "exists already",
-        (folder / "run", "--output", tmp_path / "a", "--dtype=int3"): "can be fp32, bf16, fp16",
-        (folder / "run", "--output", tmp_path / "a", "--format=gguf", "--dtype=bf16"): "can be fp32, fp16, q8_0",
+        (folder / "run", "--output", tmp_path / "a", "--dtype=int3"): "it can be fp32, bf16, fp16",
+        (folder / "run", "--output", tmp_path / "a", "--format=gguf", "--dtype=bf16"): "it can be fp32, fp16, q8_0",
     }.items():
         done = lm("export", *arguments)
         assert done.code == 2

@@ -31,7 +31,7 @@ def test_it_verifies(lm, old_run):
     result = lm("verify", "run")
     assert (result.code, result.err) == (0, "")
     assert "whole, step 20" in result.out
-    assert "config.yaml is the one it was saved under" in result.out
+    assert "config.yaml is the one it was saved with" in result.out
 
 
 def test_it_is_resumed(lm, old_run):

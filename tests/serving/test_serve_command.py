@@ -29,7 +29,7 @@ def test_wrong_wishes(lm, folder, server):
         (folder, "--port=70000"): "--port 70000",
         (folder, "--slots=0"): "--slots 0",
         (folder, "--timeout=0"): "--timeout 0",
-        (folder, "--api-key="): "--api-key: a key is of printable ASCII characters",
+        (folder, "--api-key="): "--api-key: a key consists of printable ASCII characters",
         (folder, "--api-key=a b"): "--api-key: a key is",
         (folder, f"--port={server.host.rpartition(':')[2]}"): "is another program there?",
         (folder, "--host=no.such.host.invalid"): "--host no.such.host.invalid",
@@ -69,7 +69,7 @@ def test_the_command_serves_until_it_is_told_to_end(folder):
         line = process.stderr.readline()
         port = re.search(r"served at http://0\.0\.0\.0:(\d+);", line)[1]
         warning = process.stderr.readline()
-        assert warning.startswith(f"[everyone who reaches http://0.0.0.0:{port} can write; --api-key KEY")
+        assert warning.startswith(f"[everyone who reaches http://0.0.0.0:{port} can use the model; LM_API_KEY")
         with closing(http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=20)) as connection:
             connection.request("GET", "/health")
             assert json.loads(connection.getresponse().read())["model"] == "run"

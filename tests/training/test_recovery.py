@@ -469,9 +469,9 @@ def test_verify(lm, whole, tmp_path):
     result = lm("verify", run)
     assert (result.code, result.err) == (0, "")
     assert f"{run / 'last.ckpt'}: whole, step 14, {(run / 'last.ckpt').stat().st_size:,} bytes" in result.out
-    assert result.out.count("config.yaml is the one it was saved under") == 2
+    assert result.out.count("config.yaml is the one it was saved with") == 2
     (run / "config.yaml").write_text("changed")
-    assert "another than it was saved under" in lm("verify", run / "last.ckpt").out
+    assert "not the one it was saved with" in lm("verify", run / "last.ckpt").out
     with open(run / "best.ckpt", "ab") as file:
         file.write(b"x")
     result = lm("verify", run)
