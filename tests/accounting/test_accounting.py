@@ -352,7 +352,7 @@ WRONG = [
     (["gpt2-xl", "--tokens=1e9"], "--tokens 1e+09: is for the time on a device"),
     (["gpt2-xl", "--mfu=0.4"], "--mfu 0.4: is for the time on a device"),
     (["gpt2-xl", "--edition=2024"], "argument --edition"),
-    (["gpt2-xl", "--probe"], "--probe: gpt2-xl has no text"),
+    (["gpt2-xl", "--probe"], "--probe: the preset gpt2-xl has no data"),
 ]
 
 

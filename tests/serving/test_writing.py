@@ -156,7 +156,7 @@ def test_a_prompt_longer_than_the_context_is_said_to_be(server):
     )
     assert "notice" not in server.post({"prompt": "Tom", "max_tokens": 2})[1]
     status, answer, _ = server.post({"prompt": prompt, "echo": True, "logprobs": 0})
-    assert (status, "scores 32 at most" in answer["error"]["message"]) == (400, True)
+    assert (status, "at most 32, the model's context_length" in answer["error"]["message"]) == (400, True)
 
 
 def test_several_prompts_and_copies_stops_and_echo(server):
