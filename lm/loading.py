@@ -15,7 +15,8 @@ import torch
 from lm.evaluation import score_documents, split_documents, total
 from lm.generation.continuation import Continuation, TextStream, write_continuations
 from lm.generation.sampling import Sampling
-from lm.generation.writer import PRECISIONS, Text, Writer, make_reader
+from lm.generation.texts import Text
+from lm.generation.writer import PRECISIONS, Writer, make_reader
 from lm.machine.devices import find_device
 from lm.machine.resources import use_granted_cores
 from lm.model.transformer import TransformerLM

@@ -30,7 +30,7 @@ def test_wrong_wishes(lm, folder, server):
         (folder, "--slots=0"): "--slots 0",
         (folder, "--timeout=0"): "--timeout 0",
         (folder, "--api-key="): "--api-key: a key consists of printable ASCII characters",
-        (folder, "--api-key=a b"): "--api-key: a key is",
+        (folder, "--api-key=a b"): "--api-key: a key consists of",
         (folder, f"--port={server.host.rpartition(':')[2]}"): "is another program there?",
         (folder, "--host=no.such.host.invalid"): "--host no.such.host.invalid",
     }.items():
@@ -47,7 +47,7 @@ def test_keys(lm, folder, monkeypatch):
     monkeypatch.setenv("LM_API_KEY", "")
     result = lm("serve", folder)
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "LM_API_KEY: a key is" in result.err
+    assert "LM_API_KEY: a key consists of" in result.err
 
 
 def test_weights_that_are_no_numbers(lm, token_data, tmp_path):
