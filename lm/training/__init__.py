@@ -1,1 +1,1 @@
-"""`lm fit` and `lm validate`: the settings, the LightningModule, its data, callbacks and recovery."""
+"""`lm fit` and `lm validate`: settings, LightningModule, data, callbacks, recovery."""

@@ -1,6 +1,6 @@
-"""What LanguageModel is trained on: pairs of token ids, and the tokens that follow them.
+"""Checks the batches of LanguageModel: pairs of token ids and the tokens that follow them.
 
-Our own token files hold nothing else (data.py); any other loader is checked, so that what is wrong is said in one line.
+Our own token files hold nothing else (data.py); another loader's mistake is reported in one line.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) 
     """Returns inputs and targets, each (len(starts), context_length), int64; targets are the inputs' next tokens."""
     windows = tokens[starts[:, None] + np.arange(context_length + 1)]
     windows_tensor = torch.from_numpy(windows.astype(np.int64))
-    # Each in memory of its own: what is strided goes to a GPU through memory that is not pinned, and waits.
+    # Contiguous: a strided tensor reaches a GPU through memory that is not pinned, and that blocks.
     return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()
 
 
 def check_batch(batch: Any, model: TransformerLM) -> Batch:
-    """Returns the batch; InputError unless it is a pair of token ids that the model can be trained on."""
+    """Returns the batch; InputError unless it is a pair of token id tensors that the model can be trained on."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch)):
         raise InputError(f"a batch is {in_words(batch)}; it must be a pair of tensors, (inputs, targets)")
     inputs, targets = batch
@@ -39,10 +39,10 @@ def check_batch(batch: Any, model: TransformerLM) -> Batch:
     if inputs.shape[1] > model.context_length:
         raise InputError(
             f"the inputs of a batch are {tuple(inputs.shape)}, longer than the model's context_length"
-            f" {model.context_length}; cut the sequences, or make a model with a longer context"
+            f" {model.context_length}; cut the sequences, or build a model with a longer context"
         )
     for name, x in (("inputs", inputs), ("targets", targets)):
-        if x.is_cpu:  # a GPU would have to finish its work first
+        if x.is_cpu:  # on a GPU, this would wait for all pending work
             lowest, highest = (int(end) for end in torch.aminmax(x))
             if lowest < 0 or highest >= model.vocab_size:
                 wrong = lowest if lowest < 0 else highest
@@ -54,6 +54,6 @@ def check_batch(batch: Any, model: TransformerLM) -> Batch:
 
 
 def in_words(batch: Any) -> str:
-    """Names what a loader has given, and what is in it."""
+    """Names the type of a batch and of its parts: "a list of Tensor, str"."""
     inside = f" of {', '.join(type(x).__name__ for x in batch)}" if isinstance(batch, (tuple, list)) else ""
     return f"a {type(batch).__name__}{inside}"

@@ -1,5 +1,4 @@
-"""What one sees of the training steps: norms to watch, a progress bar, samples of text. How fast they are is in
-throughput.py."""
+"""Shows how training goes: norms, a progress bar, text samples. Speed is in throughput.py."""
 
 from typing import Any
 
@@ -20,15 +19,17 @@ from lm.optim.clipping import joint_norm
 from lm.training.progress import validation_line
 from tokenization import END_OF_TEXT, InputError
 
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # tqdm's, without its guess at the end
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # tqdm's, without the time left
 
 
 class Norms(Callback):
-    """Logs the l2 norms of gradients (before clipping) and weights, part by part, and at every validation the root mean
-    square of what each layer puts out for its first batch: where a run goes wrong, it shows here first.
+    """Logs norms of gradients, weights and activations, part by part: a run that goes wrong shows it here first.
+
+    Gradients (before clipping) and weights by their l2 norm; each layer's output by its root mean square, for the first
+    batch of every validation.
 
     Args:
-        every_n_steps: how often gradients and weights are measured; 0 measures nothing.
+        every_n_steps: optimizer steps from one measurement of gradients and weights to the next; 0 measures nothing.
     """
 
     def __init__(self, every_n_steps: int = 100):
@@ -80,7 +81,7 @@ class Norms(Callback):
 
 
 def parts(model: TransformerLM) -> dict[str, nn.Module]:
-    """What a model consists of, from the token to its scores, by name."""
+    """Returns the parts of a model by name, from the embedding to the logits."""
     layers = {f"layers.{number}": layer for number, layer in enumerate(model.layers)}
     ends = {"ln_final": model.ln_final, "lm_head": model.lm_head}
     named = {"token_embeddings": model.token_embeddings, **layers, **ends}
@@ -88,9 +89,7 @@ def parts(model: TransformerLM) -> dict[str, nn.Module]:
 
 
 class TrainingBar(ProgressBar):
-    """One bar for the run, in optimizer steps, with loss, tokens/s and the time that is left; one for each validation,
-    and its result.
-    """
+    """Shows one bar for the run, in optimizer steps, with loss, speed and time left, and one for each validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +129,7 @@ class TrainingBar(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         bar = self.bars[-1]
         if trainer.global_step == bar.n:
-            return  # in the middle of a step, whose batches accumulate
+            return  # within a step that accumulates batches
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             metrics = trainer.progress_bar_metrics
             figures = {"loss": f"{float(metrics['train/loss']):.3f}"}
@@ -163,12 +162,12 @@ class TrainingBar(ProgressBar):
 
 
 class TextSamples(Callback):
-    """Writes a text after each validation, for TensorBoard's Text tab, so that one sees the model learn.
+    """Writes a sample after each validation, to TensorBoard's Text tab, so that one can watch the model learn.
 
     Args:
-        prompt: how the text begins.
-        max_new_tokens: its length at most; 0 writes none.
-        temperature: of the sampling.
+        prompt: the beginning of the sample.
+        max_new_tokens: the most tokens to generate; 0 writes no samples.
+        temperature: sampling temperature.
     """
 
     def __init__(self, prompt: str = "Once upon a time", max_new_tokens: int = 100, temperature: float = 0.8):
@@ -189,11 +188,11 @@ class TextSamples(Callback):
                 self.sampling,
                 stop_id=tokenizer.end_of_text_id,
                 vocab_size=tokenizer.vocab_size,
-                use_cache=pl_module.device_mesh is None,  # a sharded model has no weights at hand to make one like
+                use_cache=pl_module.device_mesh is None,  # a sharded model holds no whole weights to cache for
             )
-            with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
+            with torch.compiler.set_stance("force_eager"):  # every new length would compile again
                 text = self.prompt + tokenizer.decode(list(new_ids))
-        except InputError as error:  # a run that diverges is a result, too, and goes on
+        except InputError as error:  # a run that diverges is a result too, and goes on
             text = f"no sample: {error}"
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

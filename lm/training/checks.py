@@ -1,5 +1,7 @@
-"""What is refused before any work is done: settings that contradict each other, a run's folder, or its checkpoint;
-and the memory and disk that a run expects to take, of which is warned."""
+"""Refuses a run before any work is done: contradictory settings, a folder in use, a checkpoint that does not fit.
+
+It also announces the memory and disk space that a run will need. Nothing is changed here.
+"""
 
 import json
 import os
@@ -19,25 +21,27 @@ from lm.training.config_files import with_current_names
 from lm.training.lightning_inside import batches_trained
 from tokenization import InputError, outputs
 
-MAY_BE_INFINITE = {"model.max_gradient_norm"}  # which never scales then
-LARGEST = 3.4028234e38  # that a float32 can hold: what lies beyond is infinite where it is used
-STEPS_COUNT = "a run counts steps, and has no epochs"
-NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {  # Lightning's, which a run cannot heed: what they may be, and why
+MAY_BE_INFINITE = {"model.max_gradient_norm"}  # never scales
+LARGEST = 3.4028234e38  # of float32: anything beyond is infinite where it is used
+STEPS_COUNT = "a run counts steps and has no epochs"
+NO_EFFECT: dict[
+    str, tuple[tuple[Any, ...], str]
+] = {  # Trainer settings that a run ignores: the allowed values, and why
     "max_epochs": ((None, -1), f"{STEPS_COUNT}; trainer.max_steps is its length"),
     "min_epochs": ((None,), f"{STEPS_COUNT}; trainer.max_steps is its length"),
     "check_val_every_n_epoch": ((None,), f"{STEPS_COUNT}; trainer.val_check_interval says when to validate"),
     "reload_dataloaders_every_n_epochs": ((0,), STEPS_COUNT),
     "limit_train_batches": (
         (None, 1.0),
-        "a run draws from the whole token file, and no batch twice; set its length with trainer.max_steps, its text"
+        "a run draws from the whole token file, and no batch twice; set its length with trainer.max_steps, its data"
         " with data.train_path",
     ),
     "overfit_batches": ((0.0,), "a run draws no batch twice; give it a small token file in data.train_path"),
     "gradient_clip_val": ((None,), "it has no effect; model.max_gradient_norm bounds the gradient"),
     "gradient_clip_algorithm": ((None,), "it has no effect; model.max_gradient_norm bounds the gradient"),
     "enable_checkpointing": ((None, True), "a run is its checkpoints; trainer.fast_dev_run writes none"),
-    "plugins": ((None,), "a run brings its own"),
-    "barebones": ((False,), "a run is watched and saved"),
+    "plugins": ((None,), "a run has its own"),
+    "barebones": ((False,), "a run logs its progress and saves checkpoints"),
 }
 
 
@@ -45,25 +49,25 @@ PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 
 
 def check_numbers(config: Namespace) -> None:
-    """Every number among the settings is one, and a finite one."""
+    """Raises InputError for a number that is too large or not finite."""
     for section, settings in vars(config).items():
         for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
             numbers = value if isinstance(value, list | tuple) else [value]
             for number in numbers:
                 good = not isinstance(number, float) or abs(number) <= LARGEST
                 if isinstance(number, int) and abs(number) >= 1 << 62:
-                    raise InputError(f"{section}.{name} must be below 2^62, and has {len(str(abs(number)))} digits")
+                    raise InputError(f"{section}.{name} must be below 2^62; it has {len(str(abs(number)))} digits")
                 if not good and not (f"{section}.{name}" in MAY_BE_INFINITE and number > 0):
                     raise InputError(f"{section}.{name} is {number}; it must be a finite number, {LARGEST:g} at most")
 
 
 def check_trainer(trainer: Namespace) -> None:
-    """trainer: its settings. A run has a folder and a length, and is validated and saved between two steps."""
+    """Raises InputError for settings of the trainer that a run cannot have: it is one local folder and counts steps."""
     folder = str(trainer.default_root_dir or "")
     if not folder.strip():
         raise InputError("trainer.default_root_dir is empty; name the folder of the run, checkpoints/NAME")
     if "://" in folder:
-        raise InputError(f"trainer.default_root_dir is {folder}; a run is a folder of this machine")
+        raise InputError(f"trainer.default_root_dir is {folder}; a run needs a local folder")
     for name, (allowed, reason) in NO_EFFECT.items():
         if not any(trainer[name] == value and type(trainer[name]) is type(value) for value in allowed):
             raise InputError(f"trainer.{name} is {trainer[name]}: {reason}; leave it out")
@@ -83,39 +87,39 @@ def check_trainer(trainer: Namespace) -> None:
 
 
 def check_memory(model: Namespace) -> None:
-    """The model alone fits: a slip in a size is noticed before it takes all the memory."""
+    """Raises InputError if the model's weights alone exceed the available memory, as by a mistyped size."""
     made, available = make_model(vars(model)), available_memory()
-    tables = 3 * sum(buffer.nbytes for buffer in made.buffers())  # of positions, while they are computed
+    tables = 3 * sum(buffer.nbytes for buffer in made.buffers())  # position tables, while they are computed
     needed = 4 * made.num_parameters() + tables
     if available is not None and needed > available:
         raise InputError(
-            f"the model alone, {made.num_parameters():,} parameters and {model.context_length:,} positions, takes"
+            f"the model alone, {made.num_parameters():,} parameters and {model.context_length:,} positions, needs"
             f" {needed / 1e9:,.2f} GB, and {available / 1e9:,.2f} GB are available; make it smaller"
         )
 
 
 def check_precision(precision: Any) -> None:
-    """Refuses what would keep the weights in another type than float32, as norms, optimizer and samples expect them."""
+    """Raises InputError unless weights stay in float32, as norms, optimizer and samples expect."""
     if str(precision) not in PRECISIONS:
         raise InputError(
-            f"trainer.precision is {precision}, in which the weights would not be float32; take 32-true, bf16-mixed or"
-            " 16-mixed"
+            f"trainer.precision is {precision}, which would not keep the weights in float32; take 32-true, bf16-mixed"
+            " or 16-mixed"
         )
 
 
 def check_paths(config: Namespace) -> None:
-    """Refuses a path that is empty, as an unset variable of a script leaves it: it would mean the current folder."""
+    """Raises InputError for an empty path, as a script's unset variable gives: it would mean the current folder."""
     for name in ("data.train_path", "data.val_path", "data.tokenizer", "ckpt_path", "init_from"):
         if config.get(name) is not None and not str(config[name]).strip():
             raise InputError(f"{name} is empty; name a path")
 
 
 def check_length(trainer: Namespace, model: Namespace) -> None:
-    """The run is long enough for its warmup."""
+    """Raises InputError for a warmup longer than the run, or a final learning rate above the peak."""
     if model.warmup_steps > trainer.max_steps:
         raise InputError(
             f"model.warmup_steps {model.warmup_steps} is more than trainer.max_steps {trainer.max_steps}: the learning"
-            " rate would not be reached; shorten the warmup"
+            " rate would never be reached; shorten the warmup"
         )
     if model.min_learning_rate > model.learning_rate:
         raise InputError(
@@ -125,21 +129,21 @@ def check_length(trainer: Namespace, model: Namespace) -> None:
 
 
 def check_folder(config: Namespace) -> None:
-    """A folder is one run's: only its own checkpoints go on in it."""
+    """Raises InputError if the folder already holds another run than the one that resumes."""
     last = Path(config.trainer.default_root_dir) / LAST
     outputs.check_folder(last.parent)
     goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
     if last.exists() and not goes_on and not config.trainer.fast_dev_run:
         raise InputError(
-            f"{last.parent}: already holds a run; go on with it by --ckpt_path {last}, or name another folder with"
+            f"{last.parent}: already holds a run; resume it with --ckpt_path {last}, or name another folder with"
             " --trainer.default_root_dir"
         )
 
 
 def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
-    """There are steps left, and a step still consists of as many batches: batches are counted by the step."""
+    """Raises InputError if no steps are left, or if a step would have another number of batches than before."""
     if "loops" not in checkpoint:
-        raise InputError(f"{config.ckpt_path}: holds weights alone, and nothing to go on from")
+        raise InputError(f"{config.ckpt_path}: holds only weights, and no state to resume from")
     step, batches_per_step = checkpoint["global_step"], config.trainer.accumulate_grad_batches
     batches = batches_trained(checkpoint)
     if batches != step * batches_per_step:
@@ -155,19 +159,20 @@ def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
 
 
 def validation_due(checkpoint: dict[str, Any]) -> bool:
-    """The run was interrupted between a step and the validation that belongs to it."""
-    return checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("validation_due", False)
+    """Whether the run was interrupted between a step and its validation."""
+    due: bool = checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("validation_due", False)
+    return due
 
 
-def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path: str | os.PathLike) -> list[str]:
-    """What changes between a checkpoint and the run that goes on from it, a line each, "name: old -> new".
+def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path: str | os.PathLike[str]) -> list[str]:
+    """Lists the settings of the model that change when a run resumes, as "name: old -> new".
 
-    Raises InputError where the change is one of the model's shape, which the weights do not fit.
+    Raises InputError for a change that the weights or the optimizer's state do not fit.
     """
     changes, before = [], checkpoint["hyper_parameters"]
     for name, old in before.items():
         new = settings.get(name)
-        if name == "d_ff":  # null stands for a number, which follows from others that are compared, too
+        if name == "d_ff":  # null stands for a number that follows from settings compared here too
             default = FEED_FORWARDS[before["feed_forward"]].default_d_ff(before["d_model"])
             old, new = old or default, new or default
         if new == old or (isinstance(old, (tuple, list)) and list(new or ()) == list(old)):
@@ -178,7 +183,7 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
             )
         if name == "optimizer":
             raise InputError(
-                f"{path}: was trained with model.optimizer {old}, whose memory {new} cannot use; leave it at {old}, or"
+                f"{path}: was trained with model.optimizer {old}, whose state {new} cannot use; leave it at {old}, or"
                 " start a new run"
             )
         changes.append(f"{name}: {old} -> {new}")
@@ -191,23 +196,24 @@ PLACES = {
     "init_from",
     "allow_changed_data",
     "trainer.default_root_dir",
-}  # no part of the training
+}  # not part of the training itself
 SAID_ELSEWHERE = {"trainer.max_steps", "data.batch_size", "data.seed", "data.context_length", "data.vocab_size"}
 
 
 def settings_of(config: Namespace) -> dict[str, Any]:
-    """Every setting by its name, as trainer.max_steps, in values that JSON has: what a checkpoint records."""
+    """Returns the settings that a checkpoint records, by dotted name, in JSON's types."""
     settings: dict[str, Any] = {}
     for name, value in vars(config).items():
         group = vars(value) if isinstance(value, Namespace) else {}
         settings |= {f"{name}.{inner}": group[inner] for inner in group} or {name: value}
     settings = {name: value for name, value in settings.items() if name not in PLACES}
     plain = json.dumps(settings, default=lambda value: vars(value) if isinstance(value, Namespace) else str(value))
-    return json.loads(plain)
+    recorded: dict[str, Any] = json.loads(plain)
+    return recorded
 
 
 def compare_config(checkpoint: dict[str, Any], config: Namespace) -> list[str]:
-    """The changed settings that compare_settings and the data say nothing of; an older checkpoint records none."""
+    """Lists the other changed settings, those of neither model nor data; an older checkpoint records none."""
     old, new = with_current_names(checkpoint.get("config", {})), settings_of(config)
     return [
         f"{name}: {old[name]} -> {value}"
@@ -217,18 +223,21 @@ def compare_config(checkpoint: dict[str, Any], config: Namespace) -> list[str]:
 
 
 def announce_needs(config: Namespace) -> None:
-    """Said before it is taken: a process that takes too much is killed without a word. On one CPU process."""
+    """Prints the memory and disk space that a run on one CPU process will need, and warns if memory is short.
+
+    The kernel kills a process that takes too much without a message.
+    """
     expected, available = expected_peak(config), available_memory()
     state = state_bytes(make_model(vars(config.model)), config.model.optimizer)
     saved = state["parameters"] + state["optimizer state"]
     print(
-        f"expects to take {expected / 1e9:.2f} GB of memory at its peak (`lm account` says for what),"
-        f" and {saved / 1e6:,.1f} MB of disk for a checkpoint"
+        f"expects to take {expected / 1e9:.2f} GB of memory at its peak (`lm account` itemises it) and"
+        f" {saved / 1e6:,.1f} MB of disk per checkpoint"
     )
-    # What this process holds already is a part of what is expected, and not of what is available.
+    # Memory that this process holds already is part of the expected, and not of the available.
     if available is not None and expected - held_memory() > available:
         print(
-            f"lm fit: {expected / 1e9:.2f} GB are expected, and {available / 1e9:.2f} GB are available: it may be"
+            f"lm fit: {expected / 1e9:.2f} GB are expected, and {available / 1e9:.2f} GB are available: the run may be"
             " killed; lower data.batch_size (and raise trainer.accumulate_grad_batches), or set"
             " model.recompute_activations",
             file=sys.stderr,

@@ -1,6 +1,6 @@
-"""`lm fit` and `lm validate`, from their arguments to the end of a run: read RunCLI.fit from top to bottom.
+"""Runs `lm fit` and `lm validate` from their arguments to the end: read RunCLI.fit from top to bottom.
 
-Nothing is computed here. Every check comes before anything is written.
+Every check comes before anything is written. The settings are parser.py's, the decisions resume.py's.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ from tokenization import InputError
 
 
 class RunCLI(SettingsCLI):
-    """Runs `lm fit` or `lm validate`. A run's folder is trainer.default_root_dir.
+    """Runs `lm fit` or `lm validate`; a run's folder is trainer.default_root_dir.
 
-    Whoever runs something else on the way overrides instantiate_trainer.
+    A variant of a run, such as a range test, overrides instantiate_trainer.
     """
 
     model: LanguageModel
@@ -53,19 +53,21 @@ class RunCLI(SettingsCLI):
             self.validate()
 
     def fit(self) -> None:
-        """Trains a new run, or goes on with one."""
+        """Trains a new run, or resumes one."""
         settings = self.settings
         resume = find_resume(settings)
-        settings.ckpt_path, settings.allow_changed_data = resume.checkpoint, False  # as they are recorded
+        settings.ckpt_path, settings.allow_changed_data = resume.checkpoint, False  # for config.yaml
         self.make(resume)
         if resume.weights is not None:
             self.model.load_state_dict(resume.weights)
-        self.datamodule.setup("fit")  # what is wrong with the data is said before Lightning opens the run's folder
+        self.datamodule.setup("fit")  # checks the data before Lightning opens the run's folder
         news = list(resume.news)
         if resume.data is not None:
             news += from_here_on(self.datamodule.compare(resume.data, resume.allow_changed_data))
             if resume.step >= self.trainer.max_steps:
-                set_max_steps(self.trainer, self.trainer.max_steps + 1)  # or Lightning would not begin; see Checkpoints
+                set_max_steps(
+                    self.trainer, self.trainer.max_steps + 1
+                )  # or Lightning would not start; Checkpoints corrects it
         exit_if_signalled()
         first = self.trainer.is_global_zero
         leaves_something = first and not settings.trainer.fast_dev_run
@@ -78,10 +80,10 @@ class RunCLI(SettingsCLI):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume.checkpoint)
         if leaves_something:
             print(ending(self.trainer))
-            print(self.trainer.profiler.summary(), end="")  # type: ignore[attr-defined]  # which Lightning logs at most
+            print(self.trainer.profiler.summary(), end="")  # type: ignore[attr-defined]  # Lightning would only log it
 
     def validate(self) -> None:
-        """Measures a checkpoint on the validation file, and prints it."""
+        """Prints the loss of a checkpoint on the validation file."""
         settings = self.settings
         settings.ckpt_path, _ = locate_checkpoint(settings)
         if settings.ckpt_path is None:
@@ -93,7 +95,7 @@ class RunCLI(SettingsCLI):
         )
 
     def make(self, resume: Resume) -> None:
-        """Makes model, data and trainer; each refuses settings that do not fit together."""
+        """Makes model, data and trainer; InputError if settings do not fit together."""
         settings = self.settings
         if settings.seed_everything is not False:
             seed = settings.seed_everything
@@ -106,13 +108,13 @@ class RunCLI(SettingsCLI):
             made = self.make_classes()
             self.model, self.datamodule = made.model, made.data
             self.trainer = self.instantiate_trainer(**self.parts_of_trainer(made.trainer.logger, resume))
-        except (ValueError, TypeError) as error:  # a class's word that settings do not fit together
+        except (ValueError, TypeError) as error:  # a class refuses its settings
             raise InputError(one_line(str(error))) from None
 
     def parts_of_trainer(self, loggers: Any, resume: Resume) -> dict[str, Any]:
-        """Returns what the trainer is given beside its settings.
+        """Returns the trainer's arguments that are not settings.
 
-        loggers: those of the settings.
+        loggers: those that the settings name.
         """
         settings, parts = self.settings.trainer, dict[str, Any](plugins=[RunCheckpointIO()])
         if self.subcommand != "fit":
@@ -126,19 +128,19 @@ class RunCLI(SettingsCLI):
         return parts
 
     def instantiate_trainer(self, **parts: Any) -> Trainer:
-        """Makes the trainer of the settings, with these parts and a run's own callbacks."""
+        """Makes the trainer from the settings, these parts and a run's own callbacks."""
         settings = self.settings.trainer
         progress = ProgressLines() if settings.enable_progress_bar is False else TrainingBar()
         self.trainer_defaults["callbacks"] = [Throughput(), StopWhenDiverged(), progress]
         trainer = super().instantiate_trainer(**parts)
         if time_is_up(trainer):
-            raise InputError(f"trainer.max_time is {settings.max_time}; no step can be made in that")
+            raise InputError(f"trainer.max_time is {settings.max_time}, too short for any step")
         if isinstance(trainer.strategy, FSDPStrategy):
-            raise InputError("trainer.strategy FSDPStrategy: it is FSDP's first version; fsdp is the second")
+            raise InputError("trainer.strategy FSDPStrategy: is FSDP's first version; fsdp is the second")
         return trainer
 
     def announce(self, news: list[str], resume: Resume) -> None:
-        """Prints how the run begins, its size, and what it expects to take."""
+        """Prints how the run begins, its size, and the memory and disk space it needs."""
         settings, trainer = self.settings, self.trainer
         if resume.nothing_left:
             print(*news, "nothing is left to do", sep="\n")
@@ -156,11 +158,11 @@ class RunCLI(SettingsCLI):
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Turns what Lightning and jsonargparse refuse into an InputError of one line."""
+    """Turns errors of Lightning and jsonargparse about settings into an InputError of one line."""
     try:
         yield
     except ArgumentError as error:
-        message = textwrap.shorten(str(error), 400)  # on one line, however much of a wrong file it quotes
+        message = textwrap.shorten(str(error), 400)  # it may quote a whole file
         raise InputError(f"{message}; `lm fit --print_config` shows every setting") from None
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from None

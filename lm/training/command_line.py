@@ -1,4 +1,4 @@
-"""The command line of `lm fit` and `lm validate` before Lightning's parser sees it, and what the parser refuses."""
+"""Prepares the arguments of `lm fit` and `lm validate` for Lightning's parser, and shortens the parser's errors."""
 
 import os
 import re
@@ -17,9 +17,9 @@ IGNORED = ("PL_TRAINER_", "PL_FIT_", "PL_VALIDATE_", "PL_CONFIG")  # environment
 
 
 def arrange(argv: list[str]) -> list[str]:
-    """Puts the configurations before the settings, which count more, wherever -c stands; and writes out a run's folder.
+    """Moves configurations to the front, so that settings override them, and expands a run's folder to its settings.
 
-    Each configuration is checked on the way.
+    Checks each configuration; InputError names the file.
     """
     command, *words = argv
     if command == "validate" and words and not words[0].startswith("-"):
@@ -30,7 +30,7 @@ def arrange(argv: list[str]) -> list[str]:
         if name not in ("-c", "--config"):
             settings.append(word)
             if Path(path or word).suffix in (".yaml", ".yml", ".json") and Path(path or word).is_file():
-                read(Path(path or word))  # the settings of a group, by --model FILE
+                read(Path(path or word))  # a group's settings, as in --model FILE
             continue
         path = path if equals else next(left, "")
         if not path or path.startswith("-"):
@@ -42,7 +42,7 @@ def arrange(argv: list[str]) -> list[str]:
 
 
 def run_settings(run: Path) -> list[str]:
-    """A run's folder, or one of its checkpoints, as the settings that validate it."""
+    """Returns the settings that validate a run, given its folder or one of its checkpoints."""
     checkpoint = find_checkpoint(run)
     read_manifest(checkpoint)
     folder = checkpoint.parent
@@ -52,14 +52,14 @@ def run_settings(run: Path) -> list[str]:
 
 
 def explain(message: str, argv: list[str], names: list[str]) -> str:
-    """Puts what the parser refuses on one line, with the name that was probably meant.
+    """Returns the parser's error on one line, with the name that was probably meant.
 
-    names: of all settings.
+    names: those of all settings.
     """
     configs = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
     if not configs and message.endswith("Got value: None"):
         return f"give a configuration: `lm {argv[0]} -c configs/demo.yaml`"
-    message = textwrap.shorten(message, 400)  # however much of a wrong file it quotes
+    message = textwrap.shorten(message, 400)  # it may quote a whole file
     if unknown := re.search(r"unrecognized arguments: --([\w.]+)", message):
         message += did_you_mean(unknown[1], names)
     if unknown := re.search(r"does not accept option '([\w.]+)'", message):
@@ -71,12 +71,13 @@ def explain(message: str, argv: list[str], names: list[str]) -> str:
 
 
 def one_line(message: str) -> str:
-    """Shortens what a class refuses, which may be quoted within pages about all that it might have been instead."""
+    """Extracts a class's own error from jsonargparse's report of every type that it tried."""
     reason = re.search(r"Problem with given class_path '[\w.]*\.(\w+)':\s*(.*)", message)
     return f"{reason[1]}: {reason[2]}" if reason else textwrap.shorten(message, 400)
 
 
 def warn_of_variables() -> None:
+    """Warns of environment variables that Lightning documents and a run ignores."""
     names = ", ".join(name for name in sorted(os.environ) if name.startswith(IGNORED))
     if names and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"lm: {names} in the environment has no effect; -c and the command line set everything", file=sys.stderr)

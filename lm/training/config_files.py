@@ -1,7 +1,7 @@
-"""Reads configurations strictly: UTF-8, no setting twice, numbers as they are written.
+"""Reads YAML configurations strictly: UTF-8, no setting twice, numbers as written.
 
-YAML 1.1 reads 010 as 8, 1:30 as 90, 1_000 as 1000 and `no` as false; here scalars are those of YAML 1.2, in which these
-are 10 and three strings. Aliases may not unfold into more than LIMIT values.
+YAML 1.1 reads 010 as 8, 1:30 as 90, 1_000 as 1000 and `no` as false; here scalars follow YAML 1.2, in which these are
+10 and three strings. Aliases may not expand to more than LIMIT values.
 """
 
 import math
@@ -15,7 +15,7 @@ import yaml
 from tokenization import InputError
 
 LIMIT = 100_000
-LARGEST = 1 << 18  # bytes, a hundred times a configuration's; so many take some seconds
+LARGEST = 1 << 18  # bytes, a hundred times a usual configuration; reading so many takes seconds
 
 SCALARS = {  # YAML 1.2, core schema
     "null": r"~|null|Null|NULL|",
@@ -26,28 +26,29 @@ SCALARS = {  # YAML 1.2, core schema
 }
 
 
-FORMER = {"lm.divergence.StopWhenRisen": "lm.training.divergence.StopWhenRisen"}  # class paths that older runs name
+FORMER = {"lm.divergence.StopWhenRisen": "lm.training.divergence.StopWhenRisen"}  # class paths in older runs
 
 
 class ConfigLoader(yaml.SafeLoader):
-    """PyYAML's SafeLoader with the scalars of YAML 1.2, and no key twice."""
+    """PyYAML's SafeLoader with the scalars of YAML 1.2; refuses a key that is set twice."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         None: [(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{form})$")) for kind, form in SCALARS.items()]
     }
 
     def construct_document(self, node: yaml.Node) -> Any:
-        if unfolded_size(node, {}) > LIMIT:
-            raise yaml.YAMLError(f"its aliases unfold into more than {LIMIT:,} values; write them out, or take fewer")
+        if expanded_size(node, {}) > LIMIT:
+            raise yaml.YAMLError(f"its aliases expand to more than {LIMIT:,} values; write them out, or use fewer")
         return super().construct_document(node)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
                 raise yaml.YAMLError(f"{key.value} is set twice, on lines {lines[key.value]} and {line}; keep one")
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
@@ -57,7 +58,7 @@ ConfigLoader.add_constructor("tag:yaml.org,2002:int", ConfigLoader.construct_int
 
 
 def with_current_names(value: Any) -> Any:
-    """Returns settings in which every class stands under its name of today."""
+    """Returns settings with every former class path replaced by the current one."""
     if isinstance(value, list):
         return [with_current_names(entry) for entry in value]
     if not isinstance(value, dict):
@@ -68,11 +69,11 @@ def with_current_names(value: Any) -> Any:
     }
 
 
-def unfolded_size(node: yaml.Node, known: dict[int, float]) -> float:
-    """Counts the nodes of a document whose aliases are written out; one that holds itself is infinite."""
+def expanded_size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Counts the nodes of a document with its aliases expanded; infinite if one contains itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
-        known[id(node)] = 1 + sum(unfolded_size(child, known) for child in children(node))
+        known[id(node)] = 1 + sum(expanded_size(child, known) for child in children(node))
     return known[id(node)]
 
 
@@ -82,7 +83,7 @@ def children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def load(text: str) -> Any:
-    """Loads one YAML document, or one value of the command line."""
+    """Loads one YAML document, or one value from the command line."""
     try:
         value = yaml.load(text, ConfigLoader)
     except RecursionError:
@@ -91,11 +92,11 @@ def load(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from None
     value = with_current_names(value)
     only_names = isinstance(value, dict) and value and all(entry is None for entry in value.values())
-    return text if only_names and "\n" not in text.strip() else value  # "Tom:" is a prompt, and no setting
+    return text if only_names and "\n" not in text.strip() else value  # "Tom:" is a prompt, not a setting
 
 
 def read(path: Path) -> Any:
-    """Reads a YAML file that a setting names; InputError where it is none."""
+    """Reads a YAML file; InputError if it is not one."""
     if path.stat().st_size > LARGEST:
         raise InputError(f"{path}: has {path.stat().st_size:,} bytes; no configuration has more than {LARGEST:,}")
     try:
@@ -104,14 +105,18 @@ def read(path: Path) -> Any:
         raise InputError(f"{path}: is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InputError(f"{path}: {where}{error.problem}; put the YAML right") from None
+        raise InputError(f"{path}: {where}{error.problem}; correct the YAML") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def check_config(path: Path) -> None:
-    """Raises InputError unless the file holds settings by name."""
+    """Raises InputError unless the file maps names to settings."""
     settings = read(path)
     if not isinstance(settings, dict):
-        what = "holds no settings" if settings is None else "is no config: settings by name, group by group, are one"
-        raise InputError(f"{path}: {what}; `lm fit -c configs/demo.yaml --print_config` shows how it looks")
+        what = (
+            "holds no settings"
+            if settings is None
+            else "is not a configuration, which lists settings by name, group by group"
+        )
+        raise InputError(f"{path}: {what}; `lm fit -c configs/demo.yaml --print_config` shows one")

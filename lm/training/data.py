@@ -1,10 +1,10 @@
-"""Token files to batches. Each batch is a pure function of its number:
+"""Makes batches from token files, each a pure function of its number:
 
-    training    batch i = batch_size windows of context_length + 1 tokens, at places drawn from (seed, i)
-    validation  batch i = the next batch_size windows, side by side, from the beginning of the file
+    training    batch i = batch_size windows of context_length + 1 tokens, at offsets drawn from (seed, i)
+    validation  batch i = the next batch_size adjacent windows, from the beginning of the file
 
-so that a run has a length, a resumed run needs nothing but its step to go on with the same batches, and every
-validation sees the same text, on any number of devices: they take turns, in training and in validation.
+So a run has a length, a resumed run needs only its step to continue with the same batches, and every validation sees
+the same tokens, on any number of devices: they take turns, in training and in validation.
 """
 
 import signal
@@ -21,7 +21,7 @@ from tokenization import InputError, TokenFile, Tokenizer
 
 
 class InOrder(DistributedSampler[int]):
-    """DistributedSampler without shuffling, and without its list of all batches: a run may have any number of them."""
+    """DistributedSampler in order, and without its list of all batches, which may be very long."""
 
     def __iter__(self) -> Iterator[int]:
         batches = len(self.dataset)  # type: ignore[arg-type]
@@ -29,16 +29,16 @@ class InOrder(DistributedSampler[int]):
 
 
 def random_starts(seed: int, batch_index: int, batch_size: int, num_starts: int) -> np.ndarray:
-    """batch_size places, uniform in [0, num_starts), (batch_size,) int64; the same for ever.
+    """Returns offsets uniform in [0, num_starts), (batch_size,) int64, the same with every version of NumPy.
 
-    NumPy promises the words of a SeedSequence across versions, and not what its generators make of them.
+    NumPy guarantees the words of a SeedSequence across versions, but not what its generators make of them.
     """
     words = np.random.SeedSequence((seed, batch_index)).generate_state(batch_size, np.uint64)
     return (words % np.uint64(num_starts)).astype(np.int64)
 
 
 class RandomWindows(Dataset[Batch]):
-    """num_batches batches of random windows; item i is batch number first_batch + i."""
+    """A dataset of num_batches batches of random windows; item i is batch number first_batch + i."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class RandomWindows(Dataset[Batch]):
 
 
 class SequentialWindows(Dataset[Batch]):
-    """All windows of the tokens, side by side, in batches; what is left at the end is too short for a window."""
+    """A dataset of all adjacent windows, in batches; a remainder too short for a window is left out."""
 
     def __init__(self, tokens: np.ndarray, context_length: int, batch_size: int):
         self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
@@ -78,15 +78,15 @@ class SequentialWindows(Dataset[Batch]):
 
 
 class TokenDataModule(LightningDataModule):
-    """Serves a training and a validation token file that one tokenizer made.
+    """Serves a training and a validation token file encoded by the same tokenizer.
 
     Args:
-        train_path: token file to draw training windows from, made by `tokenization encode`.
+        train_path: token file to draw training windows from, written by `tokenization encode`.
         val_path: token file to validate on.
-        tokenizer: folder of the tokenizer that made both; a copy goes into the run's folder.
-        context_length: tokens in a window; the model's.
-        vocab_size: the model's; every token id must lie below it.
-        batch_size: windows in a batch, on each device.
+        tokenizer: folder of the tokenizer that encoded both; it is copied into the run's folder.
+        context_length: tokens per window; the model's.
+        vocab_size: the model's; every token id must be below it.
+        batch_size: windows per batch, on each device.
         seed: decides which windows are drawn.
         num_workers: processes that load batches; 0 is fastest unless the disk is slow.
     """
@@ -118,7 +118,7 @@ class TokenDataModule(LightningDataModule):
         self.num_val_batches = 0  # on all devices together
 
     def setup(self, stage: str) -> None:
-        """Opens and checks the files that the stage needs, once; validation alone needs no training file."""
+        """Opens and checks the files that a stage needs, once; "validate" needs no training file."""
         if stage in self.files:
             return
         self.tokenizer = Tokenizer.load(self.tokenizer_path)
@@ -128,24 +128,24 @@ class TokenDataModule(LightningDataModule):
                 f" {self.vocab_size}; set --model.vocab_size {self.tokenizer.vocab_size}"
             )
         names = ("fit", "validate") if stage == "fit" else ("validate",)
-        # Every byte is read once a run and node; further processes on it see what the first has seen.
+        # The first process on a node reads every byte; the others rely on it.
         verify = self.trainer is None or self.trainer.local_rank == 0
         for name in names:
             file = TokenFile.open(self.paths[name], verify)
             if file.description.tokenizer_sha256 != self.tokenizer.digest:
                 raise InputError(
-                    f"{file.path}: was made by another tokenizer than {self.tokenizer_path}; encode the text with it"
+                    f"{file.path}: was encoded by another tokenizer than {self.tokenizer_path}; encode the text with it"
                     f" again: `tokenization encode TEXT --tokenizer {self.tokenizer_path} --output {file.path}`"
                 )
             if len(file) <= self.context_length:
                 raise InputError(
                     f"{file.path}: holds {len(file)} tokens, too few for a context_length of {self.context_length};"
-                    " take more text or a shorter context"
+                    " use more text or a shorter context"
                 )
             if name == "fit" and len(file) - self.context_length < self.batch_size:
                 raise InputError(
                     f"{file.path}: {len(file)} tokens have {len(file) - self.context_length} windows of"
-                    f" {self.context_length + 1}, fewer than data.batch_size {self.batch_size}; take more text or"
+                    f" {self.context_length + 1}, fewer than data.batch_size {self.batch_size}; use more text or"
                     " smaller batches"
                 )
             self.files[name] = file
@@ -153,9 +153,9 @@ class TokenDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         if self.trainer.max_steps < 1:
-            raise InputError(f"trainer.max_steps is {self.trainer.max_steps}; a run has a length, at least 1")
+            raise InputError(f"trainer.max_steps is {self.trainer.max_steps}; it must be at least 1")
         batches_per_step = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        # The dataset keeps its whole length after a resume: Lightning counts the batches before it, too.
+        # The dataset keeps its full length after a resume: Lightning counts the earlier batches too.
         num_batches = self.trainer.max_steps * batches_per_step
         return self._loader(self._windows(num_batches, first_batch=self.trainer.global_step * batches_per_step))
 
@@ -164,7 +164,7 @@ class TokenDataModule(LightningDataModule):
         return RandomWindows(tokens, self.context_length, self.batch_size, self.seed, num_batches, first_batch)
 
     def training_batches(self, numbers: range) -> Batch:
-        """Those batches of the run again, in one."""
+        """Returns these batches of the run once more, joined in one."""
         windows = self._windows(len(numbers), numbers.start)
         inputs, targets = zip(*(windows[index] for index in range(len(numbers))), strict=True)
         return torch.cat(inputs), torch.cat(targets)
@@ -176,7 +176,7 @@ class TokenDataModule(LightningDataModule):
         wanted = limit if isinstance(limit, int) else int(limit * len(windows))
         if not wanted:
             raise InputError(
-                f"trainer.limit_val_batches {limit}: of {len(windows)} batches that is not one; 1 takes one, 1.0 all"
+                f"trainer.limit_val_batches {limit} is less than one of {len(windows)} batches; 1 takes one, 1.0 all"
             )
         self.num_val_batches = min(wanted, len(windows))
         self.trainer.limit_val_batches = self.num_val_batches  # Lightning would take a share of each device's batches
@@ -184,20 +184,20 @@ class TokenDataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
         assert self.trainer is not None
-        # Lightning would put a shuffling sampler of its own wherever none is given. Where the batches run out, some
-        # devices get one of the first again: all run as many, as they wait for each other; the module leaves it out.
+        # Without a sampler Lightning adds one that shuffles. All devices run equally many batches, as they wait for
+        # each other: if batches run out, some devices repeat an early one, which the module does not count.
         sampler = InOrder(dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False)
         return DataLoader(
             dataset,
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",  # copies then run beside the computation
-            worker_init_fn=leave_signals,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",  # lets copies overlap with computation
+            worker_init_fn=ignore_signals,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint remembers of its data."""
+        """Returns what a checkpoint records of its data."""
         return {
             "tokenizer_sha256": self.tokenizer.digest,
             "train_sha256": self.files["fit"].description.data_sha256,
@@ -207,7 +207,7 @@ class TokenDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Another tokenizer gives every token id another meaning."""
+        """Raises InputError if the checkpoint had another tokenizer, whose token ids mean something else."""
         if state_dict["tokenizer_sha256"] != self.tokenizer.digest:
             raise InputError(
                 f"{self.tokenizer_path}: is not the tokenizer that the checkpoint was trained with (digest"
@@ -215,9 +215,9 @@ class TokenDataModule(LightningDataModule):
             )
 
     def compare(self, old: dict[str, Any], allow_changed_data: bool) -> list[str]:
-        """What changes between a checkpoint's data and this, a line each; InputError where it must not.
+        """Lists what has changed since a checkpoint's data, a line each; InputError if a change is not allowed.
 
-        old: what state_dict gave then. Another text may be what one wants, if one says so.
+        old: the checkpoint's state_dict of this class. Other token files need allow_changed_data.
         """
         self.load_state_dict(old)
         changes, new = [], self.state_dict()
@@ -226,7 +226,7 @@ class TokenDataModule(LightningDataModule):
             if was != now and not allow_changed_data:
                 raise InputError(
                     f"{path}: is not the data that the checkpoint was trained with (digest {now}, not {was}); put it"
-                    " back, or go on with this by --allow_changed_data true"
+                    " back, or go on with this one by --allow_changed_data true"
                 )
             if was != now:
                 changes.append(f"{path}: digest {was} -> {now}")
@@ -236,7 +236,7 @@ class TokenDataModule(LightningDataModule):
         return changes
 
 
-def leave_signals(worker: int) -> None:
-    """What ends a run reaches its workers, too, from a terminal or a scheduler; the run saves itself, and ends them."""
+def ignore_signals(worker: int) -> None:
+    """Makes a worker ignore the signals that end a run: the run saves first, and then ends its workers."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)

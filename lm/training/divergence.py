@@ -1,9 +1,9 @@
-"""When a training is lost although its loss is still a number (nonfinite.py is about losses that are none).
+"""Detects a run that has diverged although its loss is finite (losses that are not: nonfinite.py).
 
     smoothed loss s_t = mean of the last WINDOW losses          diverged where s_t > RISE * first loss
 
-An untrained model guesses: its first loss is near ln(vocab_size), and nothing that learns stays far above it. Beyond
-the edge of stability the weights grow until the model is sure, and wrong.
+An untrained model guesses: its first loss is near ln(vocab_size), and a model that learns does not stay far above it.
+Beyond the edge of stability (Cohen et al. 2021) the weights grow until the model is confident and wrong.
 """
 
 import math
@@ -20,12 +20,12 @@ from lm.strict_json import to_json
 from lm.training.nonfinite import Diverged
 from tokenization.files import write_text
 
-WINDOW = 5  # losses; one bad batch does not count
+WINDOW = 5  # losses, so that one bad batch does not count
 RISE = 1.5
 
 
 class LossWatch:
-    """Says at each loss whether the run is lost."""
+    """Tells after each loss whether the run has diverged."""
 
     def __init__(self) -> None:
         self.first: float | None = None
@@ -42,15 +42,15 @@ class LossWatch:
 
 
 def step_loss(trainer: Trainer) -> float:
-    """The mean over the batches of the step just made, on all devices."""
+    """Returns the mean loss over the batches of the step just made, on all devices."""
     mean = torch.stack(trainer.lightning_module.step_losses).mean()  # type: ignore[arg-type]
     return float(trainer.strategy.reduce(mean, reduce_op="mean"))
 
 
 class StopWhenRisen(Callback):
-    """Ends a run that has diverged and leaves a mark in its folder; `lm sweep` has it among its runs' callbacks.
+    """Ends a run that has diverged, and records that in diverged.json; `lm sweep` adds it to its runs' callbacks.
 
-    A loss that is not finite is StopWhenDiverged's: a run may get over it. On a GPU only logged steps are looked at.
+    Non-finite losses are left to StopWhenDiverged: a run may recover from them. On a GPU only logged steps are checked.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class StopWhenRisen(Callback):
     ) -> None:
         step = trainer.global_step
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # in the middle of a step
+            return  # within a step that accumulates batches
         if outputs["loss"].is_cuda and step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         loss = step_loss(trainer)

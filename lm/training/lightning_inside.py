@@ -1,8 +1,8 @@
-"""Every private part of Lightning, jsonargparse and TensorBoard that lm uses: one named function each, and none
-anywhere else.
+"""Wraps every private part of Lightning, jsonargparse and TensorBoard that lm uses in a named function.
 
-What lies behind an underscore, or deep in the Trainer's loops, may change with any release. tests/test_lightning_inside
-holds each function against the installed libraries and says which has changed, and how. torch's are in torch_inside.py.
+No other file touches one. Names behind an underscore, or deep in the Trainer's loops, may change with any release:
+tests/training/test_lightning_inside.py checks each function against the installed libraries and says which has changed,
+and how. torch's private parts are in torch_inside.py.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from tensorboard.summary.writer import event_file_writer
 from lm.training import config_files
 
 HARMLESS_WARNINGS = (
-    "LightningCLI's args parameter",  # said whenever the arguments do not come from sys.argv
-    "You're resuming from a checkpoint that ended before",  # our batches follow from the step: nothing is lost
+    "LightningCLI's args parameter",  # raised if the arguments do not come from sys.argv
+    "You're resuming from a checkpoint that ended before",  # our batches follow from the step, so nothing is lost
     "The '.*_dataloader' does not have many workers",  # a batch takes 0.1 ms to gather
     ".*isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13
     "The number of training batches .* is smaller than the logging interval",  # a run's last step is always logged
     "Checkpoint directory .* exists and is not empty",
-    "Be aware that when using `ckpt_path`, callbacks",  # a changed setting, and announced as such
+    "Be aware that when using `ckpt_path`, callbacks",  # a changed setting, which we announce
 )
 
 
@@ -39,10 +39,10 @@ HARMLESS_WARNINGS = (
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI that reads its arguments and leaves the rest to its caller.
+    """A LightningCLI that only parses its arguments.
 
-    Lightning's own would let a checkpoint's settings silently override the command line, seed, make all classes and
-    begin the run, each from its constructor.
+    Lightning's constructor would also let a checkpoint's settings silently override the command line, seed, instantiate
+    all classes and begin the run.
     """
 
     def _parse_ckpt_path(self) -> None:
@@ -59,31 +59,31 @@ class CommandLine(LightningCLI):
 
     @property
     def settings(self) -> Namespace:
-        """Returns the settings of the subcommand, as they were parsed."""
+        """The parsed settings of the subcommand."""
         settings: Namespace = self.config[self.subcommand]
         return settings
 
     def option_names(self, subcommand: str) -> list[str]:
-        """Returns every option of a subcommand as it is written, without its dashes."""
+        """Returns every option of a subcommand, without its dashes."""
         return [option.lstrip("-") for option in self._subcommand_parsers[subcommand]._option_string_actions]
 
     def make_classes(self) -> Namespace:
-        """Makes model, data module and callbacks of the settings, and returns them by their names."""
+        """Instantiates model, data module and callbacks from the settings, and returns them by name."""
         self.config_init = self.parser.instantiate(self.config)
         made: Namespace = self.config_init[self.subcommand]
         return made
 
 
 def read_settings_strictly() -> None:
-    """Makes jsonargparse read YAML by config_files.py, and numbers within strings ("1:30"), too."""
+    """Makes jsonargparse read YAML, and numbers within strings ("1:30"), by config_files.py."""
     set_loader("yaml", config_files.load, exceptions=(yaml.YAMLError,))
     _loaders_dumpers.yaml_default_loader = config_files.ConfigLoader  # type: ignore[assignment]
 
 
 def tell_one_batch_from_all() -> None:
-    """Makes the parser read `--trainer.limit_val_batches 1` as one batch, and 1.0 as all of them.
+    """Makes the parser read `--trainer.limit_val_batches 1` as one batch, and 1.0 as all batches.
 
-    `typing` makes one type of Union[int, float] and Union[float, int], whichever comes first in the program, and by the
+    `typing` takes Union[int, float] and Union[float, int] for one type, whichever the program names first; by the
     second, 1 would be read as 1.0.
     """
     annotations = inspect.unwrap(Trainer.__init__).__annotations__
@@ -92,7 +92,7 @@ def tell_one_batch_from_all() -> None:
 
 
 def silence_harmless_warnings() -> None:
-    """Ignores the libraries' warnings about what is right as it is."""
+    """Ignores library warnings about what is intended here."""
     for message in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
@@ -101,22 +101,22 @@ def silence_harmless_warnings() -> None:
 
 
 def has_trainer(module: LightningModule) -> bool:
-    """Whether a trainer has the module at hand; module.trainer raises an error where none has."""
+    """Whether the module is attached to a trainer; without one, module.trainer raises an error."""
     return module._trainer is not None
 
 
 def is_mid_step(trainer: Trainer) -> bool:
-    """Whether the next batch belongs to a step that has begun, whose batches accumulate."""
+    """Whether the next batch belongs to a step that has already begun to accumulate batches."""
     return trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches != 0
 
 
 def is_validation_due(trainer: Trainer) -> bool:
-    """Whether Lightning validates after the batch that has just been trained on."""
+    """Whether Lightning will validate after the batch just trained on."""
     return (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
 
 
 def validate_now(trainer: Trainer) -> None:
-    """Validates from the first batch on, before a training step; as Lightning does it after one."""
+    """Validates before a training step, from the first batch on, as Lightning does after one."""
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.restarting = False
     trainer.fit_loop.epoch_loop.val_loop.run()
@@ -124,22 +124,22 @@ def validate_now(trainer: Trainer) -> None:
 
 
 def set_max_steps(trainer: Trainer, steps: int) -> None:
-    """Changes the length of a run that has been set up."""
+    """Changes the length of a run, in steps, after it has been set up."""
     trainer.fit_loop.epoch_loop.max_steps = steps
 
 
 def loop_counters(trainer: Trainer) -> dict[str, Any]:
-    """Returns what Lightning's loops count, as a checkpoint keeps it."""
+    """Returns the counters of Lightning's loops, as a checkpoint keeps them."""
     return trainer.fit_loop.state_dict()
 
 
 def batches_trained(checkpoint: dict[str, Any]) -> int:
-    """Returns how many batches the run of a checkpoint with loop counters has trained on."""
+    """Returns how many batches a run had trained on at its checkpoint, which must have loop counters."""
     return int(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"])
 
 
 def whole_checkpoint(trainer: Trainer) -> dict[str, Any]:
-    """Collects the state of a run, as trainer.save_checkpoint does, which then waits for the other processes."""
+    """Returns the state that trainer.save_checkpoint saves, without waiting for the other processes as it does."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
 
@@ -147,28 +147,28 @@ def whole_checkpoint(trainer: Trainer) -> dict[str, Any]:
 
 
 def draws_this_step(trainer: Trainer) -> bool:
-    """Whether Lightning hands this step's figures to the loggers."""
+    """Whether Lightning passes this step's figures to the loggers."""
     return trainer._logger_connector.should_update_logs
 
 
 def draw_step_now(trainer: Trainer) -> None:
-    """Hands the step's figures to the loggers; Lightning does it after the callbacks, one of which has failed."""
+    """Passes the step's figures to the loggers, as Lightning does after the callbacks: for when one of these fails."""
     trainer._logger_connector.update_train_step_metrics()
 
 
 def set_drawn_steps(trainer: Trainer, steps: int) -> None:
-    """Sets Lightning's count of the steps that curves are drawn by."""
+    """Sets the step at which Lightning draws curves."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = steps
 
 
 def current_hook(module: LightningModule) -> str | None:
-    """Returns the name of the hook that Lightning is calling."""
+    """Returns the name of the hook that Lightning is calling, if any."""
     return module._current_fx_name
 
 
 @contextlib.contextmanager
 def logging_in(module: LightningModule, hook: str) -> Iterator[None]:
-    """Lets the module log as if Lightning were calling this hook: a figure belongs to the one that logs it first."""
+    """Logs as if Lightning were calling this hook; a figure belongs to the hook that logs it first."""
     before, module._current_fx_name = module._current_fx_name, hook
     try:
         yield
@@ -177,13 +177,13 @@ def logging_in(module: LightningModule, hook: str) -> Iterator[None]:
 
 
 def has_event_file(logger: TensorBoardLogger) -> bool:
-    """Whether the logger has begun an event file; logger.experiment begins one."""
+    """Whether the logger has opened an event file; logger.experiment opens one."""
     return logger._experiment is not None
 
 
 @contextlib.contextmanager
 def stamped_event_file(stamp: int) -> Iterator[None]:
-    """Names the event file that is begun by this time, in seconds; what is written to it has the true time."""
+    """Names the event file that is opened inside by this time, in seconds; its events have the true time."""
     stamps = iter([stamp])
     clock = SimpleNamespace(time=lambda: next(stamps, None) or time.time())
     with mock.patch.object(event_file_writer, "time", clock):
@@ -191,7 +191,7 @@ def stamped_event_file(stamp: int) -> Iterator[None]:
 
 
 def write_summary(writer: Any, summary: Any) -> None:
-    """Writes a summary to the event file of a SummaryWriter, which has no method for it."""
+    """Writes a summary to a SummaryWriter's event file, for which it has no public method."""
     writer._get_file_writer().add_summary(summary)
 
 
@@ -199,5 +199,5 @@ def write_summary(writer: Any, summary: Any) -> None:
 
 
 def shard_over_all(strategy: ModelParallelStrategy) -> None:
-    """Spreads the weights over the devices of all nodes; Lightning would over those of one, and repeat that."""
+    """Shards the weights over the devices of all nodes; Lightning would shard within each node and replicate."""
     strategy._data_parallel_size = strategy.num_processes * strategy.num_nodes

@@ -1,8 +1,8 @@
-"""Steps whose numbers are not finite: skipped before the weights change, counted, and after many in a row the end.
-A run of nothing but such steps ends as well, and so does one whose weights or moments are lost.
+"""Skips and counts steps with non-finite numbers, and ends a run of too many in a row.
 
-A loss that is not finite makes its whole gradient NaN, so that one look at the gradient's norm, which is the same on
-every process, covers both. The counters live on the device: on a GPU nobody waits for them between two logged steps.
+A non-finite loss makes its whole gradient NaN, so that a check of the gradient's norm, which is the same on every
+process, covers both. The counters live on the device: on a GPU nothing waits for them between two logged steps.
+Weights or moments that are not finite are found here; recovery.py ends the run.
 """
 
 from pathlib import Path
@@ -21,23 +21,23 @@ from tokenization.files import writing
 
 
 class Diverged(InputError):
-    """Nothing but numbers that are not finite, many steps in a row."""
+    """Raised when a run has diverged; the message says how, and what is left."""
 
 
 def spread_nonfinite(loss: Tensor) -> Tensor:
-    """The same loss, bit for bit; one that is not finite has NaN for a gradient, however it came about."""
+    """Returns the same loss, bit for bit, but with a gradient of NaN if it is not finite."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 class SkippedSteps:
-    """Counts the skipped steps, on the device of the gradient; 0-d int64 each."""
+    """Counts skipped steps, in all and in a row, each a 0-d int64 tensor on the gradient's device."""
 
     def __init__(self) -> None:
         self.total = torch.tensor(0)
         self.in_a_row = torch.tensor(0)
 
     def count(self, norm: Tensor) -> Tensor:
-        """norm: of the gradient of a step -> whether the step is to be made, a 0-d bool."""
+        """Counts a step by the norm of its gradient, 0-d, and returns whether to make it, a 0-d bool tensor."""
         good = norm.isfinite()
         self.total, self.in_a_row = self.total.to(norm.device), self.in_a_row.to(norm.device)
         self.total = self.total + ~good
@@ -56,7 +56,7 @@ class StopWhenDiverged(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         skipped: SkippedSteps = pl_module.skipped_steps  # type: ignore[assignment]
-        free = not skipped.in_a_row.is_cuda  # to look at; a GPU would have to finish its work first
+        free = not skipped.in_a_row.is_cuda  # reading it from a GPU would wait for all pending work
         step = trainer.global_step
         if not (free or step % trainer.log_every_n_steps == 0 or step == trainer.max_steps):  # type: ignore[attr-defined]
             return
@@ -71,23 +71,24 @@ class StopWhenDiverged(Callback):
                 torch.save({"step": step, "batches": list(batches), "inputs": inputs, "targets": targets}, file)
         raise Diverged(
             f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} (batches {batches[0]} to"
-            f" {batches[-1]}, saved as {path}); {last_good(folder / LAST)}; lower model.learning_rate, or look at the"
+            f" {batches[-1]}, saved as {path}); {last_good(folder / LAST)}; lower model.learning_rate, or inspect the"
             " batch"
         )
 
 
 def last_good(checkpoint: Path) -> str:
+    """Says which step this good checkpoint is of, or that there is none."""
     if not checkpoint.exists():
         return "there is no good checkpoint"
     return f"{checkpoint} is the last good checkpoint, of step {read_manifest(checkpoint)['step']}"
 
 
 def lost_tensors(trainer: Trainer) -> list[str]:
-    """The weights and the optimizer's moments, on this device, that hold a NaN or an infinity."""
+    """Returns the names of weights and moments on this device that hold a NaN or an infinity."""
     weights = dict(trainer.lightning_module.named_parameters())
     names: dict[Tensor, str] = {weight: name for name, weight in weights.items()}
     states = {
-        f"{names.get(weight, f'parameter {number}')} ({key})": value  # FSDP gathers some weights under their names
+        f"{names.get(weight, f'parameter {number}')} ({key})": value  # FSDP keys some states by the weights' names
         for optimizer in trainer.optimizers
         for number, (weight, state) in enumerate(optimizer.state.items())
         for key, value in state.items()
@@ -96,6 +97,6 @@ def lost_tensors(trainer: Trainer) -> list[str]:
 
 
 def step_batches(trainer: Trainer, step: int) -> range:
-    """The numbers of the batches that step number `step`, counted from 1, consists of, on all devices."""
+    """Returns the numbers of the batches of a step, counted from 1, on all devices."""
     per_step = trainer.accumulate_grad_batches * trainer.world_size
     return range((step - 1) * per_step, step * per_step)

@@ -1,4 +1,4 @@
-"""What settings `lm fit` and `lm validate` have, and how they are read from arguments and configurations."""
+"""Defines the settings of `lm fit` and `lm validate`, and reads them from arguments and configurations."""
 
 import logging
 from typing import Any, Literal
@@ -23,12 +23,12 @@ from lm.training.plugins import SaveConfig
 from lm.training.recovery import Checkpoints
 from tokenization import InputError
 
-LINKED = {  # settings that follow from another, which alone can be set
+LINKED = {  # settings that follow from another and cannot be set themselves
     "data.context_length": "model.context_length",
     "data.vocab_size": "model.vocab_size",
     "model.max_steps": "trainer.max_steps",
 }
-DEFAULTS: dict[str, Any] = {  # of trainer, where a run wants others than Lightning's
+DEFAULTS: dict[str, Any] = {  # of the trainer, where they differ from Lightning's
     "default_root_dir": "checkpoints/run",
     "max_steps": 1000,
     "max_epochs": -1,
@@ -41,19 +41,19 @@ DEFAULTS: dict[str, Any] = {  # of trainer, where a run wants others than Lightn
 
 
 class SettingsCLI(CommandLine):
-    """Reads and checks the settings of `lm fit` or `lm validate`; makes no class, and looks at no folder.
+    """Reads and checks the settings of `lm fit` or `lm validate`; instantiates nothing and reads no run's folder.
 
     The settings are in .settings, by the names of --print_config.
     """
 
     def __init__(self, argv: list[str]):
-        """argv: the subcommand and its arguments. InputError names what is wrong with them."""
+        """argv: the subcommand and its arguments; InputError if they are wrong."""
         read_settings_strictly()
         tell_one_batch_from_all()
         silence_harmless_warnings()
-        for library in ("lightning.pytorch", "lightning.fabric"):  # devices that are not there, tips, adverts
+        for library in ("lightning.pytorch", "lightning.fabric"):  # missing devices, tips, adverts
             logging.getLogger(library).setLevel(logging.WARNING)
-        logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # where one asks for it
+        logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # on request
         self.asked = argv[0]
         parser_settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -69,7 +69,7 @@ class SettingsCLI(CommandLine):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static
-        """Returns the command asked for, and which arguments of the Trainer's method of that name are no settings.
+        """Returns the requested command, and which arguments of the Trainer's method of that name are not settings.
 
         Each command has a parser of its own, which takes a tenth of a second to build: the others are not needed.
         """
@@ -77,7 +77,7 @@ class SettingsCLI(CommandLine):
         return {self.asked: {"model", "datamodule", "ckpt_path", "weights_only"} | loaders}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the settings that are neither the trainer's, nor the model's, nor the data's."""
+        """Adds the settings other than those of trainer, model and data."""
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Norms, "norms")
@@ -85,33 +85,33 @@ class SettingsCLI(CommandLine):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="the checkpoint to go on from, or to validate: a file; last or best, those of the run's folder; auto,"
-            " the newest there that verifies, and where there is none a new run",
+            help="the checkpoint to resume from, or to validate: a file; last or best of the run's folder; or auto, the"
+            " newest there that verifies, or a new run if the folder holds none",
         )
         parser.add_argument(
             "--init_from",
             type=str | None,
             default=None,
-            help="begin a new run with the weights of this checkpoint or run, imported ones among them: everything else"
-            " begins anew; where --ckpt_path goes on with a run, it has no effect",
+            help="begin a new run with the weights of this checkpoint or run, which may be imported; everything else"
+            " starts anew; has no effect when --ckpt_path resumes a run",
         )
         parser.add_argument(
             "--allow_changed_data",
             type=bool,
             default=False,
-            help="go on from a checkpoint with another text than it was trained on; counts once, and is not recorded",
+            help="resume with other token files than the checkpoint was trained on; applies once, and is not recorded",
         )
         parser.add_argument(
             "--device",
             type=Literal["auto", "cpu", "cuda", "mps"] | None,
             default=None,
-            help=f"{HELP}; takes the place of trainer.accelerator, under which it is recorded",
+            help=f"{HELP}; replaces trainer.accelerator, and is recorded there",
         )
         for target, source in LINKED.items():
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the arguments; what the parser refuses is said in one line, with the name that was probably meant."""
+        """Parses the arguments; InputError, on one line, if the parser refuses them."""
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
@@ -119,15 +119,15 @@ class SettingsCLI(CommandLine):
             raise InputError(explain(str(error), args, names)) from None
 
     def before_instantiate_classes(self) -> None:
-        """Checks what was parsed."""
+        """Checks the parsed settings."""
         settle_trainer(self.settings)
 
 
 def settle_trainer(settings: Namespace) -> None:
-    """Checks the trainer's settings, and puts in what was left to the machine."""
+    """Fills in the settings that depend on the machine, and checks all numbers and the trainer's settings."""
     trainer = settings.trainer
     if settings.device is not None:
         trainer.accelerator, settings.device = find_device(settings.device).type, None
-    trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # 32 is a number
+    trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # YAML reads 32 as a number
     check_numbers(settings)
     check_trainer(trainer)

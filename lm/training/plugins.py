@@ -1,8 +1,7 @@
-"""What Lightning's Trainer is given instead of its own: how a run's configuration, checkpoints and curves are written,
-and how its weights are spread over devices."""
+"""Replaces parts of Lightning's Trainer: what writes configuration, checkpoints and curves, and shards weights."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,18 +23,20 @@ from lm.training.lightning_inside import has_event_file, shard_over_all, stamped
 from tokenization import InputError
 from tokenization.files import write_text
 
+hparam_summaries: Callable[..., tuple[Any, ...]] = hparams  # torch's has no annotations
+
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml when training starts, and not before: a refused run changes no file."""
+    """Writes config.yaml when training starts, not earlier, so that a refused run changes no file."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **settings: Any) -> None:
         super().__init__(parser, config, **settings)
         try:
             self.content = parser.dump(config, skip_unset=False)
-        except ValueError as error:  # an argument of a class that YAML does not have
+        except ValueError as error:  # a class's argument of a type that YAML lacks
             reason = str(error).partition("Errors:")[2].partition("- Not a valid")[0] or str(error)
             words = " ".join(reason.split()).strip("- ")
-            raise InputError(f"config.yaml could not record a setting: {words}; leave it out") from None
+            raise InputError(f"config.yaml cannot record a setting: {words}; leave it out") from None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pass
@@ -56,7 +57,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunCheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints: our way."""
+    """Writes and reads checkpoints by lm/runs/checkpoint.py."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         save_checkpoint(checkpoint, path)
@@ -66,8 +67,10 @@ class RunCheckpointIO(TorchCheckpointIO):
 
 
 class FullySharded(ModelParallelStrategy):
-    """--trainer.strategy fsdp: weights, gradients and optimizer state are spread over all devices, by FSDP's second
-    version, under which clip_gradients sees whole gradients; a checkpoint is still one file, and holds all of them."""
+    """Shards weights, gradients and optimizer state over all devices: --trainer.strategy fsdp.
+
+    By FSDP's second version, under which clip_gradients sees whole gradients; a checkpoint is still one whole file.
+    """
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -78,17 +81,16 @@ class FullySharded(ModelParallelStrategy):
 
 
 class RunLogger(TensorBoardLogger):
-    """TensorBoard's event files and nothing else, straight into the run's folder."""
+    """Writes TensorBoard's event files, and nothing else, into the run's folder."""
 
     def __init__(self, folder: str, step: int):
-        """step: that the run begins after, 0 where an earlier attempt was killed before its first checkpoint; what it
-        has drawn beyond disappears."""
+        """step: the one that the run begins after, 0 for a new run. What an earlier start drew beyond it disappears."""
         super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=step + 1)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> SummaryWriter:
-        """Writes an event file whose name sorts last, whatever the clock says: files are joined in that order."""
+        """The writer of an event file whose name sorts last, whatever the clock says: files are read in that order."""
         if has_event_file(self):
             return cast(SummaryWriter, super().experiment)
         stamps = (path.name.split(".")[3] for path in Path(self.root_dir).glob(EVENT_FILES))
@@ -97,14 +99,16 @@ class RunLogger(TensorBoardLogger):
             return cast(SummaryWriter, super().experiment)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Without the epoch, which Lightning adds: our runs count steps."""
+        """Logs the metrics without the epoch that Lightning adds: a run counts steps."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
-        """For TensorBoard's HParams tab, which shows beside them the last values of these curves."""
-        for summary in hparams(dict(params), dict.fromkeys(("val/loss", "val/bits_per_byte", "train/loss"), 0)):
+        """Logs settings for TensorBoard's HParams tab, which shows the last values of these curves beside them."""
+        for summary in hparam_summaries(
+            dict(params), dict.fromkeys(("val/loss", "val/bits_per_byte", "train/loss"), 0)
+        ):
             write_summary(self.experiment, summary)
 
     def save(self) -> None:
-        """Without the hparams.yaml, which a resumed run would leave as it was: config.yaml is the record."""
+        """Flushes the event file; writes no hparams.yaml, which a resumed run would not update."""
         self.experiment.flush()

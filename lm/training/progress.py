@@ -1,4 +1,4 @@
-"""What a run says in words: its losses where no progress bar shows them, each validation, and why it ended."""
+"""Prints a run's progress in lines: losses without a progress bar, validations, and why the run ended."""
 
 import math
 from pathlib import Path
@@ -12,6 +12,7 @@ from lm.runs.folder import CONFIG, LAST
 
 
 def validation_line(trainer: Trainer) -> str:
+    """Returns the line about the validation that has just ended."""
     metrics = trainer.callback_metrics
     return (
         f"step {trainer.global_step}: validation loss {metrics['val/loss']:.4f},"
@@ -20,10 +21,10 @@ def validation_line(trainer: Trainer) -> str:
 
 
 class ProgressLines(Callback):
-    """Prints a line at each logged step and each validation, for a run without a progress bar."""
+    """Prints a line at each logged step and validation, for a run without a progress bar."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.printed = trainer.global_step  # the last step that has a line, or was before this start
+        self.printed = trainer.global_step  # the last step with a line, or the one before this start
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         step, metrics = trainer.global_step, trainer.progress_bar_metrics
@@ -42,17 +43,18 @@ class ProgressLines(Callback):
 
 
 def time_is_up(trainer: Trainer) -> bool:
+    """Whether trainer.max_time is over."""
     left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     return any(seconds is not None and seconds <= 0 for seconds in left)
 
 
 def ending(trainer: Trainer) -> str:
-    """Says at which step of how many a run has ended, and if that was not the last, why."""
+    """Returns a line on the step at which a run has ended and, if it was not the last, why."""
     folder, step, steps = Path(trainer.default_root_dir), trainer.global_step, trainer.max_steps
     where = f"{folder}: ended at step {step:,} of {steps:,}"
     if step >= steps:
         return where
     messages = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
-    asked = " ".join(filter(None, messages)) or "one of trainer.callbacks has asked for it"
+    asked = " ".join(filter(None, messages)) or "one of trainer.callbacks ended it"
     reason = "trainer.max_time is over" if time_is_up(trainer) else asked
-    return f"{where}: {reason}; `lm fit -c {folder / CONFIG} --ckpt_path {folder / LAST}` goes on"
+    return f"{where}: {reason}; `lm fit -c {folder / CONFIG} --ckpt_path {folder / LAST}` resumes it"

@@ -1,7 +1,7 @@
-"""When a run's state is saved: at its steps and validations, on SIGTERM and Ctrl-C, and when something fails.
+"""Saves a run's state: at its steps and validations, on SIGTERM and Ctrl-C, and when something fails.
 
-A state can be gone on from where a step has ended and nothing of the next has begun to change the weights. What is
-saved is always the last such state, as it was before whatever has happened since: half a step, half a validation.
+A run can resume from a boundary: a step has ended, and the next has not yet begun to change the weights. What is saved
+is always the state at the last boundary, without what has happened since: half a step, half a validation.
 """
 
 import contextlib
@@ -37,19 +37,19 @@ def run_folder(trainer: Trainer) -> Path:
 
 @dataclass
 class Boundary:
-    """The end of a step. Weights and optimizer need no copy: they change in the next one's update, and only there."""
+    """The end of a step. Weights and optimizer need no copy: they change only in the next step's update."""
 
     step: int
     loops: dict[str, Any] = field(default_factory=dict)  # Lightning's counters
-    validation_due: bool = False  # between its step and the validation that belongs to it
+    validation_due: bool = False  # the validation of this step has not ended
 
 
 class Checkpoints(Checkpoint):
-    """Keeps the newest state and that of the lowest validation loss, and the tokenizer beside them.
+    """Saves the newest state and that of the lowest validation loss, with the tokenizer beside them.
 
     Args:
-        every_n_steps: last.ckpt is also written this often between validations.
-        keep_every_n_steps: the states of these steps are kept for ever, as step-N.ckpt; null keeps none.
+        every_n_steps: optimizer steps from one save of last.ckpt to the next; each validation saves it too.
+        keep_every_n_steps: every so many steps, keep the state for good as step-N.ckpt; null keeps none.
     """
 
     def __init__(self, every_n_steps: int = 500, keep_every_n_steps: int | None = None):
@@ -60,7 +60,7 @@ class Checkpoints(Checkpoint):
         self.best_loss = float("inf")
         self.boundary = self.saved = Boundary(0)
         self.validation_loss = 0.0  # the last one
-        self.unsafe = ""  # why one cannot go back to the boundary just now
+        self.unsafe = ""  # why the state at the boundary cannot be saved now
         self.signals: Signals | None = None
         self.tokenizer = KeptTokenizer()
 
@@ -70,11 +70,11 @@ class Checkpoints(Checkpoint):
         exit_if_signalled()
         self.signals = Signals(quiet=not trainer.is_global_zero)
         if not (run_folder(trainer) / BEST).exists():
-            self.best_loss = float("inf")  # a run that goes on in another folder has its own best there
+            self.best_loss = float("inf")  # in another folder a resumed run has a best of its own
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
         if self.boundary.validation_due:
-            validate_now(trainer)  # what the interrupted run owed
+            validate_now(trainer)  # the interrupted run still owes it
         set_max_steps(trainer, pl_module.hparams["max_steps"])
 
     def on_before_optimizer_step(self, *_: Any) -> None:
@@ -82,7 +82,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.boundary.step:
-            return  # in the middle of a step, whose batches accumulate
+            return  # within a step that accumulates batches
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # Lightning validates before it stops, at whatever step that is
         self.boundary, self.unsafe = self._this_boundary(trainer), ""
@@ -92,7 +92,7 @@ class Checkpoints(Checkpoint):
         return Boundary(trainer.global_step, loop_counters(trainer), due)
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Here, and not at the step's end: its figures have been logged by now, and belong to the checkpoint."""
+        """Saves here, not at the step's end, so that the checkpoint comes after the step's figures are logged."""
         step = self.boundary.step
         if is_mid_step(trainer):
             return
@@ -106,7 +106,7 @@ class Checkpoints(Checkpoint):
             self._exit_if_signalled(trainer)
 
     def on_validation_epoch_end(self, *_: Any) -> None:
-        self.unsafe = "its validation was being recorded; "  # and would be so twice
+        self.unsafe = "its validation was being recorded; "  # resuming would record it twice
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -120,28 +120,28 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_if_lost(trainer)
         skipped = int(pl_module.skipped_steps.in_a_row)  # type: ignore[arg-type, union-attr]
-        if skipped > 1:  # one may be a bad batch, more are the weights
+        if skipped > 1:  # one may be a bad batch; more mean bad weights
             raise Diverged(
-                f"the last {skipped} steps were skipped, as their loss or gradient was not finite;"
+                f"the last {skipped} steps were skipped because their loss or gradient was not finite;"
                 f" {last_good(run_folder(trainer) / LAST)}; lower model.learning_rate"
             )
         if not math.isfinite(self.validation_loss):
             raise Diverged(
                 f"the run has ended at step {trainer.global_step} with a validation loss of {self.validation_loss};"
-                f" {last_good(run_folder(trainer) / BEST)}; lower model.learning_rate, or look at the validation text"
+                f" {last_good(run_folder(trainer) / BEST)}; lower model.learning_rate, or inspect data.val_path"
             )
         self._save_last(trainer)
         self.tokenizer.put_back()
         if self.tokenizer.was_lost:
             raise InputError(
-                f"{run_folder(trainer) / TOKENIZER}: was deleted or changed while the run went on; the run is whole"
-                " again, but look for what did it"
+                f"{run_folder(trainer) / TOKENIZER}: was deleted or changed during the run and has been restored; find"
+                " out what did it"
             )
 
     # --- signals and failures ----------------------------------------------------------------------------------------
 
     def _exit_if_signalled(self, trainer: Trainer) -> None:
-        """All processes together, at the same step; only the first says by its exit code that it was a signal."""
+        """Raises Interrupted in all processes at the same step; only the first one's exit code names the signal."""
         assert self.signals is not None
         asked = self.signals.received is not None
         if trainer.strategy.reduce_boolean_decision(asked, all=False):
@@ -150,20 +150,20 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.signals is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return  # training had not begun, or leaves nothing behind
-        if trainer.global_step == self.boundary.step + 1:  # a callback failed when the step was done
+            return  # training has not begun, or saves nothing
+        if trainer.global_step == self.boundary.step + 1:  # a callback failed after the step was done
             self.boundary, self.unsafe = self._this_boundary(trainer), ""
             with contextlib.suppress(Exception):
                 draw_step_now(trainer)
-        what = self._save_in_need(trainer, exception)
-        print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {what}")
+        outcome = self._save_after_failure(trainer, exception)
+        print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {outcome}")
 
-    def _save_in_need(self, trainer: Trainer, exception: BaseException) -> str:
-        """Never over a good checkpoint with bad weights. Returns what to say about it."""
+    def _save_after_failure(self, trainer: Trainer, exception: BaseException) -> str:
+        """Saves the state unless it is bad or incomplete, and returns words on the outcome."""
         if self.boundary is self.saved:
             reason = ""
         elif isinstance(exception, Diverged):
-            reason = "nothing good has come since then; "
+            reason = "no good state since then; "
         elif self.unsafe:
             reason = self.unsafe
         elif bad := lost_tensors(trainer):
@@ -172,19 +172,19 @@ class Checkpoints(Checkpoint):
             try:
                 self._save_last(trainer)
                 reason = ""
-            except Exception as failure:  # the first exception is the one to see
+            except Exception as failure:  # the first exception matters more
                 reason = f"could not be saved ({' '.join(str(failure).split())}); "
         last = run_folder(trainer) / LAST
         if not last.exists():
             return f"{reason}nothing saved"
         return (
-            f"{reason}`lm fit -c {run_folder(trainer) / CONFIG} --ckpt_path {last}` goes on from step {self.saved.step}"
+            f"{reason}`lm fit -c {run_folder(trainer) / CONFIG} --ckpt_path {last}` resumes from step {self.saved.step}"
         )
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
     def _stop_if_lost(self, trainer: Trainer) -> None:
-        """Weights that are not finite never become so again, and must not replace what is good."""
+        """Raises Diverged if weights or moments are not finite: they never recover, and must not replace good ones."""
         bad = lost_tensors(trainer)
         if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
             raise Diverged(
@@ -193,13 +193,13 @@ class Checkpoints(Checkpoint):
             )
 
     def _try_to_save(self, trainer: Trainer, validation_loss: float = float("inf")) -> None:
-        """A full disk need not end a run: the next save may find room. None while steps are being skipped."""
+        """Saves unless steps are being skipped; a full disk does not end the run, as the next save may find room."""
         self._stop_if_lost(trainer)
         if int(trainer.lightning_module.skipped_steps.in_a_row):  # type: ignore[arg-type, union-attr]
             return
         try:
             if math.isfinite(validation_loss) and validation_loss < self.best_loss:
-                best_before, self.best_loss = self.best_loss, validation_loss  # which best.ckpt has to know
+                best_before, self.best_loss = self.best_loss, validation_loss  # best.ckpt records it
                 try:
                     self._save(trainer, BEST)
                 except OSError:
@@ -207,7 +207,9 @@ class Checkpoints(Checkpoint):
                     raise
             self._save_last(trainer)
         except OSError as error:
-            print(f"step {self.boundary.step}: not saved ({' '.join(str(error).split())}); what was saved before stays")
+            print(
+                f"step {self.boundary.step}: not saved ({' '.join(str(error).split())}); earlier checkpoints are kept"
+            )
 
     def _save_last(self, trainer: Trainer) -> None:
         if self.boundary is self.saved:
@@ -215,16 +217,16 @@ class Checkpoints(Checkpoint):
         step = self.boundary.step
         if self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0:
             self._save(trainer, f"step-{step}.ckpt")
-        self._save(trainer, LAST)  # after the others: a run that goes on from it would not write them again
+        self._save(trainer, LAST)  # after the others, which a run resumed from it would not write again
         self.saved = self.boundary
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         for logger in trainer.loggers:
-            logger.save()  # what belongs to the checkpoint is in the event file before it
+            logger.save()  # the event file must not be behind the checkpoint
         self.tokenizer.put_back()
-        # Not trainer.save_checkpoint, which waits for the other processes: one of them may be why this one saves.
+        # Not trainer.save_checkpoint, which waits for the other processes: one of them may have failed.
         trainer.strategy.save_checkpoint(whole_checkpoint(trainer), run_folder(trainer) / name)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""How a run begins: anew, with the weights of another, or where it was when its checkpoint was saved.
+"""Decides how a run begins: anew, with the weights of another run, or from a checkpoint of its own.
 
-find_resume decides it from the settings and the run's folder, and changes nothing; take_folder holds the folder for the
+find_resume decides from the settings and the run's folder, and changes nothing; take_folder locks the folder for the
 run that then begins.
 """
 
@@ -35,20 +35,20 @@ AUTO = "auto"  # --ckpt_path: the newest checkpoint in the run's folder that ver
 class Resume:
     """How a run begins."""
 
-    checkpoint: str | None = None  # to go on from
+    checkpoint: str | None = None  # to resume from
     step: int = 0  # of that checkpoint
-    data: dict[str, Any] | None = None  # what it remembers of its data
-    weights: dict[str, Any] | None = None  # the state dict that a new run begins with, by --init_from
-    automatic: bool = False  # --ckpt_path auto has found it
-    nothing_left: bool = False  # the run was complete already, which to --ckpt_path auto is no error
+    data: dict[str, Any] | None = None  # what it records of its data
+    weights: dict[str, Any] | None = None  # a new run's first state dict, by --init_from
+    automatic: bool = False  # found by --ckpt_path auto
+    nothing_left: bool = False  # the run is complete, which is no error with --ckpt_path auto
     allow_changed_data: bool = False
-    news: tuple[str, ...] = ()  # to announce when everything else has been checked
+    news: tuple[str, ...] = ()  # lines to print once everything has been checked
 
 
 def find_resume(settings: Namespace) -> Resume:
-    """Decides how `lm fit` begins; InputError where the settings, the run's folder and the checkpoint do not agree.
+    """Decides how `lm fit` begins; InputError if settings, the run's folder and the checkpoint do not agree.
 
-    A run with nothing left to do ends well for whoever starts it again and again by --ckpt_path auto.
+    A complete run is no error with --ckpt_path auto, which a scheduler may start again and again.
     """
     automatic = settings.ckpt_path == AUTO
     path, news = locate_checkpoint(settings)
@@ -64,13 +64,13 @@ def find_resume(settings: Namespace) -> Resume:
         weights = None
         if settings.init_from is not None:
             weights, source = read_initial_weights(settings)
-            news = [*news, f"beginning with the weights of {source}"]
+            news = [*news, f"starting with the weights of {source}"]
         return Resume(weights=weights, automatic=automatic, allow_changed_data=allowed, news=tuple(news))
     step = checkpoint["global_step"]
     done = automatic and step == settings.trainer.max_steps and not validation_due(checkpoint)
     if not done:
         check_continuation(checkpoint, settings)
-        news = [*news, f"going on from {path}, step {step}"]
+        news = [*news, f"resuming from {path}, step {step}"]
     changes += compare_config(checkpoint, settings)
     news += from_here_on(changes)
     data = checkpoint[TokenDataModule.__name__]
@@ -78,7 +78,7 @@ def find_resume(settings: Namespace) -> Resume:
 
 
 def locate_checkpoint(settings: Namespace) -> tuple[str | None, list[str]]:
-    """Returns the file that --ckpt_path stands for, or None for a new run; and of auto, why that one, a line each."""
+    """Returns the file that --ckpt_path stands for, or None for a new run, and lines on how auto chose it."""
     folder, path = settings.trainer.default_root_dir, settings.ckpt_path
     if path == AUTO:
         newest, reasons = find_newest(folder)
@@ -89,7 +89,7 @@ def locate_checkpoint(settings: Namespace) -> tuple[str | None, list[str]]:
 
 
 def read_initial_weights(settings: Namespace) -> tuple[dict[str, Any], Path]:
-    """Returns the state dict that --init_from stands for, and its file; InputError if it is of another model."""
+    """Returns the state dict that --init_from stands for, and its file; InputError if model or tokenizer differ."""
     path = find_checkpoint(settings.init_from)
     checkpoint = load_checkpoint(path)
     shape = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
@@ -97,29 +97,29 @@ def read_initial_weights(settings: Namespace) -> tuple[dict[str, Any], Path]:
     digests = [Tokenizer.load(folder).digest for folder in (path.parent / TOKENIZER, settings.data.tokenizer)]
     if digests[0] != digests[1]:
         raise InputError(
-            f"{path}: knows the tokens of {path.parent / TOKENIZER}, and not those of {settings.data.tokenizer};"
+            f"{path}: was trained with {path.parent / TOKENIZER}, which is not the tokenizer {settings.data.tokenizer};"
             " encode the text with that tokenizer, and set data.tokenizer"
         )
     return checkpoint["state_dict"], path
 
 
 def from_here_on(changes: list[str]) -> list[str]:
-    """Announces what differs from the run that is gone on with, a line each."""
+    """Formats changes of settings in a resumed run, a line each."""
     return [f"  from here on  {change}" for change in changes]
 
 
 @contextlib.contextmanager
 def take_folder(settings: Namespace, resume: Resume) -> Iterator[list[str]]:
-    """Holds the run's folder for this process, and yields what was cleared away in it, a line each.
+    """Locks the run's folder for this process, and yields a line on each leftover deleted in it.
 
-    What find_resume has seen there is looked at again: another run may have written to it until now.
+    Checks again what find_resume has seen there, as another run may have written to it since.
     """
     folder = settings.trainer.default_root_dir
     with run_lock(folder):
         check_folder(settings)
         if resume.checkpoint is not None:
             if read_manifest(resume.checkpoint)["step"] != resume.step:
-                raise InputError(f"{resume.checkpoint}: another run has just replaced it; start again")
+                raise InputError(f"{resume.checkpoint}: has just been replaced by another run; start again")
             if resume.automatic:
                 make_last(resume.checkpoint)
-        yield [f"{path}: left half-written by a run that was killed; deleted" for path in delete_leftovers(folder)]
+        yield [f"{path}: left half-written by a killed run; deleted" for path in delete_leftovers(folder)]

@@ -1,4 +1,4 @@
-"""How fast a run is, what share of the machine's peak that is, and how long it still takes."""
+"""Measures a run's speed and MFU, and estimates the time it has left."""
 
 import math
 import time
@@ -16,24 +16,24 @@ from lm.machine.peaks import peak_flops, record_peak
 from lm.machine.resources import peak_memory
 from lm.model.transformer import TransformerLM
 
-TYPICAL_MFU = 0.5  # for a guess before the first step
-FORWARD = 1 / 3  # of a batch's training, for its validation
-RECENT = 20  # stretches between logged steps, whose speed a run is taken to keep
-ENOUGH_STEPS, ENOUGH_SECONDS = 3, 2.0  # to say how long a run will take
-LOOK_EVERY = 5.0  # seconds, for other programs
+TYPICAL_MFU = 0.5  # for the estimate before the first step
+FORWARD = 1 / 3  # time of a validation batch, as a share of a training batch
+RECENT = 20  # stretches between logged steps that the estimate goes by
+ENOUGH_STEPS, ENOUGH_SECONDS = 3, 2.0  # needed for an estimate
+LOOK_EVERY = 5.0  # seconds between looks for other programs
 
 
 class Pace:
-    """Estimates the time that a run still takes, from its own steps and validations."""
+    """Estimates the time that a run has left, from its own steps and validations."""
 
     def __init__(self) -> None:
         self.stretches: deque[tuple[int, float]] = deque(maxlen=RECENT)  # (steps, seconds)
         self.validations: list[float] = []  # seconds each, with the samples and saves that follow
 
     def seconds_left(self, steps: int, validations: int, validation_steps: float) -> float | None:
-        """Estimate the seconds for so many more; None before enough has been seen.
+        """Estimates the seconds for this many more; None before enough steps have been seen.
 
-        validation_steps: how many steps' worth of batches a validation reads.
+        validation_steps: the batches of a validation, divided by the batches of a step.
         """
         made, seconds = sum(steps for steps, _ in self.stretches), sum(seconds for _, seconds in self.stretches)
         if made < ENOUGH_STEPS or seconds < ENOUGH_SECONDS:
@@ -44,22 +44,21 @@ class Pace:
 
 
 class Throughput(Callback):
-    """Logs tokens seen since the beginning of the run, and how fast it is on all devices together.
+    """Logs the tokens seen since the run began, and its speed on all devices together.
 
-    The clock runs from one logged step to the next; it leaves out a process's first step, in which the model is
-    compiled, and validations with what follows them. MFU (Chowdhery et al. 2022) is the share of the devices' peak in
-    FLOP/s that the model's matrix products alone account for; recomputed activations are not counted.
+    The clock runs from one logged step to the next, without a process's first step, in which the model is compiled, and
+    without validations and what follows them. MFU (Chowdhery et al. 2022) is the share of the devices' peak FLOP/s that
+    the model's matrix products alone account for; recomputed activations are not counted.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device, model = pl_module.device.type, pl_module.model
         flops = forward_flops(model)  # type: ignore[arg-type]
         self.flops_per_token = training_flops_per_token(model)  # type: ignore[arg-type]
-        self.surely_computed = 1 - flops["scores"] / 2 / sum(
-            flops.values()
-        )  # of causal attention, a half may be left out
+        # A causal attention may leave out half of its scores.
+        self.surely_computed = 1 - flops["scores"] / 2 / sum(flops.values())
         self.pace, self.first_step, self.told = Pace(), trainer.global_step + 1, False
-        self.paused: float | None = None  # since when, for a validation
+        self.paused: float | None = None  # when a validation began
         threads = torch.get_num_threads() * trainer.world_size // trainer.num_nodes
         self.others = OtherPrograms(threads) if device == "cpu" else None
         self.peak = peak_flops(device, str(trainer.precision))
@@ -69,7 +68,7 @@ class Throughput(Callback):
         self._restart(trainer)
 
     def _peak_in_words(self) -> str:
-        return f"MFU is of {self.peak.flops / 1e9:,.0f} GFLOP/s a device ({self.peak.source})"
+        return f"MFU is of {self.peak.flops / 1e9:,.0f} GFLOP/s per device ({self.peak.source})"
 
     def _announce(self, trainer: Trainer, model: TransformerLM) -> None:
         steps = trainer.max_steps - trainer.global_step
@@ -78,7 +77,7 @@ class Throughput(Callback):
         seconds = training_seconds(model, tokens, now * trainer.world_size, TYPICAL_MFU)
         trainer.print(
             f"{steps:,} steps to go, at a first guess {format_duration(seconds)} (at half of the"
-            f" {now / 1e9:,.0f} GFLOP/s that the device gives just now; `lm account --probe` measures it)"
+            f" {now / 1e9:,.0f} GFLOP/s that the device reaches right now; `lm account --probe` measures it)"
         )
 
     def on_validation_start(self, *_: Any) -> None:
@@ -101,7 +100,7 @@ class Throughput(Callback):
         seen = trainer.global_step * trainer.accumulate_grad_batches * tokens
         pl_module.log("train/tokens_seen", float(seen))
         if trainer.global_step == self.start_step:
-            return  # in the middle of a step, whose batches accumulate
+            return  # within a step that accumulates batches
         logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logged:
             self._log(trainer, pl_module)
@@ -122,7 +121,7 @@ class Throughput(Callback):
         self._look_for_others(trainer)
 
     def _raise_peak(self, trainer: Trainer, pl_module: LightningModule, flops: float) -> None:
-        """On a CPU, whose steps are over when the clock is read."""
+        """Raises the peak that a step on a CPU has exceeded; a GPU's steps may not be over when the clock is read."""
         if flops > self.peak.flops and pl_module.device.type == "cpu":
             self.peak = record_peak("cpu", str(trainer.precision), flops, "a training step")
             trainer.print(f"step {trainer.global_step}: faster than the peak; {self._peak_in_words()}")
@@ -143,7 +142,7 @@ class Throughput(Callback):
             self.told = True
 
     def _look_for_others(self, trainer: Trainer, every: float = LOOK_EVERY) -> None:
-        """Says a line when other programs begin to be in the way, and when they cease to."""
+        """Prints a line when other programs begin to slow the run down, and when they stop."""
         others = self.others
         if others is not None and time.perf_counter() - others.start > every and others.look():
             trainer.print(f"step {trainer.global_step}: {others}")

@@ -1,4 +1,4 @@
-"""The losses of a validation's batches, and their mean over all tokens of all devices."""
+"""Averages the losses of a validation over all tokens of all devices."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ValidationLosses:
-    """Collects the loss of each batch, and over how many tokens it is the mean."""
+    """Collects the mean loss of each batch, and its number of tokens."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[Tensor, int]] = []
@@ -17,9 +17,9 @@ class ValidationLosses:
         self.batches.append((loss, tokens))
 
     def over_all_devices(self, trainer: Trainer) -> tuple[float, int, int]:
-        """Returns the mean over all tokens, the number of batches whose loss is not finite, and that of all batches.
+        """Returns the mean over all tokens, the number of batches with a non-finite loss, and the number of batches.
 
-        Summed in float64, so that the order, which depends on the number of devices, makes no difference.
+        Sums in float64, so that the order, which depends on the number of devices, makes no difference.
         """
         losses = [(float(loss), tokens) for loss, tokens in self.batches]
         bad = sum(not math.isfinite(loss) for loss, _ in losses)

@@ -6,7 +6,8 @@ import pytest
 from helpers.contracts import bad_steps_are_skipped, counted_is_kept
 from helpers.registries import few, label
 
-from lm.training.module import OPTIMIZERS, LanguageModel
+from lm.training.module import LanguageModel
+from lm.training.optimizers import OPTIMIZERS
 
 FEW = pytest.mark.parametrize("settings", few(), ids=label)
 EACH = pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -9,7 +9,8 @@ from helpers.registries import all_values
 from lm.model.fast_attention import CAUSAL_ATTENTIONS
 from lm.model.transformer import TransformerLM
 from lm.optim.schedule import SCHEDULES
-from lm.training.module import OPTIMIZERS, LanguageModel
+from lm.training.module import LanguageModel
+from lm.training.optimizers import OPTIMIZERS
 
 CHOICES = {name: of for name, of in all_values().items() if isinstance(of[0], str)}
 CHOICES |= {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "attention": ("auto", *CAUSAL_ATTENTIONS)}

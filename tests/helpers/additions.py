@@ -16,7 +16,7 @@ from lm.model import attention, fast_attention, transformer
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.layers import Linear
 from lm.model.transformer import TransformerLM
-from lm.training.module import OPTIMIZERS
+from lm.training.optimizers import OPTIMIZERS
 
 
 def add_alibi(patch: pytest.MonkeyPatch) -> None:

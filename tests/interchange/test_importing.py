@@ -96,7 +96,7 @@ def test_an_imported_run_is_validated_tested_and_trained_on(lm, token_data, tmp_
     few += ("--trainer.precision=32-true", "--samples.max_new_tokens=0", "--model.learning_rate=1e-3")
     done = lm("fit", "-c", "runs/llama/config.yaml", *few, *data)
     assert (done.code, done.err) == (0, "")
-    assert "beginning with the weights of runs/llama/best.ckpt" in done.out
+    assert "starting with the weights of runs/llama/best.ckpt" in done.out
     assert config["trainer"]["default_root_dir"] == "runs/llama-tuned"
     tuned = load_checkpoint(tmp_path / "runs/llama-tuned/last.ckpt")
     weights = load_checkpoint(tmp_path / "runs/llama/best.ckpt")["state_dict"]
@@ -121,7 +121,7 @@ def test_a_run_begins_with_another_run_or_says_why_not(lm, token_data, fit_argum
     begin = (f"--init_from={tmp_path / 'run'}", "--trainer.max_steps=2", "--samples.max_new_tokens=0")
     for wrong, words in {
         ("--model.d_model=32",): "was trained with model.d_model 64, not 32",
-        (f"--data.tokenizer={tmp_path / 'other'}",): "knows the tokens of",
+        (f"--data.tokenizer={tmp_path / 'other'}",): "which is not the tokenizer",
         (f"--init_from={tmp_path / 'none'}",): "no such checkpoint",
     }.items():
         done = lm(*fit_arguments(tmp_path / "new", *flags, *begin, *wrong))

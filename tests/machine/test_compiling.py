@@ -142,7 +142,7 @@ def test_libraries_that_were_cut_off(cache):
 
 
 def test_a_model_that_cannot_be_compiled_trains_all_the_same(lm, fit_arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr("lm.training.module.why_not_compiled", lambda device: "")
+    monkeypatch.setattr("lm.training.fast_path.why_not_compiled", lambda device: "")
     monkeypatch.setattr(compiling, "run_inductor", Inductor(RuntimeError("out of order"), repeat=True))
     few = ("--trainer.max_steps=3", "--trainer.limit_val_batches=1", "--model.num_layers=1")
     torch._dynamo.reset()  # a graph of this shape that another test has compiled would be taken

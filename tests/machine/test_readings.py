@@ -126,7 +126,7 @@ def test_a_run_faster_than_its_peak_raises_it(lm, fit_arguments, tmp_path, cache
     monkeypatch.setattr(peaks, "measure", lambda *_: (1e3, 1024, 1e3))
     done = lm(*fit_arguments(tmp_path / "run", "--trainer.max_steps=6"))
     assert (done.code, done.err) == (0, "")
-    assert "MFU is of 0 GFLOP/s a device (measured on" in done.out
+    assert "MFU is of 0 GFLOP/s per device (measured on" in done.out
     assert "faster than the peak; MFU is of" in done.out
     assert "a training step in float32" in done.out
     shares = read_curves(tmp_path / "run")["train/mfu"].values

@@ -21,7 +21,8 @@ from lm.model.transformer import (
 )
 from lm.optim.schedule import SCHEDULES
 from lm.runs.checkpoint import OLDER
-from lm.training.module import OPTIMIZERS, LanguageModel
+from lm.training.module import LanguageModel
+from lm.training.optimizers import OPTIMIZERS
 
 PARAMETERS = inspect.signature(TransformerLM).parameters
 OWN = [name for name in inspect.signature(LanguageModel).parameters if name != "model"]

@@ -112,7 +112,7 @@ def test_the_demo_repeats_itself(stories, tmp_path):
     kill = settings | {"trainer.callbacks+": "killer.KillAt", "trainer.callbacks.step": 9}
     assert fit(stories, "configs/demo.yaml", again, kill) == -signal.SIGKILL, logs[1].read_text()
     assert fit(stories, "configs/demo.yaml", again, settings) == 0, logs[1].read_text()
-    assert f"going on from {again / LAST}, step 6" in logs[1].read_text()
+    assert f"resuming from {again / LAST}, step 6" in logs[1].read_text()
     assert_repeated(whole, again, 12)
 
 

@@ -167,7 +167,7 @@ def test_a_share_of_the_validation_that_is_no_batch_is_refused(settings):
     data = TokenDataModule(**settings)
     data.setup("validate")
     with pytest.raises(
-        InputError, match=r"limit_val_batches 0.01: of 14 batches that is not one; 1 takes one, 1.0 all"
+        InputError, match=r"limit_val_batches 0.01 is less than one of 14 batches; 1 takes one, 1.0 all"
     ):
         attach(data, limit_val_batches=0.01).val_dataloader()
 
@@ -208,8 +208,8 @@ def test_files_that_do_not_fit_are_refused(settings, token_data, tmp_path, small
         ({"train_path": str(tmp_path / "odd.bin")}, r"odd.bin: \d+ bytes are not a whole number of uint16 ids"),
         ({"train_path": str(tmp_path / "cut.bin")}, r"cut.bin: holds \d+ tokens, but cut.bin.json says"),
         ({"train_path": str(tmp_path / "changed.bin")}, r"changed.bin: has changed since it was made"),
-        ({"val_path": str(tmp_path / "other.bin")}, r"other.bin: was made by another tokenizer than .*tok; encode"),
-        ({"tokenizer": str(tmp_path / "other")}, r"train.bin: was made by another tokenizer than .*other; encode"),
+        ({"val_path": str(tmp_path / "other.bin")}, r"other.bin: was encoded by another tokenizer than .*tok; encode"),
+        ({"tokenizer": str(tmp_path / "other")}, r"train.bin: was encoded by another tokenizer than .*other; encode"),
         ({"tokenizer": str(tmp_path / "none")}, r"none: no such tokenizer folder; make it with"),
         (
             {"val_path": str(tmp_path / "short.bin"), "context_length": short},

@@ -242,7 +242,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(case, lm, fit_arguments, cut_run
         shutil.move(events, tmp_path / events.name)
     result = lm("fit", "-c", cut / "config.yaml", "--ckpt_path", cut / name)
     assert (result.code, result.err) == (0, "")
-    assert f"going on from {cut / name}, step {saved_step}" in result.out
+    assert f"resuming from {cut / name}, step {saved_step}" in result.out
     again = read_events(cut)[0]
     assert min(step for points in again.values() for step, _ in points) == saved_step + 1  # nothing is done twice
     for events in tmp_path.glob("events*"):
@@ -349,7 +349,10 @@ REFUSED = {
         ["--data.tokenizer=other/tok", "--data.train_path=other/train.bin", "--data.val_path=other/valid.bin"],
         "other/tok: is not the tokenizer that the checkpoint was trained with",
     ),
-    "other tokenizer's file": (["--data.val_path=other/valid.bin"], "other/valid.bin: was made by another tokenizer"),
+    "other tokenizer's file": (
+        ["--data.val_path=other/valid.bin"],
+        "other/valid.bin: was encoded by another tokenizer",
+    ),
 }
 
 
@@ -372,7 +375,7 @@ def test_a_second_run_in_the_same_folder_is_refused(lm, fit_arguments, copy, tmp
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     result = lm(*fit_arguments(copy, *SETTINGS))
     assert result.code == 2
-    assert f"{copy}: already holds a run; go on with it by --ckpt_path {copy / 'last.ckpt'}, or" in result.err
+    assert f"{copy}: already holds a run; resume it with --ckpt_path {copy / 'last.ckpt'}, or" in result.err
     other = shutil.copytree(copy, tmp_path / "other")
     result = lm(*go_on(copy, f"--trainer.default_root_dir={other}", "--trainer.max_steps=20"))
     assert (result.code, result.out) == (2, "")
@@ -589,7 +592,7 @@ def test_what_is_no_batch_and_a_run_without_a_length_are_refused(token_data):
     with pytest.raises(InputError, match="a batch is a Tensor; it must be a pair of tensors"):
         quiet(max_steps=2).fit(model, DataLoader([torch.zeros(2, 16, dtype=torch.long)] * 4))
     data = TokenDataModule(*(str(token_data / name) for name in ("train.bin", "valid.bin", "tok")), 16, 320)
-    with pytest.raises(InputError, match="max_steps is -1; a run has a length"):
+    with pytest.raises(InputError, match="max_steps is -1; it must be at least 1"):
         quiet(max_epochs=1).fit(model, datamodule=data)
 
 
@@ -638,7 +641,7 @@ def test_max_time_ends_a_run_with_a_word_and_counts_anew(lm, fit_arguments, run,
         assert load_checkpoint(cut / "last.ckpt")["global_step"] == step
         assert result.out.endswith(
             f"{cut}: ended at step {step} of 14: trainer.max_time is over;"
-            f" `lm fit -c {cut / 'config.yaml'} --ckpt_path {cut / 'last.ckpt'}` goes on\n"
+            f" `lm fit -c {cut / 'config.yaml'} --ckpt_path {cut / 'last.ckpt'}` resumes it\n"
         )
     assert lm(*fit_arguments(cut, *SETTINGS, "--ckpt_path=auto")).code == 0
     a, b = (load_checkpoint(folder / "last.ckpt") for folder in (cut, run))

@@ -106,7 +106,7 @@ def test_a_signal_saves_and_the_run_goes_on(moment, variant, signum, lm, fit_arg
         result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, *VARIANTS[variant]))
     assert result.code == 128 + signum
     assert read_manifest(tmp_path / "run" / "last.ckpt")["step"] == step
-    assert f"goes on from step {step}" in result.out
+    assert f"resumes from step {step}" in result.out
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     again = lm("fit", "-c", tmp_path / "run" / "config.yaml", "--ckpt_path", "auto")
     assert (again.code, again.err) == (0, "")
@@ -125,7 +125,7 @@ def test_the_exit_code_of_a_real_process(signum, code, fit_arguments, tmp_path):
     out, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert f"goes on from step {read_manifest(run / 'last.ckpt')['step']}" in out
+    assert f"resumes from step {read_manifest(run / 'last.ckpt')['step']}" in out
     assert not (run / LOCK).exists()
 
 
@@ -225,7 +225,7 @@ def test_a_full_disk_does_not_end_a_run(lm, fit_arguments, whole, monkeypatch, t
     monkeypatch.setattr(recovery.Checkpoints, "_save", full)
     result = lm(*fit_arguments(tmp_path / "run", *SETTINGS))
     assert (result.code, result.err) == (0, "")
-    assert "step 3: not saved ([Errno 28] No space left on device); what was saved before stays" in result.out
+    assert "step 3: not saved ([Errno 28] No space left on device); earlier checkpoints are kept" in result.out
     assert calls[:2] == [("last.ckpt", 3), ("best.ckpt", 4)]
     monkeypatch.undo()
     assert_joined(tmp_path / "run", whole["one"])
@@ -381,7 +381,7 @@ def test_what_a_killed_run_left_is_swept(lm, fit_arguments, whole, tmp_path):
     result = lm("fit", "-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--trainer.max_steps=16",
                 "--trainer.default_root_dir", run)  # fmt: skip
     assert result.code == 0
-    assert f"{half}: left half-written by a run that was killed; deleted" in result.out
+    assert f"{half}: left half-written by a killed run; deleted" in result.out
     assert (half.exists(), kept.exists()) == (False, True)
     assert delete_leftovers(run) == []
 
@@ -400,11 +400,9 @@ def test_a_tokenizer_that_is_lost_during_a_run_is_put_back_and_said(lm, fit_argu
     Moment(LanguageModel, "training_step", 6, lambda: harm(run / "tokenizer")).arm(monkeypatch)
     result = lm(*fit_arguments(run, *SETTINGS))
     assert result.code == 2
-    assert f"{run / 'tokenizer'}: was deleted or changed while the run went on; written anew\n" in result.out
+    assert f"{run / 'tokenizer'}: was deleted or changed during the run; restored\n" in result.out
     (line,) = result.err.splitlines()
-    assert line.startswith(
-        f"lm fit: {run / 'tokenizer'}: was deleted or changed while the run went on; the run is whole"
-    )
+    assert line.startswith(f"lm fit: {run / 'tokenizer'}: was deleted or changed during the run and has been restored")
     monkeypatch.undo()
     assert read_manifest(run / "last.ckpt")["step"] == 14
     assert lm("verify", run).code == 0
@@ -453,7 +451,7 @@ def test_auto_takes_the_newest_that_verifies_and_says_why(lm, fit_arguments, who
     assert reasons[2].endswith("step-10.ckpt: step 10, the newest of 4 that verifies")
     result = lm(*fit_arguments(run, *SETTINGS), *auto)
     assert (result.code, result.err) == (0, "")
-    assert f"going on from {run / 'step-10.ckpt'}, step 10" in result.out
+    assert f"resuming from {run / 'step-10.ckpt'}, step 10" in result.out
     a, b = load_checkpoint(run / "last.ckpt"), load_checkpoint(whole["one"] / "last.ckpt")
     assert same(a["state_dict"], b["state_dict"])
     for name in ("last", "step-5", "step-10"):
@@ -546,7 +544,7 @@ def test_a_checkpoint_of_weights_alone_is_refused(lm, whole, tmp_path):
     going_on = ["fit", "-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--trainer.default_root_dir", run]
     result = lm(*going_on)
     assert (result.code, result.out) == (2, "")
-    assert "holds weights alone, and nothing to go on from" in result.err
+    assert "holds only weights, and no state to resume from" in result.err
 
 
 def test_what_an_attempt_without_a_checkpoint_has_drawn_is_void(lm, fit_arguments, tmp_path):

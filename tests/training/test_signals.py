@@ -115,7 +115,7 @@ def test_at_every_moment_of_a_real_run(signum, fit_arguments, whole_run, tmp_pat
             continue  # or while it was beginning
         assert process.returncode == 128 + signum, err
         assert "Traceback" not in err
-        assert "nothing is lost" in err or "goes on from step" in out
+        assert "nothing is lost" in err or "resumes from step" in out
     else:
         raise AssertionError("no process has come to the end")
     a, b = (load_checkpoint(folder / "last.ckpt") for folder in (run, whole_run))

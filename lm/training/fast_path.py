@@ -1,0 +1,67 @@
+"""Chooses how a model is computed on its device: attention, loss, sharding and torch.compile.
+
+The fast modules are in lm/model/fast.py; compilation, and what happens if it fails, in lm/machine/compiling.py.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.fsdp import fully_shard
+
+from lm.accounting.costs import worth_compiling
+from lm.machine.compiling import compile_or_run, why_not_compiled
+from lm.model.fast import speed_up
+from lm.model.fast_attention import choose_attention
+from lm.model.fast_loss import keeps_logits
+from tokenization import InputError
+
+if TYPE_CHECKING:
+    from lm.training.module import LanguageModel
+
+
+def install_fast_path(task: "LanguageModel") -> tuple[str, bool]:
+    """Speeds up, shards and compiles the model of a task that has a trainer, as its settings and device ask for.
+
+    Returns a description of what was chosen, and whether the model is compiled.
+    """
+    model, mesh, device = task.model, task.device_mesh, task.trainer.strategy.root_device.type
+    attention = task.hparams["attention"]
+    if attention == "auto":
+        attention = choose_attention(device, model.context_length)
+    if mesh is not None and task.hparams["optimizer"] != "adamw":
+        raise InputError(
+            f"model.optimizer {task.hparams['optimizer']} needs whole matrices, which trainer.strategy fsdp cuts;"
+            " take adamw"
+        )
+    compiled = task.trainer.state.fn == "fit" and should_compile(task, device)
+    keep_logits = compiled and device == "cuda" and logits_fit(task)
+    speed_up(model, attention, joint_products=device != "cpu", keep_logits=keep_logits)
+    description = f"attention {attention}, loss {'from whole logits' if keep_logits else 'in chunks'}"
+    if mesh is not None:  # ModelParallelStrategy: FSDP
+        for module in (*model.layers, model):
+            fully_shard(module, mesh=mesh["data_parallel"])
+    if compiled:
+        model.compile(backend=compile_or_run)
+        description += ", compiled"
+    return description, compiled
+
+
+def should_compile(task: "LanguageModel", device: str) -> bool:
+    """Whether to compile: requested, or worth it for a run of this length, and possible."""
+    wanted = task.hparams["compile"]
+    if wanted == "auto":
+        tokens = (task.tokens_per_batch() or 0) * max(0, task.trainer.max_steps)
+        wanted = worth_compiling(task.model, tokens * task.trainer.accumulate_grad_batches, device)
+    if wanted and (reason := why_not_compiled(device)):
+        if task.global_rank == 0:
+            print(f"lm fit: {reason}; training goes on without it", file=sys.stderr)
+        return False
+    return bool(wanted)
+
+
+def logits_fit(task: "LanguageModel") -> bool:
+    """Whether the GPU has room for all logits of a batch at once."""
+    tokens = task.tokens_per_batch()
+    memory = torch.cuda.get_device_properties(task.trainer.strategy.root_device).total_memory
+    return tokens is not None and keeps_logits(tokens * len(task.model.lm_head.weight), memory)
