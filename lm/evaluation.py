@@ -93,6 +93,17 @@ def total_losses(model: TransformerLM, windows: Iterable[Window], num_targets: i
     return totals
 
 
+def metrics(loss: float, num_tokens: int = 0, num_bytes: int | None = None) -> dict[str, float]:
+    """Returns the metrics of `lm validate` and `lm test` by name, from a mean loss in nats per token.
+
+    num_bytes: of the text of the tokens; None, where it is unknown, leaves out bits_per_byte, and 0 makes it NaN.
+    """
+    found = {"loss": loss, "perplexity": perplexity(loss)}
+    if num_bytes is not None:
+        found["bits_per_byte"] = bits_per_byte(loss, num_tokens, num_bytes) if num_bytes else math.nan
+    return found
+
+
 @dataclass(frozen=True)
 class Score:
     """The total loss in nats, and how many tokens and bytes were predicted."""
@@ -102,15 +113,9 @@ class Score:
     bytes: int
 
     def record(self) -> dict[str, Any]:
-        """Returns loss, perplexity, bits per byte (NaN without bytes), and the two counts."""
-        loss = self.nats / self.tokens
-        return {
-            "loss": loss,
-            "perplexity": perplexity(loss),
-            "bits_per_byte": bits_per_byte(loss, self.tokens, self.bytes) if self.bytes else math.nan,
-            "tokens": self.tokens,
-            "bytes": self.bytes,
-        }
+        """Returns the metrics, and the numbers of tokens and bytes."""
+        found = metrics(self.nats / self.tokens, self.tokens, self.bytes)
+        return {**found, "tokens": self.tokens, "bytes": self.bytes}
 
 
 def total(scores: Iterable[Score]) -> Score:

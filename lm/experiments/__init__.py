@@ -1,1 +1,1 @@
-"""Several runs compared, or one foretold: sweeps, range tests, probes, figures, reports."""
+"""Compares several runs, or predicts one: sweeps, range tests, probes, figures, reports."""

@@ -1,7 +1,4 @@
-"""Figures of runs and sweeps, drawn by matplotlib where it is installed; without it everything but them still comes.
-
-It is imported when something is drawn, and never before.
-"""
+"""Draws figures of runs and sweeps by matplotlib, which is optional and imported only to draw."""
 
 import base64
 import contextlib
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HOW_TO_GET_PLOTS = "no plot: matplotlib is not installed; `pip install matplotlib`, or `pip install -e '.[plots]'` here"
-SOFTWARE = "lm, with Matplotlib"  # in each PNG, so that it is known for ours
+SOFTWARE = "lm, with Matplotlib"  # in each PNG, so that is_plot recognises it
 COLOURS = ("#1f6fb4", "#d1570c", "#2a8a4a", "#8b4fb0", "#b3273a", "#6b5a4e", "#c14a96", "#4d4d4d", "#8a8a10", "#0f8f9c")
 STYLE = {
     "font.size": 9,
@@ -31,19 +28,20 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "svg.fonttype": "none",  # letters stay letters: smaller, and they can be searched
+    "svg.fonttype": "none",  # text stays text: smaller, and searchable
     "svg.hashsalt": "lm",
     "font.family": "sans-serif",
 }
 
 
 def can_draw() -> bool:
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 @contextlib.contextmanager
 def new_figure(width: float, height: float) -> "Iterator[Figure]":
-    """In inches, in our style. No window and no global state: figures of pyplot would stay in memory."""
+    """Makes a figure of this size in inches, in our style, without pyplot, which would keep it in memory."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -52,6 +50,7 @@ def new_figure(width: float, height: float) -> "Iterator[Figure]":
 
 
 def save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
     with writing(path) as file:
         figure.savefig(file, dpi=130, format="png", metadata={"Software": SOFTWARE})
 
@@ -62,20 +61,20 @@ def is_plot(path: Path) -> bool:
         return f"Software\0{SOFTWARE}".encode() in file.read(1000)
 
 
-def svg_address(figure: "Figure") -> str:
-    """The figure as the address of an image: "data:image/svg+xml;base64,..."."""
+def svg_url(figure: "Figure") -> str:
+    """Returns the figure as the URL of an image: "data:image/svg+xml;base64,..."."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def plain(text: object) -> str:
-    """A text that matplotlib shows as it is: a pair of dollar signs would be read as a formula."""
+    """Escapes a label for matplotlib, which would read a pair of dollar signs as a formula."""
     return str(text).replace("$", r"\$")
 
 
 def colour(number: int, count: int) -> Any:
-    """Of one in `count` values in an order, from blue to yellow."""
+    """Returns the colour of value `number` of `count` ordered values, from blue to yellow."""
     from matplotlib import colormaps
 
     return colormaps["viridis"](0.9 * number / max(1, count - 1))
@@ -91,7 +90,7 @@ def draw_sweep(
     curves: list[Curve],
     edge: tuple[float | None, float | None],
 ) -> None:
-    """Left, each run's last validation loss by its value, and the edge; right, the training losses by step."""
+    """Draws each run's last validation loss by its value, with the edge, and beside it the training losses by step."""
     with new_figure(11, 4.2) as figure:
         left, right = figure.subplots(1, 2)
         _draw_losses(left, parameter, rows, edge)
@@ -101,7 +100,7 @@ def draw_sweep(
             right.plot(curve.steps, curve.values, style, color=colour(number, len(rows)), label=label, linewidth=1.2)
         trained = [curve for row, curve in zip(rows, curves, strict=True) if not row["diverged"]]
         good = [loss for curve in trained for loss in curve.values if math.isfinite(loss)]
-        if good:  # what has diverged leaves the picture
+        if good:  # curves that diverge leave the picture
             right.set_ylim(min(good) - 0.2, max(good) + 1)
         right.set(xlabel="step", ylabel="training loss, nats per token")
         right.legend(fontsize=8)
@@ -142,7 +141,7 @@ def _draw_losses(
 def draw_range_test(
     path: Path, rates: list[float], losses: list[float], smoothed: list[float], suggestion: float
 ) -> None:
-    """The loss by the learning rate of the step before."""
+    """Draws the loss by the learning rate of the step before."""
     with new_figure(6.5, 4) as figure:
         axes = figure.subplots()
         axes.plot(rates, losses, color=COLOURS[0], alpha=0.3, linewidth=1, label="loss of each batch")
@@ -177,7 +176,7 @@ def run_style(place: int) -> str:
 
 
 def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterator[tuple[str, str]]:
-    """Title and address of each figure: losses by steps, tokens and minutes; the others by steps."""
+    """Yields each figure's title and URL: losses by steps, tokens and minutes; other curves by steps."""
     for title, tag in LOSSES:
         for unit in ("steps", "tokens", "minutes"):
             if any(tag in curves for curves in runs):
@@ -188,7 +187,7 @@ def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterato
 
 
 def draw_losses(names: list[str], runs: list[dict[str, Curve]], path: Path) -> None:
-    """Training and validation losses, by steps and by minutes, as a PNG with a legend."""
+    """Draws training and validation losses, by steps and by minutes, as a PNG with a legend."""
     with new_figure(10, 7) as figure:
         axes = figure.subplots(2, 2, sharey="row")
         for row, (title, tag) in zip(axes, LOSSES, strict=True):
@@ -202,7 +201,7 @@ def draw_losses(names: list[str], runs: list[dict[str, Curve]], path: Path) -> N
 def _draw_curve(title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> str:
     with new_figure(4.6, 3.1) as figure:
         _draw_on(figure.subplots(), title, tag, unit, runs)
-        return svg_address(figure)
+        return svg_url(figure)
 
 
 def _draw_on(axes: "Axes", title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> None:
@@ -221,7 +220,7 @@ def _draw_on(axes: "Axes", title: str, tag: str, unit: str, runs: list[dict[str,
             axes.plot(places, curve.values, style, color=colour, marker="." if len(places) < 40 else "")
         finite = [value for value in curve.values if math.isfinite(value)]
         bounds += [(min(finite), finite[0])] if finite else []
-    if bounds and "loss" in tag:  # what has diverged leaves the picture
+    if bounds and "loss" in tag:  # curves that diverge leave the picture
         low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
         axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
     axes.set(title=plain(title), xlabel=unit)
@@ -239,11 +238,11 @@ def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:
 
 
 def mean(values: list[float]) -> float:
-    """Of any floats, unlike statistics.fmean, which does not add inf and -inf."""
+    """Returns the mean of any floats; statistics.fmean refuses inf and -inf together."""
     return sum(values) / len(values)
 
 
 def smooth(values: list[float], half: int) -> list[float]:
-    """Centred means of up to 2 half + 1 values, fewer at the ends: unlike a moving average, they lag behind nothing."""
+    """Returns centred means of up to 2 half + 1 values, fewer at the ends; unlike a trailing mean, they do not lag."""
     windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
     return [mean(window) for window in windows]

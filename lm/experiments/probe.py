@@ -1,10 +1,10 @@
-"""Some steps of a run, timed, and from them the whole run.
+"""Times some steps of a run, and predicts the whole run from them.
 
     seconds = start + steps x step + validations x (batches x batch + sample) + saves x save + end
 
-The steps are those of `lm fit` itself, in a process of its own, so that its peak memory is its own, in a folder that
-disappears. torch.compile begins with an empty cache, as the first run of a model does: a run after another of the
-same shape starts sooner than is predicted.
+The steps are those of `lm fit` itself, in a temporary folder and in a process of its own, so that its peak memory is
+the run's alone. torch.compile begins with an empty cache, as in the first run of a model; later runs of the same shape
+start sooner than predicted.
 """
 
 import json
@@ -36,8 +36,8 @@ from lm.training.throughput import Throughput
 from tokenization import InputError
 from tokenization.files import write_text
 
-SECONDS, STEPS = 8.0, 8  # of steps that nothing else interrupts, at least
-UNCOUNTED = 2  # steps at the beginning, in which the model is compiled and memory fetched
+SECONDS, STEPS = 8.0, 8  # of uninterrupted steps, at least
+UNCOUNTED = 2  # first steps, in which the model is compiled and memory allocated
 VALIDATION_BATCHES = 6
 
 WORK = """
@@ -50,18 +50,18 @@ work()
 
 
 class Clock(Callback):
-    """Notes when what is over; the last of the callbacks, so that the others' time counts.
+    """Records when each step, batch, sample and save ends; the last callback, so that the others' time counts.
 
-    time: time.time, or time.process_time, which stands while another program has the processor.
+    time: time.time, or time.process_time, which stops while another program has the processor.
     """
 
     def __init__(self, time: Callable[[], float], leader: bool) -> None:
-        """leader: ends the run when enough has been seen."""
+        """leader: whether this clock ends the run when it has seen enough."""
         self.time, self.leader = time, leader
         self.begun, self.first_step = 0.0, 0.0
         self.steps: list[float] = []  # seconds each
-        self.batches: list[float] = []  # of the validations
-        self.samples: list[float] = []  # what a validation takes beside its batches, and beside saving
+        self.batches: list[float] = []  # of validations
+        self.samples: list[float] = []  # the rest of each validation, without saving
         self.saves: list[float] = []
         self.step, self.last, self.undisturbed, self.saved_before = 0, 0.0, True, 0.0
 
@@ -70,7 +70,7 @@ class Clock(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            return  # in the middle of a step, whose batches accumulate
+            return  # within a step that accumulates batches
         now, self.step = self.time(), trainer.global_step
         self.first_step = self.first_step or now
         if self.step > UNCOUNTED and self.undisturbed:
@@ -96,6 +96,8 @@ SEEN = ("begun", "first_step", "steps", "batches", "samples", "saves")
 
 
 class TimedCheckpointIO(RunCheckpointIO):
+    """Tells the clocks how long each save takes."""
+
     def __init__(self, clocks: list[Clock]) -> None:
         super().__init__()
         self.clocks = clocks
@@ -109,6 +111,8 @@ class TimedCheckpointIO(RunCheckpointIO):
 
 
 class ProbeCLI(RunCLI):
+    """`lm fit` with two clocks: one by the wall, one by processor time."""
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         self.clocks = [Clock(time.time, leader=True), Clock(time.process_time, leader=False)]
@@ -118,7 +122,7 @@ class ProbeCLI(RunCLI):
 
 
 def work() -> None:
-    """In a process of its own: `lm fit` with these arguments; what the clock saw goes to this file, as JSON."""
+    """Runs `lm fit` with the arguments of this process, and writes what the clocks saw to the first, a JSON file."""
     path, *argv = sys.argv[1:]
     try:
         with refusals():
@@ -137,11 +141,13 @@ def work() -> None:
 
 
 def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:
-    """arguments: of `lm fit`; config: the same, parsed -> what the run will take, in bytes and seconds, and how much
-    of the machine."""
+    """Predicts what a run will take, in bytes, seconds and MFU, from some of its steps.
+
+    arguments: those of `lm fit`; config: the same, parsed.
+    """
     trainer = config.trainer
     if isinstance(trainer.devices, int) and trainer.devices > 1:
-        raise InputError(f"--probe: trainer.devices is {trainer.devices}; it looks at one process, so set it to 1")
+        raise InputError(f"--probe: trainer.devices is {trainer.devices}; a probe runs one process, so set it to 1")
     limit = limited(VALIDATION_BATCHES, trainer.limit_val_batches)
     with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
         run, answer = Path(folder, "run"), Path(folder, "answer.json")
@@ -176,7 +182,7 @@ def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:
 
 
 def children_seconds() -> float:
-    """Processor time of the processes that this one has started, and of theirs, compilers among them."""
+    """Returns the processor seconds of all processes started from this one, such as compilers."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -184,7 +190,11 @@ def children_seconds() -> float:
 def predict(
     seen: dict[str, Any], validation_batches: int, config: Namespace, started: float, ended: float
 ) -> dict[str, float]:
-    """seen: by a clock; validation_batches: of the whole file; started, ended: when the process was, by that clock."""
+    """Predicts a whole run, in seconds, part by part.
+
+    seen: what a clock has recorded; validation_batches: those of the whole file; started, ended: the times of the
+    process, by that clock.
+    """
     trainer = config.trainer
     steps = seen["steps"] or [seen["first_step"] - seen["begun"]]
     tokens = trainer.accumulate_grad_batches * config.data.batch_size * config.model.context_length
@@ -204,14 +214,14 @@ def predict(
 
 
 def limited(batches: int, limit: float | None) -> int:
-    """What Lightning takes of so many: all, as many as the limit, or such a part; 1 is one batch, 1.0 all of them."""
+    """Returns how many batches Lightning's limit leaves: a number of them, or a share; 1 is one batch, 1.0 is all."""
     if limit is None:
         return batches
     return min(batches, int(limit)) if limit > 1 or isinstance(limit, int) else int(batches * limit)
 
 
 def validations_and_saves(config: Namespace) -> tuple[int, int]:
-    """How many there are in a whole run. Each validation is taken to be the best so far, and saved as such, too."""
+    """Counts the validations and saves of a whole run, as if each validation were the best so far and saved twice."""
     trainer, every, kept = config.trainer, config.checkpoints.every_n_steps, config.checkpoints.keep_every_n_steps
     per_step, last = trainer.accumulate_grad_batches, trainer.max_steps
     validated = {*range(trainer.val_check_interval // per_step, last, trainer.val_check_interval // per_step), last}

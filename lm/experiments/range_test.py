@@ -1,10 +1,10 @@
-"""The learning-rate range test (Smith 2015): a quick look before a sweep.
+"""Runs the learning-rate range test (Smith 2015), a quick look before a sweep.
 
     step t = 1 .. N     lr_t = lowest (highest / lowest)^((t - 1) / (N - 1))
 
-One short training whose learning rate grows like that; everything else is as `lm fit` would have it: model, batches,
-AdamW, clipping, precision. It ends early where the loss has diverged (divergence.py). The suggestion is a rule of
-thumb: a third of the learning rate at which the smoothed loss was lowest. Nothing is written but the result's folder.
+One short run with this learning rate, and otherwise as `lm fit` trains: model, batches, AdamW, clipping, precision. It
+ends early if the loss diverges (divergence.py). The suggestion is a rule of thumb: a third of the learning rate at
+which the smoothed loss was lowest. Only the result's folder is written.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from tokenization.files import write_text
 SHARE = 1 / 3
 TABLE, PLOT = "find-lr.csv", "find-lr.png"
 COLUMNS = ("learning_rate", "loss", "smoothed")
-HALF_WINDOW = 3  # steps on each side that a smoothed loss is the mean of
+HALF_WINDOW = 3  # steps on each side in the mean that smooths a loss
 
 
 class RangeTest(Callback):
-    """Sets the learning rate of each step after the model has, and watches the loss."""
+    """Overrides the learning rate of each step, and watches the loss."""
 
     def __init__(self, lowest: float, highest: float, steps: int):
         self.lowest, self.growth, self.steps = lowest, highest / lowest, steps
@@ -52,7 +52,7 @@ class RangeTest(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if trainer.global_step == len(self.rates):
-            return  # in the middle of a step, whose batches accumulate
+            return  # within a step that accumulates batches
         self.rates.append(self.learning_rate(trainer.global_step))
         skipped = bool(pl_module.skipped_steps.in_a_row)  # type: ignore[union-attr]
         self.losses.append(math.nan if skipped else step_loss(trainer))
@@ -61,7 +61,7 @@ class RangeTest(Callback):
 
 
 class FindCLI(RunCLI):
-    """`lm fit` with the test among its callbacks, as a trial run, which by Lightning's fast_dev_run writes nothing."""
+    """`lm fit` with the test among its callbacks, as a trial run that writes nothing (Lightning's fast_dev_run)."""
 
     def __init__(self, argv: list[str], test: RangeTest):
         self.test = test
@@ -80,7 +80,7 @@ def suggest(rates: list[float], losses: list[float]) -> tuple[float, float]:
         (loss, rate) for loss, rate in zip(smooth(losses, HALF_WINDOW), rates, strict=True) if math.isfinite(loss)
     ]
     if not finite:
-        raise InputError("no step had a finite loss and gradient; look at the data, or begin with a smaller --lowest")
+        raise InputError("no step had a finite loss and gradient; inspect the data, or begin with a smaller --lowest")
     lowest = min(finite)[1]
     return lowest, float(f"{SHARE * lowest:.2g}")
 
@@ -88,7 +88,7 @@ def suggest(rates: list[float], losses: list[float]) -> tuple[float, float]:
 def run_range_test(test: RangeTest, arguments: list[str], configs: list[str], output: Path | None) -> Path:
     """Trains with the test among the callbacks, writes its results, and returns their folder.
 
-    arguments: of `lm fit`; configs: the files among them; output: the folder (default: beside the configuration's run).
+    arguments: those of `lm fit`; configs: the files among them; output: the folder (default: beside the run's).
     """
     config = Settings(["fit", *arguments]).config.fit
     settings, home = config.trainer, Path(config.trainer.default_root_dir)
@@ -98,9 +98,9 @@ def run_range_test(test: RangeTest, arguments: list[str], configs: list[str], ou
         "trainer.default_root_dir": output,
         "trainer.fast_dev_run": test.steps * settings.accumulate_grad_batches,
         "trainer.max_steps": test.steps,
-        "model.max_skipped_steps": test.steps + 1,  # the test ends at the first
+        "model.max_skipped_steps": test.steps + 1,  # the test ends at the first bad step
     }
-    with contextlib.suppress(Diverged):  # as it is meant to, in the end
+    with contextlib.suppress(Diverged):  # the intended end
         FindCLI(["fit", *arguments, *(f"--{name}={value}" for name, value in trial.items())], test)
     write_results(test, output)
     return output

@@ -1,11 +1,11 @@
-"""A report: a run, or several compared, as one HTML page that needs no network and no other file.
+"""Writes a report on one run, or on several compared, as one HTML page that needs no network and no other file.
 
     results         last and best losses, tokens, time, speed          from the event files (events.py)
     settings        those in which the runs differ                     from each config.yaml
     curves          against steps, tokens and time                     drawn by figures.py, inlined as SVG
-    samples         the last text of each run
+    samples         the last of each run
 
-Whatever comes from a run is escaped: its texts, names and settings are shown, and never read as HTML.
+Whatever comes from a run (samples, names, settings) is escaped, so that no browser reads it as HTML.
 """
 
 import math
@@ -25,7 +25,7 @@ from lm.training.config_files import read
 from tokenization import InputError
 
 SAMPLE = "sample/text_summary"
-HIDDEN = {"trainer.default_root_dir", "ckpt_path", "config"}  # of which every run has its own
+HIDDEN = {"trainer.default_root_dir", "ckpt_path", "config"}  # they always differ
 GENERATOR = '<meta name="generator" content="lm report">'
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 2em auto;
@@ -51,7 +51,7 @@ pre.code { font: 12px/1.45 monospace }
 
 @dataclass
 class Run:
-    """What a report shows of a run: its curves and its settings."""
+    """A run as a report shows it: its curves and its settings."""
 
     name: str
     folder: Path
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def end(self) -> tuple[int, float]:
-        """The step and the seconds, without pauses, of the last point; (0, 0.0) where there is none."""
+        """The step and the seconds, without pauses, of the last point; (0, 0.0) if there is none."""
         return max(((curve.steps[-1], curve.seconds[-1]) for curve in self.curves.values()), default=(0, 0.0))
 
     def values(self, tag: str) -> list[Any]:
@@ -72,7 +72,7 @@ class Run:
 
 
 def find_runs(paths: list[Path]) -> list[Run]:
-    """Reads the runs that the paths name; a folder of runs, such as a sweep's, stands for all in it."""
+    """Reads the runs that the paths name; a folder of runs, such as a sweep's, stands for all runs in it."""
     folders: list[Path] = []
     for path in paths:
         inner = (
@@ -87,7 +87,7 @@ def find_runs(paths: list[Path]) -> list[Run]:
 
 
 def by_number(folder: Path) -> list[Any]:
-    """Returns a sort key by which the numbers in folders' names count as numbers: 8 comes before 16."""
+    """Returns a sort key that compares numbers in folders' names as numbers: 8 comes before 16."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", folder.name)
     return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
@@ -97,7 +97,7 @@ def read_run(folder: Path, name: str) -> Run:
     content = (read(path) or {}) if path.is_file() else {}
     config = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not isinstance(content, dict):
-        raise InputError(f"{path}: is not a configuration that `lm fit` wrote; move it away, or put it right")
+        raise InputError(f"{path}: is not a configuration that `lm fit` wrote; correct it, or move it away")
     return Run(name, folder, curves, dict(flatten(content)), config)
 
 
@@ -111,7 +111,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
-    """Lists each setting in which the runs differ, and its value in each; "-" where a run does not have it."""
+    """Lists each setting in which the runs differ, with its value in each; "-" if a run does not have it."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [(name, [run.settings.get(name, "-") for run in runs]) for name in names if name not in HIDDEN]
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
@@ -121,13 +121,14 @@ def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
 
 
 def best(run: Run) -> str:
+    """Returns the lowest validation loss and its step, in words."""
     curve = run.curves.get("val/loss", Curve())
     points = [point for point in zip(curve.values, curve.steps, strict=True) if math.isfinite(point[0])]
     return "{:.4f} at {:,}".format(*min(points)) if points else "-"
 
 
 def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
-    """Returns the columns of the table of results that at least one run has a figure for."""
+    """Returns the columns of the table of results for which at least one run has a figure."""
 
     def figure(run: Run, tag: str, of: Callable[[list[float]], float], form: str) -> str:
         values = run.values(tag) if of in (last, end) else list(filter(math.isfinite, run.values(tag)))
@@ -164,7 +165,7 @@ def memory_tags(runs: list[Run]) -> list[str]:
 
 
 def table(runs: list[Run], columns: list[tuple[str, list[Any]]]) -> Iterator[str]:
-    """Yields the lines of a table with a row for each run, so that many runs fit."""
+    """Yields the lines of an HTML table with a row for each run, so that many runs fit."""
     titles = "".join(f"<th>{escape(title)}</th>" for title, _ in columns)
     yield f'<div class="scroll"><table><thead><tr><th></th>{titles}</tr></thead><tbody>'
     for place, run in enumerate(runs):
@@ -174,6 +175,7 @@ def table(runs: list[Run], columns: list[tuple[str, list[Any]]]) -> Iterator[str
 
 
 def page(runs: list[Run]) -> str:
+    """Returns the whole report as HTML."""
     names = f"{len(runs)} runs" if len(runs) > 4 else ", ".join(run.name for run in runs)
     parts = [f"<h1>{escape(names)}</h1>", "<h2>Results</h2>", *table(runs, results(runs))]
     parts += [f'<p class="note">{escape(line)}</p>' for line in damage(runs)]
@@ -199,6 +201,7 @@ def page(runs: list[Run]) -> str:
 
 
 def is_report(path: Path) -> bool:
+    """Whether the file is a report that `lm report` wrote."""
     with open(path, "rb") as file:
         return GENERATOR.encode() in file.read(1000)
 

@@ -1,7 +1,7 @@
-"""The results of a sweep: sweep.json, sweep.csv, a table, a plot, and the edge of stability.
+"""Collects the results of a sweep: sweep.json, sweep.csv, a table, a plot, and the edge of stability.
 
-A learning rate below the edge trains, and one beyond it diverges (Cohen et al. 2021); the best is often just below. The
-edge lies between the highest value that trained and the lowest that did not, and is known no better than that.
+A run below the edge trains, and one beyond it diverges (Cohen et al. 2021); the best learning rate is often just below.
+The edge lies between the highest value that trained and the lowest that diverged, and is known no better than that.
 """
 
 import csv
@@ -38,9 +38,9 @@ Row = dict[str, Any]
 
 
 def check_results(folder: Path, inputs: list[Path], kinds: Mapping[str, Callable[[Path], bool]]) -> None:
-    """Raises InputError where the folder's results would replace anything but earlier results.
+    """Raises InputError if the results would replace anything but earlier results.
 
-    kinds: for each file's name, whether a file there is such a result.
+    kinds: for each result's file name, a function that says whether an existing file is such a result.
     """
     check_folder(folder)
     for name, is_kind in kinds.items():
@@ -48,7 +48,7 @@ def check_results(folder: Path, inputs: list[Path], kinds: Mapping[str, Callable
 
 
 def begins_with(columns: Sequence[str]) -> Callable[[Path], bool]:
-    """Returns a function that says whether a file is a table with these columns."""
+    """Returns a function that says whether a file is a CSV table with these columns."""
 
     def is_table(path: Path) -> bool:
         with open(path, "rb") as file:
@@ -61,8 +61,8 @@ def summarise(value: Any, folder: Path, curves: Curves) -> Row:
     """Returns a run's row of the table.
 
     validation_loss is the last step's and train_loss the mean of the last ten logged, both in nats per token;
-    tokens_per_second is the median. A run has diverged if it was cut short, and also if it ends no lower than its first
-    logged loss.
+    tokens_per_second is the median. A run has diverged if it was cut short, or if its validation loss ends no lower
+    than its first logged training loss.
     """
     mark = folder / DIVERGED
     train, validation = (curves.get(tag, Curve()).values for tag in ("train/loss", "val/loss"))
@@ -87,7 +87,7 @@ def summarise(value: Any, folder: Path, curves: Curves) -> Row:
 
 
 def in_json(value: Any) -> Any:
-    """Returns a setting as JSON can hold it: .inf, which max_gradient_norm may be, is "inf"."""
+    """Returns a setting as JSON can hold it: the .inf that max_gradient_norm may be becomes "inf"."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -96,7 +96,7 @@ def is_number(value: Any) -> bool:
 
 
 def edge_of_stability(rows: list[Row]) -> tuple[float | None, float | None]:
-    """Returns the highest value that trained below every one that diverged, and the lowest that diverged, or None."""
+    """Returns the bounds of the edge, or None: the highest value below it that trained, the lowest that diverged."""
     above = min((row["value"] for row in rows if row["diverged"]), default=None)
     good = [row["value"] for row in rows if not row["diverged"]]
     below = max((value for value in good if above is None or value < above), default=None)
@@ -109,12 +109,12 @@ class Results:
 
     folder: Path
     parameter: str
-    settings: dict[str, Any]  # that the runs have in common
+    settings: dict[str, Any]  # common to all runs
     rows: dict[str, Row]
 
     @classmethod
     def read(cls, folder: Path, parameter: str, settings: dict[str, Any]) -> "Results":
-        """Reads what an earlier start of the sweep left; InputError where the folder holds another sweep."""
+        """Reads the results of an earlier start of the sweep; InputError if the folder holds another sweep."""
         path = folder / "sweep.json"
         if not path.exists():
             return cls(folder, parameter, settings, {})
@@ -134,9 +134,9 @@ class Results:
         return cls(folder, parameter, settings, rows)
 
     def add(self, name: str, value: Any) -> list[str]:
-        """Adds the results of a run that has just ended, saves all, and returns what of its curves is damaged."""
+        """Adds the results of a run that has just ended, saves all, and returns lines on damage in its curves."""
         folder = self.folder / name
-        curves = read_curves(folder)  # of a run that was cut short before its first logged step, none
+        curves = read_curves(folder)  # none if it was cut short before its first logged step
         self.rows[name] = summarise(in_json(value), folder, curves)
         content = {"parameter": self.parameter, "runs": self.sorted(), "settings": self.settings}
         write_text(self.folder / "sweep.json", to_json(content, indent=1) + "\n")
@@ -148,6 +148,7 @@ class Results:
         return curves.damage
 
     def sorted(self) -> list[Row]:
+        """Returns the rows by value if all values are numbers, else in the order given."""
         rows = list(self.rows.values())
         return sorted(rows, key=lambda row: row["value"]) if self.are_numbers() else rows
 
@@ -193,7 +194,7 @@ class Results:
             yield f"edge of stability: above {below}; nothing diverged"
 
     def draw(self) -> str:
-        """Draws sweep.png, and says where it is, or how to get plots."""
+        """Draws sweep.png, and returns a line on where it is, or on how to get plots."""
         rows = self.sorted()
         if not can_draw():
             return HOW_TO_GET_PLOTS

@@ -1,8 +1,8 @@
-"""A picture of where the FLOPs go: the shares of the parts as a model becomes wider, or its context longer.
+"""Draws each part's share of the FLOPs as a model becomes wider, or its context longer.
 
-    projections 8 d^2,  scores 4 T d,  feed-forward 6 d d_ff  a token and layer,  head 2 d vocab_size a token
+    per token and layer: projections 8 d^2,  scores 4 T d,  feed-forward 6 d d_ff        per token: head 2 d vocab_size
 
-So the head loses its share to the width, and everything loses it to the scores as the context grows.
+So the head's share falls as the width grows, and every share but the scores' falls as the context grows.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ CONTEXTS = [128 << i for i in range(11)]
 
 
 def shares(settings: Mapping[str, Any]) -> dict[str, float]:
-    """Of the forward FLOPs, by part; heads and rotation, which change no product's size, are left out."""
+    """Returns each part's share of the forward FLOPs; the number of heads and the rotation do not change them."""
     flops = forward_flops(make_model({**settings, "num_heads": 1, "position_encoding": "none"}))
     total = sum(flops.values())
     return {part: count / total for part, count in flops.items()}
 
 
 def plot(settings: Mapping[str, Any], path: Path) -> None:
-    """Two panels around the settings of a model: width, with d_ff in proportion, and context_length."""
+    """Draws two panels around a model's settings: by width, with d_ff in proportion, and by context_length."""
     try:
         import matplotlib
     except ImportError:
@@ -55,5 +55,5 @@ def plot(settings: Mapping[str, Any], path: Path) -> None:
     try:
         with writing(path) as file:
             figure.savefig(file, dpi=110, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
-    except ValueError as error:  # a format that it does not know
+    except ValueError as error:  # an unknown format
         raise InputError(f"--plot {path}: {' '.join(str(error).split())}") from None

@@ -1,11 +1,11 @@
-"""A sweep: one setting, several values, a short `lm fit` for each, one after another; then a table and a plot.
+"""Runs a sweep: a short `lm fit` for each of several values of one setting, one after another.
 
     OUTPUT/sweep.json, sweep.csv, sweep.png     the results          OUTPUT/NAME-VALUE/     each run's folder
     OUTPUT/NAME-VALUE.log                       what it printed
 
-Each run is a process of its own. The same command goes on where a sweep was interrupted, and more values can be added;
-a run that diverges (divergence.py) is cut short, and is a result. With model.learning_rate, model.min_learning_rate
-moves in proportion, so that every run has a cosine of one shape.
+Each run is a process of its own. The same command resumes an interrupted sweep, and can add values. A run that diverges
+(divergence.py) is cut short, and counts as a result. With model.learning_rate, model.min_learning_rate changes in
+proportion, so that every run has a cosine of the same shape.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
 
 
 class Settings(SettingsCLI):
-    """The settings of a short run by a long one's configuration: its last step is validated in any case."""
+    """Reads a long run's configuration for a short run, whose last step is always validated."""
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
@@ -50,7 +50,7 @@ def read_files(paths: list[str], config: Namespace) -> list[Path]:
 
 
 class Sweep:
-    """The runs of a sweep, by the names of their folders, each with its value as it was given and its settings."""
+    """The runs of a sweep by the names of their folders, each with its value as given and its settings."""
 
     def __init__(self, parameter: str, values: list[str], arguments: list[str], output: Path | None):
         self.parameter, self.arguments = parameter, arguments
@@ -77,14 +77,15 @@ class Sweep:
             config.model.min_learning_rate = float(f"{share * config.model.learning_rate:.6g}")
 
     def _common_settings(self, config: Namespace) -> dict[str, Any]:
-        """Returns all that the runs have in common, so that runs of different sweeps are not compared."""
+        """Returns the settings common to all runs, which a later start of the sweep must share."""
         own = {self.parameter, "config", "trainer.default_root_dir", *([LOWEST_RATE] if self.parameter == RATE else [])}
-        own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # said elsewhere, and linked
+        own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # linked to settings listed anyway
         flat = {name: in_json(value) for name, value in vars(config.clone().as_flat()).items() if name not in own}
         settings: dict[str, Any] = json.loads(to_json(flat, default=str))
         return settings
 
     def command(self, name: str) -> list[str]:
+        """Returns the command line of a run."""
         text, config = self.runs[name]
         changes = {
             self.parameter: text,
@@ -99,14 +100,14 @@ class Sweep:
         return [sys.executable, "-m", "lm", "fit", *self.arguments, watch, *flags]
 
     def lowest_rates(self) -> list[float]:
-        """Returns each run's model.min_learning_rate; empty where the sweep does not change it."""
+        """Returns each run's model.min_learning_rate; empty if the sweep does not change it."""
         return [config.model.min_learning_rate for _, config in self.runs.values()] if self.parameter == RATE else []
 
     @contextlib.contextmanager
     def opened(self, configs: list[str]) -> Iterator[Results]:
-        """Holds the folder of the results, and yields those of an earlier start.
+        """Locks the folder of the results, and yields those of an earlier start.
 
-        configs: the files that the arguments name; InputError where the results would replace one, or anything else.
+        configs: the configuration files among the arguments. InputError if the results would replace any other file.
         """
         inputs = [path for _, config in self.runs.values() for path in read_files(configs, config)]
         check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), PLOT: is_plot})
@@ -115,27 +116,27 @@ class Sweep:
             yield Results.read(self.output, self.parameter, self.settings)
 
     def run(self, name: str, show: Callable[[str], None]) -> None:
-        """Trains one run to its end, or on from where it was; InputError where it failed other than by diverging.
+        """Trains or resumes one run to its end; InputError if it failed other than by diverging.
 
-        show: is told the newest line that the run has printed, twice a second.
+        show: called twice a second with the newest line that the run has printed.
         """
         folder, log = self.output / name, self.output / f"{name}.log"
         if (folder / DIVERGED).exists():
             return
         with open(log, "ab") as file:
             process = subprocess.Popen(self.command(name), stdout=file, stderr=file, stdin=subprocess.DEVNULL)
-            with ended_with_us(process):
+            with terminated_with_us(process):
                 while process.poll() is None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(timeout=0.5)
                     show(last_line(log))
         if process.returncode and not (folder / DIVERGED).exists():
-            raise InputError(f"{folder}: {last_line(log)}; {log} has all it printed; started again, the sweep goes on")
+            raise InputError(f"{folder}: {last_line(log)}; {log} has its output; the same command resumes the sweep")
 
 
 @contextlib.contextmanager
-def ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ends the process, which saves its run first, when the sweep is ended."""
+def terminated_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Terminates the process when the sweep is interrupted; it saves its run first."""
 
     def leave(signum: int, frame: Any) -> None:
         raise SystemExit(128 + signum)
@@ -153,7 +154,7 @@ def ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def last_line(log: Path) -> str:
-    """Returns the last line that a run has printed; of a progress bar, its newest state."""
+    """Returns the last line that a run has printed, or the newest state of its progress bar."""
     with open(log, "rb") as file:
         file.seek(max(0, file.seek(0, io.SEEK_END) - 2000))
         lines = [line.strip() for line in re.split(r"[\r\n]", file.read().decode(errors="replace"))]

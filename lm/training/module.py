@@ -12,7 +12,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
-from lm.model.loss import bits_per_byte, perplexity
+from lm.evaluation import metrics
 from lm.model.transformer import TransformerLM, check_choice
 from lm.optim.clipping import clip_gradients
 from lm.optim.schedule import SCHEDULES
@@ -173,13 +173,12 @@ class LanguageModel(LightningModule):
             raise InputError(words)
         if bad and self.global_rank == 0:
             print(f"lm fit: step {self.global_step}: {words}", file=sys.stderr)
-        metrics = {"val/loss": loss, "val/perplexity": perplexity(loss)}
-        if self.data is not None:
-            about = self.data.files["validate"].description
-            metrics["val/bits_per_byte"] = bits_per_byte(loss, about.tokens, about.bytes)
+        about = self.data.files["validate"].description if self.data is not None else None
+        found = metrics(loss, about.tokens, about.bytes) if about is not None else metrics(loss)
+        figures = {f"val/{name}": value for name, value in found.items()}
         if self.trainer.state.fn == "fit":
-            metrics["step"] = float(self.global_step)  # Lightning draws the metrics against this
-        self.log_dict(metrics, sync_dist=True)  # already equal on every device, but Lightning insists
+            figures["step"] = float(self.global_step)  # Lightning draws the metrics against this
+        self.log_dict(figures, sync_dist=True)  # already equal on every device, but Lightning insists
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self, self.compile_optimizer)

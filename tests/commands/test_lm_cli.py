@@ -79,8 +79,8 @@ WRONG_SETTINGS = [
     ("--data.batch_size=0", "batch_size 0"),
     ("--data.num_workers=-1", "num_workers -1"),
     ("--data.seed=-1", "seed -1"),
-    (f"--data.seed={10**300}", "must be below 2^62, and has"),
-    (f"--trainer.max_steps={1 << 62}", "must be below 2^62, and has"),
+    (f"--data.seed={10**300}", "must be below 2^62; it has"),
+    (f"--trainer.max_steps={1 << 62}", "must be below 2^62; it has"),
     ("--data.train_path=none.bin", "none.bin: no such token file; make it with `tokenization encode"),
     ("--data.val_path=none.bin", "none.bin: no such token file; make it with `tokenization encode"),
     ("--trainer.gradient_clip_val=0.5", "has no effect; model.max_gradient_norm"),
@@ -107,7 +107,7 @@ WRONG_SETTINGS = [
     ("--trainer.accelerator=quantum", "accelerator='quantum'"),
     ("--trainer.devices=0", "devices"),
     ("-c=nowhere.yaml", "nowhere.yaml"),
-    ("-c=train.txt", "config: "),
+    ("-c=train.txt", "is not a configuration"),
     ("--ckpt_path=nowhere.ckpt", "nowhere.ckpt: no such checkpoint; train with `lm fit`"),
     ("--ckpt_path=last", "runs/new/last.ckpt: no such checkpoint"),
     ("--ckpt_path=best", "runs/new/best.ckpt: no such checkpoint"),
@@ -171,7 +171,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_made(refused, fit_arg
     """Its positions count, too: 16 MB of tables, three times as much while they are computed."""
     monkeypatch.setattr("lm.training.checks.available_memory", lambda: 40_000_000)
     wide = ("--model.context_length=500000", "--model.vocab_size=320")
-    assert "500,000 positions, takes 0.05 GB, and 0.04 GB are available" in refused(*fit_arguments("runs/new", *wide))
+    assert "500,000 positions, needs 0.05 GB, and 0.04 GB are available" in refused(*fit_arguments("runs/new", *wide))
 
 
 def test_settings_count_more_than_files_wherever_they_stand(lm, fit_arguments):
