@@ -1,6 +1,6 @@
-"""Checks the batches of LanguageModel: pairs of token ids and the tokens that follow them.
+"""Gathers and checks the batches of LanguageModel: pairs of token ids and the tokens that follow them.
 
-Our own token files hold nothing else (data.py); another loader's mistake is reported in one line.
+Token files are data.py's; another loader's mistake is reported in one line.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ from helpers.runs import SETTINGS, STEPS
 
 from lm.runs.checkpoint import load_checkpoint
 from lm.runs.folder import LOCK
-from lm.training import command_line, module
+from lm.training import command_line, fast_path
 from lm.training.data import TokenDataModule
 from lm.training.module import LanguageModel
 from lm.training.plugins import SaveConfig
@@ -24,7 +24,7 @@ from lm.training.throughput import Throughput
 MOMENTS = {
     "while settings are read": (command_line, "check_config"),
     "while data is verified": (TokenDataModule, "setup"),
-    "while the model is arranged": (module, "choose_attention"),
+    "while the model is arranged": (fast_path, "choose_attention"),
     "while the optimizer is made": (LanguageModel, "configure_optimizers"),
     "while the peak is measured": (Throughput, "on_train_start"),
     "when config.yaml has been written": (SaveConfig, "on_train_start"),
