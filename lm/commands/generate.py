@@ -134,8 +134,8 @@ def run(argv: list[str]) -> None:
         converse(Conversation(trained.writer(rows=1), trained.tokenizer, *settings))
         return
     continuations = trained.begin(prompts, args.max_new_tokens, sampling, args.seed, args.stop, args.logprobs)
+    writing = trained.write(continuations, min(args.batch_size, len(prompts)))  # which may refuse the model
     announce_sliding(continuations, trained.model, args.max_new_tokens)
-    writing = trained.write(continuations, min(args.batch_size, len(prompts)))
     if args.json:
         print_records(writing, continuations, trained.tokenizer)
     elif len(continuations) == 1:
