@@ -517,7 +517,7 @@ def test_no_setting_of_the_command_line_is_a_number_that_is_none(settings, lm, f
 
 SENSELESS = {
     "model.learning_rate=.inf": "model.learning_rate is inf; it must be a finite number",
-    "model.eps=0": "eps is 0.0; it must be finite, and at least 1.2e-38",
+    "model.eps=0": "eps is 0.0; it must be finite and at least 1.2e-38",
     "model.eps=1e-46": "eps is 1e-46",
     "model.betas=[1.0,0.95]": "each must be at least 0 and below 1",
     "model.rope_theta=0": "theta is 0.0",

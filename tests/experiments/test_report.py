@@ -166,7 +166,7 @@ def test_what_is_no_run(lm, runs, tmp_path):
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert "config.yaml: line 1: " in result.err
     result = lm("report", runs / "one", "--output", tmp_path / "none/page.html")
-    assert "name a file to write" in result.err
+    assert "name a file" in result.err
     assert not (tmp_path / "page.html").exists()
 
 

@@ -384,7 +384,7 @@ def vocab_json(*without: int) -> str:
         ("vocab.json", vocab_json(0), "1 of the 256 single bytes have no token .the first is b'.x00'"),
         ("vocab.json", '{"a": -1}', "token 'a' has id -1"),
         ("vocab.json", '{"a": "1"}', "token 'a' has id '1'"),
-        ("vocab.json", '{"a": 1, "b": 1}', "token 'b' has id 1; ids must be different"),
+        ("vocab.json", '{"a": 1, "b": 1}', "token 'b' has id 1; ids must be distinct"),
         ("vocab.json", '{"a b": 1}', "token 'a b' has the character ' '.*name it as one"),
         ("merges.txt", None, "merges.txt: cannot be read"),
         ("merges.txt", "#version: 0.2\na b c", "merges.txt, line 2: 'a b c' is not two tokens"),
