@@ -23,6 +23,8 @@ from tokenization.pretokenization import count_pretokens
 # What a shell starts with & ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
+# Of the ports that a system hands out, one that Lightning finds free may be taken before its processes meet there.
+os.environ["MASTER_PORT"] = str(21_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # tests run side by side; see lm/machine/contention.py
 
 STORY = """Once upon a time there was a little cat. The cat's name was Tom, and Tom didn't like the rain.
