@@ -80,9 +80,8 @@ class Tokenizer:
                 ids[special.encode()] = new_id = max(self.vocab, default=-1) + 1
                 self.vocab[new_id] = special.encode()
         self.vocab_size = max(self.vocab, default=-1) + 1  # ids lie below this
-        listed = min(
-            self.vocab_size, 2 * len(self.vocab)
-        )  # looked up faster; ids of a sparse vocabulary go up to 2**32
+        # A list is looked up faster than a dict, but the ids of a sparse vocabulary go up to 2**32.
+        listed = min(self.vocab_size, 2 * len(self.vocab))
         self._tokens = [self.vocab.get(token_id) for token_id in range(listed)]
         self._special_ids = {special: ids[special.encode()] for special in self.special_tokens}
         self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
