@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import FIXTURES, ROOT
 from helpers.commands import run_lm
-from helpers.processes import ForkServer
+from helpers.processes import ForkServer, free_port
 from helpers.runs import SETTINGS
 
 from tokenization import END_OF_TEXT, Tokenizer, formats
@@ -23,9 +23,14 @@ from tokenization.pretokenization import count_pretokens
 # What a shell starts with & ignores Ctrl-C, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
-# Of the ports that a system hands out, one that Lightning finds free may be taken before its processes meet there.
-os.environ["MASTER_PORT"] = str(21_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # tests run side by side; see lm/machine/contention.py
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Names a port for the processes that a test may train in together, before any fixture starts them."""
+    os.environ["MASTER_PORT"] = str(free_port())
+
 
 STORY = """Once upon a time there was a little cat. The cat's name was Tom, and Tom didn't like the rain.
 One day it rained and rained.  "We'll play inside," said the cat. They played all day, and they were happy.

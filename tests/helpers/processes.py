@@ -1,6 +1,8 @@
 """`lm` in processes of their own: as a user starts it, and forked from a server that has imported everything."""
 
 import os
+import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,11 +15,28 @@ from helpers.fork_server import Forked
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+def free_port() -> int:
+    """A free port that no other program is likely to take before it is used.
+
+    The system's own choice (port 0) would be one of those that it hands out to any connection, and Lightning's is.
+    """
+    random_ports = random.SystemRandom()  # tests seed the other one
+    while True:
+        port = random_ports.randrange(12_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+
+
 def start(arguments: list[object], program: tuple[object, ...] = ("-m", "lm"), **settings) -> subprocess.Popen:
     """Starts `python -m lm`, or another program of Python's, on one thread; what it writes goes into pipes."""
     command = [sys.executable, *map(str, program), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, **pipes | settings)
+    environment = os.environ | ENVIRONMENT | {"MASTER_PORT": str(free_port())}
+    return subprocess.Popen(command, env=environment, **pipes | settings)
 
 
 def wait_until(condition, pause: float = 0.003, seconds: float = 120) -> bool:
