@@ -29,6 +29,11 @@ def test_nothing_heavy_is_imported_before_it_is_used():
         "assert not heavy, heavy\n"
         "assert lm.cosine_warmup(1, 1.0, 0.1, 2, 4) == 0.5\n"
         "assert 'lm.optim.schedule' in sys.modules and 'lightning' not in sys.modules\n"
+        "from lm.generation.decoding import CachedReader\n"
+        "model = lm.TransformerLM(8, 4, 4, 1, num_heads=1, d_ff=4)\n"
+        "CachedReader(model, 1, model.lm_head.weight.dtype).read(0, [1])\n"
+        "heavy = {'lightning', 'sympy', 'torch._dynamo'} & set(sys.modules)\n"  # each a second and more
+        "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

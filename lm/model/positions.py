@@ -28,12 +28,14 @@ class RotaryPositionalEmbedding(nn.Module):
         if not 0 < theta < math.inf:
             raise ValueError(f"theta is {theta}; the base of the wavelengths must be a number above 0")
         self.theta = theta
-        # float64, because at position 100,000 a float32 angle is off by 0.004
-        frequencies = theta ** (-torch.arange(0, d_k, 2, dtype=torch.float64, device=device) / d_k)
-        positions = torch.arange(max_seq_len, dtype=torch.float64, device=device)
+        # On the CPU: every device then has the same tables, and "meta" need not import SymPy for them, which takes over
+        # a second. In float64, because at position 100,000 a float32 angle is off by 0.004.
+        frequencies = theta ** (-torch.arange(0, d_k, 2, dtype=torch.float64, device="cpu") / d_k)
+        positions = torch.arange(max_seq_len, dtype=torch.float64, device="cpu")
         angles = torch.outer(positions, frequencies)  # (max_seq_len, d_k / 2)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        device = device or torch.get_default_device()
+        self.register_buffer("cos", angles.cos().float().to(device), persistent=False)
+        self.register_buffer("sin", angles.sin().float().to(device), persistent=False)
 
     def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
         """Rotates each vector of x, (..., seq, d_k), to the same shape.
