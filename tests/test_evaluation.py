@@ -147,7 +147,7 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
         ours.encode_files([tmp_path / f"{name}.txt"], tmp_path / f"{name}.bin", num_processes=1)
     for arguments, words in {
         (run, tmp_path / "none.bin"): "no such token file",
-        (run, tmp_path / "other.bin"): "was made by another tokenizer",
+        (run, tmp_path / "other.bin"): "was encoded by another tokenizer",
         (run, tmp_path / "one.bin"): "has one token",
         (run, tmp_path / "ends.bin", "--per-document"): "has no document",
         (tmp_path, token_data / "valid.bin"): "no such checkpoint",

@@ -44,7 +44,7 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
         "forward_flops": forward,
         "training_flops": {part: 3 * flops for part, flops in forward.items()},
         "training_flops_per_token": costs.training_flops_per_token(model),
-        "adamw_flops": costs.adamw_flops(model.num_parameters()),
+        "adamw_flops": costs.adamw_flops(model.num_parameters()) if settings["optimizer"] == "adamw" else None,
         "activation_bytes": {"handout": handout, "ours": ours},  # of one sequence; of the batch
         "memory": memory,
         "largest_batch": {

@@ -165,7 +165,7 @@ def table(result: dict[str, Any]) -> list[str]:
     state = result["state_bytes"]
     lines += [
         f"without the norms' gains {total - gains:,} parameters; without the head {forward - head:.4g} forward FLOPs",
-        *([f"AdamW: {result['adamw_flops']:.4g} FLOPs a step"] if settings["optimizer"] == "adamw" else []),
+        *([f"AdamW: {result['adamw_flops']:.4g} FLOPs a step"] if result["adamw_flops"] is not None else []),
         "",
         f"{'memory, GB':<28}{'handout':>12}{'ours':>12}    ours: {result['arrangement']}",
         *(f"{name:<28}{size / 1e9:>12.3f}{size / 1e9:>12.3f}" for name, size in state.items()),

@@ -55,7 +55,7 @@ def run(argv: list[str]) -> None:
     file = TokenFile.open(args.file)
     if file.description.tokenizer_sha256 != tokenizer.digest:
         raise InputError(
-            f"{file.path}: was made by another tokenizer than {trained.checkpoint}'s; encode the text with"
+            f"{file.path}: was encoded by another tokenizer than {trained.checkpoint}'s; encode the text with"
             f" {trained.checkpoint.parent / 'tokenizer'}"
         )
     if len(file) < 2:

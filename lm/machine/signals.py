@@ -68,4 +68,4 @@ class Signals:
         self.received = self.received or signum
         if not self.quiet:
             name = signal.Signals(signum).name
-            os.write(2, f"\n{name}: saving after this step; Ctrl-C leaves at once\n".encode())
+            os.write(2, f"\n{name}: saving after this step; a second Ctrl-C quits without saving\n".encode())

@@ -65,9 +65,8 @@ class RunCLI(SettingsCLI):
         if resume.data is not None:
             news += from_here_on(self.datamodule.compare(resume.data, resume.allow_changed_data))
             if resume.step >= self.trainer.max_steps:
-                set_max_steps(
-                    self.trainer, self.trainer.max_steps + 1
-                )  # or Lightning would not start; Checkpoints corrects it
+                # Or Lightning would not start. Checkpoints corrects it.
+                set_max_steps(self.trainer, self.trainer.max_steps + 1)
         exit_if_signalled()
         first = self.trainer.is_global_zero
         leaves_something = first and not settings.trainer.fast_dev_run

@@ -1,9 +1,10 @@
 """Defines the settings of `lm fit` and `lm validate`, and reads them from arguments and configurations."""
 
 import logging
+from argparse import RawDescriptionHelpFormatter
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lm.machine.devices import HELP, find_device
@@ -28,6 +29,24 @@ LINKED = {  # settings that follow from another and cannot be set themselves
     "data.vocab_size": "model.vocab_size",
     "model.max_steps": "trainer.max_steps",
 }
+DESCRIPTIONS = {
+    "fit": """Train a model on token files, or resume a run.
+
+  lm fit -c configs/demo.yaml                                             a run as its configuration describes it
+  lm fit -c configs/demo.yaml --trainer.max_steps 4000                    with a setting of your own
+  lm fit -c configs/demo.yaml --ckpt_path auto                            resume it, or begin it
+  lm fit -c configs/demo.yaml --init_from checkpoints/other/best.ckpt     begin with another model's weights
+  lm fit -c configs/demo.yaml --print_config                              every setting, without training
+
+A run's folder, trainer.default_root_dir, holds config.yaml, last.ckpt, best.ckpt and the curves for TensorBoard.""",
+    "validate": """Measure a model's loss, perplexity and bits per byte on the whole validation file.
+
+  lm validate checkpoints/demo                                            the best checkpoint of a run
+  lm validate checkpoints/demo/last.ckpt                                  another one
+  lm validate checkpoints/demo --data.val_path other.bin                  on another text
+
+It reads the run's config.yaml. With -c, validation follows the settings of another configuration.""",
+}
 DEFAULTS: dict[str, Any] = {  # of the trainer, where they differ from Lightning's
     "default_root_dir": "checkpoints/run",
     "max_steps": 1000,
@@ -38,6 +57,10 @@ DEFAULTS: dict[str, Any] = {  # of the trainer, where they differ from Lightning
     "enable_model_summary": False,
     "log_every_n_steps": 10,
 }
+
+
+class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows the settings as jsonargparse does, and the lines of a description as they are."""
 
 
 class SettingsCLI(CommandLine):
@@ -56,11 +79,18 @@ class SettingsCLI(CommandLine):
         logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # on request
         self.asked = argv[0]
         parser_settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+        usage = f"lm {self.asked} [-c CONFIG] [--SETTING VALUE ...]"
+        texts = {"usage": usage, "description": DESCRIPTIONS[self.asked]}
         super().__init__(
             LanguageModel,
             TokenDataModule,
             args=arrange(argv),
-            parser_kwargs={"prog": "lm", **parser_settings, self.asked: parser_settings},
+            parser_kwargs={
+                "prog": "lm",
+                "formatter_class": HelpFormatter,
+                **parser_settings,
+                self.asked: parser_settings | texts,
+            },
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

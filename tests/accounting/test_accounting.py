@@ -308,6 +308,7 @@ def test_what_the_figures_leave_out_is_said(lm):
         "not counted: trainer.devices 2, trainer.precision 64; the figures are for one process on a CPU" in result.out
     )
     assert "AdamW" not in result.out
+    assert json.loads(lm("account", "gpt2-small", *settings, "--json").out)["adamw_flops"] is None
     assert "not counted" not in lm("account", "gpt2-small", "--trainer.precision=32").out
     counted = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": "bf16-mixed"}
     assert not_counted(Namespace(**counted)) == []

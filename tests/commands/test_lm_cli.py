@@ -241,7 +241,8 @@ def test_help(lm, work):
     for command in COMMANDS:
         result = lm(command, "--help")
         assert (result.code, result.err) == (0, "")
-        assert f"lm {command}" in result.out or "lm [options] " in result.out
+        assert result.out.startswith(f"usage: lm {command} ")
+        assert f"\n  lm {command} " in result.out  # an example, on a line of its own
     assert contents(work) == before
 
 

@@ -292,7 +292,7 @@ BAD_INPUT = {
     "import tok/vocab.json --output tok --overwrite": r"tok/vocab\.json: is one of the inputs",
     "decode none.bin --tokenizer tok": r"none\.bin: no such token file",
     "decode text.txt --tokenizer tok": r"text\.txt\.json: cannot be read",
-    "decode text.bin --tokenizer other": r"text\.bin: was made by another tokenizer than other",
+    "decode text.bin --tokenizer other": r"text\.bin: was encoded by another tokenizer than other",
     "decode odd.bin --tokenizer tok": r"odd\.bin: \d+ bytes are not a whole number",
     "decode high.bin --tokenizer tok": "token id 65535 lies outside its vocabulary of 300 tokens",
     "decode changed.bin --tokenizer tok": r"changed\.bin: has changed since it was made",

@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> None:
     args = make_parser().parse_args(argv)
     tokenizer, file = Tokenizer.load(args.tokenizer), TokenFile.open(args.tokens)
     if file.description.tokenizer_sha256 != tokenizer.digest:
-        raise InputError(f"{args.tokens}: was made by another tokenizer than {args.tokenizer}; name that one")
+        raise InputError(f"{args.tokens}: was encoded by another tokenizer than {args.tokenizer}; name that one")
     if args.start < 0 or (args.limit or 0) < 0:
         raise InputError(f"--start {args.start} and --limit {args.limit} must not be negative")
     if args.start >= len(file):
