@@ -11,7 +11,6 @@ from lm.accounting.costs import EDITIONS, PARTS, PRESETS, preset
 from lm.accounting.estimate import estimate, training_time
 from lm.commands import new_parser
 from lm.commands.fit import training
-from lm.experiments.figures import is_plot
 from lm.machine.peaks import GPU_PEAKS, peak_flops
 from lm.machine.resources import native_precision
 from lm.model.transformer import DEFAULTS, MODEL_SETTINGS
@@ -19,6 +18,7 @@ from lm.strict_json import to_json
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.outputs import check_file
+from tokenization.plots import is_plot
 
 HELP = f"""Estimate what a run costs before it runs: parameters, memory and FLOPs by part, both as the handout counts
 and as our fast path works. Besides the options below, every setting of `lm fit` can be given.

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from lm.commands import add_settings, new_parser, read_with_settings
 from lm.commands.fit import training
-from lm.experiments.figures import HOW_TO_GET_PLOTS, can_draw, smooth
+from lm.experiments.figures import smooth
 from tokenization import InputError
 from tokenization.commands import ArgumentParser
+from tokenization.plots import HOW_TO_GET_PLOTS, can_draw
 
 if TYPE_CHECKING:
     from lm.experiments.range_test import RangeTest

@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 from lm.commands import new_parser
-from lm.experiments.figures import HOW_TO_GET_PLOTS, can_draw, draw_losses, is_plot
+from lm.experiments.figures import draw_losses
 from lm.experiments.report import damage, find_runs, is_report, page
 from lm.runs.folder import refuse_names_of_runs
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import writing
 from tokenization.outputs import check_file
+from tokenization.plots import HOW_TO_GET_PLOTS, can_draw, is_plot
 
 HELP = """Write a page about a run, or about several compared: losses, curves, settings, samples. Any browser opens it.
 

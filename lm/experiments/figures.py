@@ -1,8 +1,6 @@
 """Draws figures of runs and sweeps by matplotlib, which is optional and imported only to draw."""
 
 import base64
-import contextlib
-import importlib.util
 import io
 import math
 from collections.abc import Iterator
@@ -12,53 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lm.runs.events import Curve
-from tokenization.files import writing
+from tokenization.plots import COLOURS, curve_colour, curve_style, new_figure, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-HOW_TO_GET_PLOTS = "no plot: matplotlib is not installed; `pip install matplotlib`, or `pip install -e '.[plots]'` here"
-SOFTWARE = "lm, with Matplotlib"  # in each PNG, so that is_plot recognises it
-COLOURS = ("#1f6fb4", "#d1570c", "#2a8a4a", "#8b4fb0", "#b3273a", "#6b5a4e", "#c14a96", "#4d4d4d", "#8a8a10", "#0f8f9c")
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text: smaller, and searchable
-    "svg.hashsalt": "lm",
-    "font.family": "sans-serif",
-}
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-@contextlib.contextmanager
-def new_figure(width: float, height: float) -> "Iterator[Figure]":
-    """Makes a figure of this size in inches, in our style, without pyplot, which would keep it in memory."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-def save(figure: "Figure", path: Path) -> None:
-    """Writes a figure as a PNG, whole or not at all."""
-    with writing(path) as file:
-        figure.savefig(file, dpi=130, format="png", metadata={"Software": SOFTWARE})
-
-
-def is_plot(path: Path) -> bool:
-    """Whether the file is a PNG that `save` wrote."""
-    with open(path, "rb") as file:
-        return f"Software\0{SOFTWARE}".encode() in file.read(1000)
 
 
 def svg_url(figure: "Figure") -> str:
@@ -66,11 +22,6 @@ def svg_url(figure: "Figure") -> str:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def plain(text: object) -> str:
-    """Escapes a label for matplotlib, which would read a pair of dollar signs as a formula."""
-    return str(text).replace("$", r"\$")
 
 
 def colour(number: int, count: int) -> Any:
@@ -167,14 +118,6 @@ OTHERS = (
 )
 
 
-def run_colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
-
-
-def run_style(place: int) -> str:
-    return ("-", "--", ":")[place // len(COLOURS) % 3]
-
-
 def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterator[tuple[str, str]]:
     """Yields each figure's title and URL: losses by steps, tokens and minutes; other curves by steps."""
     for title, tag in LOSSES:
@@ -193,7 +136,9 @@ def draw_losses(names: list[str], runs: list[dict[str, Curve]], path: Path) -> N
         for row, (title, tag) in zip(axes, LOSSES, strict=True):
             for one, unit in zip(row, ("steps", "minutes"), strict=True):
                 _draw_on(one, f"{title} by {unit}", tag, unit, runs)
-        handles = [axes[0][0].plot([], [], run_style(place), color=run_colour(place))[0] for place in range(len(runs))]
+        handles = [
+            axes[0][0].plot([], [], curve_style(place), color=curve_colour(place))[0] for place in range(len(runs))
+        ]
         figure.legend(handles, list(map(plain, names)), loc="outside lower center", ncols=6)
         save(figure, path)
 
@@ -211,8 +156,8 @@ def _draw_on(axes: "Axes", title: str, tag: str, unit: str, runs: list[dict[str,
     for place, curves in enumerate(runs):
         if tag not in curves:
             continue
-        curve, style = curves[tag], run_style(place)
-        places, colour = _places(curve, unit, curves), run_colour(place)
+        curve, style = curves[tag], curve_style(place)
+        places, colour = _places(curve, unit, curves), curve_colour(place)
         if tag == "train/loss":
             axes.plot(places, curve.values, color=colour, alpha=0.25, linewidth=0.8)
             axes.plot(places, smooth(curve.values, max(1, len(places) // 50)), style, color=colour)

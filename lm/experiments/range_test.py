@@ -17,7 +17,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from lm.experiments.figures import can_draw, draw_range_test, is_plot, smooth
+from lm.experiments.figures import draw_range_test, smooth
 from lm.experiments.results import begins_with, check_results
 from lm.experiments.sweep import Settings, read_files
 from lm.training.cli import RunCLI
@@ -25,6 +25,7 @@ from lm.training.divergence import LossWatch, step_loss
 from lm.training.nonfinite import Diverged
 from tokenization import InputError
 from tokenization.files import write_text
+from tokenization.plots import can_draw, is_plot
 
 SHARE = 1 / 3
 TABLE, PLOT = "find-lr.csv", "find-lr.png"

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lm.durations import format_duration
-from lm.experiments.figures import HOW_TO_GET_PLOTS, can_draw, draw_curves, mean, run_colour
+from lm.experiments.figures import draw_curves, mean
 from lm.runs.events import EVENT_FILES, Curve, Curves, read_curves
 from lm.runs.folder import CONFIG, DIVERGED
 from lm.training.config_files import read
 from tokenization import InputError
+from tokenization.plots import HOW_TO_GET_PLOTS, can_draw, curve_colour
 
 SAMPLE = "sample/text_summary"
 HIDDEN = {"trainer.default_root_dir", "ckpt_path", "config"}  # they always differ
@@ -211,7 +212,7 @@ def damage(runs: list[Run]) -> list[str]:
 
 
 def key(place: int) -> str:
-    return f'<span class="key" style="background: {run_colour(place)}"></span>'
+    return f'<span class="key" style="background: {curve_colour(place)}"></span>'
 
 
 def sample(run: Run) -> Iterator[str]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.experiments.figures import HOW_TO_GET_PLOTS, can_draw, draw_sweep, mean
+from lm.experiments.figures import draw_sweep, mean
 from lm.runs.events import Curve, Curves, read_curves
 from lm.runs.folder import DIVERGED
 from lm.strict_json import to_json
 from tokenization import InputError
 from tokenization.files import write_text
 from tokenization.outputs import check_file, check_folder
+from tokenization.plots import HOW_TO_GET_PLOTS, can_draw
 
 COLUMNS = (
     "value",

@@ -11,9 +11,9 @@ from typing import Any
 
 from lm.accounting.activations import make_model
 from lm.accounting.costs import PARTS, forward_flops
-from lm.experiments.figures import SOFTWARE
 from tokenization import InputError
 from tokenization.files import writing
+from tokenization.plots import SOFTWARE
 
 WIDTHS = [64 << i for i in range(9)]
 CONTEXTS = [128 << i for i in range(11)]

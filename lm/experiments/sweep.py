@@ -21,7 +21,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lm.experiments.figures import is_plot
 from lm.experiments.results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
 from lm.runs.folder import DIVERGED, run_lock
 from lm.strict_json import to_json
@@ -29,6 +28,7 @@ from lm.training.checks import check_length
 from lm.training.parser import SettingsCLI
 from tokenization import InputError
 from tokenization.outputs import check_folder
+from tokenization.plots import is_plot
 
 RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
 

@@ -1,0 +1,69 @@
+"""Plots by matplotlib, which is optional and imported only to draw; both packages draw with this."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenization.files import writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HOW_TO_GET_PLOTS = "no plot: matplotlib is not installed; `pip install matplotlib`, or `pip install -e '.[plots]'` here"
+SOFTWARE = "lm, with Matplotlib"  # in each PNG, so that is_plot recognises it
+COLOURS = ("#1f6fb4", "#d1570c", "#2a8a4a", "#8b4fb0", "#b3273a", "#6b5a4e", "#c14a96", "#4d4d4d", "#8a8a10", "#0f8f9c")
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: smaller, and searchable
+    "svg.hashsalt": "lm",
+    "font.family": "sans-serif",
+}
+
+
+def can_draw() -> bool:
+    """Returns whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+@contextlib.contextmanager
+def new_figure(width: float, height: float) -> "Iterator[Figure]":
+    """Makes a figure of this size in inches, in our style, without pyplot, which would keep it in memory."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all."""
+    with writing(path) as file:
+        figure.savefig(file, dpi=130, format="png", metadata={"Software": SOFTWARE})
+
+
+def is_plot(path: Path) -> bool:
+    """Returns whether the file is a PNG that `save` wrote."""
+    with open(path, "rb") as file:
+        return f"Software\0{SOFTWARE}".encode() in file.read(1000)
+
+
+def plain(text: object) -> str:
+    """Escapes a label for matplotlib, which would read a pair of dollar signs as a formula."""
+    return str(text).replace("$", r"\$")
+
+
+def curve_colour(place: int) -> str:
+    """Returns the colour of the curve at this place of a list."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def curve_style(place: int) -> str:
+    """Returns the line style of the curve at this place: it changes when the colours are used up."""
+    return ("-", "--", ":")[place // len(COLOURS) % 3]
