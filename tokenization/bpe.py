@@ -161,11 +161,12 @@ def learn_merges(
     return vocab, merges
 
 
-def merge_by_rank(token_ids: list[int], ranks: Ranks) -> list[int]:
+def merge_by_rank(token_ids: list[int], ranks: Ranks, applied: list[int] | None = None) -> list[int]:
     """Apply merges to the token ids of one pre-token, the oldest merge first, each from the left; O(n log n).
 
     The tokens form a linked list, and the heap holds the pairs that could merge. A pair whose tokens have changed
-    since it was pushed is stale, and is skipped.
+    since it was pushed is stale, and is skipped. applied: receives the rank of each merge, in the order in which they
+    are applied.
     """
     token_ids = list(token_ids)
     end = len(token_ids)
@@ -179,10 +180,12 @@ def merge_by_rank(token_ids: list[int], ranks: Ranks) -> list[int]:
     for left in range(end - 1):
         push(left, left + 1)
     while heap:
-        _, left, left_id, right_id, merged_id = heapq.heappop(heap)
+        rank, left, left_id, right_id, merged_id = heapq.heappop(heap)
         right = following[left]
         if token_ids[left] != left_id or right == end or token_ids[right] != right_id:
             continue
+        if applied is not None:
+            applied.append(rank)
         token_ids[left], token_ids[right] = merged_id, -1  # -1: no longer in the list
         following[left] = following[right]
         if following[left] < end:

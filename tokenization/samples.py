@@ -1,0 +1,74 @@
+"""Samples of text to compare tokenizers on: the beginning, or documents drawn at random from all of it."""
+
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from typing import NamedTuple
+
+from tokenization.corpus import Corpus
+from tokenization.errors import InputError
+from tokenization.pretokenization import END_OF_TEXT
+
+MAX_DOCUMENT = 64_000_000  # characters
+
+
+class Sample(NamedTuple):
+    """Texts that are encoded one by one."""
+
+    name: str  # of the file, folder or glob they are from
+    texts: list[str]
+    found: int  # how many documents they were drawn from
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all the texts together, as UTF-8."""
+        return sum(len(text.encode()) for text in self.texts)
+
+
+def beginning(name: str, num_bytes: int) -> Sample:
+    """Returns the first characters of a file, folder or glob, about num_bytes of them, read block by block."""
+    corpus, blocks, length = Corpus([name]), [], 0
+    for block in (block for file in corpus.files for block in corpus.blocks(file)):
+        blocks.append(block)
+        length += len(block)
+        if length >= num_bytes:
+            break
+    text = "".join(blocks)[:num_bytes]
+    if not text:
+        raise InputError(f"{name}: is empty; there is nothing to compare")
+    return Sample(name, [text], 1)
+
+
+def draw_documents(name: str, count: int, seed: int, progress: bool = False) -> Sample:
+    """Draws documents at random, each with the same probability, in one pass over a file, folder or glob.
+
+    They come in the order of the text; all of them where there are no more than `count`. The same seed gives the same
+    ones.
+    """
+    source, drawn, found = random.Random(seed), list[tuple[int, str]](), 0
+    corpus = Corpus([name], progress="drawing documents" if progress else "")
+    with closing(corpus):
+        for number, document in enumerate(documents(corpus)):
+            found = number + 1
+            if number < count:
+                drawn.append((number, document))
+            elif (place := source.randrange(found)) < count:  # the newest stays with probability count / found
+                drawn[place] = (number, document)
+    if not drawn:
+        raise InputError(f"{name}: has no document that is not blank; there is nothing to compare")
+    return Sample(name, [document for _, document in sorted(drawn)], found)
+
+
+def documents(corpus: Corpus) -> Iterator[str]:
+    """Yields what stands between <|endoftext|>, or the ends of a file, unless it is blank."""
+    for file in corpus.files:
+        rest = ""
+        for block in corpus.blocks(file):
+            *ended, rest = (rest + block).split(END_OF_TEXT)
+            yield from filter(str.strip, ended)
+            if len(rest) > MAX_DOCUMENT:
+                raise InputError(
+                    f"{file}: has a document of more than {MAX_DOCUMENT:,} characters; put {END_OF_TEXT} between"
+                    " documents, or leave --documents out"
+                )
+        yield from filter(str.strip, [rest])
