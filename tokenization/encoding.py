@@ -57,7 +57,7 @@ def encode_files(
     corpus = Corpus(inputs, errors, "encoding" if progress else "")
     for path in (Path(output), description_path(output)):
         refuse_input(path, corpus.files)
-    choice = tokenizer.code_for(corpus.text_bytes(KERNELS_FROM_BYTES))
+    choice = tokenizer.switch.choose(corpus.text_bytes(KERNELS_FROM_BYTES))
     if report is not None:
         report.path, report.compile_seconds = choice.reason, choice.seconds
     processes, separator_id = num_processes or available_cores(), tokenizer.end_of_text_id
@@ -95,7 +95,7 @@ def encode_corpus(
     separator = END_OF_TEXT if tokenizer.end_of_text_id is not None else None
     dtype = token_dtype(tokenizer.vocab_size)
     if native:
-        for window, token_ids in tokenizer.kernel_encoder(native).encode_corpus(corpus, num_processes):
+        for window, token_ids in tokenizer.switch.encoder_of(native).encode_corpus(corpus, num_processes):
             if token_ids is None:  # a byte has no token: the plain encoder says which
                 token_ids = np.array(tokenizer.encode_plainly(window.text), dtype)
             yield EncodedChunk(window.number, token_ids, window.length, *window.text_behind(separator))

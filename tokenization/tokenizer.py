@@ -7,35 +7,23 @@ Vocabulary and merges come from training.py, or from files: folder.py, interchan
 encoding.py.
 """
 
-import codecs
 import hashlib
 import json
 import os
 import reprlib
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from tokenization import formats
 from tokenization.bpe import Merges, Ranks, Vocabulary, merge_by_rank
 from tokenization.corpus import available_cores
+from tokenization.decoding import Decoder
 from tokenization.encoding import EncodingReport, encode_files
 from tokenization.errors import InputError
 from tokenization.folder import read_folder, write_folder
-from tokenization.kernels import (
-    BEHIND_FROM_CHARACTERS,
-    KERNELS_FROM_BYTES,
-    Choice,
-    have_kernels,
-    kernels_for,
-    load_behind,
-    step,
-)
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -47,6 +35,7 @@ from tokenization.pretokenization import (
     pretokenize,
     split_on_special_tokens,
 )
+from tokenization.switching import EncoderSwitch
 from tokenization.token_file import TokenFile, token_dtype
 
 MAX_CACHED_PRETOKENS = 1 << 18
@@ -80,9 +69,7 @@ class Tokenizer:
                 ids[special.encode()] = new_id = max(self.vocab, default=-1) + 1
                 self.vocab[new_id] = special.encode()
         self.vocab_size = max(self.vocab, default=-1) + 1  # ids lie below this
-        # A list is looked up faster than a dict, but the ids of a sparse vocabulary go up to 2**32.
-        listed = min(self.vocab_size, 2 * len(self.vocab))
-        self._tokens = [self.vocab.get(token_id) for token_id in range(listed)]
+        self._decoder = Decoder(self.vocab, self.vocab_size)
         self._special_ids = {special: ids[special.encode()] for special in self.special_tokens}
         self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
         self._ranks: Ranks = {}
@@ -92,8 +79,9 @@ class Tokenizer:
                     raise InputError(f"merge {rank + 1}, {left!r} with {right!r}: {token!r} is not in the vocabulary")
             self._ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
         self._cache: dict[str, list[int]] = {}
-        self._encoder: Any = None  # a native.Encoder, once enough text was encoded
-        self._encoded_plainly = 0  # characters
+        self.switch = EncoderSwitch(
+            pattern, self.vocab_size, len(self.merges), self._byte_ids, self._ranks, self._special_ids
+        )
 
     def __len__(self) -> int:
         """Return the number of tokens, special tokens among them; `vocab_size` is larger where ids are left out."""
@@ -104,9 +92,6 @@ class Tokenizer:
         pattern = names.get(self.pattern) or reprlib.repr(self.pattern)
         special_tokens = reprlib.repr(self.special_tokens)
         return f"<Tokenizer: {len(self):,} tokens, special {special_tokens}, pattern {pattern}>"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_encoder": None}  # its memory is this process's
 
     @classmethod
     def from_files(
@@ -155,7 +140,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a string. Raises InputError for a lone surrogate, which UTF-8 cannot hold."""
         data = to_utf8(text)
-        if (encoder := self._encoder_for(len(data))) is not None:
+        if (encoder := self.switch.encoder_for(len(data))) is not None:
             token_ids: list[int] | None = encoder.encode_text(data, np.ndarray.tolist)
             if token_ids is not None:
                 return token_ids
@@ -164,7 +149,7 @@ class Tokenizer:
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """Return the token ids of a string as an array: uint16, or uint32 where the vocabulary needs it."""
         data = to_utf8(text)
-        if (encoder := self._encoder_for(len(data))) is not None:
+        if (encoder := self.switch.encoder_for(len(data))) is not None:
             token_ids: np.ndarray | None = encoder.encode_text(data, np.ndarray.copy)
             if token_ids is not None:
                 return token_ids
@@ -179,52 +164,39 @@ class Tokenizer:
             raise InputError("texts is a string; it must be a list of them")
         groups = list(group_texts(texts, PIECE_CHARACTERS))
         threads = min(num_threads or available_cores(), len(groups))
-        if threads < 2 or self._encoder_for(sum(len(text) for group in groups for text in group)) is None:
+        if threads < 2 or self.switch.encoder_for(sum(len(text) for group in groups for text in group)) is None:
             return list(chain.from_iterable(map(self._encode_group, groups)))
         with ThreadPoolExecutor(threads) as pool:
             return list(chain.from_iterable(pool.map(self._encode_group, groups)))
 
     def _encode_group(self, texts: list[str]) -> list[list[int]]:
-        if self._encoder is not None:
-            token_ids: list[list[int]] | None = self._encoder.encode_texts(list(map(to_utf8, texts)))
+        if (encoder := self.switch.encoder) is not None:
+            token_ids: list[list[int]] | None = encoder.encode_texts(list(map(to_utf8, texts)))
             if token_ids is not None:
                 return token_ids
         return list(map(self.encode, texts))
 
-    def _encoder_for(self, num_bytes: int) -> Any:
-        """Return the kernels' encoder if it is there, or if so many bytes are worth waiting for it; otherwise None."""
-        if self._encoder is None and num_bytes >= KERNELS_FROM_BYTES and (native := self.code_for(num_bytes).native):
-            return self.kernel_encoder(native)
-        return self._encoder
+    def encode_iterable(self, strings: Iterable[str]) -> Iterator[int]:
+        """Yield the token ids of all the strings joined, without holding them all at once."""
+        return chain.from_iterable(map(self._encode_piece, self._pieces(strings)))
 
     def _pieces(self, texts: Iterable[str]) -> Iterator[str]:
         """Yield the joined texts in pieces that can be encoded one by one."""
-        if not have_kernels(self.pattern):  # there is nothing to switch to between two pieces
+        if not self.switch.can_switch:  # there is nothing to switch to between two pieces
             return cut_into_chunks(texts, self.special_tokens, self.pattern)
         size = PIECE_CHARACTERS
         blocks = (text[start : start + size] for text in texts for start in range(0, len(text), size))
         return cut_into_chunks(blocks, self.special_tokens, self.pattern, size)
 
     def _encode_piece(self, text: str) -> list[int]:
-        """Encode by the kernels once they are loaded; until then plainly, and when that was much, a thread loads them.
-
-        Where a byte has no token the plain encoder says which.
-        """
+        """Encode by the kernels once they are loaded, and plainly until then, or where a byte has no token."""
         data = to_utf8(text)
-        if self._encoder is not None:
-            token_ids: list[int] | None = self._encoder.encode_text(data, np.ndarray.tolist)
+        if (encoder := self.switch.encoder) is not None:
+            token_ids: list[int] | None = encoder.encode_text(data, np.ndarray.tolist)
             if token_ids is not None:
                 return token_ids
-        self._encoded_plainly += len(text)
-        if self._encoded_plainly >= BEHIND_FROM_CHARACTERS and have_kernels(self.pattern):
-            self._encoded_plainly = 0
-            load_behind(self._load_encoder)
+        self.switch.count_plain(len(text))
         return self.encode_plainly(text)
-
-    def _load_encoder(self) -> None:
-        if native := self.code_for(KERNELS_FROM_BYTES).native:
-            with step():
-                self.kernel_encoder(native)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Return the token ids of any bytes, and of UTF-8 those that `encode` gives.
@@ -244,20 +216,6 @@ class Tokenizer:
                     token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
         return token_ids
 
-    def code_for(self, num_bytes: int) -> Choice:
-        """Choose the code that encodes so many bytes: the kernels, loaded or compiled by now, or plain Python."""
-        choice = kernels_for(self.pattern, num_bytes, "encoding")
-        if choice.native and not choice.native.can_encode(self.vocab_size, len(self.merges)):
-            return Choice(None, "plain Python (too many tokens for the kernels)", choice.seconds)
-        return choice
-
-    def kernel_encoder(self, native: ModuleType) -> Any:
-        """Return the native.Encoder of this tokenizer, made at the first call."""
-        if self._encoder is None:
-            dtype = token_dtype(self.vocab_size)
-            self._encoder = native.Encoder(self._byte_ids, self._ranks, self._special_ids, dtype)
-        return self._encoder
-
     def _encode_pretoken(self, pretoken: str) -> list[int]:
         data = pretoken.encode(errors="surrogateescape")
         token_ids = [self._byte_ids[value] for value in data]
@@ -269,13 +227,9 @@ class Tokenizer:
             self._cache[pretoken] = token_ids
         return token_ids
 
-    def encode_iterable(self, strings: Iterable[str]) -> Iterator[int]:
-        """Yield the token ids of all the strings joined, without holding them all at once."""
-        return chain.from_iterable(map(self._encode_piece, self._pieces(strings)))
-
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
-        return self.decode_bytes(token_ids).decode(errors="replace")
+        return str(self._decoder.decode_bytes(token_ids), "utf-8", "replace")
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         """Return the text of each sequence of token ids, as `decode` does."""
@@ -283,25 +237,11 @@ class Tokenizer:
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """Return the bytes of token ids, as `encode_bytes` was given them."""
-        ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
-        try:
-            array("I", ids)  # refuses negative ids, which a list would count from its end
-            return b"".join(map(self._tokens.__getitem__, ids))  # type: ignore[arg-type]  # None raises TypeError
-        except (OverflowError, IndexError, TypeError):
-            return b"".join(map(self._token_bytes, ids))
+        return self._decoder.decode_bytes(token_ids)
 
     def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
         """Yield the text of token ids as it grows: a character as soon as all its bytes are there."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token_id in token_ids:
-            yield decoder.decode(self._token_bytes(token_id))
-        yield decoder.decode(b"", final=True)
-
-    def _token_bytes(self, token_id: int) -> bytes:
-        token = self.vocab.get(token_id)
-        if token is None:
-            raise InputError(f"token id {token_id} is not in the vocabulary, whose ids end at {self.vocab_size - 1}")
-        return token
+        return self._decoder.decode_iterable(token_ids)
 
     def encode_files(
         self,

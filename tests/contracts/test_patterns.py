@@ -19,7 +19,7 @@ def compiled_is_plain(pattern: str) -> None:
     assert (native is not None) == kernels.have_kernels(pattern)
     if native is None:
         return
-    encoder, source = tokenizer.kernel_encoder(native), random.Random(0)
+    encoder, source = tokenizer.switch.encoder_of(native), random.Random(0)
     for text in (SEED_TEXT, *(random_text(source) for _ in range(300))):
         compiled = encoder.encode(native.Window.of_bytes(text.encode())).tolist()
         assert compiled == tokenizer.encode_bytes(text.encode()), repr(text)

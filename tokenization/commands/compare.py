@@ -141,7 +141,7 @@ def measure_sizes(tokenizer: Tokenizer, sample: Sample) -> Iterator[Row]:
 
 def throughput(tokenizer: Tokenizer, text: str, num_bytes: int, bar: "tqdm[NoReturn]") -> float:
     """Returns the bytes per second of one core, with warm caches; num_bytes: of the text, in UTF-8."""
-    kernels = tokenizer.code_for(KERNELS_FROM_BYTES).native
+    kernels = tokenizer.switch.choose(KERNELS_FROM_BYTES).native
     repeats = math.ceil(KERNELS_FROM_BYTES / len(text)) if kernels else 1
     tokenizer.encode(text * repeats)  # fills the caches
     bar.update()

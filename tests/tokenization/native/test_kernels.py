@@ -57,7 +57,7 @@ def always_compiled(monkeypatch):
 
 
 def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
-    return tokenizer.kernel_encoder(native)
+    return tokenizer.switch.encoder_of(native)
 
 
 def encode(encoder: native.Encoder, text: str) -> list[int]:
@@ -455,7 +455,7 @@ def test_a_byte_without_a_token(tokenizer, tmp_path, always_compiled):
 
 @pytest.mark.parametrize("from_bytes", [0, 1 << 60])
 def test_lone_surrogates_are_an_error(tokenizer, monkeypatch, from_bytes):
-    monkeypatch.setattr("tokenization.tokenizer.KERNELS_FROM_BYTES", from_bytes)
+    monkeypatch.setattr("tokenization.switching.KERNELS_FROM_BYTES", from_bytes)
     monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", from_bytes)
     with pytest.raises(InputError, match=r"lone surrogate U\+D800"):
         tokenizer.encode("ab \ud800")
@@ -463,7 +463,7 @@ def test_lone_surrogates_are_an_error(tokenizer, monkeypatch, from_bytes):
 
 def test_large_strings_take_the_kernels(tokenizer, text, monkeypatch):
     expected = tokenizer.encode_plainly(text)
-    monkeypatch.setattr("tokenization.tokenizer.KERNELS_FROM_BYTES", len(text))
+    monkeypatch.setattr("tokenization.switching.KERNELS_FROM_BYTES", len(text))
     monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", len(text))
     monkeypatch.setattr("tokenization.tokenizer.pretokenize", None)  # the plain path would fail
     assert tokenizer.encode(text) == expected

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
-from tokenization import InputError, Tokenizer, kernels
+from tokenization import InputError, Tokenizer, kernels, switching
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import CL100K_PATTERN, count_pretokens
@@ -32,7 +32,7 @@ def long_text(seed: int) -> str:
 @pytest.mark.parametrize("asked", [1, 2, 5, 17])
 def test_a_switch_between_any_two_pieces_changes_no_id(tokenizer, monkeypatch, asked):
     monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 50)
-    monkeypatch.setattr(tokenizer_module, "BEHIND_FROM_CHARACTERS", 1)
+    monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1)
     calls = []
 
     def load_at_once(load):
@@ -40,22 +40,22 @@ def test_a_switch_between_any_two_pieces_changes_no_id(tokenizer, monkeypatch, a
         if len(calls) == asked:
             load()
 
-    monkeypatch.setattr(tokenizer_module, "load_behind", load_at_once)
+    monkeypatch.setattr(switching, "load_behind", load_at_once)
     for seed in range(3):
         text = long_text(100 * asked + seed)
         expected = tokenizer.encode_plainly(text)
         for encode in (tokenizer.encode, lambda text: list(tokenizer.encode_iterable(text))):
-            tokenizer._encoder, tokenizer._encoded_plainly = None, 0
+            tokenizer.switch.encoder, tokenizer.switch._encoded_plainly = None, 0
             calls.clear()
             assert encode(text) == expected
-            assert tokenizer._encoder
+            assert tokenizer.switch.encoder
             assert len(calls) == asked
             assert encode(text) == expected
 
 
 def test_threads_that_encode_while_the_kernels_are_loaded(monkeypatch):
     """Two tokenizers, three threads on each, of which any may ask for the kernels."""
-    monkeypatch.setattr(tokenizer_module, "BEHIND_FROM_CHARACTERS", 300)
+    monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 300)
     source = random.Random(1)
     texts = [random_text(source) for _ in range(150)]
     tokenizers = [Tokenizer(VOCAB, MERGES, special_tokens) for special_tokens in (SPECIAL_TOKENS, [])]
@@ -76,12 +76,12 @@ def test_threads_that_encode_while_the_kernels_are_loaded(monkeypatch):
     if kernels._loader:
         kernels._loader.join()
     for tokenizer, ids in zip(tokenizers, expected, strict=True):
-        tokenizer._load_encoder()
+        tokenizer.switch.load()
         assert [tokenizer.encode(text) for text in texts] == ids
 
 
 def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, capfd):
-    monkeypatch.setattr(tokenizer_module, "BEHIND_FROM_CHARACTERS", 1)
+    monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1)
     for failure in ((None, "plain Python (numba is not installed)"), MemoryError("no room")):
 
         def load(work, failure=failure):
@@ -95,13 +95,13 @@ def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, 
             assert tokenizer.encode(text) == tokenizer.encode_plainly(text)
             if kernels._loader:
                 kernels._loader.join()
-        assert tokenizer._encoder is None
+        assert tokenizer.switch.encoder is None
     assert capfd.readouterr() == ("", "")
 
 
 def test_other_patterns_start_no_thread(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "BEHIND_FROM_CHARACTERS", 1)
-    monkeypatch.setattr(tokenizer_module, "load_behind", None)  # a call would fail
+    monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1)
+    monkeypatch.setattr(switching, "load_behind", None)  # a call would fail
     tokenizer = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS, CL100K_PATTERN)
     assert tokenizer.encode(SEED_TEXT) == tokenizer.encode_plainly(SEED_TEXT)
 
@@ -109,7 +109,7 @@ def test_other_patterns_start_no_thread(monkeypatch):
 def test_texts_one_after_the_other_in_the_same_memory(tokenizer, monkeypatch):
     """What is left of a longer text, or of its ids, has no influence; around the length that fits."""
     monkeypatch.setattr("tokenization.native.encoding.KEPT_BYTES", 200)
-    tokenizer._load_encoder()
+    tokenizer.switch.load()
     source = random.Random(2)
     for _ in range(500):
         text = random_text(source)
@@ -124,7 +124,7 @@ def test_texts_one_after_the_other_in_the_same_memory(tokenizer, monkeypatch):
 def test_a_batch_and_an_array_are_what_single_calls_give(tokenizer, monkeypatch, loaded, num_threads):
     monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 300)
     if loaded:
-        tokenizer._load_encoder()
+        tokenizer.switch.load()
     source = random.Random(3)
     texts = [random_text(source) for _ in range(200)] + ["", long_text(1)]
     expected = [tokenizer.encode_plainly(text) for text in texts]
@@ -143,7 +143,7 @@ def test_a_batch_where_every_id_of_16_bits_is_a_token(last_token):
     others = (b"token %d" % number for number in range(len(VOCAB), 65535))
     vocab = dict(enumerate([*VOCAB.values(), *others, last_token]))
     tokenizer = Tokenizer(vocab, [*MERGES, (b"'", b"t")] if last_token == b"'t" else MERGES, SPECIAL_TOKENS)
-    tokenizer._load_encoder()
+    tokenizer.switch.load()
     texts = [SEED_TEXT, "", "'t", "it's, isn't it?"]
     assert tokenizer.encode_batch(texts) == [tokenizer.encode_plainly(text) for text in texts]
     assert (65535 in tokenizer.encode("'t")) == (last_token == b"'t")
@@ -152,7 +152,7 @@ def test_a_batch_where_every_id_of_16_bits_is_a_token(last_token):
 def test_a_batch_names_what_cannot_be_encoded(tokenizer):
     with pytest.raises(InputError, match="texts is a string; it must be a list"):
         tokenizer.encode_batch("text")
-    tokenizer._load_encoder()
+    tokenizer.switch.load()
     with pytest.raises(InputError, match=r"lone surrogate U\+D800"):
         tokenizer.encode_batch(["a", "\ud800"])
     with pytest.raises(InputError, match=r"lone surrogate U\+D800"):
@@ -164,7 +164,7 @@ def test_a_batch_names_what_cannot_be_encoded(tokenizer):
 def test_arrays_of_a_large_vocabulary_are_uint32():
     wide = Tokenizer({token_id + 70_000: token for token_id, token in VOCAB.items()}, MERGES, SPECIAL_TOKENS)
     plain = wide.encode_to_numpy(SEED_TEXT)
-    wide._load_encoder()
+    wide.switch.load()
     native = wide.encode_to_numpy(SEED_TEXT)
     assert plain.dtype == native.dtype == np.uint32
     assert plain.tolist() == native.tolist() == wide.encode_plainly(SEED_TEXT)
@@ -182,14 +182,14 @@ def run_python(code: str, **environment: str) -> str:
 
 START = """
 import os, random, sys, threading, time
-from tokenization import Tokenizer, kernels, tokenizer as module
+from tokenization import Tokenizer, kernels, switching
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens
 text = "the cat's hat isn't theirs; they'll say 1234 reasons. " * 100
 tokenizer = Tokenizer(*learn_merges(count_pretokens(text), 300))
 expected = tokenizer.encode(text)
 assert "numba" not in sys.modules and kernels._loader is None
-module.BEHIND_FROM_CHARACTERS = 1
+switching.BEHIND_FROM_CHARACTERS = 1
 tokenizer.encode("a")
 """
 
@@ -202,13 +202,13 @@ def child(number):
     assert kernels._loader is None and kernels._stepping.acquire(blocking=False)
     kernels._stepping.release()
     ended = time.monotonic() + 60
-    while number == 0 and tokenizer._encoder is None and time.monotonic() < ended:
+    while number == 0 and tokenizer.switch.encoder is None and time.monotonic() < ended:
         assert tokenizer.encode(text) == expected
-    assert number or tokenizer._encoder
+    assert number or tokenizer.switch.encoder
     assert tokenizer.encode(text) == expected
 
 children = number = 0
-while tokenizer._encoder is None:
+while tokenizer.switch.encoder is None:
     assert tokenizer.encode(text) == expected
     pid = os.fork()
     if not pid:

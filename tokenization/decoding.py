@@ -1,0 +1,52 @@
+"""Decoding: token ids to bytes and text."""
+
+import codecs
+from array import array
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+
+import numpy as np
+
+from tokenization.bpe import Vocabulary
+from tokenization.errors import InputError
+
+CHUNK_IDS = 4096  # looked up and joined at once: so few that their tokens stay in the processor's cache
+
+
+class Decoder:
+    """The bytes of each token of a vocabulary. vocab_size: a number above all its ids."""
+
+    def __init__(self, vocab: Vocabulary, vocab_size: int):
+        self._vocab, self._vocab_size = vocab, vocab_size
+        # A list is looked up faster than a dict, but the ids of a sparse vocabulary go up to 2**32.
+        self._tokens = list(map(vocab.get, range(min(vocab_size, 2 * len(vocab)))))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token. Raises InputError for an unknown id."""
+        token = self._vocab.get(token_id)
+        if token is None:
+            raise InputError(f"token id {token_id} is not in the vocabulary, whose ids end at {self._vocab_size - 1}")
+        return token
+
+    def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
+        """Return the bytes of token ids. Raises InputError for an unknown id."""
+        ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
+        if len(ids) <= CHUNK_IDS:
+            return self._join(ids)
+        return b"".join([self._join(ids[start : start + CHUNK_IDS]) for start in range(0, len(ids), CHUNK_IDS)])
+
+    def _join(self, ids: list[int]) -> bytes:
+        if len(ids) < 2:  # itemgetter gives no tuple
+            return b"".join(map(self.token_bytes, ids))
+        try:
+            array("I", ids)  # refuses negative ids, which a list would count from its end
+            return b"".join(itemgetter(*ids)(self._tokens))
+        except (OverflowError, IndexError, TypeError):
+            return b"".join(map(self.token_bytes, ids))
+
+    def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of token ids as it grows: a character as soon as all its bytes are there."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in token_ids:
+            yield decoder.decode(self.token_bytes(token_id))
+        yield decoder.decode(b"", final=True)

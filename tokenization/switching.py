@@ -1,0 +1,81 @@
+"""The switch from plain Python to the compiled kernels, while a program goes on encoding.
+
+    a text of KERNELS_FROM_BYTES   waits until the kernels are loaded or compiled: they save more time than that takes
+    smaller ones                   never wait; when there were many, a thread loads the kernels behind them
+    once they are loaded           every text is encoded by the kernels
+
+No id depends on when the switch happens.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from tokenization.bpe import Ranks
+from tokenization.kernels import (
+    BEHIND_FROM_CHARACTERS,
+    KERNELS_FROM_BYTES,
+    Choice,
+    have_kernels,
+    kernels_for,
+    load_behind,
+    step,
+)
+from tokenization.token_file import token_dtype
+
+
+class EncoderSwitch:
+    """The kernels' encoder of one tokenizer, from the moment it is there.
+
+    byte_ids, ranks, special_ids: what native.Encoder takes.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        vocab_size: int,
+        num_merges: int,
+        byte_ids: Sequence[int],
+        ranks: Ranks,
+        special_ids: Mapping[str, int],
+    ):
+        self.encoder: Any = None  # a native.Encoder, once the kernels are loaded
+        self.can_switch = have_kernels(pattern)
+        self._pattern, self._vocab_size, self._num_merges = pattern, vocab_size, num_merges
+        self._tables = byte_ids, ranks, special_ids
+        self._encoded_plainly = 0  # characters since a thread was last asked to load the kernels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"encoder": None}  # its memory is this process's
+
+    def choose(self, num_bytes: int) -> Choice:
+        """Choose the code that encodes so many bytes: the kernels, loaded or compiled by now, or plain Python."""
+        choice = kernels_for(self._pattern, num_bytes, "encoding")
+        if choice.native and not choice.native.can_encode(self._vocab_size, self._num_merges):
+            return Choice(None, "plain Python (too many tokens for the kernels)", choice.seconds)
+        return choice
+
+    def encoder_of(self, native: ModuleType) -> Any:
+        """Return the native.Encoder of this tokenizer, made at the first call. native: the module with the kernels."""
+        if self.encoder is None:
+            self.encoder = native.Encoder(*self._tables, token_dtype(self._vocab_size))
+        return self.encoder
+
+    def encoder_for(self, num_bytes: int) -> Any:
+        """Return the encoder if it is there, or if so many bytes are worth waiting for it; otherwise None."""
+        if self.encoder is None and num_bytes >= KERNELS_FROM_BYTES and (native := self.choose(num_bytes).native):
+            return self.encoder_of(native)
+        return self.encoder
+
+    def count_plain(self, num_characters: int) -> None:
+        """Note how much was encoded in plain Python; when that was much, a thread loads the kernels."""
+        self._encoded_plainly += num_characters
+        if self._encoded_plainly >= BEHIND_FROM_CHARACTERS and self.can_switch:
+            self._encoded_plainly = 0
+            load_behind(self.load)
+
+    def load(self) -> None:
+        """Load or compile the kernels and make the encoder, if that is possible."""
+        if native := self.choose(KERNELS_FROM_BYTES).native:
+            with step():
+                self.encoder_of(native)
