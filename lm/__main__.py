@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from importlib import import_module
 
 from lm.machine.contention import choose_waiting
+from lm.machine.lean_imports import import_torchmetrics_on_demand
 from lm.machine.signals import interruptible
 from tokenization.errors import InputError, describe_os_error, did_you_mean, drop_stdout
 from tokenization.version import own_version
@@ -110,6 +111,8 @@ def find_command(name: str) -> Callable[[list[str]], None]:
         raise InputError(f"no such command; there are {', '.join(COMMANDS)}; see `lm --help`{meant}")
     if name in COMPUTING:
         choose_waiting()  # before torch is imported
+    if name in TRAINING:
+        import_torchmetrics_on_demand()  # before Lightning is
     run: Callable[[list[str]], None] = import_module(f"lm.commands.{COMMANDS[name]}").run
     return run
 

@@ -19,6 +19,9 @@ def serve(path: str, python: str) -> None:
     """Forks commands until standard input ends; python stands for the interpreter in what they start."""
     import select
 
+    from lm.machine.lean_imports import import_torchmetrics_on_demand
+
+    import_torchmetrics_on_demand()  # as `lm` does
     for name in ("lm.training.cli", "lm.generation.writer", "tokenization.native"):
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.events import read_events
-from helpers.processes import start, wait_until
+from helpers.processes import ForkServer, start, wait_until
 from helpers.runs import TIMED, same
 
 from lm.runs.checkpoint import load_checkpoint
@@ -82,7 +82,7 @@ def test_of_two_commands_one_trains(races, fit_arguments, figure, tmp_path):
 TOGETHER = (
     "--trainer.devices=2",
     "--trainer.strategy=ddp",
-    "--trainer.max_steps=60",
+    "--trainer.max_steps=40",
     "--trainer.val_check_interval=20",
     "--trainer.limit_val_batches=2",
     "--data.batch_size=2",
@@ -106,17 +106,29 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def train_together(fork_server: ForkServer, arguments: list[object], run: Path) -> None:
+    log = run.with_suffix(".log")
+    assert fork_server.run(arguments, log) == 0, log.read_text()
+
+
 @pytest.fixture(scope="module")
-def whole(fit_arguments, tmp_path_factory) -> Path:
+def whole(fork_server, fit_arguments, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("together") / "run"
-    process = start(fit_arguments(run, *TOGETHER))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    train_together(fork_server, fit_arguments(run, *TOGETHER), run)
     return run
 
 
+def resume_together(fork_server: ForkServer, fit_arguments, run: Path, whole: Path) -> None:
+    """Goes on with a run, whose last checkpoint is then the unbroken run's."""
+    train_together(fork_server, fit_arguments(run, *TOGETHER, "--ckpt_path=auto"), run)
+    a, b = load_checkpoint(whole / "last.ckpt"), load_checkpoint(run / "last.ckpt")
+    for key in ("state_dict", "optimizer_states", "global_step", "callbacks"):
+        assert same(a[key], b[key]), key
+    assert all(torch.isfinite(weight).all() for weight in b["state_dict"].values())
+
+
 @pytest.mark.parametrize("victim", ["second", pytest.param("first", marks=pytest.mark.torture)])
-def test_of_two_one_is_killed_and_they_go_on(victim, whole, fit_arguments, figure, tmp_path):
+def test_of_two_one_is_killed_and_they_go_on(victim, whole, fork_server, fit_arguments, figure, tmp_path):
     run = tmp_path / "run"
     process = start(fit_arguments(run, *TOGETHER))
     wait_until(lambda: (run / "last.ckpt").exists())
@@ -130,14 +142,8 @@ def test_of_two_one_is_killed_and_they_go_on(victim, whole, fit_arguments, figur
     assert process.returncode != 0
     assert seconds < 60
     step = read_manifest(run / "last.ckpt")["step"]
-    assert step < 60
-    again = start(fit_arguments(run, *TOGETHER, "--ckpt_path=auto"))
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    a, b = load_checkpoint(whole / "last.ckpt"), load_checkpoint(run / "last.ckpt")
-    for key in ("state_dict", "optimizer_states", "global_step", "callbacks"):
-        assert same(a[key], b[key]), key
-    assert all(torch.isfinite(weight).all() for weight in b["state_dict"].values())
+    assert step < 40
+    resume_together(fork_server, fit_arguments, run, whole)
     (scalars, texts), (expected, expected_texts) = read_events(run), read_events(whole)
     for tag in TIMED:
         scalars.pop(tag), expected.pop(tag)
@@ -147,7 +153,7 @@ def test_of_two_one_is_killed_and_they_go_on(victim, whole, fit_arguments, figur
 
 
 @pytest.mark.torture
-def test_a_signal_stops_both_at_one_step(whole, fit_arguments, figure, tmp_path):
+def test_a_signal_stops_both_at_one_step(whole, fork_server, fit_arguments, figure, tmp_path):
     run = tmp_path / "run"
     process = start(fit_arguments(run, *TOGETHER))
     wait_until(lambda: (run / "last.ckpt").exists())
@@ -155,10 +161,5 @@ def test_a_signal_stops_both_at_one_step(whole, fit_arguments, figure, tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
     step = read_manifest(run / "last.ckpt")["step"]
-    again = start(fit_arguments(run, *TOGETHER, "--ckpt_path=auto"))
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    a, b = load_checkpoint(whole / "last.ckpt"), load_checkpoint(run / "last.ckpt")
-    for key in ("state_dict", "optimizer_states", "global_step", "callbacks"):
-        assert same(a[key], b[key]), key
+    resume_together(fork_server, fit_arguments, run, whole)
     figure(f"two processes, SIGTERM to the first: exit code 143, resumed from step {step}, equal to the unbroken run")

@@ -1,0 +1,104 @@
+"""Proves that torchmetrics is imported in parts, whole when more is asked for, and whole when its parts have moved.
+
+On a package of that name that is written here; tests/training/test_signals.py sees `lm fit` spare the installed one.
+"""
+
+import sys
+from importlib import import_module, invalidate_caches
+
+import pytest
+
+from lm.machine.lean_imports import import_torchmetrics_on_demand
+
+FILES = {
+    "__init__.py": """
+        from torchmetrics.__about__ import *
+        from torchmetrics.utilities import CHECKED
+        from torchmetrics.metric import Metric
+        from torchmetrics.collections import MetricCollection
+        class Accuracy(Metric): pass
+    """,
+    "__about__.py": "__version__ = '9.9'",
+    "utilities.py": """
+        from torchmetrics import _logger
+        from torchmetrics.metric import Metric
+        CHECKED = Metric
+    """,
+    "metric.py": """
+        import torchmetrics.utilities
+        class Metric: pass
+    """,
+    "collections.py": "class MetricCollection: pass",
+}
+WITH_LOGGER = "_logger = 'its own'\n"
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """package(**changed files) writes and hides the installed one; nothing of it is left behind."""
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torchmetrics"}
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
+            del sys.modules[name]
+
+    def write(**changed: str | None) -> None:
+        folder = tmp_path / "torchmetrics"
+        folder.mkdir()
+        for name, text in (FILES | {f"{stem}.py": text for stem, text in changed.items()}).items():
+            if text is not None:
+                lines = [line.removeprefix("        ") for line in text.splitlines()]
+                (folder / name).write_text((WITH_LOGGER if name == "__init__.py" else "") + "\n".join(lines))
+        monkeypatch.syspath_prepend(tmp_path)
+        invalidate_caches()
+        forget()
+
+    yield write
+    forget()
+    sys.modules.update(before)
+
+
+def test_only_the_parts_are_imported(package):
+    package()
+    import_torchmetrics_on_demand()
+    from torchmetrics import Metric, MetricCollection, __version__
+
+    assert (Metric.__module__, MetricCollection.__module__) == ("torchmetrics.metric", "torchmetrics.collections")
+    assert __version__ == "9.9"
+    assert not hasattr(sys.modules["torchmetrics"], "__wrapped__")  # as inspect asks of every module
+    assert "Accuracy" not in vars(sys.modules["torchmetrics"])
+
+
+def test_any_other_name_imports_the_whole_with_the_same_parts(package):
+    package()
+    import_torchmetrics_on_demand()
+    from torchmetrics import Accuracy, Metric
+
+    assert issubclass(Accuracy, Metric)
+    assert vars(sys.modules["torchmetrics"])["_logger"] == "its own"
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        from torchmetrics import Nothing  # noqa: F401
+
+
+@pytest.mark.parametrize("moved", [{"metric": None}, {"metric": "Renamed = 1"}, {"utilities": None}])
+def test_a_package_whose_parts_have_moved_is_imported_whole(package, moved):
+    package(**moved, __init__="class Metric: pass\nclass MetricCollection: pass\n__version__ = '10'")
+    import_torchmetrics_on_demand()
+    from torchmetrics import Metric, __version__
+
+    assert (Metric.__module__, __version__) == ("torchmetrics", "10")
+
+
+def test_an_imported_package_stays(package):
+    package()
+    whole = import_module("torchmetrics")
+    import_torchmetrics_on_demand()
+    assert sys.modules["torchmetrics"] is whole
+    assert "Accuracy" in vars(whole)
+
+
+def test_without_the_package_nothing_happens(package, monkeypatch):
+    package()
+    monkeypatch.setattr("lm.machine.lean_imports.find_spec", lambda name: None)
+    import_torchmetrics_on_demand()
+    assert "torchmetrics" not in sys.modules
