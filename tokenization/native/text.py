@@ -84,7 +84,8 @@ def next_special(
 def last_cut(begin: int, lowest: int, end: int, classes: int, specials: int, num_specials: int) -> int:
     """Returns the last address above `lowest` where a text that goes on behind `end` can be cut; `begin` if none.
 
-    A cut lies before a white-space byte, after a character that is not white space, and not inside a special token.
+    A cut lies before a white-space byte, after a character that is not white space, and not inside a special token. At
+    least as many bytes as the longest special token has, but for one, follow `end`.
     """
     address = end - 1
     while address > lowest:
@@ -92,9 +93,7 @@ def last_cut(begin: int, lowest: int, end: int, classes: int, specials: int, num
             whole = True
             for index in range(num_specials):
                 special = specials + SPECIAL_ROW * index
-                whole &= not spans(
-                    begin, address, end, load64(special + SPECIAL_TEXT), load64(special + SPECIAL_LENGTH)
-                )
+                whole &= not spans(begin, address, load64(special + SPECIAL_TEXT), load64(special + SPECIAL_LENGTH))
             if whole:
                 return address
         address -= 1
@@ -111,9 +110,9 @@ def ends_word(begin: int, end: int, classes: int) -> bool:
 
 
 @compiled
-def spans(begin: int, address: int, end: int, special: int, length: int) -> bool:
-    """Tells whether the special token occurs in [begin, end) across the address."""
-    for start in range(max(begin, address - length + 1), min(address, end - length + 1)):
+def spans(begin: int, address: int, special: int, length: int) -> bool:
+    """Tells whether the special token occurs across the address; `length` - 1 bytes of text follow it."""
+    for start in range(max(begin, address - length + 1), address):  # noqa: SIM110, for Numba has no any()
         if same_bytes(start, special, length):
             return True
     return False

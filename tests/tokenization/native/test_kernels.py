@@ -427,6 +427,16 @@ def test_token_files_equal_the_reference(tokenizer, text, tmp_path, monkeypatch,
         assert (tmp_path / "ids.bin").read_bytes() == (tmp_path / "expected.bin").read_bytes()
 
 
+def test_no_cut_lies_inside_a_special_token(tokenizer, tmp_path, always_compiled, monkeypatch):
+    """One with white space inside, at every place around the end of a window."""
+    monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 64)
+    for before in range(30, 70):
+        text = "x" * before + "<|end of|>" + "y" * 40 + " z" * 40
+        (tmp_path / "text.txt").write_text(text)
+        file = tokenizer.encode_files([tmp_path / "text.txt"], tmp_path / "ids.bin", 1)
+        assert file.tokens.tolist() == tokenizer.encode_plainly(text)
+
+
 @pytest.mark.parametrize("from_bytes", [0, 1 << 60])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xe4\xb8", b"\x80"])
 def test_invalid_utf8(tokenizer, tmp_path, monkeypatch, from_bytes, bad):
