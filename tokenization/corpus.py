@@ -1,38 +1,32 @@
-"""Reading text files, .gz and .zst among them, as a stream of strings that fit in memory.
+"""Reading files of text or documents, compressed ones among them, as a stream of strings that fit in memory.
 
     inputs -> TextFiles -> Corpus.blocks -> chunks (cut in pretokenization.py) -> map_in_order over processes
 
-A block ends wherever reading stopped; only a chunk may be tokenized by itself.
+A block ends wherever reading stopped; only a chunk may be tokenized by itself. Between two documents of a file the
+stream has BETWEEN, see documents.py.
 """
 
 import codecs
-import gzip
 import os
 import signal
-import sys
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
+from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, DocumentStream, RecordReader, holds_documents
 from tokenization.errors import InputError
+from tokenization.packing import DAMAGED, damaged, packing, unpack
 from tokenization.text_files import MARK, TextFiles, check_is_text
 
 BLOCK_BYTES = 1 << 20
-PACKED: dict[str, Callable[[Any], Any]] = {".gz": lambda raw: gzip.GzipFile(fileobj=raw), ".zst": zstd.ZstdFile}
-DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, zstd.ZstdError)  # what reading a damaged one of them raises
 HEAD_BYTES = 4096  # enough to show what a file is
 
 Item = TypeVar("Item")
@@ -43,11 +37,19 @@ class Corpus:
     """The text of several files. Reading is timed, and shown as a progress bar in bytes of the files.
 
     errors: what happens to bytes that are not UTF-8: "strict" raises InputError with their position, "replace" puts
-    U+FFFD. progress: the title of the progress bar; none is shown for an empty one.
+    U+FFFD. progress: the title of the progress bar; none is shown for an empty one. text_field: of documents, see
+    RecordReader.
     """
 
-    def __init__(self, inputs: Sequence[str | os.PathLike[str]], errors: str = "strict", progress: str = ""):
+    def __init__(
+        self,
+        inputs: Sequence[str | os.PathLike[str]],
+        errors: str = "strict",
+        progress: str = "",
+        text_field: str | None = None,
+    ):
         self.files = TextFiles(inputs).files
+        self.text_field = text_field
         self.name = f"{self.files[0]}" + (f" and {len(self.files) - 1:,} more" if len(self.files) > 1 else "")
         self.errors = errors
         self.read_seconds = 0.0
@@ -57,6 +59,13 @@ class Corpus:
             total=self.file_bytes, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5
         )
 
+    def boundaries(self, special_tokens: Sequence[str]) -> list[str]:
+        """Return the strings that no token reaches across: the special tokens, and what is between documents."""
+        return [
+            *special_tokens,
+            *([BETWEEN_CHARACTER] if any(holds_documents(file.name) for file in self.files) else []),
+        ]
+
     @contextmanager
     def opened(self, file: Path) -> Iterator[tuple[Callable[[memoryview], int], int]]:
         """Open a file for reading its text as bytes.
@@ -65,14 +74,19 @@ class Corpus:
         end; and the number of bytes skipped before them: a byte order mark is not part of the text. Raises InputError
         for a file that cannot be read, is damaged or is no text.
         """
+        are_documents = holds_documents(file.name)
         try:
             with open(file, "rb") as raw:
                 seekable = raw.seekable()  # for a pipe, progress is what comes out of it
-                stream: Any = PACKED.get(file.suffix.lower(), lambda raw: raw)(raw)
+                stream: Any = unpack(file.name, raw)
                 head = stream.read(HEAD_BYTES)
                 check_is_text(file, head)
                 skipped = len(MARK) if head.startswith(MARK) else 0
                 waiting, seen = memoryview(head)[skipped:], 0
+                if are_documents:
+                    blocks = chain([bytes(waiting)], iter(partial(stream.read, BLOCK_BYTES), b""))
+                    reader = RecordReader(str(file), self.text_field, self.errors)
+                    stream, waiting = DocumentStream(reader.json_lines(blocks)), waiting[:0]
 
                 def fill(buffer: memoryview) -> int:
                     nonlocal waiting, seen
@@ -82,7 +96,8 @@ class Corpus:
                         buffer[:count], waiting = waiting[:count], waiting[count:]
                     else:
                         count = stream.readinto(buffer)
-                    self.num_bytes += count
+                    marks = bytes(buffer[:count]).count(BETWEEN) if are_documents else 0
+                    self.num_bytes += count - marks
                     self.read_seconds += time.perf_counter() - start
                     position = raw.tell() if seekable else seen + count
                     self.bar.update(position - seen)
@@ -91,13 +106,16 @@ class Corpus:
 
                 yield fill, skipped
         except DAMAGED as error:
-            raise InputError(f"{file}: damaged {file.suffix} file ({error}); copy or download it again") from None
+            raise damaged(str(file), error) from None
         except OSError as error:
+            if error.errno is None:  # bzip2's
+                raise damaged(str(file), error) from None
             raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
     def blocks(self, file: Path) -> Iterator[str]:
         """Yield the text of one file, at most BLOCK_BYTES bytes at a time, never cutting a character."""
-        decoder = codecs.getincrementaldecoder("utf-8")(self.errors)
+        errors = "surrogateescape" if holds_documents(file.name) else self.errors
+        decoder = codecs.getincrementaldecoder("utf-8")(errors)
         buffer = memoryview(bytearray(BLOCK_BYTES))
         with self.opened(file) as (fill, offset):
             count = 1
@@ -111,14 +129,15 @@ class Corpus:
     def text_bytes(self, enough: int) -> int:
         """Return how many bytes the files hold, decompressed; of `enough` bytes and more the number is a lower bound.
 
-        What a compressed file says of its size is optional or counts its last part only, so it is read, and no
-        further than to `enough`. Its errors are left to the real reading; a pipe can be read only once and counts 0.
+        Of documents it is the size of their records, a little more than their text. What a compressed file says of its
+        size is optional or counts its last part only, so it is read, and no further than to `enough`. Its errors are
+        left to the real reading; a pipe can be read only once and counts 0.
         """
-        packed = [file for file in self.files if file.suffix.lower() in PACKED and file.is_file()]
+        packed = [file for file in self.files if packing(file.name) and file.is_file()]
         size = self.file_bytes - sum(file.stat().st_size for file in packed)
         for file in packed:
             with suppress(OSError, *DAMAGED), open(file, "rb") as raw:
-                stream = PACKED[file.suffix.lower()](raw)
+                stream = unpack(file.name, raw)
                 while size < enough and (count := len(stream.read(BLOCK_BYTES))):
                     size += count
         return size

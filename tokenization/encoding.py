@@ -1,4 +1,4 @@
-"""Encoding text files into a token file, in parallel.
+"""Encoding files of text or documents into a token file, in parallel.
 
     files -> chunks (cut where no pre-token crosses) -> token ids, in order -> token_file.py
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenization.corpus import Corpus, available_cores, map_in_order
+from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, holds_documents
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import refuse_input
@@ -42,6 +43,7 @@ class EncodedChunk(NamedTuple):
     num_bytes: int  # of its text
     ends_document: bool  # whether it holds a separator
     in_document: bool  # whether there is text behind the last separator
+    unmarked_ends: int = 0  # of documents that no token follows, for the tokenizer has no separator
 
 
 def encode_files(
@@ -52,9 +54,10 @@ def encode_files(
     errors: str = "strict",
     progress: bool = False,
     report: EncodingReport | None = None,
+    text_field: str | None = None,
 ) -> TokenFile:
     """Encode text files into one token file; see `Tokenizer.encode_files`."""
-    corpus = Corpus(inputs, errors, "encoding" if progress else "")
+    corpus = Corpus(inputs, errors, "encoding" if progress else "", text_field)
     for path in (Path(output), description_path(output)):
         refuse_input(path, corpus.files)
     choice = tokenizer.switch.choose(corpus.text_bytes(KERNELS_FROM_BYTES))
@@ -84,6 +87,7 @@ def write_chunks(writer: TokenFileWriter, chunks: Iterator[EncodedChunk], separa
         current_file = chunk.file
         writer.write(chunk.token_ids)
         writer.num_bytes += chunk.num_bytes
+        writer.num_documents += chunk.unmarked_ends
         in_document = chunk.in_document or (in_document and not chunk.ends_document)
     writer.num_documents += in_document  # one that no separator closes
 
@@ -93,33 +97,57 @@ def encode_corpus(
 ) -> Iterator[EncodedChunk]:
     """Yield the encoded chunks of all files, in order. native: the module with the kernels, or None."""
     separator = END_OF_TEXT if tokenizer.end_of_text_id is not None else None
-    dtype = token_dtype(tokenizer.vocab_size)
     if native:
         for window, token_ids in tokenizer.switch.encoder_of(native).encode_corpus(corpus, num_processes):
             if token_ids is None:  # a byte has no token: the plain encoder says which
-                token_ids = np.array(tokenizer.encode_plainly(window.text), dtype)
-            yield EncodedChunk(window.number, token_ids, window.length, *window.text_behind(separator))
+                token_ids = encode_plainly(tokenizer, window.text, window.are_documents)
+            data = window.buffer[: window.length].tobytes()
+            yield describe_chunk(window.number, token_ids, data, window.are_documents, separator)
         return
     chunks = (
-        (number, chunk)
+        (number, are_documents, text)
         for number, file in enumerate(corpus.files)
-        for chunk in cut_into_chunks(corpus.blocks(file), tokenizer.special_tokens, tokenizer.pattern)
+        for are_documents in [holds_documents(file.name)]
+        for boundaries in [[BETWEEN_CHARACTER] if are_documents else tokenizer.special_tokens]
+        for text in cut_into_chunks(corpus.blocks(file), boundaries, tokenizer.pattern)
     )
-    encoded = map_in_order(_encode_chunk, chunks, num_processes, _start_encoding, (tokenizer, dtype))
-    for (number, chunk), token_ids in encoded:
-        _, found, rest = chunk.rpartition(separator) if separator else ("", "", chunk)
-        yield EncodedChunk(number, token_ids, len(chunk.encode()), bool(found), bool(rest.strip()))
+    encoded = map_in_order(_encode_chunk, chunks, num_processes, _start_encoding, (tokenizer,))
+    for (number, are_documents, text), token_ids in encoded:
+        yield describe_chunk(number, token_ids, text.encode(errors="surrogateescape"), are_documents, separator)
 
 
-_encoder: "tuple[Tokenizer, np.dtype] | None" = None  # in each encoding process
+def encode_plainly(tokenizer: "Tokenizer", text: str, are_documents: bool) -> np.ndarray:
+    """Return the ids of a text, or of documents with BETWEEN_CHARACTER between them, in plain Python."""
+    if not are_documents:
+        token_ids = tokenizer.encode_plainly(text)
+    else:
+        between = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
+        first, *others = map(tokenizer.encode_ordinary, text.split(BETWEEN_CHARACTER))
+        token_ids = first + [token_id for ids in others for token_id in (*between, *ids)]
+    return np.array(token_ids, token_dtype(tokenizer.vocab_size))
 
 
-def _start_encoding(tokenizer: "Tokenizer", dtype: np.dtype) -> None:
+def describe_chunk(
+    file: int, token_ids: np.ndarray, data: bytes, are_documents: bool, separator: str | None
+) -> EncodedChunk:
+    """Return the chunk with what is needed to count its documents. data: its text, or documents with BETWEEN."""
+    if are_documents:
+        ends = data.count(BETWEEN)
+        unmarked_ends = ends if separator is None else 0
+        return EncodedChunk(file, token_ids, len(data) - ends, bool(ends), not data.endswith(BETWEEN), unmarked_ends)
+    _, found, rest = data.rpartition(separator.encode()) if separator else (b"", b"", data)
+    return EncodedChunk(file, token_ids, len(data), bool(found), bool(rest.decode().strip()))
+
+
+_encoder: "Tokenizer | None" = None  # in each encoding process
+
+
+def _start_encoding(tokenizer: "Tokenizer") -> None:
     global _encoder
-    _encoder = (tokenizer, dtype)
+    _encoder = tokenizer
 
 
-def _encode_chunk(numbered_chunk: tuple[int, str]) -> np.ndarray:
+def _encode_chunk(chunk: tuple[int, bool, str]) -> np.ndarray:
     assert _encoder is not None
-    tokenizer, dtype = _encoder
-    return np.array(tokenizer.encode_plainly(numbered_chunk[1]), dtype)
+    _, are_documents, text = chunk
+    return encode_plainly(_encoder, text, are_documents)

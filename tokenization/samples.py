@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from tokenization.corpus import Corpus
+from tokenization.documents import BETWEEN_CHARACTER, holds_documents
 from tokenization.errors import InputError
 from tokenization.pretokenization import END_OF_TEXT
 
@@ -25,11 +26,14 @@ class Sample(NamedTuple):
         return sum(len(text.encode()) for text in self.texts)
 
 
-def beginning(name: str, num_bytes: int) -> Sample:
-    """Returns the first characters of a file, folder or glob, about num_bytes of them, read block by block."""
-    corpus, blocks, length = Corpus([name]), [], 0
+def beginning(name: str, num_bytes: int, text_field: str | None = None) -> Sample:
+    """Returns the first characters of a file, folder or glob, about num_bytes of them, read block by block.
+
+    Records are joined by <|endoftext|>. text_field: of a record, see RecordReader.
+    """
+    corpus, blocks, length = Corpus([name], text_field=text_field), [], 0
     for block in (block for file in corpus.files for block in corpus.blocks(file)):
-        blocks.append(block)
+        blocks.append(block.replace(BETWEEN_CHARACTER, END_OF_TEXT))
         length += len(block)
         if length >= num_bytes:
             break
@@ -39,14 +43,14 @@ def beginning(name: str, num_bytes: int) -> Sample:
     return Sample(name, [text], 1)
 
 
-def draw_documents(name: str, count: int, seed: int, progress: bool = False) -> Sample:
+def draw_documents(name: str, count: int, seed: int, text_field: str | None = None, progress: bool = False) -> Sample:
     """Draws documents at random, each with the same probability, in one pass over a file, folder or glob.
 
     They come in the order of the text; all of them where there are no more than `count`. The same seed gives the same
     ones.
     """
     source, drawn, found = random.Random(seed), list[tuple[int, str]](), 0
-    corpus = Corpus([name], progress="drawing documents" if progress else "")
+    corpus = Corpus([name], progress="drawing documents" if progress else "", text_field=text_field)
     with closing(corpus):
         for number, document in enumerate(documents(corpus)):
             found = number + 1
@@ -60,11 +64,11 @@ def draw_documents(name: str, count: int, seed: int, progress: bool = False) -> 
 
 
 def documents(corpus: Corpus) -> Iterator[str]:
-    """Yields what stands between <|endoftext|>, or the ends of a file, unless it is blank."""
+    """Yields the records, or what stands between <|endoftext|> or the ends of a file, unless it is blank."""
     for file in corpus.files:
-        rest = ""
+        separator, rest = BETWEEN_CHARACTER if holds_documents(file.name) else END_OF_TEXT, ""
         for block in corpus.blocks(file):
-            *ended, rest = (rest + block).split(END_OF_TEXT)
+            *ended, rest = (rest + block).split(separator)
             yield from filter(str.strip, ended)
             if len(rest) > MAX_DOCUMENT:
                 raise InputError(

@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
+from tokenization.documents import JSON_LINES
 from tokenization.errors import InputError
+from tokenization.packing import kind
 
-TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")  # in a folder; a file named by itself is read whatever its suffix
-JSON_LINES = (".jsonl", ".ndjson")
+TEXT_KINDS = (".txt", ".md", *JSON_LINES)  # in a folder; a file named by itself is read whatever its suffix
 
 MARK = codecs.BOM_UTF8
 OTHER_MARKS = {  # UTF-32's before UTF-16's, which begins like it
@@ -24,8 +25,8 @@ OTHER_MARKS = {  # UTF-32's before UTF-16's, which begins like it
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 NOT_TEXT = (  # how the file begins, what it is, what to do
-    (rb"BZh[1-9](1AY&SY|\x17rE8P)", "compressed by bzip2, which is not read", "decompress it with bunzip2"),
-    (rb"\xfd7zXZ\0", "compressed by xz, which is not read", "decompress it with unxz"),
+    (rb"BZh[1-9](1AY&SY|\x17rE8P)", "compressed by bzip2, but not named .bz2", "give it a name that ends with .bz2"),
+    (rb"\xfd7zXZ\0", "compressed by xz, but not named .xz", "give it a name that ends with .xz"),
     (rb"\x04\x22\x4d\x18", "compressed by lz4, which is not read", "decompress it with unlz4"),
     (rb"\x1f\x8b", "compressed by gzip, but not named .gz", "give it a name that ends with .gz"),
     (rb"\x28\xb5\x2f\xfd", "compressed by zstd, but not named .zst", "give it a name that ends with .zst"),
@@ -41,8 +42,9 @@ NOT_TEXT = (  # how the file begins, what it is, what to do
 class TextFiles:
     """The text files that the inputs name, in a fixed order, each name once, and the files that are passed over.
 
-    inputs: files, folders and globs. Folders are searched for TEXT_SUFFIXES, through links to folders as well. A file
-    with two names is read under both, as two documents; `summary` says so. Raises InputError where there is no text.
+    inputs: files, folders and globs. Folders are searched for TEXT_KINDS, compressed or not, through links to folders
+    as well. A file with two names is read under both, as two documents; `summary` says so. Raises InputError where
+    there is no text.
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike[str]]):
@@ -69,11 +71,6 @@ class TextFiles:
         self.passed_over.setdefault(reason, {})[path] = None
 
     def _add(self, path: Path) -> None:
-        if PurePath(path.name.lower().removesuffix(".gz").removesuffix(".zst")).suffix in JSON_LINES:
-            raise InputError(
-                f"{path}: JSON lines are not read; write their text to a file, for example by"
-                f""" `jq -j '.text + "<|endoftext|>"' {path} > {path.with_suffix(".txt")}`"""
-            )
         if path in self._names:
             return
         self._names.add(path)
@@ -96,7 +93,9 @@ class TextFiles:
         found = 0
         for file in sorted(self._walk(folder)):
             if not has_text_name(file):
-                self._pass_over(f"no {', '.join(TEXT_SUFFIXES)}; name a file to have it read", file)
+                self._pass_over(f"no {', '.join(TEXT_KINDS)}; name a file to have it read", file)
+            elif is_about_others(file):
+                self._pass_over("about the other files; name it to have it read", file)
             elif belongs_to_tokenizer(file):
                 self._pass_over("part of a tokenizer", file)
             elif not file.is_file():
@@ -105,7 +104,7 @@ class TextFiles:
                 found += 1
                 self._add(file)
         if not found:
-            raise InputError(f"{folder}: no {', '.join(TEXT_SUFFIXES)} file in this folder; name the files")
+            raise InputError(f"{folder}: no {', '.join(TEXT_KINDS)} file in this folder; name the files")
 
     def _walk(self, folder: Path) -> Iterator[Path]:
         """Yield every file below a folder; each folder is entered once, so that links that lead back end."""
@@ -138,7 +137,12 @@ class TextFiles:
 
 def has_text_name(path: Path) -> bool:
     """Return whether the file would be read as part of a folder."""
-    return path.name.lower().endswith(TEXT_SUFFIXES)
+    return kind(path.name) in TEXT_KINDS
+
+
+def is_about_others(path: Path) -> bool:
+    """Return whether the file is a README.md, which as a rule describes the texts beside it."""
+    return path.name.lower() == "readme.md"
 
 
 def belongs_to_tokenizer(path: Path) -> bool:
@@ -164,7 +168,7 @@ def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
     """Return the folder or glob among the inputs that would include a new file of this name, or None."""
     for name in map(str, inputs):
         inside = Path(name).resolve() in path.resolve().parents
-        if (Path(name).is_dir() and inside and has_text_name(path)) or (
+        if (Path(name).is_dir() and inside and has_text_name(path) and not is_about_others(path)) or (
             not Path(name).exists() and PurePath(os.path.abspath(path)).match(os.path.abspath(name))
         ):
             return name

@@ -212,8 +212,14 @@ class Tokenizer:
             if index % 2:
                 token_ids.append(self._special_ids[stretch])
             else:
-                for pretoken in pretokenize(stretch, self.pattern):
-                    token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
+                token_ids += self.encode_ordinary(stretch)
+        return token_ids
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Return the token ids of a string, in plain Python, where a special token that is written out is text."""
+        token_ids: list[int] = []
+        for pretoken in pretokenize(text, self.pattern):
+            token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
         return token_ids
 
     def _encode_pretoken(self, pretoken: str) -> list[int]:
@@ -251,14 +257,17 @@ class Tokenizer:
         errors: str = "strict",
         progress: bool = False,
         report: EncodingReport | None = None,
+        text_field: str | None = None,
     ) -> TokenFile:
-        """Encode text files into one token file, in parallel; the same bytes for any number of processes.
+        """Encode files into one token file, in parallel; the same bytes for any number of processes.
 
-        Each file is one document or several: where one does not end with <|endoftext|> and another follows, that token
-        is put between them, if the vocabulary has it. errors: "strict" or "replace", for bytes that are not UTF-8.
-        report: filled in. Raises InputError for unreadable or empty text, and an output that cannot be written.
+        A file of text is one document or several: where one does not end with <|endoftext|> and another follows, that
+        token is put between them, if the vocabulary has it. In JSON Lines each record is a document, whose text is its
+        text_field (None: "text", or else "content"); special tokens that are written out there are text. errors:
+        "strict" or "replace", for bytes that are not UTF-8. report: filled in. Raises InputError for unreadable or
+        empty text, and an output that cannot be written.
         """
-        return encode_files(self, inputs, output, num_processes, errors, progress, report)
+        return encode_files(self, inputs, output, num_processes, errors, progress, report, text_field)
 
 
 def to_utf8(text: str) -> bytes:

@@ -63,16 +63,19 @@ def train_bpe(
     ties: str = "lexicographic",
     num_processes: int | None = None,
     errors: str = "strict",
+    text_field: str | None = None,
     progress: bool = False,
     report: TrainingReport | None = None,
 ) -> tuple[Vocabulary, Merges]:
     """Learn a vocabulary of at most vocab_size tokens: 256 bytes, then the special tokens, then one per merge.
 
-    input_path: a file, folder or glob, or several; .gz and .zst files are decompressed. special_tokens: never split,
-    never merged. ties: which of equally frequent pairs is merged first: "lexicographic", the one whose byte strings are
-    greater (the handout's rule), or "huggingface", the older one (as in Hugging Face's BpeTrainer; bytes are in the
-    order of GPT-2's alphabet). num_processes: for counting (threads where the kernels count); None is one per core.
-    errors: "strict" or "replace", for bytes that are not UTF-8. report: filled in.
+    input_path: a file, folder or glob, or several; .gz, .zst, .bz2 and .xz files are decompressed. special_tokens:
+    never split, never merged, and not counted where a document has one written out, so that no token is spelt like it.
+    ties: which of equally frequent pairs is merged first: "lexicographic", the one whose byte strings are greater (the
+    handout's rule), or "huggingface", the older one (as in Hugging Face's BpeTrainer; bytes are in the order of GPT-2's
+    alphabet). num_processes: for counting (threads where the kernels count); None is one per core. errors: "strict" or
+    "replace", for bytes that are not UTF-8. text_field: the field of a record that holds its text; None is "text", or
+    else "content". report: filled in.
 
     Returns (vocab, merges), with fewer tokens than requested when the text has no more pairs. Raises InputError for
     bad arguments and unreadable or empty text. Memory grows with the number of different pre-tokens.
@@ -87,7 +90,7 @@ def train_bpe(
         raise InputError(f"ties is {ties!r}; it must be {' or '.join(TIES)}")
     report = report if report is not None else TrainingReport()
     inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
-    corpus = Corpus(inputs, errors, "counting" if progress else "")
+    corpus = Corpus(inputs, errors, "counting" if progress else "", text_field)
     choice = kernels_for(pattern, corpus.text_bytes(KERNELS_FROM_BYTES), "training")
     report.path = choice.reason
     processes = num_processes or available_cores()
@@ -133,12 +136,12 @@ def train_with_kernels(
     return dict(enumerate(tokens)), [(tokens[left], tokens[right]) for left, right in pairs]
 
 
-_counting: tuple[Sequence[str], str] = ((), GPT2_PATTERN)  # special tokens and pattern, in each counting process
+_counting: tuple[Sequence[str], str] = ((), GPT2_PATTERN)  # boundaries and pattern, in each counting process
 
 
-def _start_counting(special_tokens: Sequence[str], pattern: str) -> None:
+def _start_counting(boundaries: Sequence[str], pattern: str) -> None:
     global _counting
-    _counting = (special_tokens, pattern)
+    _counting = (boundaries, pattern)
 
 
 def _count_chunk(chunk: str) -> Counter[bytes]:
@@ -149,10 +152,10 @@ def count_corpus(
     corpus: Corpus, special_tokens: Sequence[str], pattern: str, num_processes: int, report: TrainingReport
 ) -> Counter[bytes]:
     """Count each pre-token in all the files together; fills in the report."""
-    start = time.perf_counter()
-    chunks = (chunk for file in corpus.files for chunk in cut_into_chunks(corpus.blocks(file), special_tokens, pattern))
+    start, boundaries = time.perf_counter(), corpus.boundaries(special_tokens)
+    chunks = (chunk for file in corpus.files for chunk in cut_into_chunks(corpus.blocks(file), boundaries, pattern))
     counts: Counter[bytes] = Counter()
-    setup = (special_tokens, pattern)
+    setup = (boundaries, pattern)
     with closing(corpus):
         for _, chunk_counts in map_in_order(_count_chunk, chunks, num_processes, _start_counting, setup):
             counts.update(chunk_counts)

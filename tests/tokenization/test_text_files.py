@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from tokenization import END_OF_TEXT, InputError, TokenFile
-from tokenization.corpus import Corpus, zstd
+from tokenization.corpus import Corpus
 from tokenization.native.text import SpecialTokens
 from tokenization.native.windows import cut_into_windows
+from tokenization.packing import zstd
 from tokenization.text_files import TextFiles, reads
 
 TEXT = "The cat's tale, told in 漢字 and with a 😀.\n" * 200
@@ -92,7 +93,7 @@ def test_a_file_with_two_names_is_two_documents_and_that_is_said(folder, small):
 
 
 def test_what_is_passed_over_is_said_with_the_reason(folder):
-    for name in ("c.md", "d.jsonl", "e.txt.bz2", "f.md", "g.MD", "noname"):
+    for name in ("c.rst", "d.csv", "e.txt.lz4", "f.rst", "g.RST", "noname", "README.md"):
         Path(f"texts/{name}").write_text("x")
     Path("texts/gone.txt").symlink_to("nowhere")
     os.mkfifo("texts/pipe.txt")
@@ -104,13 +105,13 @@ def test_what_is_passed_over_is_said_with_the_reason(folder):
     assert [file.name for file in texts.files] == ["a.txt", "b.TXT", "d.txt", "merges.txt", "c.Txt.GZ"]
     assert texts.files[3].parent.name == "own"  # which is no tokenizer's
     assert texts.summary() == (
-        "reading 5 files; passing over 7 (no .txt, .txt.gz, .txt.zst; name a file to have it read): c.md, d.jsonl,"
-        " e.txt.bz2, f.md, g.MD, noname, vocab.json, and 2 (not a file): gone.txt, pipe.txt, and 1 (part of a"
-        " tokenizer): merges.txt"
+        "reading 5 files; passing over 1 (about the other files; name it to have it read): README.md, and 7 (no .txt,"
+        " .md, .jsonl, .ndjson; name a file to have it read): c.rst, d.csv, e.txt.lz4, f.rst, g.RST, noname,"
+        " vocab.json, and 2 (not a file): gone.txt, pipe.txt, and 1 (part of a tokenizer): merges.txt"
     )
     for number in range(500):
-        Path(f"texts/{number:04}.md").touch()
-    assert ": 0000.md and 502 more .md, d.jsonl, e.txt.bz2, noname, vocab.json, and" in TextFiles(["texts"]).summary()
+        Path(f"texts/{number:04}.rst").touch()
+    assert ": 0000.rst and 502 more .rst, d.csv, e.txt.lz4, noname, vocab.json, and" in TextFiles(["texts"]).summary()
     assert TextFiles(["texts/a.txt"]).summary() == "reading 1 file"
 
 
@@ -125,14 +126,14 @@ def test_a_glob_takes_no_tokenizer_either(folder, small):
     assert found("texts/*.txt") == (["texts/a.txt"], {"part of a tokenizer": ["texts/merges.txt"]})
 
 
-@pytest.mark.parametrize("name", ["d.jsonl", "D.JSONL", "d.ndjson", "d.jsonl.gz", "d.jsonl.zst"])
-def test_json_lines_are_refused_with_a_way(folder, name):
-    Path(name).write_text('{"text": "a"}\n')
-    with pytest.raises(InputError, match=rf"{name}: JSON lines are not read; .*jq -j") as error:
-        TextFiles([name])
-    assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="JSON lines are not read"):
-        TextFiles([f"{name[:2]}*"])
+def test_a_folder_is_read_in_every_kind_and_packing_and_without_its_readme(folder):
+    names = [f"{name}{packing}" for name in ("m.md", "n.jsonl", "o.NDJSON") for packing in ("", ".gz", ".bz2", ".XZ")]
+    for name in (*names, "README.md", "sub/ReadMe.MD"):
+        Path(f"texts/{name}").touch()
+    files, passed_over = found("texts")
+    assert [Path(file).name for file in files] == ["a.txt", "b.TXT", "d.txt", *sorted(names), "c.Txt.GZ"]
+    assert passed_over == {"about the other files; name it to have it read": ["texts/README.md", "texts/sub/ReadMe.MD"]}
+    assert found("texts/*.md", "texts/sub/ReadMe.MD")[0] == ["texts/README.md", "texts/m.md", "texts/sub/ReadMe.MD"]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,8 @@ def test_json_lines_are_refused_with_a_way(folder, name):
         ("texts/new.txt", ["texts"], "texts"),
         ("texts/deep/new.TXT", ["texts"], "texts"),
         ("linked/new.txt", ["texts"], "texts"),
+        ("texts/new.jsonl", ["texts"], "texts"),
+        ("texts/README.md", ["texts"], None),
         ("texts/new.bin", ["texts"], None),
         ("new.txt", ["texts"], None),
         ("texts/new.txt", ["texts/a.txt"], None),
@@ -174,9 +177,9 @@ def tarred(text: bytes) -> bytes:
 
 DATA = TEXT.encode()
 NO_TEXTS = {
-    "bzip2": (bz2.compress(DATA), "is compressed by bzip2, which is not read; decompress it with bunzip2"),
+    "bzip2": (bz2.compress(DATA), "is compressed by bzip2, but not named .bz2; give it a name that ends with .bz2"),
     "empty bzip2": (bz2.compress(b""), "is compressed by bzip2"),
-    "xz": (lzma.compress(DATA), "is compressed by xz, which is not read; decompress it with unxz"),
+    "xz": (lzma.compress(DATA), "is compressed by xz, but not named .xz; give it a name that ends with .xz"),
     "gzip": (gzip.compress(DATA), "is compressed by gzip, but not named .gz; give it a name that ends with .gz"),
     "zstd": (zstd.compress(DATA), "is compressed by zstd, but not named .zst; give it a name that ends with .zst"),
     "zip": (zipped(DATA), "is a zip archive"),
@@ -198,7 +201,13 @@ NO_TEXTS = {
 @pytest.mark.parametrize("kind", NO_TEXTS)
 def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, small, kind, errors):
     data, message = NO_TEXTS[kind]
-    for name, content in (("t.txt", data), ("t.md", data), ("t.txt.gz", gzip.compress(data))):
+    for name, content in (
+        ("t.txt", data),
+        ("t.md", data),
+        ("t.jsonl", data),
+        ("t.txt.gz", gzip.compress(data)),
+        ("t.jsonl.xz", lzma.compress(data)),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError) as error:
             small.encode_files([tmp_path / name], tmp_path / "t.bin", 1, errors)
@@ -218,7 +227,13 @@ def test_any_utf8_is_text_nul_and_odd_beginnings_among_it(tmp_path, text):
     assert "".join(Corpus([path]).blocks(path)) == text
 
 
-PACK = {"t.txt": bytes, "t.txt.gz": gzip.compress, "t.TXT.ZST": zstd.compress}
+PACK = {
+    "t.txt": bytes,
+    "t.txt.gz": gzip.compress,
+    "t.TXT.ZST": zstd.compress,
+    "t.bz2": bz2.compress,
+    "t.XZ": lzma.compress,
+}
 
 
 def windows(corpus: Corpus) -> str:

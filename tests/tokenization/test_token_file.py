@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, corpus, encoding
-from tokenization.corpus import Corpus, map_in_order, zstd
+from tokenization.corpus import Corpus, map_in_order
+from tokenization.packing import zstd
 from tokenization.pretokenization import cut_into_chunks
 from tokenization.text_files import TextFiles
 from tokenization.token_file import TokenFileWriter, description_path, token_dtype
@@ -244,12 +245,12 @@ def test_any_flipped_bit_is_noticed(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """text/: a.txt, b.txt.gz, deeper/c.txt, and notes.md, which is not taken from a folder."""
+    """text/: a.txt, b.txt.gz, deeper/c.txt, and notes.rst, which is not taken from a folder."""
     (tmp_path / "text" / "deeper").mkdir(parents=True)
     (tmp_path / "text" / "a.txt").write_bytes(END_OF_TEXT.join(STORIES[:20]).encode())
     (tmp_path / "text" / "b.txt.gz").write_bytes(gzip.compress(STORIES[20].encode()) + gzip.compress(b" and more"))
     (tmp_path / "text" / "deeper" / "c.txt").write_bytes(END_OF_TEXT.join([*STORIES[21:], "\n"]).encode())
-    (tmp_path / "text" / "notes.md").write_text("notes")
+    (tmp_path / "text" / "notes.rst").write_text("notes")
     return tmp_path / "text"
 
 
@@ -279,8 +280,8 @@ def test_a_tokenizer_beside_the_text_is_no_text(folder, small):
 
 def test_each_file_is_found_once_and_in_order(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    found = [file.as_posix() for file in TextFiles(["deeper", ".", "notes.md", "a.txt", "[ab].txt*"]).files]
-    assert found == ["deeper/c.txt", "a.txt", "b.txt.gz", "notes.md"]
+    found = [file.as_posix() for file in TextFiles(["deeper", ".", "notes.rst", "a.txt", "[ab].txt*"]).files]
+    assert found == ["deeper/c.txt", "a.txt", "b.txt.gz", "notes.rst"]
     (folder / "[ab].txt").touch()  # a file of this very name comes before what the pattern matches
     assert [file.name for file in TextFiles(["[ab].txt"]).files] == ["[ab].txt"]
 
@@ -456,5 +457,5 @@ def test_a_text_that_fails_leaves_no_token_file(tmp_path, small, name, data, mes
 def test_what_names_no_text_is_refused(tmp_path, monkeypatch, inputs):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no such file|no \.txt, \.txt\.gz, \.txt\.zst file|no text was named"):
+    with pytest.raises(InputError, match=r"no such file|no \.txt, \.md, \.jsonl, \.ndjson file|no text was named"):
         TextFiles(inputs)

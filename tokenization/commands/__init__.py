@@ -13,7 +13,10 @@ from tokenization.errors import InputError, did_you_mean
 from tokenization.pretokenization import PATTERNS
 from tokenization.text_files import TextFiles
 
-TEXT_HELP = "files, folders (their .txt, .txt.gz and .txt.zst files) or globs"
+TEXT_HELP = (
+    "files, folders (of them the .txt, .md, .jsonl and .ndjson files) or globs, each compressed (.gz, .zst, .bz2, .xz)"
+    " or not; of JSON Lines, each record is a document"
+)
 TOKENIZER_HELP = "the folder of a tokenizer"
 REPLACE_TOKENIZER_HELP = "replace the tokenizer that the folder holds"
 
@@ -41,7 +44,7 @@ def output_path(text: str) -> Path:
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the commands that read whole text files in parallel."""
+    """Add the options of the commands that read whole files in parallel."""
     parser.add_argument(
         "--processes",
         "--threads",
@@ -54,6 +57,16 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         choices=("strict", "replace"),
         default="strict",
         help="what to do with bytes that are not UTF-8: stop and say where, or put U+FFFD (default: strict)",
+    )
+    add_text_field(parser)
+
+
+def add_text_field(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where the text of a record stands."""
+    parser.add_argument(
+        "--text-field",
+        metavar="NAME",
+        help="the field of a record that holds its text (default: text, or else content)",
     )
 
 

@@ -22,9 +22,11 @@ from tokenization.token_file import description_path, is_token_file
 from tokenization.tokenizer import Tokenizer
 
 HELP = """Turn text into a token file for training: raw uint16 ids (uint32 for more than 65,536 tokens), with a JSON
-file beside it. <|endoftext|> is put between files.
+file beside it. <|endoftext|> is put between files, and between the documents of one. Special tokens that are written
+out in a document of JSON Lines are text there.
 
   tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
+  tokenization encode crawl/ --text-field body --tokenizer data/tokenizer --output data/train.bin
 """
 
 
@@ -50,7 +52,9 @@ def run(argv: Sequence[str]) -> None:
     check_output(args.output, texts, args.text, args.tokenizer, args.overwrite)
     announce(texts)
     start, report = time.perf_counter(), EncodingReport()
-    file = tokenizer.encode_files(texts.files, args.output, args.processes, args.errors, progress=True, report=report)
+    file = tokenizer.encode_files(
+        texts.files, args.output, args.processes, args.errors, True, report, text_field=args.text_field
+    )
     seconds, about = time.perf_counter() - start - report.compile_seconds, file.description
     print(
         f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"

@@ -24,6 +24,7 @@ HELP = """Learn a byte-level BPE vocabulary from text and write it as a folder w
 (GPT-2's format) and tokenizer_config.json.
 
   tokenization train data/tinystories-train.txt.gz --vocab-size 10000 --output data/tokenizer
+  tokenization train 'crawl/*.jsonl.zst' --text-field body --vocab-size 32000 --output data/tokenizer
 """
 
 
@@ -82,6 +83,7 @@ def run(argv: Sequence[str]) -> None:
         ties=args.ties,
         num_processes=args.processes,
         errors=args.errors,
+        text_field=args.text_field,
         progress=True,
         report=report,
     )

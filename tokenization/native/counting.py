@@ -33,7 +33,7 @@ from tokenization.native.windows import Window, cut_into_windows, in_order
 
 def count_corpus(corpus: Corpus, special_tokens: Sequence[str], num_threads: int) -> Table:
     """Counts how often each pre-token occurs in all the files together."""
-    special = SpecialTokens(dict.fromkeys(special_tokens, 0))
+    special = SpecialTokens(dict.fromkeys(corpus.boundaries(special_tokens), 0))
     counters: queue.SimpleQueue[Counter] = queue.SimpleQueue()
     for _ in range(num_threads):
         counters.put(Counter())

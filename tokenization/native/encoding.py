@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from tokenization.corpus import Corpus
+from tokenization.documents import BETWEEN, BETWEEN_CHARACTER
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import (
     load64,
@@ -53,9 +54,9 @@ from tokenization.native.table import (
 )
 from tokenization.native.text import SPECIAL_ID, SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens, next_special
 from tokenization.native.windows import Window, cut_into_windows, in_order
+from tokenization.pretokenization import END_OF_TEXT
 
 WORK_TOKENS = 1 << 10  # tokens that a worker's memory has room for at first
-BETWEEN = b"\xff"
 KEPT_BYTES = 1 << 17  # of the longest text for which a worker makes no arrays anew
 MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 
@@ -83,8 +84,9 @@ class Encoder:
         self.dtype = dtype
         self.special_tokens = SpecialTokens(special_ids)
         self._mark = int(np.iinfo(dtype).max)
-        between = BETWEEN.decode(errors="surrogateescape")
-        self._and_between = SpecialTokens({**special_ids, between: self._mark})
+        self._and_between = SpecialTokens({**special_ids, BETWEEN_CHARACTER: self._mark})
+        self._has_separator = END_OF_TEXT in special_ids
+        self._of_documents = SpecialTokens({BETWEEN_CHARACTER: special_ids.get(END_OF_TEXT, self._mark)})
         bits = (2 * len(ranks) + 1).bit_length()
         self._head = Head(
             ENCODER_FIELDS,
@@ -106,12 +108,15 @@ class Encoder:
         self._idle: list[Worker] = []  # each call takes one out, and makes one if none is left
 
     def encode(self, window: Window) -> np.ndarray | None:
-        """Returns the ids of a window, dtype; None if one of its bytes has no token."""
+        """Returns the ids of a window, dtype; None if one of its bytes has no token, or no id is free for a mark."""
+        if window.are_documents and not self._has_separator and not self._mark_is_free:
+            return None
         worker = self._take_worker()
         try:
-            return worker.encode(window, self, self.special_tokens)
+            ids = worker.encode(window, self, self._of_documents if window.are_documents else self.special_tokens)
         finally:
             self._idle.append(worker)
+        return ids if ids is None or not window.are_documents or self._has_separator else ids[ids != self._mark]
 
     def encode_text(self, text: bytes, convert: Callable[[np.ndarray], Result]) -> Result | None:
         """Returns the ids of valid UTF-8; None if one of its bytes has no token.

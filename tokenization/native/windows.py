@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from tokenization.corpus import Corpus, not_utf8
+from tokenization.documents import BETWEEN, holds_documents
 from tokenization.native.memory import PADDING, address_of
 from tokenization.native.scanner import class_table
 from tokenization.native.text import SpecialTokens, first_invalid, last_cut
@@ -33,6 +34,7 @@ class Window(NamedTuple):
     number: int  # of the file
     file: Path
     offset: int  # in the file's text, in bytes
+    are_documents: bool = False  # with BETWEEN in between
 
     @classmethod
     def of_bytes(cls, text: bytes) -> "Window":
@@ -41,19 +43,16 @@ class Window(NamedTuple):
 
     @property
     def text(self) -> str:
-        return self.buffer[: self.length].tobytes().decode()
-
-    def text_behind(self, separator: str | None) -> tuple[bool, bool]:
-        """Tells whether the separator occurs, and whether anything but white space follows its last occurrence."""
-        data = self.buffer[: self.length].tobytes()
-        _, found, rest = data.rpartition(separator.encode()) if separator else (b"", b"", data)
-        return bool(found), bool(rest.decode().strip())
+        return self.buffer[: self.length].tobytes().decode(errors="surrogateescape" if self.are_documents else "strict")
 
     def valid(self, errors: str) -> "Window":
         """Returns the window with valid UTF-8.
 
-        Invalid bytes raise an InputError that says where they are, or become U+FFFD, as `errors` says.
+        Invalid bytes raise an InputError that says where they are, or become U+FFFD, as `errors` says. Documents were
+        checked when they were read.
         """
+        if self.are_documents:
+            return self
         start = address_of(self.buffer)
         if first_invalid(start, start + self.length) == start + self.length:
             return self
@@ -74,6 +73,7 @@ def padded(text: bytes) -> np.ndarray:
 def cut_into_windows(corpus: Corpus, special_tokens: SpecialTokens) -> Iterator[Window]:
     """Yields all files in windows of about WINDOW_BYTES; one grows where its text offers no place to cut."""
     for number, file in enumerate(corpus.files):
+        are_documents = holds_documents(file.name)
         with corpus.opened(file) as (fill, offset):
             buffer = np.empty(WINDOW_BYTES + PADDING, np.uint8)
             length = searched = 0
@@ -85,17 +85,18 @@ def cut_into_windows(corpus: Corpus, special_tokens: SpecialTokens) -> Iterator[
                     length += count
                 if not count:
                     break
-                cut = find_cut(buffer, searched, length, special_tokens)
+                end = buffer.data[:length].tobytes().rfind(BETWEEN, max(searched, 1)) if are_documents else 0
+                cut = end if end > 0 else find_cut(buffer, searched, length, special_tokens)
                 if not cut:  # doubling keeps the total time of vain searches linear
                     searched = length - special_tokens.longest
                     buffer = np.concatenate([buffer, np.empty(room, np.uint8)])
                     continue
                 rest = np.empty(WINDOW_BYTES + max(0, length - cut - WINDOW_BYTES // 2) + PADDING, np.uint8)
                 rest[: length - cut] = buffer[cut:length]
-                yield Window(buffer, cut, number, file, offset)
+                yield Window(buffer, cut, number, file, offset, are_documents)
                 buffer, offset, length, searched = rest, offset + cut, length - cut, 0
         if length:
-            yield Window(buffer, length, number, file, offset)
+            yield Window(buffer, length, number, file, offset, are_documents)
 
 
 def find_cut(buffer: np.ndarray, searched: int, length: int, special_tokens: SpecialTokens) -> int:

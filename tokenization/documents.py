@@ -1,0 +1,139 @@
+"""Documents: files that hold many texts, one a record, as a stream of bytes with a mark between two of them.
+
+    .jsonl -> lines -> the text of each -> UTF-8, BETWEEN two documents
+
+The mark is a byte that UTF-8 never has. So the stream can be cut, counted and encoded as the text of any file is, and
+yet what stands in a document cannot end it: an <|endoftext|> that is written out there is text. An empty document is
+left out.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tokenization.errors import InputError
+from tokenization.packing import kind
+
+JSON_LINES = (".jsonl", ".ndjson")
+TEXT_FIELDS = ("text", "content")  # of a record, the first that it has
+BETWEEN = b"\xff"
+BETWEEN_CHARACTER = BETWEEN.decode(errors="surrogateescape")  # the same in a string, where no text has it either
+
+_JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_decode_json = json.JSONDecoder().decode
+
+
+def holds_documents(name: str) -> bool:
+    """Return whether a file of this name is read as documents, and not as text."""
+    return kind(name) in JSON_LINES
+
+
+@dataclass(frozen=True)
+class RecordReader:
+    """Takes the text out of the records of a file.
+
+    text_field: the name of the field; None takes the first of TEXT_FIELDS that a record has. errors: "strict" refuses
+    what is not UTF-8, "replace" puts U+FFFD.
+    """
+
+    file: str
+    text_field: str | None = None
+    errors: str = "strict"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names that the field may have."""
+        return TEXT_FIELDS if self.text_field is None else (self.text_field,)
+
+    def json_lines(self, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+        """Yield the documents of JSON Lines, some at a time. blocks: the file's content, cut anywhere.
+
+        Blank lines are passed over. Raises InputError, with the number of the line, for one that has no such text.
+        """
+        number = 0
+        for lines in cut_into_lines(blocks):
+            documents = []
+            for line in lines:
+                number += 1
+                if line and not line.isspace():
+                    documents.append(self.text_of(line, number))
+            yield documents
+
+    def text_of(self, line: bytes, number: int) -> bytes:
+        """Return the text in a line, as UTF-8."""
+        try:
+            record = _decode_json(line.decode(errors=self.errors))
+        except UnicodeDecodeError as error:
+            found = f"byte {error.start + 1} of it (0x{line[error.start]:02x})"
+            raise self.refusal(f"line {number}", f"is not UTF-8 at {found}; use --errors replace") from None
+        except (ValueError, RecursionError) as error:
+            where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            remedy = 'every line must be an object like {"text": "..."}'
+            raise self.refusal(f"line {number}", f"is not JSON ({where}); {remedy}") from None
+        if type(record) is not dict:
+            raise self.refusal(f"line {number}", f"is {json_type(record)} and not an object; take the texts out first")
+        name = next((name for name in self.fields if name in record), None)
+        if name is None:
+            raise self.missing_field(f"line {number}", list(record))
+        text = record[name]
+        if type(text) is not str:
+            what = f"the field {name!r} is {json_type(text)} and not a string"
+            raise self.refusal(f"line {number}", f"{what}; name another with --text-field")
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            if self.errors == "replace":
+                return _SURROGATES.sub("\ufffd", text).encode()
+            what = f"the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8 cannot hold"
+            raise self.refusal(f"line {number}", f"the field {name!r} has {what}; use --errors replace") from None
+
+    def refusal(self, place: str, message: str) -> InputError:
+        """Return the error for a record at this place of the file."""
+        return InputError(f"{self.file}, {place}: {message}")
+
+    def missing_field(self, place: str, found: list[str]) -> InputError:
+        """Return the error where none of the fields is among those found."""
+        wanted = " or ".join(map(repr, self.fields))
+        listed = ", ".join(map(repr, found[:8])) + (", ..." if len(found) > 8 else "")
+        return self.refusal(place, f"has no field {wanted}, only {listed or 'none'}; name one with --text-field")
+
+
+def json_type(value: object) -> str:
+    """Return what JSON calls a value, with its article."""
+    return _JSON_TYPES.get(type(value), "a number")
+
+
+def cut_into_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the lines without their ends, those that a block completes at a time."""
+    begun: list[bytes] = []
+    for block in blocks:
+        first, *others = block.split(b"\n")
+        begun.append(first)
+        if others:
+            yield [b"".join(begun), *others[:-1]]
+            begun = [others[-1]]
+    yield [b"".join(begun)]
+
+
+class DocumentStream:
+    """Documents as a stream of bytes, with BETWEEN two of them."""
+
+    def __init__(self, batches: Iterator[list[bytes]]):
+        self._batches = batches
+        self._waiting = memoryview(b"")
+        self._separator = b""  # in front of the next document
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer with the next bytes, and return their number, 0 at the end."""
+        while not self._waiting:
+            batch = next(self._batches, None)
+            if batch is None:
+                return 0
+            if documents := [document for document in batch if document]:
+                self._waiting = memoryview(self._separator + BETWEEN.join(documents))
+                self._separator = BETWEEN
+        count = min(len(self._waiting), len(buffer))
+        buffer[:count], self._waiting = self._waiting[:count], self._waiting[count:]
+        return count
