@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROWS = ("start", "train", "encode", "process")
 
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10, help="(default: 10)")
     parser.add_argument("--compile", action="store_true", help="compile in every process, instead of loading a cache")
     args = parser.parse_args()
+    check(args)
     with tempfile.TemporaryDirectory() as folder:
         pairs = [
             [measure(checkout, Path(folder) / name, args) for name, checkout in (("old", args.old), ("new", args.new))]
@@ -83,6 +84,24 @@ def main() -> None:
         )
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuses, with one line, what cannot be followed."""
+    for checkout in (args.old, args.new):
+        if not (checkout / "tokenization" / "__init__.py").is_file():
+            refuse(f"{checkout}: is no checkout of this package; make one with `git worktree add {checkout} COMMIT`")
+    for path in (args.text, args.vocab, args.merges):
+        if not path.is_file():
+            refuse(f"{path}: no such file")
+    for option, number in (("pairs", args.pairs), ("threads", args.threads)):
+        if number < 1:
+            refuse(f"--{option} {number}: at least one is needed")
+
+
+def refuse(message: str) -> NoReturn:
+    print(f"tokenizer_versions.py: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def measure(checkout: Path, cache: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Runs MEASURE in a process of its own; adds the CPU seconds of the whole process."""
     environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
@@ -92,8 +111,10 @@ def measure(checkout: Path, cache: Path, args: argparse.Namespace) -> dict[str, 
         environment["NUMBA_CACHE_DIR"] = empty if args.compile else str(cache)
         before = os.times()
         # cwd: Python looks for packages in the current folder before PYTHONPATH
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=empty, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=empty, check=False)
         after = os.times()
+    if done.returncode:
+        refuse(f"{checkout}: {(done.stderr.strip().splitlines() or ['ended without a word'])[-1]}")
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
     result: dict[str, Any] = json.loads(done.stdout)
     return result | {"process": seconds}

@@ -1,0 +1,1 @@
+"""What benchmarks/tokenizer.py measures: texts and vocabularies, the libraries, and the measurements."""

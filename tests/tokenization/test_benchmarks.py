@@ -1,0 +1,156 @@
+"""Proves that the tokenizer's benchmarks compare only who gives the same ids, and refuse wrong input with one line."""
+
+import importlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def documents(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("tokenizer_stages.documents")
+
+
+def test_all_of_it_in_small(tmp_path):
+    """tiktoken is there, gigabpe is not asked for: what is absent is named only of those that are."""
+    command = [sys.executable, BENCHMARKS / "tokenizer.py", "--small", "--only", "tiktoken", "--json", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out").read_text())
+    assert list(results["versions"]) == ["tokenization", "tiktoken"]
+    rows = results["rows"]
+    assert {row["section"] for row in rows} == {"documents", "kinds", "start", "train", "files"}
+    assert {row["form"] for row in rows if "form" in row} == {
+        *("list", "array", "batch", "stream", "decode", "cold", "warm")
+    }
+    races = [row for row in rows if "seconds" in row]
+    assert all(row["seconds"].keys() == {"tokenization", "tiktoken"} for row in races)
+    assert all(row["left_out"] == {} for row in races)
+    assert all(0 < size < 1 for row in races for size in row["megabytes"])
+    started = {row["library"]: row["digest"] for row in rows if row["section"] == "start"}
+    assert len(started) == 2
+    assert len(set(started.values())) == 1
+    assert [row["library"] for row in rows if row["section"] == "files"] == ["tokenization", "tiktoken"]
+    assert "| 100 B | " in done.stdout
+    assert "| gpt2, english | " in done.stdout
+    assert "**gpt2: encode a file**, 0.1 MB of English" in done.stdout
+
+
+# --- the race --------------------------------------------------------------------------------------------------------
+
+
+def codes(text: str) -> list[int]:
+    return list(map(ord, text))
+
+
+def test_who_gives_other_ids_is_left_out(documents):
+    calls = {
+        "tokenization": {"list": codes},
+        "array": {"list": lambda text: np.array(codes(text))},
+        "other": {"list": lambda text: codes(text)[:-1]},
+        "without": {"decode": "".join},
+    }
+    row = documents.race("list", calls, [["ab", "c"], ["déf"]])
+    assert row["seconds"].keys() == {"tokenization", "array"}
+    assert row["left_out"] == {"other": "other ids"}
+    assert row["megabytes"] == [3e-6, 4e-6]
+
+
+def test_nothing_is_reported_where_ours_are_wrong(documents):
+    ours, right = {"list": lambda text: [0], "decode": str, "stream": lambda lines: [0]}, {"list": codes}
+    with pytest.raises(SystemExit, match=r"^our ids differ from the reference's; nothing is reported$"):
+        documents.race("list", {"tokenization": ours, "tiktoken": right}, [["ab"]])
+    with pytest.raises(SystemExit, match=r"^our ids differ from the reference's; nothing is reported$"):
+        documents.race("decode", {"tokenization": ours}, [[[97, 98]]], texts=[["ab"]])
+    with pytest.raises(SystemExit, match=r"^our ids of a stream differ from those of the whole text"):
+        documents.check_stream(ours | right, ["a", "b"])
+
+
+def test_a_slow_library_sits_out_when_its_seconds_are_used_up(documents, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(documents.time, "process_time", lambda: clock[0])
+
+    def takes(seconds: float):
+        def encode(text: str) -> list[int]:
+            clock[0] += seconds
+            return codes(text)
+
+        return {"list": encode}
+
+    row = documents.race("list", {"tokenization": takes(0.25), "slow": takes(2.5)}, [["ab"], ["cd"], ["ef"]])
+    assert row["seconds"] == {"tokenization": [0.25, 0.25, 0.25], "slow": [2.5, None, None]}
+    assert documents.speed(row, "tokenization") == 2e-6 / 0.25
+    assert documents.ratio(row, "slow") == 10
+
+
+def test_documents_are_of_the_size_asked_for_and_other_ones_each_round(documents):
+    text = "".join(f"{number:04} é漢\n" for number in range(500)).encode()
+    first, second = documents.cut(text, 100, 5, 2)
+    assert len(first) == len(second) == 5
+    assert not set(first) & set(second)
+    assert all(95 <= len(document.encode()) <= 100 for document in first + second)
+    assert all(document in text.decode() for document in first + second)
+    assert documents.num_bytes("10 kB") == 10_000
+
+
+# --- wrong input -----------------------------------------------------------------------------------------------------
+
+
+def refusal(script: str, arguments: list[str], monkeypatch, capsys) -> str:
+    """Runs a benchmark in this process; it must end with 2 and one line, which is returned."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert (leaving.value.code, out, err.count("\n")) == (2, "", 1)
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--data", "none"], "--data none: no such folder; name one with english*.txt and so on, or leave it out"),
+        (["--only", "tiktokn"], "--only tiktokn: no such library; there are fastokens, gigabpe, gigatoken, "),
+        (["--json", "none/out.json"], "--json none/out.json: in a folder that does not exist; make it first"),
+        (["--megabytes", "0"], "--megabytes 0: must be more than 0"),
+        (["--vocab-size", "100"], "--vocab-size 100: 256 bytes and <|endoftext|> need 257"),
+        (["--repeat", "0"], "--repeat 0: at least one is needed"),
+        (["--threads", "2", "-1"], "--threads -1: at least one is needed"),
+    ],
+)
+def test_wrong_input_of_the_benchmark(arguments, line, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert refusal("tokenizer.py", arguments, monkeypatch, capsys).startswith(f"tokenizer.py: {line}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"old": "none"}, "none: is no checkout of this package; make one with `git worktree add none COMMIT`"),
+        ({"--new": "empty"}, "empty: is no checkout of this package"),
+        ({"text": "none.txt"}, "none.txt: no such file"),
+        ({"--vocab": "empty"}, "empty: no such file"),
+        ({"--pairs": "0"}, "--pairs 0: at least one is needed"),
+        ({"old": "broken"}, "broken: RuntimeError: an older one"),
+    ],
+)
+def test_wrong_input_of_the_comparison_of_versions(changed, line, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("broken/tokenization").mkdir(parents=True)
+    Path("broken/tokenization/__init__.py").write_text("raise RuntimeError('an older one')")
+    Path("empty").mkdir()
+    Path("file").touch()
+    given = {"old": str(ROOT), "text": "file", "--vocab": "file", "--merges": "file", "--pairs": "1"} | changed
+    options = [part for name, value in given.items() if name.startswith("--") for part in (name, value)]
+    err = refusal("tokenizer_versions.py", [given["old"], given["text"], *options], monkeypatch, capsys)
+    assert err.startswith(f"tokenizer_versions.py: {line}")
