@@ -12,8 +12,8 @@ WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data test test-repeat test-slow test-elsewhere test-oldest coverage drills torture gpu lint \
-	format hooks clean-demo
+.PHONY: help install demo data test test-fast test-repeat test-slow test-elsewhere test-oldest coverage drills torture \
+	gpu lint style types format hooks clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -71,11 +71,18 @@ demo: .venv/.installed checkpoints/demo/.trained
 clean-demo:
 	rm -rf data/demo checkpoints/demo
 
+# What is compiled is kept, whatever the environment says: dozens of processes import it.
+export PYTHONDONTWRITEBYTECODE :=
+
 # --- the tests -------------------------------------------------------------------------------------------------------
 
-lint: .venv/.installed-test
+lint: style types
+
+style: .venv/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.installed-test
 	$(BIN)/mypy
 
 format: .venv/.installed-test
@@ -86,9 +93,13 @@ format: .venv/.installed-test
 hooks: .venv/.installed-test
 	$(BIN)/pre-commit install
 
-test: lint
+# mypy, on one core, runs beside the tests; where either fails, so does make, at the end.
+test: style
+	$(MAKE) --no-print-directory --jobs 2 --keep-going types test-fast
+	$(MAKE) --no-print-directory test-repeat
+
+test-fast: .venv/.installed-test
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
-	$(BIN)/pytest -m repeat tests/reliability/test_repeat.py
 
 # A run twice, and once killed and resumed: the same bits. A minute, with nothing beside it; test-slow has the rest.
 test-repeat: .venv/.installed-test

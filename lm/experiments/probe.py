@@ -41,6 +41,8 @@ UNCOUNTED = 2  # first steps, in which the model is compiled and memory allocate
 VALIDATION_BATCHES = 6
 
 WORK = """
+from lm.machine.lean_imports import import_torchmetrics_on_demand
+import_torchmetrics_on_demand()
 from lm.machine.resources import keep_large_blocks, use_granted_cores
 keep_large_blocks()
 use_granted_cores()

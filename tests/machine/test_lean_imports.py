@@ -34,8 +34,8 @@ WITH_LOGGER = "_logger = 'its own'\n"
 
 
 @pytest.fixture
-def package(monkeypatch, tmp_path):
-    """package(**changed files) writes and hides the installed one; nothing of it is left behind."""
+def write_package(monkeypatch, tmp_path):
+    """write_package(**changed files) writes and hides the installed one; nothing of it is left behind."""
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torchmetrics"}
 
     def forget() -> None:
@@ -58,47 +58,47 @@ def package(monkeypatch, tmp_path):
     sys.modules.update(before)
 
 
-def test_only_the_parts_are_imported(package):
-    package()
+def test_only_the_parts_are_imported(write_package):
+    write_package()
     import_torchmetrics_on_demand()
-    from torchmetrics import Metric, MetricCollection, __version__
+    package = import_module("torchmetrics")
+    assert package.Metric.__module__ == "torchmetrics.metric"
+    assert package.MetricCollection.__module__ == "torchmetrics.collections"
+    assert package.__version__ == "9.9"
+    assert not hasattr(package, "__wrapped__")  # as inspect asks of every module
+    assert "Accuracy" not in vars(package)
 
-    assert (Metric.__module__, MetricCollection.__module__) == ("torchmetrics.metric", "torchmetrics.collections")
-    assert __version__ == "9.9"
-    assert not hasattr(sys.modules["torchmetrics"], "__wrapped__")  # as inspect asks of every module
-    assert "Accuracy" not in vars(sys.modules["torchmetrics"])
 
-
-def test_any_other_name_imports_the_whole_with_the_same_parts(package):
-    package()
+def test_any_other_name_imports_the_whole_with_the_same_parts(write_package):
+    write_package()
     import_torchmetrics_on_demand()
-    from torchmetrics import Accuracy, Metric
-
-    assert issubclass(Accuracy, Metric)
-    assert vars(sys.modules["torchmetrics"])["_logger"] == "its own"
-    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
-        from torchmetrics import Nothing  # noqa: F401
+    package = import_module("torchmetrics")
+    part = package.Metric
+    assert issubclass(package.Accuracy, part)
+    assert package.Metric is part
+    assert vars(package)["_logger"] == "its own"
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = package.Nothing
 
 
 @pytest.mark.parametrize("moved", [{"metric": None}, {"metric": "Renamed = 1"}, {"utilities": None}])
-def test_a_package_whose_parts_have_moved_is_imported_whole(package, moved):
-    package(**moved, __init__="class Metric: pass\nclass MetricCollection: pass\n__version__ = '10'")
+def test_a_package_whose_parts_have_moved_is_imported_whole(write_package, moved):
+    write_package(**moved, __init__="class Metric: pass\nclass MetricCollection: pass\n__version__ = '10'")
     import_torchmetrics_on_demand()
-    from torchmetrics import Metric, __version__
+    package = import_module("torchmetrics")
+    assert (package.Metric.__module__, package.__version__) == ("torchmetrics", "10")
 
-    assert (Metric.__module__, __version__) == ("torchmetrics", "10")
 
-
-def test_an_imported_package_stays(package):
-    package()
+def test_an_imported_package_stays(write_package):
+    write_package()
     whole = import_module("torchmetrics")
     import_torchmetrics_on_demand()
     assert sys.modules["torchmetrics"] is whole
     assert "Accuracy" in vars(whole)
 
 
-def test_without_the_package_nothing_happens(package, monkeypatch):
-    package()
+def test_without_the_package_nothing_happens(write_package, monkeypatch):
+    write_package()
     monkeypatch.setattr("lm.machine.lean_imports.find_spec", lambda name: None)
     import_torchmetrics_on_demand()
     assert "torchmetrics" not in sys.modules
