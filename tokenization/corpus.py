@@ -14,20 +14,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, DocumentStream, RecordReader, holds_documents
+from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, PARQUET, holds_documents
 from tokenization.errors import InputError
-from tokenization.packing import DAMAGED, damaged, packing, unpack
-from tokenization.text_files import MARK, TextFiles, check_is_text
-
-BLOCK_BYTES = 1 << 20
-HEAD_BYTES = 4096  # enough to show what a file is
+from tokenization.packing import DAMAGED, kind, packing, unpack
+from tokenization.parquet import decompressed_size
+from tokenization.reading import BLOCK_BYTES, open_text
+from tokenization.text_files import TextFiles
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,10 +59,8 @@ class Corpus:
 
     def boundaries(self, special_tokens: Sequence[str]) -> list[str]:
         """Return the strings that no token reaches across: the special tokens, and what is between documents."""
-        return [
-            *special_tokens,
-            *([BETWEEN_CHARACTER] if any(holds_documents(file.name) for file in self.files) else []),
-        ]
+        any_documents = any(holds_documents(file.name) for file in self.files)
+        return [*special_tokens, BETWEEN_CHARACTER] if any_documents else list(special_tokens)
 
     @contextmanager
     def opened(self, file: Path) -> Iterator[tuple[Callable[[memoryview], int], int]]:
@@ -74,43 +70,21 @@ class Corpus:
         end; and the number of bytes skipped before them: a byte order mark is not part of the text. Raises InputError
         for a file that cannot be read, is damaged or is no text.
         """
-        are_documents = holds_documents(file.name)
-        try:
-            with open(file, "rb") as raw:
-                seekable = raw.seekable()  # for a pipe, progress is what comes out of it
-                stream: Any = unpack(file.name, raw)
-                head = stream.read(HEAD_BYTES)
-                check_is_text(file, head)
-                skipped = len(MARK) if head.startswith(MARK) else 0
-                waiting, seen = memoryview(head)[skipped:], 0
-                if are_documents:
-                    blocks = chain([bytes(waiting)], iter(partial(stream.read, BLOCK_BYTES), b""))
-                    reader = RecordReader(str(file), self.text_field, self.errors)
-                    stream, waiting = DocumentStream(reader.json_lines(blocks)), waiting[:0]
+        with open_text(file, self.text_field, self.errors) as text:
+            seen, are_documents = 0, holds_documents(file.name)
 
-                def fill(buffer: memoryview) -> int:
-                    nonlocal waiting, seen
-                    start = time.perf_counter()
-                    if waiting:
-                        count = min(len(waiting), len(buffer))
-                        buffer[:count], waiting = waiting[:count], waiting[count:]
-                    else:
-                        count = stream.readinto(buffer)
-                    marks = bytes(buffer[:count]).count(BETWEEN) if are_documents else 0
-                    self.num_bytes += count - marks
-                    self.read_seconds += time.perf_counter() - start
-                    position = raw.tell() if seekable else seen + count
-                    self.bar.update(position - seen)
-                    seen = position
-                    return count
+            def fill(buffer: memoryview) -> int:
+                nonlocal seen
+                start = time.perf_counter()
+                count = text.readinto(buffer)
+                self.read_seconds += time.perf_counter() - start
+                self.num_bytes += count - (bytes(buffer[:count]).count(BETWEEN) if are_documents else 0)
+                position = text.position()
+                self.bar.update(position - seen)
+                seen = position
+                return count
 
-                yield fill, skipped
-        except DAMAGED as error:
-            raise damaged(str(file), error) from None
-        except OSError as error:
-            if error.errno is None:  # bzip2's
-                raise damaged(str(file), error) from None
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+            yield fill, text.skipped
 
     def blocks(self, file: Path) -> Iterator[str]:
         """Yield the text of one file, at most BLOCK_BYTES bytes at a time, never cutting a character."""
@@ -135,6 +109,7 @@ class Corpus:
         """
         packed = [file for file in self.files if packing(file.name) and file.is_file()]
         size = self.file_bytes - sum(file.stat().st_size for file in packed)
+        size += sum(decompressed_size(file) for file in self.files if kind(file.name) == PARQUET)
         for file in packed:
             with suppress(OSError, *DAMAGED), open(file, "rb") as raw:
                 stream = unpack(file.name, raw)

@@ -1,6 +1,7 @@
 """Documents: files that hold many texts, one a record, as a stream of bytes with a mark between two of them.
 
-    .jsonl -> lines -> the text of each -> UTF-8, BETWEEN two documents
+    .jsonl   -> lines                -> the text of each, as UTF-8 -> BETWEEN two documents
+    .parquet -> rows (parquet.py)    -'
 
 The mark is a byte that UTF-8 never has. So the stream can be cut, counted and encoded as the text of any file is, and
 yet what stands in a document cannot end it: an <|endoftext|> that is written out there is text. An empty document is
@@ -16,6 +17,7 @@ from tokenization.errors import InputError
 from tokenization.packing import kind
 
 JSON_LINES = (".jsonl", ".ndjson")
+PARQUET = ".parquet"
 TEXT_FIELDS = ("text", "content")  # of a record, the first that it has
 BETWEEN = b"\xff"
 BETWEEN_CHARACTER = BETWEEN.decode(errors="surrogateescape")  # the same in a string, where no text has it either
@@ -27,7 +29,7 @@ _decode_json = json.JSONDecoder().decode
 
 def holds_documents(name: str) -> bool:
     """Return whether a file of this name is read as documents, and not as text."""
-    return kind(name) in JSON_LINES
+    return kind(name) in (*JSON_LINES, PARQUET)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ class RecordReader:
         try:
             record = _decode_json(line.decode(errors=self.errors))
         except UnicodeDecodeError as error:
-            found = f"byte {error.start + 1} of it (0x{line[error.start]:02x})"
-            raise self.refusal(f"line {number}", f"is not UTF-8 at {found}; use --errors replace") from None
+            raise self.not_utf8(f"line {number}", error) from None
         except (ValueError, RecursionError) as error:
             where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
             remedy = 'every line must be an object like {"text": "..."}'
@@ -76,7 +77,7 @@ class RecordReader:
             raise self.refusal(f"line {number}", f"is {json_type(record)} and not an object; take the texts out first")
         name = next((name for name in self.fields if name in record), None)
         if name is None:
-            raise self.missing_field(f"line {number}", list(record))
+            raise self.refusal(f"line {number}", self.missing("field", list(record)))
         text = record[name]
         if type(text) is not str:
             what = f"the field {name!r} is {json_type(text)} and not a string"
@@ -89,15 +90,30 @@ class RecordReader:
             what = f"the lone surrogate U+{ord(text[error.start]):04X}, which UTF-8 cannot hold"
             raise self.refusal(f"line {number}", f"the field {name!r} has {what}; use --errors replace") from None
 
+    def valid(self, text: bytes, place: str) -> bytes:
+        """Return the text of a record as valid UTF-8. place: of the record, for the error."""
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            if self.errors == "replace":
+                return text.decode(errors="replace").encode()
+            raise self.not_utf8(place, error) from None
+        return text
+
+    def not_utf8(self, place: str, error: UnicodeDecodeError) -> InputError:
+        """Return the error for a byte of a record that is not UTF-8."""
+        found = f"byte {error.start + 1} of it (0x{error.object[error.start]:02x})"
+        return self.refusal(place, f"is not UTF-8 at {found}; use --errors replace")
+
     def refusal(self, place: str, message: str) -> InputError:
         """Return the error for a record at this place of the file."""
         return InputError(f"{self.file}, {place}: {message}")
 
-    def missing_field(self, place: str, found: list[str]) -> InputError:
-        """Return the error where none of the fields is among those found."""
+    def missing(self, what: str, found: list[str]) -> str:
+        """Return the message where none of the fields is among those found. what: "field" or "column"."""
         wanted = " or ".join(map(repr, self.fields))
         listed = ", ".join(map(repr, found[:8])) + (", ..." if len(found) > 8 else "")
-        return self.refusal(place, f"has no field {wanted}, only {listed or 'none'}; name one with --text-field")
+        return f"has no {what} {wanted}, only {listed or 'none'}; name one with --text-field"
 
 
 def json_type(value: object) -> str:

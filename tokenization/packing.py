@@ -43,4 +43,4 @@ def unpack(name: str, raw: Any) -> Any:
 
 def damaged(name: str, reason: object) -> InputError:
     """Return the error for a compressed file that ends early or has changed."""
-    return InputError(f"{name}: damaged {packing(name)} file ({reason}); copy or download it again")
+    return InputError(f"{name}: damaged {packing(name) or kind(name)} file ({reason}); copy or download it again")

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
-from tokenization.documents import JSON_LINES
+from tokenization.documents import JSON_LINES, PARQUET
 from tokenization.errors import InputError
 from tokenization.packing import kind
 
-TEXT_KINDS = (".txt", ".md", *JSON_LINES)  # in a folder; a file named by itself is read whatever its suffix
+TEXT_KINDS = (".txt", ".md", *JSON_LINES, PARQUET)  # in a folder; a file named by itself is read whatever its suffix
 
 MARK = codecs.BOM_UTF8
 OTHER_MARKS = {  # UTF-32's before UTF-16's, which begins like it
@@ -34,7 +34,7 @@ NOT_TEXT = (  # how the file begins, what it is, what to do
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive, which is not read", "unpack it"),
     (rb"Rar!\x1a\x07", "a rar archive, which is not read", "unpack it"),
     (rb"(?s).{257}ustar", "a tar archive, which is not read", "unpack it with tar"),
-    (rb"PAR1\x15", "a Parquet file, which is not read", "write its text to .txt files"),
+    (rb"PAR1\x15", "a Parquet file, but not named .parquet", "give it a name that ends with .parquet"),
     (rb"%PDF-\d", "a PDF, which is not read", "write its text to a .txt file"),
 )
 

@@ -262,10 +262,10 @@ class Tokenizer:
         """Encode files into one token file, in parallel; the same bytes for any number of processes.
 
         A file of text is one document or several: where one does not end with <|endoftext|> and another follows, that
-        token is put between them, if the vocabulary has it. In JSON Lines each record is a document, whose text is its
-        text_field (None: "text", or else "content"); special tokens that are written out there are text. errors:
-        "strict" or "replace", for bytes that are not UTF-8. report: filled in. Raises InputError for unreadable or
-        empty text, and an output that cannot be written.
+        token is put between them, if the vocabulary has it. In JSON Lines and Parquet each record is a document, whose
+        text is its text_field (None: "text", or else "content"); special tokens that are written out there are text.
+        errors: "strict" or "replace", for bytes that are not UTF-8. report: filled in. Raises InputError for unreadable
+        or empty text, and an output that cannot be written.
         """
         return encode_files(self, inputs, output, num_processes, errors, progress, report, text_field)
 

@@ -6,6 +6,7 @@ by itself, by a tokenizer that has no special tokens, with the separator's id pu
 
 import bz2
 import gzip
+import importlib.util
 import json
 import lzma
 import random
@@ -43,6 +44,15 @@ def write_folder(folder: Path, texts: list[str]) -> None:
         (folder / f"{number:06}.md").write_bytes(text.encode())
 
 
+def write_parquet(path: Path, texts: list[str]) -> None:
+    """In row groups of 7."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"id": range(len(texts)), "text": texts, "content": ["no"] * len(texts)})
+    parquet.write_table(table, path, row_group_size=7)
+
+
 FORMATS: dict[str, Write] = {
     "t.txt": lambda path, texts: path.write_bytes(END_OF_TEXT.join(texts).encode()),
     "t.jsonl": lambda path, texts: path.write_bytes(json_lines(texts)),
@@ -53,6 +63,8 @@ FORMATS: dict[str, Write] = {
     "t.ndjson.xz": lambda path, texts: path.write_bytes(lzma.compress(json_lines(texts))),
     "folder": write_folder,
 }  # fmt: skip
+if importlib.util.find_spec("pyarrow"):
+    FORMATS["t.parquet"] = write_parquet
 RECORDS = [name for name in FORMATS if name not in ("t.txt", "folder")]
 
 
@@ -91,6 +103,8 @@ def code(request, monkeypatch) -> str:
     """Each of the codes that can do the work, and plain Python in pieces and blocks that end anywhere."""
     monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 1 << 60 if request.param == "plain" else 0)
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 101)
+    monkeypatch.setattr("tokenization.reading.BLOCK_BYTES", 101)
+    monkeypatch.setattr("tokenization.parquet.ROWS_AT_ONCE", 3)
     if request.param == "plain":
         pieces = lambda blocks, boundaries, pattern: cut_into_chunks(blocks, boundaries, pattern, 150)  # noqa: E731
         monkeypatch.setattr(encoding, "cut_into_chunks", pieces)
@@ -143,7 +157,7 @@ def test_the_same_text_gives_the_same_merges_in_every_format(tmp_path, code):
 def test_a_special_token_in_a_document_is_text(tmp_path, tokenizer, code, pattern):
     used = Tokenizer(tokenizer.vocab, tokenizer.merges, SPECIAL_TOKENS, PATTERNS.get(pattern, pattern))
     texts = [END_OF_TEXT, f"a{END_OF_TEXT}b", f"{END_OF_TEXT}{END_OF_TEXT}\n", *documents_of(2)]
-    for name in ("t.jsonl", "t.jsonl.zst"):
+    for name in RECORDS:
         FORMATS[name](tmp_path / name, texts)
         file = used.encode_files([tmp_path / name], tmp_path / "t.bin", 2)
         assert file.tokens.tolist() == joined_ids(used, texts)
@@ -186,7 +200,7 @@ def test_without_a_separator_documents_stand_side_by_side(tmp_path, tokenizer, c
 def test_memory_is_bounded_by_the_longest_document(tmp_path, tokenizer, monkeypatch):
     """Documents without any white space are cut between each other."""
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 500)
+    monkeypatch.setattr("tokenization.reading.BLOCK_BYTES", 500)
     (tmp_path / "t.jsonl").write_bytes(json_lines(["漢字" * 20] * 300))
     windows = list(cut_into_windows(Corpus([tmp_path / "t.jsonl"]), SpecialTokens({})))
     assert max(window.length for window in windows) <= 1000

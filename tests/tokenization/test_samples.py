@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenization import END_OF_TEXT, InputError, corpus, samples
+from tokenization import END_OF_TEXT, InputError, corpus, reading, samples
 from tokenization.samples import beginning, draw_documents
 
 
@@ -22,7 +22,7 @@ def write(documents: list[str], name: str = "text.txt") -> None:
 @pytest.mark.parametrize("block", [1, 3, 13, 1000])
 def test_documents_are_what_stands_between_the_separators_wherever_reading_stops(monkeypatch, block):
     monkeypatch.setattr(corpus, "BLOCK_BYTES", block)
-    monkeypatch.setattr(corpus, "HEAD_BYTES", block)
+    monkeypatch.setattr(reading, "HEAD_BYTES", block)
     wanted = ["one\n", " é漢字😀 ", "<|endoftext", "last"]
     write(["", wanted[0], " \n\t", *wanted[1:]])
     drawn = draw_documents("text.txt", 10, seed=0)

@@ -106,7 +106,7 @@ def test_what_is_passed_over_is_said_with_the_reason(folder):
     assert texts.files[3].parent.name == "own"  # which is no tokenizer's
     assert texts.summary() == (
         "reading 5 files; passing over 1 (about the other files; name it to have it read): README.md, and 7 (no .txt,"
-        " .md, .jsonl, .ndjson; name a file to have it read): c.rst, d.csv, e.txt.lz4, f.rst, g.RST, noname,"
+        " .md, .jsonl, .ndjson, .parquet; name a file to have it read): c.rst, d.csv, e.txt.lz4, f.rst, g.RST, noname,"
         " vocab.json, and 2 (not a file): gone.txt, pipe.txt, and 1 (part of a tokenizer): merges.txt"
     )
     for number in range(500):
@@ -184,7 +184,10 @@ NO_TEXTS = {
     "zstd": (zstd.compress(DATA), "is compressed by zstd, but not named .zst; give it a name that ends with .zst"),
     "zip": (zipped(DATA), "is a zip archive"),
     "tar": (tarred(DATA), "is a tar archive"),
-    "parquet": (b"PAR1\x15\x04\x15\x10\x15\x14L\x15\x02\x15\x00\x12\x00\x00" + DATA, "is a Parquet file"),
+    "parquet": (
+        b"PAR1\x15\x04\x15\x10\x15\x14L\x15\x02\x15\x00\x12\x00\x00" + DATA,
+        "is a Parquet file, but not named .parquet; give it a name",
+    ),
     "pdf": (b"%PDF-1.7\n1 0 obj\n", "is a PDF"),
     "pickle": (pickle.dumps([1.5, 2**40, None, "text"]), "is a binary file"),
     "tokens": (np.arange(200, 2000, dtype="<u2").tobytes(), "is a binary file"),

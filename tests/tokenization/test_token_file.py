@@ -457,5 +457,7 @@ def test_a_text_that_fails_leaves_no_token_file(tmp_path, small, name, data, mes
 def test_what_names_no_text_is_refused(tmp_path, monkeypatch, inputs):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no such file|no \.txt, \.md, \.jsonl, \.ndjson file|no text was named"):
+    with pytest.raises(
+        InputError, match=r"no such file|no \.txt, \.md, \.jsonl, \.ndjson, \.parquet file|no text was named"
+    ):
         TextFiles(inputs)

@@ -218,7 +218,8 @@ def test_folders_say_what_is_read_and_what_is_not(capsys):
     for name in ("a.txt", "b.TXT", "c.rst", "d.csv"):
         Path(f"texts/{name}").write_text("the cat and the rain " * 5)
     reading = (
-        "reading 2 files; passing over 2 (no .txt, .md, .jsonl, .ndjson; name a file to have it read): c.rst, d.csv\n"
+        "reading 2 files; passing over 2 (no .txt, .md, .jsonl, .ndjson, .parquet; name a file to have it read): c.rst,"
+        " d.csv\n"
     )
     for arguments in ("train texts --vocab-size 260 --output t", "encode texts --tokenizer tok --output t.bin"):
         assert run(f"{arguments} --processes 1") == 0
@@ -262,7 +263,7 @@ def test_replacing_what_is_not_utf8(small):
 BAD_INPUT = {
     "train none.txt --vocab-size 300 --output t": r"none\.txt: no such file, folder or pattern",
     "train text.txt no*.txt --vocab-size 300 --output t": r"no\*\.txt: no such file",
-    "train tok --vocab-size 300 --output t": r"tok: no \.txt, \.md, \.jsonl, \.ndjson file in this folder",
+    "train tok --vocab-size 300 --output t": r"tok: no \.txt, \.md, \.jsonl, \.ndjson, \.parquet file in this folder",
     "train empty.txt --vocab-size 300 --output t": r"empty\.txt: no text to learn from; the input is empty",
     "train latin.txt --vocab-size 300 --output t": r"latin\.txt: not UTF-8 at byte 6 \(0xe9\).*--errors replace",
     "train text.txt latin.txt --vocab-size 300 --output t": r"latin\.txt: not UTF-8 at byte 6",

@@ -23,7 +23,7 @@ from tokenization.tokenizer import Tokenizer
 
 HELP = """Turn text into a token file for training: raw uint16 ids (uint32 for more than 65,536 tokens), with a JSON
 file beside it. <|endoftext|> is put between files, and between the documents of one. Special tokens that are written
-out in a document of JSON Lines are text there.
+out in a record of .jsonl or .parquet are text there.
 
   tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
   tokenization encode crawl/ --text-field body --tokenizer data/tokenizer --output data/train.bin
