@@ -34,6 +34,7 @@ from tokenizer_stages.peers import LOAD, OURS, TRAINERS, Vocabulary, installed, 
 SECTIONS = ("documents", "kinds", "start", "train", "files")
 VOCABULARIES = ("gpt2", "cl100k", "o200k")  # the kinds of text are measured with all of them,
 BY_SIZE = ("gpt2", "cl100k")  # documents by size and training with these, whole files with the first
+ONCE_FROM_SECONDS = 10  # what takes as long as this is not repeated
 Job = dict[str, Any]
 
 
@@ -100,11 +101,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     versions = installed(args.only)
     absent = [name for name in (*LOAD, *TRAINERS) if name not in versions and (not args.only or name in args.only)]
     rows: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
     for job in jobs(args, list(versions)):
-        start = time.perf_counter()
-        say(" ".join(map(str, job.values())), end=" ")
-        rows += run_process(job, args)
-        say(f"{time.perf_counter() - start:.1f} s")
+        title, start = " ".join(map(str, job.values())), time.perf_counter()
+        if seconds.get(title, 0) < ONCE_FROM_SECONDS:
+            say(title, end=" ")
+            rows += run_process(job, args)
+            seconds[title] = time.perf_counter() - start
+            say(f"{seconds[title]:.1f} s")
     return {
         "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
         "versions": versions,

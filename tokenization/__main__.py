@@ -16,6 +16,8 @@ HELP = """usage: tokenization {train,encode,decode,inspect,compare,import,export
   tokenization decode data/train.bin --tokenizer data/tokenizer --limit 200
                                                   print the text of a token file
   tokenization inspect data/tokenizer             show what a tokenizer has learnt
+  tokenization inspect data/tokenizer --word " unbelievable"
+                                                  show how a word is merged, step by step
   tokenization compare data/tokenizer other/tokenizer --text stories.txt
                                                   compression and speed of tokenizers
   tokenization import tokenizer.json --output data/theirs
