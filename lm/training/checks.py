@@ -18,7 +18,6 @@ from lm.machine.resources import available_memory, held_memory
 from lm.model.transformer import FEED_FORWARDS, MODEL_SETTINGS
 from lm.runs.folder import LAST
 from lm.training.config_files import with_current_names
-from lm.training.lightning_inside import batches_trained
 from tokenization import InputError, outputs
 
 MAY_BE_INFINITE = {"model.max_gradient_norm"}  # never scales
@@ -141,16 +140,10 @@ def check_folder(config: Namespace) -> None:
 
 
 def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
-    """Raises InputError if no steps are left, or if a step would have another number of batches than before."""
+    """Raises InputError if the checkpoint has no state to resume from, or if no steps are left."""
     if "loops" not in checkpoint:
         raise InputError(f"{config.ckpt_path}: holds only weights, and no state to resume from")
-    step, batches_per_step = checkpoint["global_step"], config.trainer.accumulate_grad_batches
-    batches = batches_trained(checkpoint)
-    if batches != step * batches_per_step:
-        raise InputError(
-            f"{config.ckpt_path}: was trained with trainer.accumulate_grad_batches {batches // step}, not"
-            f" {batches_per_step}; leave it at that, or start a new run"
-        )
+    step = checkpoint["global_step"]
     if step >= config.trainer.max_steps and not validation_due(checkpoint):
         raise InputError(
             f"{config.ckpt_path}: is at step {step}, and trainer.max_steps is {config.trainer.max_steps}; raise"

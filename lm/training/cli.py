@@ -21,13 +21,14 @@ from lm.training.callbacks import TrainingBar
 from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
 from lm.training.command_line import one_line, warn_of_variables
 from lm.training.data import TokenDataModule
+from lm.training.hosts import find_world
 from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
 from lm.training.nonfinite import StopWhenDiverged
 from lm.training.parser import SettingsCLI
 from lm.training.plugins import FullySharded, RunCheckpointIO, RunLogger
 from lm.training.progress import ProgressLines, ending, time_is_up
-from lm.training.resume import Resume, find_resume, from_here_on, locate_checkpoint, take_folder
+from lm.training.resume import Resume, compare_processes, find_resume, from_here_on, locate_checkpoint, take_folder
 from lm.training.throughput import Throughput
 from tokenization import InputError
 
@@ -43,6 +44,7 @@ class RunCLI(SettingsCLI):
     trainer: Trainer
 
     def __init__(self, argv: list[str]):
+        self.world = find_world()
         super().__init__(argv)
         check_precision(self.settings.trainer.precision)
         check_paths(self.settings)
@@ -63,6 +65,9 @@ class RunCLI(SettingsCLI):
         self.datamodule.setup("fit")  # checks the data before Lightning opens the run's folder
         news = list(resume.news)
         if resume.data is not None:
+            news += from_here_on(
+                compare_processes(resume, self.trainer.accumulate_grad_batches, self.trainer.world_size)
+            )
             news += from_here_on(self.datamodule.compare(resume.data, resume.allow_changed_data))
             if resume.step >= self.trainer.max_steps:
                 # Or Lightning would not start. Checkpoints corrects it.
@@ -124,6 +129,9 @@ class RunCLI(SettingsCLI):
             parts["logger"] = [RunLogger(settings.default_root_dir, resume.step), *others]
         if settings.strategy == "fsdp":
             parts["strategy"] = FullySharded()
+        if self.world is not None:
+            parts["plugins"].append(self.world.environment)
+            parts |= self.world.parts_of_trainer(settings)
         return parts
 
     def instantiate_trainer(self, **parts: Any) -> Trainer:
@@ -132,6 +140,8 @@ class RunCLI(SettingsCLI):
         progress = ProgressLines() if settings.enable_progress_bar is False else TrainingBar()
         self.trainer_defaults["callbacks"] = [Throughput(), StopWhenDiverged(), progress]
         trainer = super().instantiate_trainer(**parts)
+        if self.world is not None:
+            self.world.check(trainer)
         if time_is_up(trainer):
             raise InputError(f"trainer.max_time is {settings.max_time}, too short for any step")
         if isinstance(trainer.strategy, FSDPStrategy):

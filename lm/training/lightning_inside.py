@@ -138,6 +138,14 @@ def batches_trained(checkpoint: dict[str, Any]) -> int:
     return int(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"])
 
 
+def add_batches_trained(loops: dict[str, Any], batches: int) -> None:
+    """Adds to the batches that the counters of a checkpoint's loops say the run has trained on."""
+    progress = loops["epoch_loop.batch_progress"]
+    for counters in (progress["total"], progress["current"]):
+        for name in counters:
+            counters[name] += batches
+
+
 def whole_checkpoint(trainer: Trainer) -> dict[str, Any]:
     """Returns the state that trainer.save_checkpoint saves, without waiting for the other processes as it does."""
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)

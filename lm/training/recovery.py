@@ -19,6 +19,8 @@ from lm.runs.finite import in_words
 from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER
 from lm.training.kept_tokenizer import KeptTokenizer
 from lm.training.lightning_inside import (
+    add_batches_trained,
+    batches_trained,
     draw_step_now,
     is_mid_step,
     is_validation_due,
@@ -231,11 +233,13 @@ class Checkpoints(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["loops"]["fit_loop"] = self.boundary.loops
+        checkpoint["processes"] = trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["callbacks"].pop("Timer", None)  # trainer.max_time counts from each start
         state = checkpoint["callbacks"][self.state_key]
-        loops = checkpoint["loops"]["fit_loop"]
+        loops, batches = checkpoint["loops"]["fit_loop"], checkpoint["global_step"] * trainer.accumulate_grad_batches
+        add_batches_trained(loops, batches - batches_trained(checkpoint))  # fewer processes accumulate more of them
         self.boundary = self.saved = Boundary(checkpoint["global_step"], loops, state["validation_due"])
 
     def state_dict(self) -> dict[str, Any]:

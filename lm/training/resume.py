@@ -26,6 +26,7 @@ from lm.training.checks import (
     validation_due,
 )
 from lm.training.data import TokenDataModule
+from lm.training.lightning_inside import batches_trained
 from tokenization import InputError, Tokenizer
 
 AUTO = "auto"  # --ckpt_path: the newest checkpoint in the run's folder that verifies
@@ -38,6 +39,8 @@ class Resume:
     checkpoint: str | None = None  # to resume from
     step: int = 0  # of that checkpoint
     data: dict[str, Any] | None = None  # what it records of its data
+    accumulated: int = 0  # batches of each process in each step until then; 0 if there is nothing to compare
+    processes: int | None = None  # until then; an older checkpoint does not record it
     weights: dict[str, Any] | None = None  # a new run's first state dict, by --init_from
     automatic: bool = False  # found by --ckpt_path auto
     nothing_left: bool = False  # the run is complete, which is no error with --ckpt_path auto
@@ -73,8 +76,17 @@ def find_resume(settings: Namespace) -> Resume:
         news = [*news, f"resuming from {path}, step {step}"]
     changes += compare_config(checkpoint, settings)
     news += from_here_on(changes)
-    data = checkpoint[TokenDataModule.__name__]
-    return Resume(path, step, data, None, automatic, done, allowed, tuple(news))
+    return Resume(
+        path,
+        step,
+        data=checkpoint[TokenDataModule.__name__],
+        accumulated=0 if done else batches_trained(checkpoint) // max(step, 1),
+        processes=checkpoint.get("processes"),
+        automatic=automatic,
+        nothing_left=done,
+        allow_changed_data=allowed,
+        news=tuple(news),
+    )
 
 
 def locate_checkpoint(settings: Namespace) -> tuple[str | None, list[str]]:
@@ -101,6 +113,32 @@ def read_initial_weights(settings: Namespace) -> tuple[dict[str, Any], Path]:
             " encode the text with that tokenizer, and set data.tokenizer"
         )
     return checkpoint["state_dict"], path
+
+
+def compare_processes(resume: Resume, accumulate: int, processes: int) -> list[str]:
+    """Announces another number of processes; InputError if a step would then have another number of batches.
+
+    accumulate: the batches of each process in each step, from here on.
+    """
+    if not resume.accumulated:
+        return []
+    before, now = resume.processes or processes, processes
+    batches = before * resume.accumulated
+    if batches == now * accumulate:
+        change = f"processes: {before} -> {now}; the batches of each step stay the same, the numbers up to rounding"
+        return [change] if before != now else []
+    if before == now:
+        raise InputError(
+            f"{resume.checkpoint}: was trained with trainer.accumulate_grad_batches {resume.accumulated}, not"
+            f" {accumulate}; leave it at that, or start a new run"
+        )
+    remedy = f"take a number of processes that divides {batches}"
+    if not batches % now:
+        remedy = f"set trainer.accumulate_grad_batches to {batches // now}, and trainer.val_check_interval to match"
+    raise InputError(
+        f"{resume.checkpoint}: was trained by {before} processes with {batches} batches a step, and {now} with"
+        f" trainer.accumulate_grad_batches {accumulate} would take {now * accumulate}; {remedy}"
+    )
 
 
 def from_here_on(changes: list[str]) -> list[str]:

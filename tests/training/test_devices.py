@@ -1,13 +1,19 @@
 """Proves that two processes train as one that accumulates two batches does: other batches on each, the gradient's norm
 and the losses over all of them, one run in one folder, and a resumed run is the uninterrupted one."""
 
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.events import read_events
+from helpers.faults import Moment, send
 
 from lm.runs.checkpoint import load_checkpoint
+from lm.training.module import LanguageModel
+from lm.training.resume import Resume, compare_processes
+from tokenization import InputError
 
 STEPS = (
     "--trainer.max_steps=8",
@@ -75,3 +81,66 @@ def test_a_resumed_run_of_two_processes(two_processes, whole, tmp_path):
     assert expected["global_step"] == resumed["global_step"] == 8
     for name, weight in expected["state_dict"].items():
         assert torch.equal(weight, resumed["state_dict"][name]), name
+
+
+# --- another number of processes -------------------------------------------------------------------------------------
+
+ONE = ("--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8")
+CHANGE = "from here on  processes: {}; the batches of each step stay the same, the numbers up to rounding\n"
+
+
+def test_one_process_goes_on_as_two(two_processes, whole, lm, fit_arguments, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        Moment(LanguageModel, "training_step", 9, send(signal.SIGTERM)).arm(patch)  # in the fifth step
+        assert lm(*fit_arguments(run, *STEPS, *ONE)).code == 143
+    two_processes(run, f"--ckpt_path={run / 'last.ckpt'}")
+    assert CHANGE.format("1 -> 2") in run.with_suffix(".log").read_text()
+    for name, weight in weights(whole / "last.ckpt").items():
+        torch.testing.assert_close(weights(run / "last.ckpt")[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+    counters = [load_checkpoint(folder / "last.ckpt")["loops"]["fit_loop"] for folder in (run, whole)]
+    assert counters[0]["epoch_loop.batch_progress"] == counters[1]["epoch_loop.batch_progress"]
+    (curves, _), (expected, _) = read_events(run), read_events(whole)
+    for tag in ("train/loss", "val/loss"):
+        assert [step for step, _ in curves[tag]] == [step for step, _ in expected[tag]]
+        assert [loss for _, loss in curves[tag]] == pytest.approx([loss for _, loss in expected[tag]], abs=1e-5)
+
+
+def test_two_processes_go_on_as_one(whole, lm, fit_arguments, tmp_path):
+    more = (*STEPS, *ONE, "--trainer.max_steps=12")
+    assert lm(*fit_arguments(tmp_path / "one", *more)).code == 0
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    result = lm(*fit_arguments(run, *more, "--ckpt_path=auto"))
+    assert (result.code, result.err) == (0, "")
+    assert CHANGE.format("2 -> 1") in result.out
+    for name, weight in weights(tmp_path / "one/last.ckpt").items():
+        torch.testing.assert_close(weights(run / "last.ckpt")[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+
+
+REFUSED = {
+    "accumulating less": (
+        (),
+        "was trained by 2 processes with 2 batches a step, and 1 with trainer.accumulate_grad_batches 1 would take 1;"
+        " set trainer.accumulate_grad_batches to 2, and trainer.val_check_interval to match\n",
+    ),
+    "accumulating more": (("--trainer.accumulate_grad_batches=4",), "would take 4; set"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_steps_of_another_size_are_refused(case, whole, lm, fit_arguments, tmp_path):
+    settings, message = REFUSED[case]
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = lm(*fit_arguments(run, *STEPS, "--trainer.max_steps=12", *settings, "--ckpt_path=auto"))
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_number_of_processes_that_cannot_share_the_batches():
+    resume = Resume("last.ckpt", 4, accumulated=1, processes=2)
+    with pytest.raises(InputError, match=r"by 2 processes .* take a number of processes that divides 2"):
+        compare_processes(resume, 1, 3)
+    assert compare_processes(Resume("last.ckpt", 4, accumulated=1), 1, 3) == []  # from before it was recorded

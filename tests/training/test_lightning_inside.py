@@ -247,6 +247,9 @@ def test_what_the_loops_count():
     checkpoint = {"loops": {"fit_loop": lightning_inside.loop_counters(trainer)}}
     assert lightning_inside.batches_trained(checkpoint) == 6, message
     assert lightning_inside.batches_trained(lightning_inside.whole_checkpoint(trainer)) == 6, message
+    lightning_inside.add_batches_trained(checkpoint["loops"]["fit_loop"], -3)
+    fewer = train(steps=3, val_check_interval=50)  # the same steps of one batch each
+    assert {"fit_loop": lightning_inside.loop_counters(fewer)} == checkpoint["loops"], message
 
 
 def test_whole_checkpoint(tmp_path):
