@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import NamedTuple
 
-from tokenization.pretokenization import GPT2_PATTERN
+from tokenization.patterns import parts_of
 
 KERNELS_FROM_BYTES = 4_000_000  # of text: with less, loading or compiling the kernels would take longer than they save
 BEHIND_FROM_CHARACTERS = 1_000_000  # encoded in plain Python: a program that encodes so many will encode more
@@ -39,27 +39,27 @@ class Choice(NamedTuple):
 
 def have_kernels(pattern: str) -> bool:
     """Return whether the kernels know the pattern."""
-    return pattern == GPT2_PATTERN
+    return parts_of(pattern) is not None
 
 
 def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
     """Choose the compiled kernels where they save time and can be loaded. work: "training" or "encoding"."""
     if not have_kernels(pattern):
-        return Choice(None, "plain Python (the kernels know GPT-2's pattern only)")
+        return Choice(None, "plain Python (the kernels do not know the pattern)")
     if num_bytes < KERNELS_FROM_BYTES:
         return Choice(None, f"plain Python (less than {KERNELS_FROM_BYTES / 1e6:g} MB)")
     start = time.perf_counter()
-    native, reason = load_kernels(work)
+    native, reason = load_kernels(work, pattern)
     return Choice(native, reason, time.perf_counter() - start if native else 0.0)
 
 
 @functools.cache
-def load_kernels(work: str) -> tuple[ModuleType | None, str]:
+def load_kernels(work: str, pattern: str) -> tuple[ModuleType | None, str]:
     """Return the module with the kernels, compiled for this work, or None where that fails; and the reason."""
     try:
         with step():
             native = importlib.import_module("tokenization.native")
-        native.compile_kernels(work, step)
+        native.compile_kernels(work, pattern, step)
     except ModuleNotFoundError as error:
         return None, f"plain Python ({error.name} is not installed)"
     except Exception as error:  # whatever Numba, LLVM or their settings raise: the work can be done without them

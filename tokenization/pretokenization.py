@@ -13,6 +13,7 @@ from itertools import islice
 import regex
 
 from tokenization.errors import InputError
+from tokenization.patterns import parts_of
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -33,13 +34,6 @@ O200K_PATTERN = (
     r"""|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
 PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}
-
-# Places that no pre-token of the pattern crosses, so that what follows does not depend on what comes before.
-_SAFE_CUTS = {
-    GPT2_PATTERN: r"(?<=\S)(?=\s)",
-    CL100K_PATTERN: r"(?<=[\r\n])(?=[\p{L}\p{N}])",
-    O200K_PATTERN: r"(?<=[\r\n])(?=[\p{L}\p{N}])",
-}
 
 CHUNK_CHARACTERS = 1 << 20
 MAX_PATTERN = 10_000  # characters; a longer one takes minutes to compile
@@ -65,7 +59,7 @@ def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> Iterator[str]:
     These are the matches of the pattern and whatever lies between two of them, so that the pre-tokens joined are the
     text, whatever the pattern; Hugging Face calls that an isolated split.
     """
-    if pattern in _SAFE_CUTS:  # the named ones leave nothing out, in linear time
+    if parts_of(pattern):  # the known ones leave nothing out, in linear time
         return (match.group() for match in regex.finditer(pattern, text))
     return _isolate(text, pattern)
 
@@ -177,12 +171,12 @@ def cut_into_chunks(
 def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
     """Return the last position where `text`, which may go on, can be cut safely; 0 where there is none.
 
-    A special token is a boundary under any pattern; the named patterns have others, see _SAFE_CUTS.
+    A special token is a boundary under any pattern; the known patterns have others, see safe_cuts.
     """
     # A special token that begins in the last characters may be incomplete, or grow into a longer one.
     decided = max(0, len(text) - max(map(len, special_tokens), default=1) + 1)
-    if pattern in _SAFE_CUTS:
-        for match in regex.finditer(f"(?r){_SAFE_CUTS[pattern]}", text[:decided]):  # (?r) searches from the end
+    if places := safe_cuts(pattern):
+        for match in regex.finditer(f"(?r)(?:{places})", text[:decided]):  # (?r) searches from the end
             if not any(_spans(text, match.start(), token) for token in special_tokens):
                 return match.start()
     if special_tokens:
@@ -193,6 +187,18 @@ def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
         ]
         return ends[-1] if ends else 0
     return 0
+
+
+def safe_cuts(pattern: str) -> str | None:
+    """Return a regular expression for places between two pre-tokens, whatever else stands in the text.
+
+    None for a pattern that is not known. Cut there, a text gives the pre-tokens of the whole.
+    """
+    parts = parts_of(pattern)
+    if parts is None:
+        return None
+    kind = r"[\p{L}\p{N}]" if parts.tail else r"\S"  # signs may take line ends with them
+    return rf"(?<={kind})(?=\s)" + (rf"|(?<=[\r\n])(?={kind})" if parts.lines else "")
 
 
 def _spans(text: str, position: int, token: str) -> bool:

@@ -27,7 +27,7 @@ from tokenization.token_file import token_dtype
 class EncoderSwitch:
     """The kernels' encoder of one tokenizer, from the moment it is there.
 
-    byte_ids, ranks, special_ids: what native.Encoder takes.
+    pattern, byte_ids, ranks, special_ids: what native.Encoder takes.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class EncoderSwitch:
     def encoder_of(self, native: ModuleType) -> Any:
         """Return the native.Encoder of this tokenizer, made at the first call. native: the module with the kernels."""
         if self.encoder is None:
-            self.encoder = native.Encoder(*self._tables, token_dtype(self._vocab_size))
+            self.encoder = native.Encoder(*self._tables, self._pattern, token_dtype(self._vocab_size))
         return self.encoder
 
     def encoder_for(self, num_bytes: int) -> Any:

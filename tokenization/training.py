@@ -97,7 +97,7 @@ def train_bpe(
     if choice.native:
         report.seconds["compiling"] = choice.seconds
         vocab, merges = train_with_kernels(
-            choice.native, corpus, vocab_size, special_tokens, ties, processes, progress, report
+            choice.native, corpus, vocab_size, special_tokens, pattern, ties, processes, progress, report
         )
     else:
         counts = count_corpus(corpus, special_tokens, pattern, processes, report)
@@ -116,6 +116,7 @@ def train_with_kernels(
     corpus: Corpus,
     vocab_size: int,
     special_tokens: Sequence[str],
+    pattern: str,
     ties: str,
     num_threads: int,
     progress: bool,
@@ -124,7 +125,7 @@ def train_with_kernels(
     """Count and merge by the kernels, so that the counts never leave their memory; fills in the report."""
     start = time.perf_counter()
     with closing(corpus):
-        counts = native.count_corpus(corpus, special_tokens, num_threads)
+        counts = native.count_corpus(corpus, special_tokens, pattern, num_threads)
     counted = time.perf_counter()
     report.seconds["reading"] = corpus.read_seconds
     report.seconds["pre-tokenizing"] = counted - start - corpus.read_seconds

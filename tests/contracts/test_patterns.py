@@ -3,35 +3,62 @@
 import random
 
 import pytest
+from helpers.split_patterns import LLAMA_3, PUBLISHED, hard_text
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
-from tokenization import Tokenizer, kernels
+from tokenization import Tokenizer, kernels, patterns
 from tokenization.bpe import learn_merges
 from tokenization.kernels import kernels_for
-from tokenization.pretokenization import CL100K_PATTERN, PATTERNS, count_pretokens
+from tokenization.pretokenization import CL100K_PATTERN, count_pretokens
+
+UNKNOWN = {"words": r"\w+|\W", "digits in threes": CL100K_PATTERN.replace("{1,3}+", "{3}")}
 
 
 def compiled_is_plain(pattern: str) -> None:
     """Compares the ids of hard texts by the code that kernels_for chooses, at any size, with plain Python's."""
-    learnt = learn_merges(count_pretokens(SEED_TEXT, SPECIAL_TOKENS, pattern), 400, SPECIAL_TOKENS)
+    source = random.Random(0)
+    text = SEED_TEXT + "".join(hard_text(source) for _ in range(300))
+    learnt = learn_merges(count_pretokens(text, SPECIAL_TOKENS, pattern), 600, SPECIAL_TOKENS)
     tokenizer = Tokenizer(*learnt, SPECIAL_TOKENS, pattern)
     native = kernels_for(pattern, 1 << 40, "encoding").native
     assert (native is not None) == kernels.have_kernels(pattern)
     if native is None:
         return
-    encoder, source = tokenizer.switch.encoder_of(native), random.Random(0)
-    for text in (SEED_TEXT, *(random_text(source) for _ in range(300))):
+    encoder = tokenizer.switch.encoder_of(native)
+    for text in (SEED_TEXT, *(draw(source) for _ in range(150) for draw in (random_text, hard_text))):
         compiled = encoder.encode(native.Window.of_bytes(text.encode())).tolist()
         assert compiled == tokenizer.encode_bytes(text.encode()), repr(text)
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", PUBLISHED | UNKNOWN)
 def test_compiled_is_plain(name):
-    compiled_is_plain(PATTERNS[name])
+    compiled_is_plain((PUBLISHED | UNKNOWN)[name])
 
 
-def test_a_pattern_that_is_only_declared(monkeypatch):
-    """As if somebody let cl100k's pattern through, and gave it no scanner."""
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_pattern_that_is_only_declared(name, monkeypatch):
+    """As if somebody let a pattern through, and gave it no scanner."""
     monkeypatch.setattr(kernels, "have_kernels", lambda pattern: True)
     with pytest.raises(AssertionError):
-        compiled_is_plain(CL100K_PATTERN)
+        compiled_is_plain(UNKNOWN[name])
+
+
+@pytest.mark.parametrize(
+    ("table", "spelling", "like"),
+    [
+        ("_NUMBERS", r"\p{N}{3}|", r"\p{N}{1,3}|"),
+        ("_NUMBERS", r"\p{Nd}{1,3}|", r"\p{N}{1,3}|"),
+        ("_WORDS", r"[^\r\n\p{L}]?\p{L}+|", r"[^\r\n\p{L}\p{N}]?\p{L}+|"),
+        ("_SIGNS", r" ?[^\s\p{L}\p{N}]+[\r\n]?|", r" ?[^\s\p{L}\p{N}]+[\r\n]*|"),
+        ("_WHITE_SPACE", r"\s*[\r\n]+?|\s+", r"\s*[\r\n]+|\s+(?!\S)|\s+"),
+    ],
+)
+def test_a_spelling_that_is_declared_to_be_another(table, spelling, like, monkeypatch):
+    """As if somebody added a spelling that does not mean quite the same."""
+    known = getattr(patterns, table)
+    pattern = LLAMA_3.replace(like, spelling)
+    assert pattern != LLAMA_3
+    assert patterns.parts_of.__wrapped__(pattern) is None
+    monkeypatch.setitem(known, spelling, known[like])
+    with pytest.raises(AssertionError):
+        compiled_is_plain(pattern)

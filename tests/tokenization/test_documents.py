@@ -24,6 +24,7 @@ from tokenization.__main__ import main
 from tokenization.bpe import learn_merges
 from tokenization.corpus import Corpus
 from tokenization.encoding import EncodingReport
+from tokenization.native.splitting import scanner_head
 from tokenization.native.text import SpecialTokens
 from tokenization.native.windows import cut_into_windows
 from tokenization.packing import zstd
@@ -202,7 +203,7 @@ def test_memory_is_bounded_by_the_longest_document(tmp_path, tokenizer, monkeypa
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
     monkeypatch.setattr("tokenization.reading.BLOCK_BYTES", 500)
     (tmp_path / "t.jsonl").write_bytes(json_lines(["漢字" * 20] * 300))
-    windows = list(cut_into_windows(Corpus([tmp_path / "t.jsonl"]), SpecialTokens({})))
+    windows = list(cut_into_windows(Corpus([tmp_path / "t.jsonl"]), SpecialTokens({}), scanner_head(PATTERNS["gpt2"])))
     assert max(window.length for window in windows) <= 1000
     assert b"".join(window.buffer[: window.length].tobytes() for window in windows).count(b"\xff") == 299
 

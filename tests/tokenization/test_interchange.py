@@ -116,7 +116,7 @@ def test_no_pretoken_reaches_across_a_safe_cut(name, random_text) -> None:
     pattern, places = PATTERNS[name], 0
     for text in TRICKY + [random_text(seed) for seed in range(2000)]:
         whole = list(pretokenize(text, pattern))
-        for match in regex.finditer(pretokenization._SAFE_CUTS[pattern], text):
+        for match in regex.finditer(pretokenization.safe_cuts(pattern), text):
             cut = match.start()
             assert [*pretokenize(text[:cut], pattern), *pretokenize(text[cut:], pattern)] == whole, (ascii(text), cut)
             places += 1

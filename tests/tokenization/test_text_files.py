@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenization import END_OF_TEXT, InputError, TokenFile
+from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, TokenFile
 from tokenization.corpus import Corpus
+from tokenization.native.splitting import scanner_head
 from tokenization.native.text import SpecialTokens
 from tokenization.native.windows import cut_into_windows
 from tokenization.packing import zstd
@@ -240,7 +241,7 @@ PACK = {
 
 
 def windows(corpus: Corpus) -> str:
-    return "".join(window.text for window in cut_into_windows(corpus, SpecialTokens({})))
+    return "".join(window.text for window in cut_into_windows(corpus, SpecialTokens({}), scanner_head(GPT2_PATTERN)))
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
@@ -277,7 +278,7 @@ def test_places_count_the_byte_order_mark(tmp_path, read):
     path = tmp_path / "t.txt"
     path.write_bytes(b"\xef\xbb\xbfgood \x80")
     if read is windows:
-        window = next(cut_into_windows(Corpus([path]), SpecialTokens({})))
+        window = next(cut_into_windows(Corpus([path]), SpecialTokens({}), scanner_head(GPT2_PATTERN)))
         with pytest.raises(InputError, match="not UTF-8 at byte 8"):
             window.valid("strict")
     else:

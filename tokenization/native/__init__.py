@@ -21,7 +21,7 @@ from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.learning import learn_merges, make_merges
 from tokenization.native.merging import fill_merges
 from tokenization.native.pairs import add_token
-from tokenization.native.scanner import class_table
+from tokenization.native.splitting import scanner_head
 from tokenization.native.table import rehash, summarize
 from tokenization.native.text import first_invalid, last_cut
 from tokenization.native.windows import Window
@@ -43,7 +43,7 @@ _KERNELS = {
 }
 
 
-def compile_kernels(work: str, step: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+def compile_kernels(work: str, pattern: str, step: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
     """Compiles the kernels for "training" or "encoding", or loads them from the cache, before anything is timed.
 
     step: makes a context that is entered for each kernel.
@@ -54,4 +54,4 @@ def compile_kernels(work: str, step: Callable[[], AbstractContextManager[object]
         with step():
             compile_now(kernel)
     with step():
-        class_table()
+        scanner_head(pattern)

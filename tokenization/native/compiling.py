@@ -84,3 +84,11 @@ def compile_now(kernel: Any) -> None:
         mark_used(Path(folder))
         Path(kernel.stats.cache_path).mkdir(parents=True, exist_ok=True)  # Numba expects the folder of the import
     kernel.compile((numba.int64,) * kernel.py_func.__code__.co_argcount)
+
+
+def address_of_code(kernel: Any) -> int:
+    """Compiles or loads a kernel that returns an int64, and returns the address at which C could call it."""
+    compile_now(kernel)
+    arguments = (numba.int64,) * kernel.py_func.__code__.co_argcount
+    code = kernel.get_compile_result(numba.int64(*arguments))
+    return int(code.library.get_pointer_to_function(code.fndesc.llvm_cfunc_wrapper_name))

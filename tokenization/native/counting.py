@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from tokenization.corpus import Corpus
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import copy_bytes, load64, shift_right, store64
-from tokenization.native.memory import DONE, TABLE_FULL, address_of
-from tokenization.native.scanner import class_table, find_starts
+from tokenization.native.memory import DONE, TABLE_FULL, Head, address_of
+from tokenization.native.scanner import CODE, call
+from tokenization.native.splitting import scanner_head
 from tokenization.native.table import (
     ARENA,
     ARENA_SIZE,
@@ -31,9 +32,10 @@ from tokenization.native.text import SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens,
 from tokenization.native.windows import Window, cut_into_windows, in_order
 
 
-def count_corpus(corpus: Corpus, special_tokens: Sequence[str], num_threads: int) -> Table:
-    """Counts how often each pre-token occurs in all the files together."""
+def count_corpus(corpus: Corpus, special_tokens: Sequence[str], pattern: str, num_threads: int) -> Table:
+    """Counts how often each pre-token of a pattern that kernels know occurs in all the files together."""
     special = SpecialTokens(dict.fromkeys(corpus.boundaries(special_tokens), 0))
+    scanner = scanner_head(pattern)
     counters: queue.SimpleQueue[Counter] = queue.SimpleQueue()
     for _ in range(num_threads):
         counters.put(Counter())
@@ -41,11 +43,11 @@ def count_corpus(corpus: Corpus, special_tokens: Sequence[str], num_threads: int
     def work(window: Window) -> None:
         counter = counters.get()
         try:
-            counter.count(window.valid(corpus.errors), special)
+            counter.count(window.valid(corpus.errors), special, scanner)
         finally:
             counters.put(counter)
 
-    for _ in in_order(work, cut_into_windows(corpus, special), num_threads):
+    for _ in in_order(work, cut_into_windows(corpus, special, scanner), num_threads):
         pass
     total = counters.get()
     while not counters.empty():
@@ -59,7 +61,7 @@ class Counter:
     def __init__(self) -> None:
         self.table, self._scratch = Table(), Scratch()
 
-    def count(self, window: Window, special: SpecialTokens) -> None:
+    def count(self, window: Window, special: SpecialTokens, scanner: Head) -> None:
         """Counts the pre-tokens of a window, whose text is valid UTF-8."""
         position = address_of(window.buffer)
         end, status = position + window.length, None
@@ -71,7 +73,7 @@ class Counter:
                 end,
                 self.table.head.address,
                 self._scratch.address,
-                address_of(class_table()),
+                scanner.address,
                 *special.arguments,
             )
 
@@ -87,7 +89,7 @@ def count_window(
     end: int,
     table: int,
     scratch: int,
-    classes: int,
+    scanner: int,
     specials: int,
     num_specials: int,
     first_bytes: int,
@@ -103,7 +105,7 @@ def count_window(
         while position < stop:
             if load64(table + USED) + CHUNK_STARTS > load64(table + LIMIT):
                 return TABLE_FULL, position
-            count = find_starts(position, stop, CHUNK, classes, scratch)
+            count = call(load64(scanner + CODE), position, stop, CHUNK, scanner, scratch)
             find_homes(scratch, count, homes, load64(table + SLOTS), load64(table + SHIFT))
             for index in range(count):
                 address = load64(scratch + 8 * index)

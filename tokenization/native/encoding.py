@@ -36,7 +36,8 @@ from tokenization.native.merging import (
     merge_pretoken,
     store_id,
 )
-from tokenization.native.scanner import class_table, find_starts
+from tokenization.native.scanner import CODE, call
+from tokenization.native.splitting import scanner_head
 from tokenization.native.table import (
     ARENA,
     CHUNK,
@@ -79,9 +80,10 @@ class Encoder:
         byte_ids: Sequence[int],
         ranks: Mapping[tuple[int, int], tuple[int, int]],
         special_ids: Mapping[str, int],
+        pattern: str,
         dtype: np.dtype,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self._scanner = dtype, scanner_head(pattern)
         self.special_tokens = SpecialTokens(special_ids)
         self._mark = int(np.iinfo(dtype).max)
         self._and_between = SpecialTokens({**special_ids, BETWEEN_CHARACTER: self._mark})
@@ -152,7 +154,7 @@ class Encoder:
         try:
             return self._idle.pop()
         except IndexError:
-            return Worker(self._head, self.dtype)
+            return Worker(self._head, self._scanner, self.dtype)
 
     def encode_corpus(self, corpus: Corpus, num_threads: int) -> Iterator[tuple[Window, np.ndarray | None]]:
         """Yields (window, ids) for all files, in order; the ids are None if a byte has no token."""
@@ -161,16 +163,16 @@ class Encoder:
             window = window.valid(corpus.errors)
             return window, self.encode(window)
 
-        return in_order(work, cut_into_windows(corpus, self.special_tokens), num_threads)
+        return in_order(work, cut_into_windows(corpus, self.special_tokens, self._scanner), num_threads)
 
 
 class Worker:
     """The memory of one thread that encodes."""
 
-    def __init__(self, head: Head, dtype: np.dtype) -> None:
+    def __init__(self, head: Head, scanner: Head, dtype: np.dtype) -> None:
         self._head, self._scratch = head.copy(), Scratch()
         self._set_capacity(WORK_TOKENS)
-        self._fixed = self._head.address, self._scratch.address, address_of(class_table())
+        self._fixed = self._head.address, self._scratch.address, scanner.address
         self._text, self._ids = np.empty(KEPT_BYTES + PADDING, np.uint8), np.empty(KEPT_BYTES + 8, dtype)
         self._view = self._text.data
         self._addresses = address_of(self._text), address_of(self._ids)
@@ -220,7 +222,7 @@ def encode_window(
     table: int,
     encoder: int,
     scratch: int,
-    classes: int,
+    scanner: int,
     specials: int,
     num_specials: int,
     first_bytes: int,
@@ -238,7 +240,7 @@ def encode_window(
             if is_full(table):
                 return TABLE_FULL, position, out
             slots, shift, arena = load64(table + SLOTS), load64(table + SHIFT), load64(table + ARENA)
-            count = find_starts(position, stop, CHUNK, classes, scratch)
+            count = call(load64(scanner + CODE), position, stop, CHUNK, scanner, scratch)
             find_homes(scratch, count, homes, slots, shift)
             for index in range(count):
                 address = load64(scratch + 8 * index)

@@ -92,6 +92,12 @@ def trailing_zeros(builder: Any, bits: Any) -> Any:
 
 
 @instruction
+def leading_zeros(builder: Any, bits: Any) -> Any:
+    """Counts the zeros above the highest bit that is set; 64 if none is."""
+    return builder.ctlz(bits, ir.Constant(ir.IntType(1), 0))
+
+
+@instruction
 def swap_bytes(builder: Any, value: Any) -> Any:
     """Makes the first byte in memory the most significant one, so that comparing numbers compares bytes in order."""
     return builder.bswap(value)

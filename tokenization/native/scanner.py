@@ -1,185 +1,34 @@
-"""The scanner: finds where the pre-tokens of GPT-2's pattern begin, 64 bytes at a time.
+"""What a scanner is to the kernels that use one: a head that names its code and says what it needs of a pattern.
 
-Each byte of a block of 64 becomes one bit in the masks of letters, numbers, white space and signs (the rest); all bytes
-of a character share its class. In the terms of these masks the pattern says that a pre-token begins
-    where a run of letters, numbers or signs begins, unless a plain space stands before it (which then begins it);
-    where a run of white space begins, and at its last character if something other than white space follows;
-    after a contraction, but not at the letters of one. An apostrophe begins a contraction only where it begins a
-    pre-token: with no sign and no plain space before it.
-The end of a text counts as white space, because a run of white space that ends the text is one pre-token.
-What stands before a beginning has no influence on what follows, so a scan can start at any beginning.
+A scanner's code is a kernel find_x(position, end, wanted, scanner, starts) that is called by its address. So each is
+compiled for those alone whose pattern needs it, and the kernels that count and encode are the same for all patterns.
 """
 
-import functools
+from typing import Any
 
-import numpy as np
-import regex
+from llvmlite import ir  # type: ignore[import-untyped]
 
-from tokenization.native.compiling import compiled
-from tokenization.native.instructions import bytes_in_range, load8, shift_right, store64, trailing_zeros
+from tokenization.native.instructions import instruction
 
-LETTER, NUMBER, SPACE = 1, 2, 3  # classes of characters; 0 is all the rest
+(  # fields of a scanner's head; most are those of patterns.Parts
+    CODE,  # address of the kernel
+    CLASSES,  # address of the class table
+    CONTRACTIONS,
+    ANY_LEAD,
+    CASED,
+    SUFFIX,
+    SPACED_NUMBERS,
+    DIGITS,  # of a number, at most
+    TAIL,  # 0 for none, 1 for line ends, 2 for / as well
+    LINES,
+    WHOLE_END,
+) = SCANNER_FIELDS = range(0, 11 * 8, 8)
 
-
-@functools.cache
-def class_table() -> np.ndarray:
-    """Returns each code point's class, uint8, as `regex` sees it: kernels and pattern agree on Unicode's version."""
-    classes = np.zeros(0x110000, np.uint8)
-    text = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    kinds = ((LETTER, r"\p{L}+"), (NUMBER, r"\p{N}+"), (SPACE, r"\s+"))
-    for stretch in regex.finditer(r"[\p{L}\p{N}\s]+", text):
-        for kind, pattern in kinds:
-            for match in regex.finditer(pattern, text, pos=stretch.start(), endpos=stretch.end()):
-                classes[match.start() : match.end()] = kind
-    return classes
-
-
-@compiled
-def character_length(lead: int) -> int:
-    """Returns the number of bytes of a UTF-8 character, from its first byte."""
-    return 1 + (lead >= 0xC0) + (lead >= 0xE0) + (lead >= 0xF0)
+_LONG = ir.IntType(64)
 
 
-@compiled
-def code_point(address: int, length: int) -> int:
-    """Decodes a valid UTF-8 character of `length` bytes."""
-    lead = load8(address)
-    if length == 1:
-        return lead
-    second = load8(address + 1) & 63
-    if length == 2:
-        return (lead & 31) << 6 | second
-    third = load8(address + 2) & 63
-    if length == 3:
-        return (lead & 15) << 12 | second << 6 | third
-    return (lead & 7) << 18 | second << 12 | third << 6 | load8(address + 3) & 63
-
-
-@compiled
-def class_at(address: int, classes: int) -> int:
-    """Returns the class of a whole and valid character. classes: the address of class_table()."""
-    return load8(classes + code_point(address, character_length(load8(address))))
-
-
-@compiled
-def is_ascii_space(byte: int) -> bool:
-    """Tells whether a byte is white space by itself."""
-    return (byte == 32) | ((byte >= 9) & (byte < 14))
-
-
-@compiled
-def contraction_length(apostrophe: int, end: int) -> int:
-    """Returns 2 for 's 'd 'm 't, 3 for 'll 've 're, and 0 for anything else; nothing from `end` on counts."""
-    if apostrophe + 1 >= end:
-        return 0
-    first = load8(apostrophe + 1)
-    if (first == 115) | (first == 100) | (first == 109) | (first == 116):
-        return 2
-    if apostrophe + 2 >= end:
-        return 0
-    second = load8(apostrophe + 2)
-    if (first == 108) & (second == 108) | ((first == 118) | (first == 114)) & (second == 101):
-        return 3
-    return 0
-
-
-@compiled
-def find_starts(position: int, end: int, wanted: int, classes: int, starts: int) -> int:
-    """Writes the addresses where pre-tokens begin, as int64, then where the last one ends; returns their number.
-
-    The text is [position, end), valid UTF-8, and `position` begins a pre-token. The scan stops at the end of the text,
-    or when `wanted` bytes are scanned and a pre-token is whole; it writes at most wanted + 128 addresses.
-    """
-    count = 0
-    goal = position + wanted
-    letters_before = numbers_before = signs_before = spaces_before = plain_before = 0  # bit 0: of the byte before
-    added_later = removed_later = 0  # what a contraction says about the next block
-    while position < end and (position < goal or count < 2):
-        length = min(64, end - position)
-        valid = shift_right(-1, 64 - length)
-        letters = bytes_in_range(position, 65, 26) | bytes_in_range(position, 97, 26)
-        numbers = bytes_in_range(position, 48, 10)
-        plain = bytes_in_range(position, 32, 1)
-        spaces = bytes_in_range(position, 9, 5) | plain
-        leads = bytes_in_range(position, 0xC0, 64) & valid
-        while leads:
-            offset = trailing_zeros(leads)
-            size = character_length(load8(position + offset))
-            if offset + size > length:  # not whole in this block, which ends before the character instead
-                length = offset
-                valid = shift_right(-1, 64 - length)
-                break
-            kind = load8(classes + code_point(position + offset, size))
-            bits = ((1 << size) - 1) << offset
-            if kind == LETTER:
-                letters |= bits
-            elif kind == NUMBER:
-                numbers |= bits
-            elif kind == SPACE:
-                spaces |= bits
-            leads &= leads - 1
-        letters &= valid
-        numbers &= valid
-        plain &= valid
-        spaces &= valid
-        signs = ~(letters | numbers | spaces) & valid
-        following = position + length
-        space_follows = 1
-        if following < end:
-            byte = load8(following)
-            space_follows = is_ascii_space(byte)
-            if byte >= 0xC0:
-                space_follows = class_at(following, classes) == SPACE
-
-        last_spaces = spaces & ~(shift_right(spaces, 1) | space_follows << (length - 1))
-        if last_spaces & bytes_in_range(position, 0x80, 64):  # of white space of several bytes the first one counts
-            ends = last_spaces & bytes_in_range(position, 0x80, 64)
-            while ends:
-                offset = trailing_zeros(ends)
-                last_spaces ^= 1 << offset
-                while load8(position + offset) < 0xC0:
-                    offset -= 1
-                last_spaces |= 1 << offset
-                ends &= ends - 1
-
-        after_plain = plain << 1 | plain_before
-        after_sign = signs << 1 | signs_before
-        beginnings = (
-            (letters & ~(letters << 1 | letters_before))
-            | (numbers & ~(numbers << 1 | numbers_before))
-            | (signs & ~after_sign)
-        ) & ~after_plain
-        beginnings |= spaces & ~(spaces << 1 | spaces_before) | last_spaces
-
-        added, removed = added_later, removed_later
-        added_later = removed_later = 0
-        apostrophes = bytes_in_range(position, 39, 1) & valid & ~after_sign & ~after_plain
-        if apostrophes:
-            while apostrophes:
-                offset = trailing_zeros(apostrophes)
-                size = contraction_length(position + offset, end)
-                if size:
-                    removed |= 2 << offset
-                    removed_later |= offset + 1 >= length
-                    if offset + size < length:
-                        added |= 1 << offset + size
-                    else:
-                        added_later |= 1 << offset + size - length
-                apostrophes &= apostrophes - 1
-        beginnings = (beginnings & ~removed | added) & valid
-
-        while beginnings:
-            store64(starts + 8 * count, position + trailing_zeros(beginnings))
-            count += 1
-            beginnings &= beginnings - 1
-        last = length - 1
-        letters_before = shift_right(letters, last) & 1
-        numbers_before = shift_right(numbers, last) & 1
-        signs_before = shift_right(signs, last) & 1
-        spaces_before = shift_right(spaces, last) & 1
-        plain_before = shift_right(plain, last) & 1
-        position = following
-    if position < end:
-        return count - 1  # the last pre-token may go on: the next scan begins with it
-    store64(starts + 8 * count, end)
-    return count
+@instruction
+def call(builder: Any, code: Any, position: Any, end: Any, wanted: Any, scanner: Any, starts: Any) -> Any:
+    """Calls the kernel of five arguments at an address."""
+    kind = ir.FunctionType(_LONG, [_LONG] * 5).as_pointer()
+    return builder.call(builder.inttoptr(code, kind), [position, end, wanted, scanner, starts])

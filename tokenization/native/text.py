@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tokenization.native.characters import CUT, character_length, classes_at, code_point, is_ascii_space
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import bytes_in_range, load8, load64, same_bytes, trailing_zeros
 from tokenization.native.memory import PADDING, address_of
-from tokenization.native.scanner import SPACE, character_length, class_at, code_point, is_ascii_space
+from tokenization.native.scanner import CLASSES, LINES
 
 SPECIAL_TEXT, SPECIAL_LENGTH, SPECIAL_ID = range(0, 24, 8)  # fields of a special token's row of int64
 SPECIAL_ROW = 24
@@ -81,15 +82,15 @@ def next_special(
 
 
 @compiled
-def last_cut(begin: int, lowest: int, end: int, classes: int, specials: int, num_specials: int) -> int:
+def last_cut(begin: int, lowest: int, end: int, scanner: int, specials: int, num_specials: int) -> int:
     """Returns the last address above `lowest` where a text that goes on behind `end` can be cut; `begin` if none.
 
-    A cut lies before a white-space byte, after a character that is not white space, and not inside a special token. At
-    least as many bytes as the longest special token has, but for one, follow `end`.
+    A cut lies where no pre-token of the scanner's pattern reaches across, and not inside a special token. At least as
+    many bytes as the longest special token has, but for one, follow `end`.
     """
     address = end - 1
     while address > lowest:
-        if is_ascii_space(load8(address)) and ends_word(begin, address, classes):
+        if between_pretokens(begin, address, end, scanner):
             whole = True
             for index in range(num_specials):
                 special = specials + SPECIAL_ROW * index
@@ -101,12 +102,23 @@ def last_cut(begin: int, lowest: int, end: int, classes: int, specials: int, num
 
 
 @compiled
-def ends_word(begin: int, end: int, classes: int) -> bool:
-    """Tells whether the text before `end` ends with a valid character that is not white space."""
-    start = end - 1
-    while start > begin and end - start < 4 and load8(start) & 0xC0 == 0x80:
+def between_pretokens(begin: int, address: int, end: int, scanner: int) -> bool:
+    """Tells whether text can be cut: between CUT and white space, or where LINES says so, between a line end and CUT.
+
+    What is not valid UTF-8, or not whole before `end`, is no place to cut.
+    """
+    byte, before, classes = load8(address), load8(address - 1), load64(scanner + CLASSES)
+    start = address
+    if is_ascii_space(byte):
         start -= 1
-    return start >= begin and first_invalid(start, end) == end and class_at(start, classes) != SPACE
+        while start > begin and address - start < 4 and load8(start) & 0xC0 == 0x80:
+            start -= 1
+    elif load64(scanner + LINES) == 0 or (before != 10 and before != 13):
+        return False
+    stop = start + character_length(load8(start))
+    if start < address and stop != address:
+        return False
+    return stop <= end and first_invalid(start, stop) == stop and classes_at(start, classes) & CUT != 0
 
 
 @compiled

@@ -16,8 +16,7 @@ import numpy as np
 
 from tokenization.corpus import Corpus, not_utf8
 from tokenization.documents import BETWEEN, holds_documents
-from tokenization.native.memory import PADDING, address_of
-from tokenization.native.scanner import class_table
+from tokenization.native.memory import PADDING, Head, address_of
 from tokenization.native.text import SpecialTokens, first_invalid, last_cut
 
 WINDOW_BYTES = 1 << 20
@@ -70,7 +69,7 @@ def padded(text: bytes) -> np.ndarray:
     return buffer
 
 
-def cut_into_windows(corpus: Corpus, special_tokens: SpecialTokens) -> Iterator[Window]:
+def cut_into_windows(corpus: Corpus, special_tokens: SpecialTokens, scanner: Head) -> Iterator[Window]:
     """Yields all files in windows of about WINDOW_BYTES; one grows where its text offers no place to cut."""
     for number, file in enumerate(corpus.files):
         are_documents = holds_documents(file.name)
@@ -86,7 +85,7 @@ def cut_into_windows(corpus: Corpus, special_tokens: SpecialTokens) -> Iterator[
                 if not count:
                     break
                 end = buffer.data[:length].tobytes().rfind(BETWEEN, max(searched, 1)) if are_documents else 0
-                cut = end if end > 0 else find_cut(buffer, searched, length, special_tokens)
+                cut = end if end > 0 else find_cut(buffer, searched, length, special_tokens, scanner)
                 if not cut:  # doubling keeps the total time of vain searches linear
                     searched = length - special_tokens.longest
                     buffer = np.concatenate([buffer, np.empty(room, np.uint8)])
@@ -99,12 +98,12 @@ def cut_into_windows(corpus: Corpus, special_tokens: SpecialTokens) -> Iterator[
             yield Window(buffer, length, number, file, offset, are_documents)
 
 
-def find_cut(buffer: np.ndarray, searched: int, length: int, special_tokens: SpecialTokens) -> int:
+def find_cut(buffer: np.ndarray, searched: int, length: int, special_tokens: SpecialTokens, scanner: Head) -> int:
     """Returns where a text that goes on can be cut; 0 if nowhere. No place below `searched` is a cut."""
     start = address_of(buffer)
     end = start + length - special_tokens.longest + 1  # a special token that begins behind it may be incomplete
     lowest = start + max(searched, 0)
-    return last_cut(start, lowest, end, address_of(class_table()), *special_tokens.table) - start
+    return last_cut(start, lowest, end, scanner.address, *special_tokens.table) - start
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:

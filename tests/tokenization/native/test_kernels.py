@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import regex
 import tiktoken
 import tokenizers
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, WORDS, random_text
@@ -29,9 +28,8 @@ from tokenization.native import Window
 from tokenization.native import table as table_module
 from tokenization.native.memory import address_of
 from tokenization.native.pairs import PAIRS_SIZE, Trainer
-from tokenization.native.scanner import class_table, find_starts
 from tokenization.native.text import first_invalid
-from tokenization.pretokenization import count_pretokens, pretokenize
+from tokenization.pretokenization import count_pretokens
 
 NATIVE_MODULES = [module for name, module in sys.modules.items() if name.startswith("tokenization.native.")]
 
@@ -60,60 +58,18 @@ def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
     return tokenizer.switch.encoder_of(native)
 
 
+def new_encoder(tokenizer: Tokenizer, dtype: str = "<u2") -> native.Encoder:
+    """An encoder with tables of its own."""
+    return native.Encoder(
+        tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, tokenizer.pattern, np.dtype(dtype)
+    )
+
+
 def encode(encoder: native.Encoder, text: str) -> list[int]:
     return encoder.encode(Window.of_bytes(text.encode())).tolist()
 
 
-def starts_of(data: bytes, begin: int = 0, wanted: int = 1 << 20) -> list[int]:
-    """What the scanner finds from `begin` on: where pieces begin, and where the last whole one ends."""
-    window = Window.of_bytes(data)
-    starts = np.empty(len(data) + 256, np.int64)
-    first = address_of(window.buffer)
-    count = find_starts(first + begin, first + len(data), wanted, address_of(class_table()), address_of(starts))
-    return (starts[: count + 1] - first).tolist()
-
-
-def reference_starts(text: str) -> list[int]:
-    ends = [0]
-    for pretoken in pretokenize(text):
-        ends.append(ends[-1] + len(pretoken.encode()))
-    return ends
-
-
-# --- the scanner ---
-
-
-def test_classes_are_those_of_regex():
-    classes = class_table()
-    for code in [*range(0x3100), *range(0x1F000, 0x1F700), 0x10FFFF]:
-        if not 0xD800 <= code < 0xE000:
-            for kind, pattern in ((1, r"\p{L}"), (2, r"\p{N}"), (3, r"\s")):
-                assert (classes[code] == kind) == bool(regex.match(pattern, chr(code)))
-
-
-def test_scanner_equals_the_pattern_on_random_text():
-    source = random.Random(1)
-    for _ in range(3000):
-        text = random_text(source)
-        assert text == "" or starts_of(text.encode()) == reference_starts(text), repr(text)
-
-
-def test_scanner_at_every_cut_and_shift():
-    """Whatever block boundary falls wherever, and whatever stands behind the end."""
-    tricky = SEED_TEXT + "".join(WORDS) + "x's'll\u3000\u3000's  \n's 're\xa0\xa0a''s'"
-    for cut in range(1, len(tricky)):
-        for part in (tricky[:cut], tricky[cut:]):
-            assert starts_of(part.encode()) == reference_starts(part)
-
-
-def test_a_scan_can_go_on_from_any_piece():
-    text = SEED_TEXT + "".join(WORDS)
-    data, expected = text.encode(), reference_starts(text)
-    for index, begin in enumerate(expected[:-1]):
-        assert starts_of(data, begin) == expected[index:]
-        part = starts_of(data, begin, wanted=64)
-        assert part == expected[index : index + len(part)]
-        assert len(part) >= 2
+# --- text ---
 
 
 def test_validity_is_pythons():
@@ -178,7 +134,7 @@ def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
     expected = tokenizer.encode_plainly(rare)
     for max_slots in (1 << 13, 1 << 14, 1 << 21):
         monkeypatch.setattr(table_module, "MAX_SLOTS", max_slots)
-        encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype("<u2"))
+        encoder = new_encoder(tokenizer)
         for _ in range(2):
             assert encode(encoder, rare) == expected
 
@@ -226,7 +182,7 @@ def test_threads_share_a_table(tokenizer, text, tmp_path, monkeypatch):
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1 << 13)
 
     def ids(num_threads: int) -> list[int]:
-        encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype("<u2"))
+        encoder = new_encoder(tokenizer)
         results = encoder.encode_corpus(Corpus([path]), num_threads)
         return np.concatenate([token_ids for _, token_ids in results]).tolist()
 
@@ -264,7 +220,7 @@ def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, se
     monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 0)
     source, path = random.Random(seed), tmp_path / "text.txt"
     for dtype in ("<u2", "<u4"):
-        encoder = native.Encoder(tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, np.dtype(dtype))
+        encoder = new_encoder(tokenizer, dtype)
         for _ in range(150):
             sample = random_text(source)
             assert encode(encoder, sample) == tokenizer.encode_plainly(sample)
@@ -541,11 +497,11 @@ print(training.path, encoding.path, *training.seconds, sep="; ")
 
 
 def test_whatever_numba_raises_leads_to_plain_python(monkeypatch):
-    def fail(work: str, step: object) -> None:
+    def fail(work: str, pattern: str, step: object) -> None:
         raise OSError("libLLVM.so: cannot\nallocate memory")
 
     monkeypatch.setattr(native, "compile_kernels", fail)
-    module, reason = kernels_module.load_kernels.__wrapped__("training")
+    module, reason = kernels_module.load_kernels.__wrapped__("training", GPT2_PATTERN)
     assert module is None
     assert reason == "plain Python (the kernels cannot be compiled: libLLVM.so: cannot allocate memory)"
 
@@ -555,7 +511,7 @@ def test_nothing_is_left_to_compile_while_phases_are_timed(work, tokenizer, text
     """Every kernel that the package calls for the work is known to the function that compiles them beforehand."""
     path = tmp_path / "text.txt"
     path.write_text(text, newline="")
-    native.compile_kernels(work)
+    native.compile_kernels(work, tokenizer.pattern)
     kernels = {value for module in NATIVE_MODULES for value in vars(module).values() if hasattr(value, "signatures")}
     known = {kernel: len(kernel.signatures) for kernel in kernels}
     assert len(known) > 50

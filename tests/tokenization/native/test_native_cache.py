@@ -71,9 +71,9 @@ print(valid, "from the cache" if first_invalid.stats.cache_hits else "compiled")
 """
     right, wrong = "return 1 + (lead >= 0xC0)", "return 2 + (lead >= 0xC0)"
     assert run_copy(copy, code) == "2 compiled\n"
-    edit(copy / "native/scanner.py", right, wrong)
+    edit(copy / "native/characters.py", right, wrong)
     assert run_copy(copy, code) == "0 compiled\n"
-    edit(copy / "native/scanner.py", wrong, right)
+    edit(copy / "native/characters.py", wrong, right)
     assert run_copy(copy, code) == "2 from the cache\n"
 
 

@@ -14,7 +14,7 @@ from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 from tokenization import InputError, Tokenizer, kernels, switching
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges
-from tokenization.pretokenization import CL100K_PATTERN, count_pretokens
+from tokenization.pretokenization import count_pretokens
 
 VOCAB, MERGES = learn_merges(count_pretokens(SEED_TEXT, SPECIAL_TOKENS), 500, SPECIAL_TOKENS)
 
@@ -84,7 +84,7 @@ def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, 
     monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1)
     for failure in ((None, "plain Python (numba is not installed)"), MemoryError("no room")):
 
-        def load(work, failure=failure):
+        def load(work, pattern, failure=failure):
             if isinstance(failure, Exception):
                 raise failure
             return failure
@@ -102,7 +102,7 @@ def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, 
 def test_other_patterns_start_no_thread(monkeypatch):
     monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1)
     monkeypatch.setattr(switching, "load_behind", None)  # a call would fail
-    tokenizer = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS, CL100K_PATTERN)
+    tokenizer = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS, r"\w+|\W")
     assert tokenizer.encode(SEED_TEXT) == tokenizer.encode_plainly(SEED_TEXT)
 
 

@@ -1,0 +1,51 @@
+"""Chooses the scanner for a pattern."""
+
+import functools
+
+from tokenization.native import blocks, gpt2
+from tokenization.native.characters import class_table
+from tokenization.native.compiling import address_of_code
+from tokenization.native.memory import Head
+from tokenization.native.scanner import (
+    ANY_LEAD,
+    CASED,
+    CLASSES,
+    CODE,
+    CONTRACTIONS,
+    DIGITS,
+    LINES,
+    SCANNER_FIELDS,
+    SPACED_NUMBERS,
+    SUFFIX,
+    TAIL,
+    WHOLE_END,
+)
+from tokenization.patterns import parts_of
+from tokenization.pretokenization import GPT2_PATTERN
+
+NO_LIMIT = 1 << 32
+
+
+@functools.cache
+def scanner_head(pattern: str) -> Head:
+    """Returns the head of the scanner for a known pattern; compiles or loads its kernel."""
+    parts = parts_of(pattern)
+    if parts is None:
+        raise ValueError(f"no kernel knows the pattern {pattern!r}")
+    kernel = gpt2.find_starts if parts == parts_of(GPT2_PATTERN) else blocks.find_pretokens
+    return Head(
+        SCANNER_FIELDS,
+        {
+            CODE: address_of_code(kernel),
+            CLASSES: class_table(parts),
+            CONTRACTIONS: parts.contractions,
+            ANY_LEAD: parts.any_lead,
+            CASED: parts.cased,
+            SUFFIX: parts.suffix,
+            SPACED_NUMBERS: parts.spaced_numbers,
+            DIGITS: parts.digits or NO_LIMIT,
+            TAIL: ["", "\r\n", "\r\n/"].index(parts.tail),
+            LINES: parts.lines,
+            WHOLE_END: parts.whole_end,
+        },
+    )
