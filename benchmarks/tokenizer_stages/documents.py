@@ -7,11 +7,11 @@ nothing is measured. A library that has used up its seconds for a row sits out t
 """
 
 import gc
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,11 @@ def measure_documents(vocabulary: Vocabulary, libraries: list[str], data: Path |
         for size, batches in documents.items():
             able = {name: call for name, call in calls.items() if name != TOO_SLOW.get(size)}
             rows.append({"form": form, "row": size} | race(form, able, batches))
-    batches = [[batch] for batch in split_lines(text, rounds, LINES // (100 if small else 1))]
-    rows.append({"form": "batch", "row": "lines"} | race("batch", calls, batches))
+    lines = [[batch] for batch in split_lines(text, rounds, LINES // (100 if small else 1))]
+    rows.append({"form": "batch", "row": "lines"} | race("batch", calls, lines))
     streams = calls | {name: {"stream": one_by_one(call["list"])} for name, call in calls.items() if name != OURS}
-    check_stream(calls[OURS], batches[0][0])
-    rows.append({"form": "stream", "row": "lines"} | race("stream", streams, batches, check=False))
+    check_stream(calls[OURS], lines[0][0])
+    rows.append({"form": "stream", "row": "lines"} | race("stream", streams, lines, check=False))
     for size, batches in documents.items():
         ids = [[calls[OURS]["list"](document) for document in batch] for batch in batches]
         rows.append({"form": "decode", "row": size} | race("decode", calls, ids, batches))
@@ -163,11 +163,11 @@ def split_lines(text: bytes, rounds: int, count: int) -> list[list[str]]:
 
 def speed(row: Row, name: str) -> float:
     """Returns the median over the rounds, in MB per CPU second."""
-    pairs = zip(row["megabytes"], row["seconds"][name], strict=True)
-    return statistics.median(size / seconds for size, seconds in pairs if seconds)
+    pairs: Iterable[tuple[float, float | None]] = zip(row["megabytes"], row["seconds"][name], strict=True)
+    return median(size / seconds for size, seconds in pairs if seconds)
 
 
 def ratio(row: Row, name: str) -> float:
     """Returns the median over the rounds of how many times as fast as the library we are."""
-    pairs = zip(row["seconds"][name], row["seconds"][OURS], strict=True)
-    return statistics.median(theirs / own for theirs, own in pairs if theirs and own)
+    pairs: Iterable[tuple[float | None, float | None]] = zip(row["seconds"][name], row["seconds"][OURS], strict=True)
+    return median(theirs / own for theirs, own in pairs if theirs and own)

@@ -23,7 +23,10 @@ from tokenizer_stages.peers import ABOUT
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = ("english", "multilingual", "code", "cjk")
-SCRIPTS = ("az", "ая", "αω", "את", "अह", "\u4e00\u51ff", "\uac00\uadff", "09")  # first and last letter
+SCRIPTS = (  # letters of Latin, Cyrillic, Greek, Hebrew, Devanagari, Chinese and Korean
+    *(range(0x61, 0x7B), range(0x430, 0x450), range(0x3B1, 0x3CA), range(0x5D0, 0x5EB), range(0x905, 0x93A)),
+    *(range(0x4E00, 0x5200), range(0xAC00, 0xAE00)),
+)
 CJK = re.compile("[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]")
 
 
@@ -77,8 +80,7 @@ def made_up(num_bytes: int) -> Iterator[str]:
     """Yields documents of one script each: words of a few letters, of which some are frequent."""
     source = random.Random(0)
     while num_bytes > 0:
-        for first, last in SCRIPTS:
-            letters = list(map(chr, range(ord(first), ord(last) + 1)))
+        for letters in (list(map(chr, script)) for script in SCRIPTS):
             words = ["".join(source.choices(letters, k=source.randint(1, 8))) for _ in range(300)]
             weights = [1 / rank for rank in range(1, 301)]
             document = " ".join(source.choices(words, weights, k=1000)) + ".\n"
