@@ -22,7 +22,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lm.experiments.results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
-from lm.runs.folder import DIVERGED, run_lock
+from lm.runs.folder import DIVERGED
+from lm.runs.lock import run_lock
 from lm.strict_json import to_json
 from lm.training.checks import check_length
 from lm.training.parser import SettingsCLI

@@ -1,4 +1,4 @@
-"""Ends a command on SIGTERM or Ctrl-C with exit code 143 or 130, from its first line on.
+"""Ends a command on SIGTERM, SIGUSR1 or Ctrl-C with exit code 143, 143 or 130, from its first line on.
 
 During training, Signals takes over: the run saves before it exits (recovery.py).
 """
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SLURM's warning before the end (--signal=USR1@90) is a SIGTERM by another name.
+SYNONYMS = {signal.SIGUSR1: signal.SIGTERM} if hasattr(signal, "SIGUSR1") else {}
 received: list[int] = []  # before training; an exception in an import or a destructor may have been swallowed
 
 
@@ -25,6 +27,11 @@ def heeded() -> list[signal.Signals]:
     return [signum for signum in SIGNALS if signal.getsignal(signum) != signal.SIG_IGN]
 
 
+def meaning(signum: int) -> int:
+    """Returns the signal that this one stands for."""
+    return SYNONYMS.get(signal.Signals(signum), signum)
+
+
 def exit_if_signalled() -> None:
     """Raises Interrupted if a signal has arrived."""
     if received:
@@ -33,18 +40,19 @@ def exit_if_signalled() -> None:
 
 @contextmanager
 def interruptible(command: str) -> Iterator[None]:
-    """Ends the command by Interrupted on SIGTERM or Ctrl-C; a second signal ends the process at once."""
+    """Ends the command by Interrupted on SIGTERM, SIGUSR1 or Ctrl-C; a second signal ends the process at once."""
 
     def leave(signum: int, frame: Any) -> None:
+        meant = meaning(signum)
         if received:
-            os._exit(128 + signum)
-        received.append(signum)
+            os._exit(128 + meant)
+        received.append(meant)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             os.write(2, f"\nlm {command}: {signal.Signals(signum).name}; ended, nothing is lost\n".encode())
         exit_if_signalled()
 
     received.clear()
-    before = {signum: signal.signal(signum, leave) for signum in heeded()}
+    before = {signum: signal.signal(signum, leave) for signum in (*heeded(), *SYNONYMS)}
     try:
         yield
     finally:
@@ -54,18 +62,18 @@ def interruptible(command: str) -> Iterator[None]:
 
 
 class Signals:
-    """Ends a run after its step on the first SIGTERM or Ctrl-C; a second Ctrl-C ends it at once."""
+    """Ends a run after its step on the first SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C ends it at once."""
 
     def __init__(self, quiet: bool) -> None:
         self.received: int | None = None
         self.quiet = quiet
-        for signum in heeded():
+        for signum in (*heeded(), *SYNONYMS):
             signal.signal(signum, self)  # Lightning restores the handlers when the run ends
 
     def __call__(self, signum: int, frame: Any) -> None:
         if self.received is not None and signum == signal.SIGINT:
             os._exit(128 + signum)
-        self.received = self.received or signum
+        self.received = self.received or meaning(signum)
         if not self.quiet:
             name = signal.Signals(signum).name
             os.write(2, f"\n{name}: saving after this step; a second Ctrl-C quits without saving\n".encode())

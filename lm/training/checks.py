@@ -131,6 +131,11 @@ def check_folder(config: Namespace) -> None:
     """Raises InputError if the folder already holds another run than the one that resumes."""
     last = Path(config.trainer.default_root_dir) / LAST
     outputs.check_folder(last.parent)
+    for path in sorted(last.parent.glob("hpc_ckpt_*")):
+        raise InputError(
+            f"{path}: was saved by Lightning for SLURM, perhaps in the middle of a step, and Lightning would resume it"
+            " unasked; delete it, or move it out of the run's folder"
+        )
     goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
     if last.exists() and not goes_on and not config.trainer.fast_dev_run:
         raise InputError(

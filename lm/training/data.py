@@ -16,6 +16,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
+from lm.machine.signals import SIGNALS, SYNONYMS
 from lm.training.batches import Batch, gather_windows
 from tokenization import InputError, TokenFile, Tokenizer
 
@@ -238,5 +239,5 @@ class TokenDataModule(LightningDataModule):
 
 def ignore_signals(worker: int) -> None:
     """Makes a worker ignore the signals that end a run: the run saves first, and then ends its workers."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (*SIGNALS, *SYNONYMS):
         signal.signal(signum, signal.SIG_IGN)

@@ -14,7 +14,8 @@ from jsonargparse import Namespace
 
 from lm.model.transformer import MODEL_SETTINGS
 from lm.runs.checkpoint import find_checkpoint, load_checkpoint
-from lm.runs.folder import TOKENIZER, delete_leftovers, run_lock
+from lm.runs.folder import TOKENIZER, delete_leftovers
+from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from lm.runs.newest import find_newest, make_last
 from lm.training.checks import (

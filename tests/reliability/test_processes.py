@@ -12,8 +12,10 @@ from helpers.events import read_events
 from helpers.processes import ForkServer, start, wait_until
 from helpers.runs import TIMED, same
 
+from lm.runs import lock
 from lm.runs.checkpoint import load_checkpoint
-from lm.runs.folder import LOCK, run_lock
+from lm.runs.folder import LOCK
+from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from tokenization import InputError
 
@@ -57,11 +59,16 @@ def race(folder: Path, stale: bool, delay: float) -> list[str]:
 
 
 @pytest.mark.parametrize("races", [40, pytest.param(1000, marks=pytest.mark.torture)])
-def test_of_two_runs_one_has_the_folder(races, rng, figure, capfd, tmp_path):
+@pytest.mark.parametrize("locks", ["with", "without"])
+def test_of_two_runs_one_has_the_folder(races, locks, rng, figure, monkeypatch, capfd, tmp_path):
+    if locks == "without":
+        monkeypatch.setattr(lock, "fcntl", None)
     for number in range(races):
         assert race(tmp_path / str(number), number % 2 == 1, rng.choice([0, 0, 0.001])) == ["refused", "won"]
         assert (tmp_path / str(number) / "winners").read_text() == "x"
-    figure(f"{races} races of two processes for one folder, half of them over a stale lock: one winner each")
+    figure(
+        f"{races} races of two processes for one folder, half of them over a stale lock, {locks} the kernel's locks: one winner each"
+    )
 
 
 @pytest.mark.parametrize("races", [pytest.param(10, marks=pytest.mark.torture)])

@@ -30,6 +30,7 @@ def environment(monkeypatch):
 def test_the_launcher_says_how_many_there_are(variables, environment):
     environment(variables)
     world = find_world()
+    assert not getattr(world.environment, "auto_requeue", False)
     assert (world.rank, world.size, world.nodes, world.per_node) == (3, 4, 2, 2)
     assert (world.environment.global_rank(), world.environment.world_size()) == (3, 4)
     assert world.parts_of_trainer(Namespace(num_nodes=1, devices="auto")) == {"num_nodes": 2, "devices": 2}
@@ -71,3 +72,13 @@ def test_devices_that_the_launcher_has_not_started_are_refused(lm, fit_arguments
         " the environment\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("settings", [(), ("--ckpt_path=auto",), ("--trainer.fast_dev_run=true",)])
+def test_a_checkpoint_of_lightnings_for_slurm_is_never_taken(settings, lm, fit_arguments, tmp_path):
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"the middle of a step")
+    result = lm(*fit_arguments(tmp_path, *settings))
+    assert (result.code, result.out) == (2, "")
+    (line,) = result.err.splitlines()
+    if "auto" not in "".join(settings):
+        assert line.startswith(f"lm fit: {tmp_path / 'hpc_ckpt_1.ckpt'}: was saved by Lightning for SLURM")

@@ -21,7 +21,8 @@ from helpers.runs import SETTINGS, STEPS, TIMED, same
 from lm.optim.adamw import AdamW
 from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.runs.events import read_curves
-from lm.runs.folder import LOCK, delete_leftovers, run_lock
+from lm.runs.folder import LOCK, delete_leftovers
+from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from lm.runs.newest import find_newest
 from lm.training import nonfinite, recovery

@@ -123,3 +123,19 @@ def test_at_every_moment_of_a_real_run(signum, fit_arguments, whole_run, tmp_pat
     a, b = (load_checkpoint(folder / "last.ckpt") for folder in (run, whole_run))
     assert a["global_step"] == b["global_step"]
     assert all(a["state_dict"][name].equal(b["state_dict"][name]) for name in b["state_dict"])
+
+
+@pytest.mark.parametrize("step", [0, 6], ids=["while the data is verified", "while it trains"])
+def test_slurms_warning_is_a_sigterm(step, lm, fit_arguments, monkeypatch, capfd, tmp_path):
+    """srun --signal=USR1@90; Lightning would save in the middle of a step."""
+    owner, name = (LanguageModel, "training_step") if step else (TokenDataModule, "setup")
+    Moment(owner, name, max(step, 1), send(signal.SIGUSR1)).arm(monkeypatch)
+    run = tmp_path / "run"
+    assert lm(*fit_arguments(run, *SETTINGS)).code == 143
+    assert capfd.readouterr().err.startswith(
+        "\nSIGUSR1: saving after this step" if step else "\nlm fit: SIGUSR1; ended"
+    )
+    assert [path.name for path in run.glob("last.ckpt")] == (["last.ckpt"] if step else [])
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    if step:
+        assert load_checkpoint(run / "last.ckpt")["global_step"] == step
