@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, PARQUET, holds_do
 from tokenization.errors import InputError
 from tokenization.packing import DAMAGED, kind, packing, unpack
 from tokenization.parquet import decompressed_size
+from tokenization.places import Place, Url, size_of
 from tokenization.reading import BLOCK_BYTES, open_text
 from tokenization.text_files import TextFiles
 
@@ -52,7 +52,7 @@ class Corpus:
         self.errors = errors
         self.read_seconds = 0.0
         self.num_bytes = 0  # of text, decompressed
-        self.file_bytes = sum(file.stat().st_size for file in self.files)
+        self.file_bytes = sum(map(size_of, self.files))
         self.bar = tqdm(
             total=self.file_bytes, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5
         )
@@ -63,7 +63,7 @@ class Corpus:
         return [*special_tokens, BETWEEN_CHARACTER] if any_documents else list(special_tokens)
 
     @contextmanager
-    def opened(self, file: Path) -> Iterator[tuple[Callable[[memoryview], int], int]]:
+    def opened(self, file: Place) -> Iterator[tuple[Callable[[memoryview], int], int]]:
         """Open a file for reading its text as bytes.
 
         Yields a function that fills a buffer with the next bytes, decompressed, and returns their number, 0 at the
@@ -86,7 +86,7 @@ class Corpus:
 
             yield fill, text.skipped
 
-    def blocks(self, file: Path) -> Iterator[str]:
+    def blocks(self, file: Place) -> Iterator[str]:
         """Yield the text of one file, at most BLOCK_BYTES bytes at a time, never cutting a character."""
         errors = "surrogateescape" if holds_documents(file.name) else self.errors
         decoder = codecs.getincrementaldecoder("utf-8")(errors)
@@ -107,11 +107,11 @@ class Corpus:
         size is optional or counts its last part only, so it is read, and no further than to `enough`. Its errors are
         left to the real reading; a pipe can be read only once and counts 0.
         """
-        packed = [file for file in self.files if packing(file.name) and file.is_file()]
-        size = self.file_bytes - sum(file.stat().st_size for file in packed)
+        packed = [file for file in self.files if packing(file.name) and (isinstance(file, Url) or file.is_file())]
+        size = self.file_bytes - sum(map(size_of, packed))
         size += sum(decompressed_size(file) for file in self.files if kind(file.name) == PARQUET)
         for file in packed:
-            with suppress(OSError, *DAMAGED), open(file, "rb") as raw:
+            with suppress(OSError, InputError, *DAMAGED), file.open("rb") as raw:
                 stream = unpack(file.name, raw)
                 while size < enough and (count := len(stream.read(BLOCK_BYTES))):
                     size += count
@@ -122,7 +122,7 @@ class Corpus:
         self.bar.close()
 
 
-def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, file: Path) -> str:
+def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, file: Place) -> str:
     """Decode the next bytes; a character whose bytes are not all there yet waits in the decoder."""
     pending = len(decoder.getstate()[0])
     try:
@@ -131,7 +131,7 @@ def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, f
         raise not_utf8(file, offset - pending + error.start, error.object[error.start]) from None
 
 
-def not_utf8(file: Path, position: int, byte: int) -> InputError:
+def not_utf8(file: Place, position: int, byte: int) -> InputError:
     """Return the error for a byte that is not UTF-8, at this position of the file's decompressed content."""
     return InputError(f"{file}: not UTF-8 at byte {position} (0x{byte:02x}); convert the file, or use --errors replace")
 

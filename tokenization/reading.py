@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from tokenization.documents import PARQUET, DocumentStream, RecordReader, holds_documents
 from tokenization.errors import InputError
 from tokenization.packing import DAMAGED, damaged, kind, unpack
 from tokenization.parquet import ParquetRows
+from tokenization.places import Place
 from tokenization.text_files import MARK, check_is_text
 
 BLOCK_BYTES = 1 << 20
@@ -72,7 +72,7 @@ class TextStream:
 
 
 @contextmanager
-def open_text(file: Path, text_field: str | None, errors: str) -> Iterator[OpenText]:
+def open_text(file: Place, text_field: str | None, errors: str) -> Iterator[OpenText]:
     """Open a file for reading its text as bytes. text_field, errors: of documents, see RecordReader.
 
     Raises InputError for a file that cannot be read, is damaged or is no text; while it is read as well.
@@ -88,7 +88,7 @@ def open_text(file: Path, text_field: str | None, errors: str) -> Iterator[OpenT
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
 
-def start_reading(file: Path, raw: Any, reader: RecordReader) -> OpenText:
+def start_reading(file: Place, raw: Any, reader: RecordReader) -> OpenText:
     """Return the text of an open file, or its documents with BETWEEN in between."""
     if kind(file.name) == PARQUET:
         rows = ParquetRows(raw, reader)

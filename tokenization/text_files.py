@@ -10,10 +10,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
+from urllib.request import url2pathname
 
 from tokenization.documents import JSON_LINES, PARQUET
 from tokenization.errors import InputError
 from tokenization.packing import kind
+from tokenization.places import Place, Url, find, is_url
 
 TEXT_KINDS = (".txt", ".md", *JSON_LINES, PARQUET)  # in a folder; a file named by itself is read whatever its suffix
 
@@ -42,23 +44,25 @@ NOT_TEXT = (  # how the file begins, what it is, what to do
 class TextFiles:
     """The text files that the inputs name, in a fixed order, each name once, and the files that are passed over.
 
-    inputs: files, folders and globs. Folders are searched for TEXT_KINDS, compressed or not, through links to folders
-    as well. A file with two names is read under both, as two documents; `summary` says so. Raises InputError where
-    there is no text.
+    inputs: files, folders and globs, as paths or URLs. Folders are searched for TEXT_KINDS, compressed or not, through
+    links to folders as well. A file with two names is read under both, as two documents; `summary` says so. Raises
+    InputError where there is no text.
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike[str]]):
-        self.files: list[Path] = []
-        self.passed_over: dict[str, dict[Path, None]] = {}  # by the reason, each path once
+        self.files: list[Place] = []
+        self.passed_over: dict[str, dict[Place, None]] = {}  # by the reason, each path once
         self.second_names: list[Path] = []
         self.num_inputs = len(inputs)
-        self._names: set[Path] = set()
+        self._names: set[Place] = set()
         self._files: set[tuple[int, int]] = set()  # by inode and device
         for name in map(str, inputs):
             path = Path(name)
             if not name:  # from an unset shell variable; a Path of it would be the current folder
                 raise InputError("the name of a text file is empty; give a file, a folder or a glob")
-            if path.is_dir():
+            if is_url(name):
+                self._add_url(name)
+            elif path.is_dir():
                 self._add_folder(path)
             elif path.exists():
                 self._add(path)
@@ -67,14 +71,16 @@ class TextFiles:
         if not self.files:
             raise InputError("no text was named; give a file, a folder or a glob")
 
-    def _pass_over(self, reason: str, path: Path) -> None:
+    def _pass_over(self, reason: str, path: Place) -> None:
         self.passed_over.setdefault(reason, {})[path] = None
 
-    def _add(self, path: Path) -> None:
+    def _add(self, path: Place) -> None:
         if path in self._names:
             return
         self._names.add(path)
         self.files.append(path)
+        if isinstance(path, Url):
+            return
         if (file := os.stat(path)[1:3]) in self._files:
             self.second_names.append(path)
         self._files.add(file)
@@ -82,7 +88,9 @@ class TextFiles:
     def _add_glob(self, name: str) -> None:
         found = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
         if not found:
-            raise InputError(f"{name}: no such file, folder or pattern")
+            cut = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name)  # Path("s3://bucket") is s3:/bucket
+            remedy = "; if it is a URL, it needs ://, which a Path makes :/, so give a string" if cut else ""
+            raise InputError(f"{name}: no such file, folder or pattern{remedy}")
         for file in found:
             if belongs_to_tokenizer(file):
                 self._pass_over("part of a tokenizer", file)
@@ -90,15 +98,30 @@ class TextFiles:
                 self._add(file)
 
     def _add_folder(self, folder: Path) -> None:
+        self._add_those_of_folder(str(folder), sorted(self._walk(folder)))
+
+    def _add_url(self, url: str) -> None:
+        if url.startswith("file://"):
+            path = Path(url2pathname(url.removeprefix("file://")))
+            self._add_folder(path) if path.is_dir() else self._add_glob(str(path))
+            return
+        files, is_folder = find(url)
+        if is_folder:
+            self._add_those_of_folder(url, files)
+        else:
+            for file in files:
+                self._add(file)
+
+    def _add_those_of_folder(self, folder: str, files: Sequence[Place]) -> None:
         found = 0
-        for file in sorted(self._walk(folder)):
+        for file in files:
             if not has_text_name(file):
                 self._pass_over(f"no {', '.join(TEXT_KINDS)}; name a file to have it read", file)
             elif is_about_others(file):
                 self._pass_over("about the other files; name it to have it read", file)
-            elif belongs_to_tokenizer(file):
+            elif isinstance(file, Path) and belongs_to_tokenizer(file):
                 self._pass_over("part of a tokenizer", file)
-            elif not file.is_file():
+            elif isinstance(file, Path) and not file.is_file():
                 self._pass_over("not a file", file)
             else:
                 found += 1
@@ -135,12 +158,12 @@ class TextFiles:
         return f"reading {read}" + (f"; passing over {', and '.join(reasons)}" if reasons else "")
 
 
-def has_text_name(path: Path) -> bool:
+def has_text_name(path: Place) -> bool:
     """Return whether the file would be read as part of a folder."""
     return kind(path.name) in TEXT_KINDS
 
 
-def is_about_others(path: Path) -> bool:
+def is_about_others(path: Place) -> bool:
     """Return whether the file is a README.md, which as a rule describes the texts beside it."""
     return path.name.lower() == "readme.md"
 
@@ -150,11 +173,11 @@ def belongs_to_tokenizer(path: Path) -> bool:
     return path.name == "merges.txt" and path.with_name("vocab.json").exists()
 
 
-def list_briefly(paths: list[Path], at_most: int = 8) -> str:
+def list_briefly(paths: Sequence[Place], at_most: int = 8) -> str:
     """List the names; where there are many, one of each suffix: "c.md and 20 more .md, d.jsonl"."""
     if len(paths) <= at_most:
         return ", ".join(path.name for path in paths)
-    kinds: dict[str, list[Path]] = {}
+    kinds: dict[str, list[Place]] = {}
     for path in paths:
         kinds.setdefault(path.suffix.lower(), []).append(path)
     names = [
@@ -175,7 +198,7 @@ def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
     return None
 
 
-def check_is_text(file: Path, head: bytes) -> None:
+def check_is_text(file: Place, head: bytes) -> None:
     """Raise InputError for other encodings, compressed and binary files, whatever --errors is.
 
     head: the beginning of the file. A NUL is valid UTF-8 and does not by itself show a binary file.

@@ -14,8 +14,8 @@ from tokenization.pretokenization import PATTERNS
 from tokenization.text_files import TextFiles
 
 TEXT_HELP = (
-    "files, folders (of them the .txt, .md, .jsonl, .ndjson and .parquet files) or globs, compressed (.gz, .zst, .bz2,"
-    " .xz) or not; of .jsonl, .ndjson and .parquet, each record is a document"
+    "files, folders (of them the .txt, .md, .jsonl, .ndjson and .parquet files), globs or URLs, compressed (.gz, .zst,"
+    " .bz2, .xz) or not; of .jsonl, .ndjson and .parquet, each record is a document"
 )
 TOKENIZER_HELP = "the folder of a tokenizer"
 REPLACE_TOKENIZER_HELP = "replace the tokenizer that the folder holds"

@@ -26,6 +26,7 @@ file beside it. <|endoftext|> is put between files, and between the documents of
 out in a record of .jsonl or .parquet are text there.
 
   tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
+  tokenization encode https://example.org/a.jsonl.gz --tokenizer data/tokenizer --output data/a.bin
   tokenization encode crawl/ --text-field body --tokenizer data/tokenizer --output data/train.bin
 """
 

@@ -18,6 +18,7 @@ from tokenization.corpus import Corpus, not_utf8
 from tokenization.documents import BETWEEN, holds_documents
 from tokenization.native.memory import PADDING, Head, address_of
 from tokenization.native.text import SpecialTokens, first_invalid, last_cut
+from tokenization.places import Place
 
 WINDOW_BYTES = 1 << 20
 
@@ -31,7 +32,7 @@ class Window(NamedTuple):
     buffer: np.ndarray  # uint8; the text and PADDING
     length: int
     number: int  # of the file
-    file: Path
+    file: Place
     offset: int  # in the file's text, in bytes
     are_documents: bool = False  # with BETWEEN in between
 

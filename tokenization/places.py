@@ -1,0 +1,188 @@
+"""Places of files: paths on this machine, and URLs, which fsspec opens: https://, s3://, gs://, hf:// and more.
+
+A name with "://" in it is a URL. It stays a string of its own, for a Path would make s3:/ of s3://. What the libraries
+behind it raise, each in its own way, becomes an InputError with one line.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from tokenization.errors import InputError
+from tokenization.packing import kind
+
+SEPARATOR = "://"
+SILENT_SECONDS = 60  # that a server may take for the next bytes; there is no limit for a file as a whole
+BUFFER_BYTES = 1 << 20
+NEED_ANY_PLACE = (".parquet",)  # kinds that are not read from the beginning to the end
+
+
+class Url(os.PathLike[str]):
+    """A file at a URL, with what is used of a Path."""
+
+    def __init__(self, url: str):
+        self._url = url
+
+    def __str__(self) -> str:
+        return self._url
+
+    __fspath__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Url) and self._url == other._url
+
+    def __hash__(self) -> int:
+        return hash(self._url)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, without what a web address has behind it."""
+        path = urlsplit(self._url).path if is_web_address(self._url) else self._url.partition(SEPARATOR)[2]
+        return PurePosixPath(path).name
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the name."""
+        return PurePosixPath(self.name).suffix
+
+    @cached_property
+    def size(self) -> int:
+        """The size in bytes; 0 where the server does not tell."""
+        with named_errors(self._url):
+            files, path = file_system(self._url)
+            return int(files.info(path).get("size") or 0)
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Open the file for reading bytes."""
+        with named_errors(self._url):
+            files, path = file_system(self._url)
+            in_order = is_web_address(self._url) and kind(self.name) not in NEED_ANY_PLACE
+            file = files.open(path, mode, **({"block_size": 0} if in_order else {}))
+            return io.BufferedReader(RemoteFile(self._url, file, not in_order), BUFFER_BYTES)
+
+
+Place = Path | Url
+
+
+class RemoteFile(io.RawIOBase):
+    """An open file at a URL, whose errors are InputErrors."""
+
+    def __init__(self, url: str, file: Any, seekable: bool):
+        self._url, self._file, self._seekable = url, file, seekable
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer with some of the next bytes, and return their number, 0 at the end."""
+        with named_errors(self._url):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seekable(self) -> bool:
+        """Return whether any place of the file can be read."""
+        return self._seekable
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place, and return it."""
+        with named_errors(self._url):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        """Return the place that is read next."""
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            super().close()
+            self._file.close()
+
+
+def is_url(name: str) -> bool:
+    """Return whether a name is a URL, and not a path of this machine."""
+    return SEPARATOR in name
+
+
+def is_web_address(url: str) -> bool:
+    """Return whether a URL leads to a web server, which neither lists folders nor knows patterns."""
+    return url.startswith(("http://", "https://"))
+
+
+def size_of(place: Place) -> int:
+    """Return the size in bytes; 0 where it is not known, as of a pipe."""
+    return place.size if isinstance(place, Url) else place.stat().st_size
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system of a URL, and the path there."""
+    from fsspec.core import url_to_fs
+
+    options: dict[str, Any] = {}
+    if is_web_address(url):  # the bytes as they are stored; aiohttp would decompress, and end a file after 5 minutes
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+        options["client_kwargs"] = {"auto_decompress": False, "timeout": timeout}
+        options["headers"] = {"Accept-Encoding": "identity"}
+    found: tuple[Any, str] = url_to_fs(url, **options)
+    return found
+
+
+def find(url: str) -> tuple[list[Url], bool]:
+    """Return the files that a URL names, in order, and whether it is a folder: then all below it.
+
+    Raises InputError where there is none, and where a package for this kind of URL is missing.
+    """
+    if is_web_address(url) or "::" in url:  # a chain, such as zip://a.txt::https://example.org/a.zip
+        file = Url(url)
+        assert file.size >= 0  # asks whether it is there
+        return [file], False
+    with named_errors(url):
+        files, path = file_system(url)
+        is_folder = files.isdir(path)
+        if is_folder:
+            found = files.find(path)
+        elif files.exists(path):
+            found = [path]
+        else:
+            found = [name for name in files.glob(path) if files.isfile(name)] if re.search(r"[*?[]", path) else []
+        names = [files.unstrip_protocol(name) for name in sorted(found, key=lambda name: name.split("/"))]
+    if not names:
+        raise InputError(f"{url}: no such file, folder or pattern")
+    return [Url(name) for name in names], is_folder
+
+
+@contextmanager
+def named_errors(url: str) -> Iterator[None]:
+    """Raise InputError, with the URL, for whatever the libraries raise; their exceptions have no common class."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        cause = error.__cause__  # of web servers, whatever they answered
+        if cause is None or getattr(cause, "status", None) == 404:
+            raise InputError(f"{url}: no such file") from None
+        raise InputError(f"{url}: cannot be read ({one_line(cause)})") from None
+    except ImportError as error:
+        raise InputError(f"{url}: needs a package that is not installed ({one_line(error)})") from None
+    except Exception as error:
+        if "range requests" in str(error) or "Cannot seek streaming" in str(error):
+            reason, remedy = "the server sends whole files only, and this kind is read in parts", "download it first"
+        else:
+            reason, remedy = one_line(error), "is it there, and do you have access?"
+        raise InputError(f"{url}: cannot be read ({reason}); {remedy}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error, or the name of its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
