@@ -39,7 +39,7 @@ COMMANDS = {  # each is a file in commands/
 
 
 def run_command(argv: list[str]) -> None:
-    """Run the command that the first argument names."""
+    """Runs the command that the first argument names."""
     if not argv:
         raise InputError("a command is required; `tokenization --help` lists what there is")
     name, *arguments = argv
@@ -55,7 +55,7 @@ def run_command(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return the exit code: 0; 2 for bad input; 130 for Ctrl-C; 141 if the reader has left."""
+    """Runs a command and returns the exit code: 0; 2 for bad input; 130 for Ctrl-C; 141 if the reader has left."""
     argv = sys.argv[1:] if argv is None else argv
     command = " ".join(["tokenization", *argv[:1]])
     if isinstance(sys.stdout, io.TextIOWrapper):

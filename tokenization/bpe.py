@@ -29,7 +29,7 @@ TIES = ("lexicographic", "huggingface")
 
 
 def initial_vocabulary(special_tokens: Sequence[str]) -> Vocabulary:
-    """Return the vocabulary before the first merge: the 256 bytes, whose ids are their values, and the special tokens.
+    """Returns the vocabulary before the first merge: the 256 bytes, whose ids are their values, and the special tokens.
 
     A special token of a single byte is that byte's token.
     """
@@ -61,14 +61,14 @@ class PairCounts:
         heapq.heapify(self.heap)
 
     def add_token(self, token_id: int, token: bytes) -> None:
-        """Set the token's place among those of equally frequent pairs."""
+        """Sets the token's place among those of equally frequent pairs."""
         self.order[token_id] = creation_order(token_id) if self.ties == "huggingface" else descending_order(token)
 
     def _entry(self, pair: Pair) -> tuple[int, str | int, str | int, Pair]:
         return -self.counts[pair], self.order[pair[0]], self.order[pair[1]], pair
 
     def most_frequent(self) -> Pair | None:
-        """Return the next pair to merge, or None when every word is a single token."""
+        """Returns the next pair to merge, or None when every word is a single token."""
         while self.heap:
             entry = heapq.heappop(self.heap)
             if self.counts.get(entry[-1]) == -entry[0]:
@@ -76,7 +76,7 @@ class PairCounts:
         return None
 
     def merge(self, pair: Pair, new_id: int, new_token: bytes) -> None:
-        """Replace the pair by the new token in every word, and correct the counts."""
+        """Replaces the pair by the new token in every word, and corrects the counts."""
         self.add_token(new_id, new_token)
         changed: dict[Pair, int] = defaultdict(int)
         for index in self.where.pop(pair):
@@ -101,7 +101,7 @@ _COMPLEMENT = bytes(range(255, -1, -1))
 
 
 def descending_order(token: bytes) -> str:
-    """Return a sort key that puts the lexicographically greater byte string first, as heapq pops the smallest.
+    """Returns a sort key that puts the lexicographically greater byte string first, as heapq pops the smallest.
 
     Complementing each byte reverses the order except for prefixes; the mark at the end puts "ab" before "a".
     """
@@ -109,14 +109,14 @@ def descending_order(token: bytes) -> str:
 
 
 def creation_order(token_id: int) -> int:
-    """Return a sort key for Hugging Face's order: bytes as in GPT-2's alphabet, printable ones first; then by age."""
+    """Returns a sort key for Hugging Face's order: bytes as in GPT-2's alphabet, printable ones first; then by age."""
     if 33 <= token_id <= 126 or 161 <= token_id <= 172 or 174 <= token_id <= 255:
         return token_id - 512
     return token_id - 256 if token_id < 256 else token_id
 
 
 def merge_word(word: list[int], pair: Pair, new_id: int) -> list[int]:
-    """Replace a pair in a word: [1, 2, 3, 1, 2] with (1, 2) -> 9 is [9, 3, 9]; from the left: "aaa" is "aa", "a"."""
+    """Replaces a pair in a word: [1, 2, 3, 1, 2] with (1, 2) -> 9 is [9, 3, 9]; from the left: "aaa" is "aa", "a"."""
     merged: list[int] = []
     position, last = 0, len(word) - 1
     while position <= last:
@@ -137,7 +137,7 @@ def learn_merges(
     progress: bool = False,
     seconds: dict[str, float] | None = None,
 ) -> tuple[Vocabulary, Merges]:
-    """Learn merges from the pre-tokens in `counts` until the vocabulary is full or no pair is left.
+    """Learns merges from the pre-tokens in `counts` until the vocabulary is full or no pair is left.
 
     seconds: receives the time of each phase. Returns (vocab, merges).
     """
@@ -162,7 +162,7 @@ def learn_merges(
 
 
 def merge_by_rank(token_ids: list[int], ranks: Ranks, applied: list[int] | None = None) -> list[int]:
-    """Apply merges to the token ids of one pre-token, the oldest merge first, each from the left; O(n log n).
+    """Applies merges to the token ids of one pre-token, the oldest merge first, each from the left; O(n log n).
 
     The tokens form a linked list, and the heap holds the pairs that could merge. A pair whose tokens have changed
     since it was pushed is stale, and is skipped. applied: receives the rank of each merge, in the order in which they

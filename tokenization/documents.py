@@ -28,7 +28,7 @@ _decode_json = json.JSONDecoder().decode
 
 
 def holds_documents(name: str) -> bool:
-    """Return whether a file of this name is read as documents, and not as text."""
+    """Returns whether a file of this name is read as documents, and not as text."""
     return kind(name) in (*JSON_LINES, PARQUET)
 
 
@@ -50,7 +50,7 @@ class RecordReader:
         return TEXT_FIELDS if self.text_field is None else (self.text_field,)
 
     def json_lines(self, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
-        """Yield the documents of JSON Lines, some at a time. blocks: the file's content, cut anywhere.
+        """Yields the documents of JSON Lines, some at a time. blocks: the file's content, cut anywhere.
 
         Blank lines are passed over. Raises InputError, with the number of the line, for one that has no such text.
         """
@@ -64,7 +64,7 @@ class RecordReader:
             yield documents
 
     def text_of(self, line: bytes, number: int) -> bytes:
-        """Return the text in a line, as UTF-8."""
+        """Returns the text in a line, as UTF-8."""
         try:
             record = _decode_json(line.decode(errors=self.errors))
         except UnicodeDecodeError as error:
@@ -91,7 +91,7 @@ class RecordReader:
             raise self.refusal(f"line {number}", f"the field {name!r} has {what}; use --errors replace") from None
 
     def valid(self, text: bytes, place: str) -> bytes:
-        """Return the text of a record as valid UTF-8. place: of the record, for the error."""
+        """Returns the text of a record as valid UTF-8. place: of the record, for the error."""
         try:
             text.decode()
         except UnicodeDecodeError as error:
@@ -101,28 +101,28 @@ class RecordReader:
         return text
 
     def not_utf8(self, place: str, error: UnicodeDecodeError) -> InputError:
-        """Return the error for a byte of a record that is not UTF-8."""
+        """Returns the error for a byte of a record that is not UTF-8."""
         found = f"byte {error.start + 1} of it (0x{error.object[error.start]:02x})"
         return self.refusal(place, f"is not UTF-8 at {found}; use --errors replace")
 
     def refusal(self, place: str, message: str) -> InputError:
-        """Return the error for a record at this place of the file."""
+        """Returns the error for a record at this place of the file."""
         return InputError(f"{self.file}, {place}: {message}")
 
     def missing(self, what: str, found: list[str]) -> str:
-        """Return the message where none of the fields is among those found. what: "field" or "column"."""
+        """Returns the message where none of the fields is among those found. what: "field" or "column"."""
         wanted = " or ".join(map(repr, self.fields))
         listed = ", ".join(map(repr, found[:8])) + (", ..." if len(found) > 8 else "")
         return f"has no {what} {wanted}, only {listed or 'none'}; name one with --text-field"
 
 
 def json_type(value: object) -> str:
-    """Return what JSON calls a value, with its article."""
+    """Returns what JSON calls a value, with its article."""
     return _JSON_TYPES.get(type(value), "a number")
 
 
 def cut_into_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield the lines without their ends, those that a block completes at a time."""
+    """Yields the lines without their ends, those that a block completes at a time."""
     begun: list[bytes] = []
     for block in blocks:
         first, *others = block.split(b"\n")
@@ -142,7 +142,7 @@ class DocumentStream:
         self._separator = b""  # in front of the next document
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer with the next bytes, and return their number, 0 at the end."""
+        """Fills the buffer with the next bytes, and returns their number, 0 at the end."""
         while not self._waiting:
             batch = next(self._batches, None)
             if batch is None:

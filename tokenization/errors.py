@@ -21,7 +21,7 @@ class InputError(ValueError):
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean NAME?" for the closest of the names, or "". Of a dotted name the last word may suffice."""
+    """Returns "; did you mean NAME?" for the closest of the names, or ""; of a dotted name the last word may do."""
     names = list(names)
     by_last = {known.rpartition(".")[2]: known for known in reversed(names)}
     close = difflib.get_close_matches(name, names, 1)
@@ -30,7 +30,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return one line for the user. A failed write without a file name was one to the standard output."""
+    """Returns one line for the user. A failed write without a file name was one to the standard output."""
     name = error.filename
     if name is None and error.errno in FAILED_WRITES:
         drop_stdout()
@@ -40,5 +40,5 @@ def describe_os_error(error: OSError) -> str:
 
 
 def drop_stdout() -> None:
-    """Discard buffered output that cannot be written; Python would try once more on exit, and print a traceback."""
+    """Discards buffered output that cannot be written; Python would try once more on exit, and print a traceback."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -30,7 +30,7 @@ ABANDONED_SECONDS = 24 * 60 * 60  # without a write, whoever the writer is
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a binary file that replaces `path` when the block ends without an exception.
+    """Opens a binary file that replaces `path` when the block ends without an exception.
 
     Missing folders are made. After an exception the old file is unchanged and nothing else is left. Raises OSError
     with the name of the target, and not the temporary one.
@@ -41,7 +41,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def writing_together(*names: str | os.PathLike[str]) -> Iterator[list[BinaryIO]]:
-    """Open several files as `writing` does; none is replaced before all are on the disk, and then in this order."""
+    """Opens several files as `writing` does; none is replaced before all are on the disk, and then in this order."""
     paths = [Path(name) for name in names]
     temporaries = [temporary_name(path) for path in paths]
     files: list[BinaryIO] = []
@@ -73,7 +73,7 @@ def writing_together(*names: str | os.PathLike[str]) -> Iterator[list[BinaryIO]]
 
 @contextlib.contextmanager
 def making(name: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path for a new file or folder, which is moved to `name` when the block ends.
+    """Yields a temporary path for a new file or folder, which is moved to `name` when the block ends.
 
     Its permissions follow the umask, whatever the library that writes it sets.
     """
@@ -101,19 +101,19 @@ def making(name: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a file's content by the text, as UTF-8."""
+    """Replaces a file's content by the text, as UTF-8."""
     write_texts({path: text})
 
 
 def write_texts(texts: Mapping[str | os.PathLike[str], str]) -> None:
-    """Replace several files, {path: text}; none before all are on the disk."""
+    """Replaces several files, {path: text}; none before all are on the disk."""
     with writing_together(*texts) as files:
         for file, text in zip(files, texts.values(), strict=True):
             file.write(text.encode())
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -122,26 +122,26 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def missing_folders(paths: list[Path]) -> list[Path]:
-    """List the folders that do not exist yet above these paths, innermost first."""
+    """Lists the folders that do not exist yet above these paths, innermost first."""
     parents = (parent for path in paths for parent in path.parents)
     return [folder for folder in dict.fromkeys(parents) if not os.path.lexists(folder)]
 
 
 def delete_empty(folders: list[Path]) -> None:
-    """Delete those of the folders that are empty: what they were made for could not be written."""
+    """Deletes those of the folders that are empty: what they were made for could not be written."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
 def of_file(error: OSError, path: Path, temporaries: list[Path]) -> OSError:
-    """Return the error with the name of the target: a failed write has no file name, or a temporary one."""
+    """Returns the error with the name of the target: a failed write has no file name, or a temporary one."""
     ours = error.filename is None or any(str(error.filename).startswith(str(temporary)) for temporary in temporaries)
     return OSError(error.errno, error.strerror, str(path)) if ours and error.errno is not None else error
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk."""
+    """Flushes a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,17 +153,17 @@ def flush(path: Path) -> None:
 
 
 def stem(path: Path) -> str:
-    """Return the beginning of the temporary names of a path; a long name is cut, to leave room for the rest."""
+    """Returns the beginning of the temporary names of a path; a long name is cut, to leave room for the rest."""
     return f".{os.fsencode(path.name)[:100].decode(errors='ignore')}."
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a name beside the path that no other process or thread uses."""
+    """Returns a name beside the path that no other process or thread uses."""
     return path.with_name(f"{stem(path)}{HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def delete_leftovers(path: Path) -> None:
-    """Delete the temporary files and folders that killed processes left of this path."""
+    """Deletes the temporary files and folders that killed processes left of this path."""
     pattern = re.compile(re.escape(stem(path)) + r"([0-9A-Za-z-]*)\.(\d+)\.[0-9a-f]{8}\.tmp")
     with os.scandir(path.parent) as entries:
         leftovers = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
@@ -179,7 +179,7 @@ def delete_leftovers(path: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether this host has a process of this id, of any user."""
+    """Returns whether this host has a process of this id, of any user."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -43,7 +43,7 @@ NEEDS_CONFIG = f"{MERGES_VERSION} with {CONFIG_FILE}"
 
 
 def write_folder(folder: str | os.PathLike[str], definition: TokenizerDefinition) -> None:
-    """Write all the files or none, so that no folder holds half a tokenizer, or halves of two."""
+    """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two."""
     table = vocabulary_table(definition.vocab, definition.special_tokens)
     lines = [NEEDS_CONFIG, *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in definition.merges)]
     texts = {
@@ -60,18 +60,18 @@ def write_folder(folder: str | os.PathLike[str], definition: TokenizerDefinition
 
 
 def sha256(text: str) -> str:
-    """Return the SHA-256 of a text as UTF-8, in hexadecimal."""
+    """Returns the SHA-256 of a text as UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def config_text(config: dict[str, Any]) -> str:
-    """Return the configuration as JSON, with a digest of itself at the end."""
+    """Returns the configuration as JSON, with a digest of itself at the end."""
     digest = sha256(json.dumps(config))
     return json.dumps(config | {"config_sha256": digest}, ensure_ascii=False, indent=2) + "\n"
 
 
 def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
-    """Read a tokenizer's folder of any of the layouts. Raises InputError where it is damaged or cannot be used."""
+    """Reads a tokenizer's folder of any of the layouts. Raises InputError where it is damaged or cannot be used."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(
@@ -97,18 +97,18 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
 
 
 def has_digests(config: Mapping[str, Any]) -> bool:
-    """Return whether the configuration holds digests; older ones and other programs' do not."""
+    """Returns whether the configuration holds digests; older ones and other programs' do not."""
     return config.keys() >= DIGESTS
 
 
 def is_verified(folder: str | os.PathLike[str]) -> bool:
-    """Return whether a folder that loads has digests, and so is as it was written."""
+    """Returns whether a folder that loads has digests, and so is as it was written."""
     path = Path(folder) / CONFIG_FILE
     return path.exists() and has_digests(read_json(path))
 
 
 def is_own_config(path: Path) -> bool:
-    """Return whether write_folder may replace the file: it is missing, damaged or ours, not that of transformers."""
+    """Returns whether write_folder may replace the file: it is missing, damaged or ours, not that of transformers."""
     try:
         return not path.exists() or bool(read_json(path).keys() & (SETTINGS | DIGESTS))
     except InputError:
@@ -116,7 +116,7 @@ def is_own_config(path: Path) -> bool:
 
 
 def check_new_tokenizer(folder: Path, inputs: Iterable[str | os.PathLike[str]], overwrite: bool) -> None:
-    """Raise InputError where `write_folder` could not write, or would replace what it must not.
+    """Raises InputError where `write_folder` could not write, or would replace what it must not.
 
     inputs: files and folders that must stay. overwrite: whether a tokenizer in the folder may be replaced; files of
     another program never are.
@@ -131,7 +131,7 @@ def check_new_tokenizer(folder: Path, inputs: Iterable[str | os.PathLike[str]], 
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:
-    """Check the types of the settings, and the digests where there are any. Raises InputError."""
+    """Checks the types of the settings, and the digests where there are any. Raises InputError."""
     path = folder / CONFIG_FILE
     special_tokens = config.get("special_tokens", [])
     if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
@@ -154,7 +154,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def check_gpt2_layout(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise InputError for two files in GPT-2's format that need more than GPT-2's tokenizer does."""
+    """Raises InputError for two files in GPT-2's format that need more than GPT-2's tokenizer does."""
     if read_text(folder / MERGES_FILE).startswith(NEEDS_CONFIG):
         raise InputError(f"{folder / CONFIG_FILE}: is missing; it holds the pattern and the special tokens")
     added = [token.get("content") for token in (config.get("added_tokens_decoder") or {}).values()]

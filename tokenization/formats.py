@@ -31,7 +31,7 @@ class TokenizerDefinition(NamedTuple):
 
 @functools.cache
 def byte_alphabet() -> dict[int, str]:
-    """Return {byte: character}: printable Latin-1 is itself, and the other 68 bytes are U+0100 and following."""
+    """Returns {byte: character}: printable Latin-1 is itself, and the other 68 bytes are U+0100 and following."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = (value for value in range(256) if value not in printable)
     return {value: chr(value) for value in printable} | {value: chr(256 + n) for n, value in enumerate(others)}
@@ -39,29 +39,29 @@ def byte_alphabet() -> dict[int, str]:
 
 @functools.cache
 def byte_values() -> dict[str, int]:
-    """Return {character: byte}, the inverse of `byte_alphabet`."""
+    """Returns {character: byte}, the inverse of `byte_alphabet`."""
     return {character: value for value, character in byte_alphabet().items()}
 
 
 def bytes_to_text(token: bytes) -> str:
-    """Write a token in GPT-2's alphabet."""
+    """Writes a token in GPT-2's alphabet."""
     alphabet = byte_alphabet()
     return "".join(alphabet[value] for value in token)
 
 
 def text_to_bytes(text: str) -> bytes:
-    """Read a token in GPT-2's alphabet. Raises KeyError for a character outside it."""
+    """Reads a token in GPT-2's alphabet. Raises KeyError for a character outside it."""
     values = byte_values()
     return bytes(values[character] for character in text)
 
 
 def read_vocabulary(path: str | os.PathLike[str], special_tokens: Sequence[str]) -> Vocabulary:
-    """Read a vocab.json; see `parse_vocabulary`."""
+    """Reads a vocab.json; see `parse_vocabulary`."""
     return parse_vocabulary(path, read_json(path), special_tokens)
 
 
 def parse_vocabulary(path: str | os.PathLike[str], table: dict[str, Any], special_tokens: Sequence[str]) -> Vocabulary:
-    """Convert {token in the alphabet: id} into {id: bytes}. path: of the table, for messages.
+    """Converts {token in the alphabet: id} into {id: bytes}. path: of the table, for messages.
 
     Raises InputError unless the ids are distinct and every single byte has a token.
     """
@@ -84,7 +84,7 @@ def parse_vocabulary(path: str | os.PathLike[str], table: dict[str, Any], specia
 
 
 def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
-    """Raise InputError where one of the 256 bytes has no token of its own."""
+    """Raises InputError where one of the 256 bytes has no token of its own."""
     missing = {bytes([value]) for value in range(256)} - set(vocab.values())
     if missing:
         raise InputError(
@@ -94,7 +94,7 @@ def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
 
 
 def read_merges(path: str | os.PathLike[str]) -> Merges:
-    """Read a merges.txt: pairs of byte strings, in order of creation."""
+    """Reads a merges.txt: pairs of byte strings, in order of creation."""
     merges: Merges = []
     for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):  # "# #" is a merge like any other
@@ -115,7 +115,7 @@ def check_merges(
     special_tokens: Sequence[str],
     where: str,
 ) -> None:
-    """Raise InputError where no merge makes a token that is neither a byte nor special: the merges file is cut.
+    """Raises InputError where no merge makes a token that is neither a byte nor special: the merges file is cut.
 
     where: the place that names the special tokens, for the message.
     """
@@ -131,7 +131,7 @@ def check_merges(
 
 
 def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[str, int]:
-    """Convert {id: bytes} into {token in the alphabet: id}; the inverse of `parse_vocabulary`.
+    """Converts {id: bytes} into {token in the alphabet: id}; the inverse of `parse_vocabulary`.
 
     Raises InputError where a special token and an ordinary one would be written alike.
     """
@@ -145,7 +145,7 @@ def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[s
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a tokenizer's file as UTF-8. Raises InputError where that fails."""
+    """Reads a tokenizer's file as UTF-8. Raises InputError where that fails."""
     path = Path(path)
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading it may never end
@@ -158,7 +158,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a tokenizer's JSON file. Raises InputError for anything but an object."""
+    """Reads a tokenizer's JSON file. Raises InputError for anything but an object."""
     text = read_text(path)
     try:
         value = json.loads(text)

@@ -44,7 +44,7 @@ KNOWN_SPECIAL_TOKENS = {
 
 
 def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: Mapping[str, int]) -> Tokenizer:
-    """Read a .tiktoken file; the merges are recovered from the ranks, see `recover_merges`.
+    """Reads a .tiktoken file; the merges are recovered from the ranks, see `recover_merges`.
 
     special_tokens: {token: id}, which the file does not hold. Raises InputError for a damaged file.
     """
@@ -68,7 +68,7 @@ def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: 
 
 
 def is_tiktoken(path: Path) -> bool:
-    """Return whether a file looks like tiktoken's, by its first line."""
+    """Returns whether a file looks like tiktoken's, by its first line."""
     with open(path, "rb") as file:
         token, _, rank = file.readline(1000).partition(b" ")
     try:
@@ -78,7 +78,7 @@ def is_tiktoken(path: Path) -> bool:
 
 
 def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
-    """Return the merge behind each token: the two tokens that its bytes become when only older tokens may merge.
+    """Returns the merge behind each token: the two tokens that its bytes become when only older tokens may merge.
 
     A token that is not the merge of two older ones can never result from encoding, and has no merge.
     """
@@ -96,7 +96,7 @@ def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
 
 
 def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-    """Write a .tiktoken file. Its ranks are ids, so the merges must be in the order of the ids that they make.
+    """Writes a .tiktoken file. Its ranks are ids, so the merges must be in the order of the ids that they make.
 
     Raises InputError where they are not.
     """
@@ -112,7 +112,7 @@ def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
 
 
 def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-    """Write a tokenizer.json, which splits text by the pattern, writes it in the byte alphabet, and merges.
+    """Writes a tokenizer.json, which splits text by the pattern, writes it in the byte alphabet, and merges.
 
     Raises InputError for a pattern that Hugging Face would read in another way.
     """
@@ -147,7 +147,7 @@ def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> No
 
 
 def is_huggingface(path: Path) -> bool:
-    """Return whether a file looks like a tokenizer.json."""
+    """Returns whether a file looks like a tokenizer.json."""
     try:
         return {"model", "pre_tokenizer", "added_tokens"} <= read_json(path).keys()
     except InputError:
@@ -155,5 +155,5 @@ def is_huggingface(path: Path) -> bool:
 
 
 def import_huggingface(path: str | os.PathLike[str]) -> Tokenizer:
-    """Read a tokenizer.json. Raises InputError for one that is damaged, or does more than byte-level BPE."""
+    """Reads a tokenizer.json. Raises InputError for one that is damaged, or does more than byte-level BPE."""
     return Tokenizer(*read_tokenizer_json(path))

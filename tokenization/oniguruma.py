@@ -44,7 +44,7 @@ _PORTABLE = regex.compile(
 
 
 def to_oniguruma(pattern: str, path: str | os.PathLike[str]) -> str:
-    """Translate a pattern into that of a tokenizer.json. path: of that file, for messages.
+    """Translates a pattern into that of a tokenizer.json. path: of that file, for messages.
 
     Raises InputError for what Oniguruma reads in another way.
     """
@@ -52,12 +52,12 @@ def to_oniguruma(pattern: str, path: str | os.PathLike[str]) -> str:
 
 
 def from_oniguruma(pattern: str, path: str | os.PathLike[str]) -> str:
-    """Translate the pattern of a tokenizer.json; the inverse of `to_oniguruma`."""
+    """Translates the pattern of a tokenizer.json; the inverse of `to_oniguruma`."""
     return _FROM_PUBLISHED.get(pattern) or translate(pattern, _FROM, "(?:{}{})+", f"{path}: cannot be imported")
 
 
 def translate(pattern: str, words: dict[str, str], possessive: str, refusal: str) -> str:
-    """Translate a pattern token by token.
+    """Translates a pattern token by token.
 
     words: {token: translation}. possessive: the format, of an item and its quantifier, that gives {1,3}+ in the other
     dialect the meaning that it has here. refusal: the beginning of the message of the InputError.

@@ -19,7 +19,7 @@ def check_file(
     is_kind: Callable[[Path], bool],
     overwrite: bool | None = None,
 ) -> None:
-    """Raise InputError where a file must not or cannot be written. inputs: files, and folders with all their files.
+    """Raises InputError where a file must not or cannot be written. inputs: files, and folders with all their files.
 
     kind: for example "a token file"; is_kind: whether an existing file is of this kind. overwrite: the value of
     --overwrite; None where a command replaces files of its own kind without it.
@@ -37,7 +37,7 @@ def check_file(
 
 
 def check_new(path: Path) -> None:
-    """Raise InputError where a new file or folder exists already or cannot be made."""
+    """Raises InputError where a new file or folder exists already or cannot be made."""
     refuse_link(path)
     if path.exists():
         raise InputError(f"{path}: exists already; name a new one, or delete it")
@@ -45,7 +45,7 @@ def check_new(path: Path) -> None:
 
 
 def check_folder(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), names: Sequence[str] = ()) -> None:
-    """Raise InputError where files of these names must not or cannot be written into a folder, which may exist."""
+    """Raises InputError where files of these names must not or cannot be written into a folder, which may exist."""
     if path.is_symlink() and not path.exists():
         refuse_link(path)
     if path.exists() and not path.is_dir():
@@ -60,7 +60,7 @@ def check_folder(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), name
 
 
 def check_place(path: Path, folder: Path) -> None:
-    """Raise InputError where no file can be made in the folder, or in the innermost existing one above it."""
+    """Raises InputError where no file can be made in the folder, or in the innermost existing one above it."""
     folder = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -73,13 +73,13 @@ def check_place(path: Path, folder: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise InputError for a link: replacing it would lose the link, and following it the other file."""
+    """Raises InputError for a link: replacing it would lose the link, and following it the other file."""
     if path.is_symlink():
         raise InputError(f"{path}: is a link to {os.readlink(path)}; name that file itself, or delete the link")
 
 
 def refuse_input(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise InputError where the path is one of the inputs, or another name of one."""
+    """Raises InputError where the path is one of the inputs, or another name of one."""
     if not path.exists():
         return
     about = path.stat()

@@ -26,21 +26,21 @@ DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, zstd.ZstdError, lzma.LZMAErro
 
 
 def packing(name: str) -> str:
-    """Return the suffix that says how a file is compressed, in small letters: ".gz"; "" for none."""
+    """Returns the suffix that says how a file is compressed, in small letters: ".gz"; "" for none."""
     suffix = PurePath(name).suffix.lower()
     return suffix if suffix in OPENERS else ""
 
 
 def kind(name: str) -> str:
-    """Return the suffix that says what a file holds, in small letters: ".jsonl" for a.JSONL and a.jsonl.gz alike."""
+    """Returns the suffix that says what a file holds, in small letters: ".jsonl" for a.JSONL and a.jsonl.gz alike."""
     return PurePath(name.lower().removesuffix(packing(name))).suffix
 
 
 def unpack(name: str, raw: Any) -> Any:
-    """Return a stream of the content of an open file, which is the file itself where it is not compressed."""
+    """Returns a stream of the content of an open file, which is the file itself where it is not compressed."""
     return OPENERS.get(packing(name), lambda raw: raw)(raw)
 
 
 def damaged(name: str, reason: object) -> InputError:
-    """Return the error for a compressed file that ends early or has changed."""
+    """Returns the error for a compressed file that ends early or has changed."""
     return InputError(f"{name}: damaged {packing(name) or kind(name)} file ({reason}); copy or download it again")

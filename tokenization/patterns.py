@@ -33,14 +33,14 @@ class Parts(NamedTuple):
 
 
 def _spellings(text: str) -> Iterator[str]:
-    """Yield the text with each ~ left out, or replaced by the + that makes a repetition possessive."""
+    """Yields the text with each ~ left out, or replaced by the + that makes a repetition possessive."""
     first, *rest = text.split("~")
     for signs in product(("", "+"), repeat=len(rest)):
         yield first + "".join(sign + part for sign, part in zip(signs, rest, strict=True))
 
 
 def _part(*rows: tuple[str, Fields]) -> dict[str, Fields]:
-    """Return {spelling: fields of Parts}."""
+    """Returns {spelling: fields of Parts}."""
     return {spelling: fields for text, fields in rows for spelling in _spellings(text)}
 
 
@@ -96,7 +96,7 @@ _WHITE_SPACE = _part(
 
 @functools.cache
 def parts_of(pattern: str) -> Parts | None:
-    """Return the parts of a pattern, or None if one of them is not known."""
+    """Returns the parts of a pattern, or None if one of them is not known."""
     fields: Fields = {}
     rest = pattern
     for table in (_CONTRACTIONS, _WORDS, _NUMBERS, _SIGNS, _WHITE_SPACE):

@@ -26,12 +26,12 @@ _SCAN_TOKENS = 1 << 20
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Return the dtype of the ids of a vocabulary of this size."""
+    """Returns the dtype of the ids of a vocabulary of this size."""
     return DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
 
 
 def description_path(path: str | os.PathLike[str]) -> Path:
-    """Return the path of the JSON file beside a token file."""
+    """Returns the path of the JSON file beside a token file."""
     return Path(f"{os.fspath(path)}.json")
 
 
@@ -89,7 +89,7 @@ class TokenFileWriter:
         return InputError(f"{self.path}: cannot be written ({error.strerror}); make room or choose another place")
 
     def write(self, token_ids: np.ndarray) -> None:
-        """Append token ids, of shape (n,). Raises InputError for one outside the vocabulary, and for a full disk."""
+        """Appends token ids, of shape (n,). Raises InputError for one outside the vocabulary, and for a full disk."""
         if token_ids.size and not (token_ids.min() >= 0 and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
         data = np.ascontiguousarray(token_ids, self.dtype).data
@@ -135,7 +135,7 @@ class TokenFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = True) -> "TokenFile":
-        """Map a token file into memory. Raises InputError where it does not agree with its description.
+        """Maps a token file into memory. Raises InputError where it does not agree with its description.
 
         verify: read every byte, to check the digest and the largest id; otherwise only size and dtype are checked.
         """
@@ -165,7 +165,7 @@ class TokenFile:
 
 
 def verify_tokens(path: Path, description: Description) -> None:
-    """Raise InputError where the ids or the digest do not agree with the description."""
+    """Raises InputError where the ids or the digest do not agree with the description."""
     largest, data_sha256 = scan(path, DTYPES[description.dtype])
     if largest >= description.vocab_size:
         raise InputError(
@@ -180,7 +180,7 @@ def verify_tokens(path: Path, description: Description) -> None:
 
 
 def scan(path: Path, dtype: np.dtype) -> tuple[int, str]:
-    """Return the largest id and the SHA-256, without a map, whose pages would count as this process's memory."""
+    """Returns the largest id and the SHA-256, without a map, whose pages would count as this process's memory."""
     largest, sha256 = 0, hashlib.sha256()
     with open(path, "rb") as file:
         while (token_ids := np.fromfile(file, dtype, _SCAN_TOKENS)).size:
@@ -190,7 +190,7 @@ def scan(path: Path, dtype: np.dtype) -> tuple[int, str]:
 
 
 def is_token_file(path: Path) -> bool:
-    """Return whether the JSON beside it describes a token file; where a writer was killed, it may stand alone."""
+    """Returns whether the JSON beside it describes a token file; where a writer was killed, it may stand alone."""
     try:
         read_description(path)
     except InputError:
@@ -199,7 +199,7 @@ def is_token_file(path: Path) -> bool:
 
 
 def read_description(path: Path) -> Description:
-    """Read the JSON beside a token file. Raises InputError where it is missing, damaged or another program's."""
+    """Reads the JSON beside a token file. Raises InputError where it is missing, damaged or another program's."""
     beside = description_path(path)
     remedy = "make the token file with `tokenization encode`"
     try:

@@ -48,7 +48,7 @@ MEANINGS = {
 
 
 def read_tokenizer_json(path: str | os.PathLike[str]) -> TokenizerDefinition:
-    """Read a tokenizer.json. Raises InputError for one that is damaged, or does more than byte-level BPE."""
+    """Reads a tokenizer.json. Raises InputError for one that is damaged, or does more than byte-level BPE."""
     content = read_json(path)
     try:
         return parse_tokenizer_json(path, content)
@@ -59,7 +59,7 @@ def read_tokenizer_json(path: str | os.PathLike[str]) -> TokenizerDefinition:
 
 
 def parse_tokenizer_json(path: str | os.PathLike[str], content: dict[str, Any]) -> TokenizerDefinition:
-    """Convert the content of a tokenizer.json. Raises InputError, or another error where keys or types are wrong."""
+    """Converts the content of a tokenizer.json. Raises InputError, or another error where keys or types are wrong."""
     model, added = content["model"], content.get("added_tokens") or []
     known = ("version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model")
     refuse_other_keys(path, "", content, known)
@@ -84,7 +84,7 @@ def parse_tokenizer_json(path: str | os.PathLike[str], content: dict[str, Any]) 
 def refuse_other_keys(
     path: str | os.PathLike[str], where: str, content: Mapping[str, Any], known: Collection[str]
 ) -> None:
-    """Raise InputError for a key that is not known and requests something. where: the keys that lead there."""
+    """Raises InputError for a key that is not known and requests something. where: the keys that lead there."""
     for key, value in content.items():
         if key not in known and value:
             meaning = f" ({MEANINGS[key]})" if key in MEANINGS else ", which is not known here"
@@ -96,7 +96,7 @@ MAX_PAIRS = 1_000_000  # to compare; published files have some hundreds
 
 
 def check_order(path: str | os.PathLike[str], added: list[dict[str, Any]]) -> None:
-    """Raise InputError for added tokens that overlap where only one of them is `normalized`.
+    """Raises InputError for added tokens that overlap where only one of them is `normalized`.
 
     Hugging Face looks for that one later, although it may be the longer one.
     """
@@ -113,13 +113,13 @@ def check_order(path: str | os.PathLike[str], added: list[dict[str, Any]]) -> No
 
 
 def overlap(one: str, other: str) -> bool:
-    """Return whether the two tokens can occur in a text with a character in common."""
+    """Returns whether the two tokens can occur in a text with a character in common."""
     ends = range(1, min(len(one), len(other)))
     return one in other or other in one or any(one[-n:] == other[:n] or other[-n:] == one[:n] for n in ends)
 
 
 def steps(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """Return the steps of a Sequence, which lie under the key; anything else is a single step."""
+    """Returns the steps of a Sequence, which lie under the key; anything else is a single step."""
     if component is None:
         return []
     return component[key] if component["type"] == "Sequence" else [component]
@@ -129,7 +129,7 @@ BYTE_LEVEL_KEYS = ("type", "trim_offsets", "use_regex")
 
 
 def check_steps(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
-    """Raise InputError for a post-processor that adds tokens, and a decoder that does not return the bytes."""
+    """Raises InputError for a post-processor that adds tokens, and a decoder that does not return the bytes."""
     for step in steps(content.get("post_processor"), "processors"):
         if step["type"] == "TemplateProcessing" and [list(item) for item in step["single"]] == [["Sequence"]]:
             continue
@@ -145,7 +145,7 @@ def check_steps(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
 
 
 def split_pattern(path: str | os.PathLike[str], pre_tokenizer: dict[str, Any]) -> str:
-    """Return the pattern of a ByteLevel pre-tokenizer, or of a Split before it. Raises InputError for others."""
+    """Returns the pattern of a ByteLevel pre-tokenizer, or of a Split before it. Raises InputError for others."""
     *splits, last = steps(pre_tokenizer, "pretokenizers")
     if last["type"] == "ByteLevel" and len(splits) == (not last.get("use_regex", True)):
         refuse_other_keys(path, "pre_tokenizer.", last, BYTE_LEVEL_KEYS)

@@ -36,7 +36,7 @@ class TrainingReport:
     longest_token: bytes = b""
 
     def lines(self) -> list[str]:
-        """Return the report as lines of text."""
+        """Returns the report as lines of text."""
         seconds = ", ".join(f"{phase} {time:.1f} s" for phase, time in self.seconds.items())
         memory = "not known on this system"
         if self.peak_memory_bytes is not None:
@@ -67,7 +67,7 @@ def train_bpe(
     progress: bool = False,
     report: TrainingReport | None = None,
 ) -> tuple[Vocabulary, Merges]:
-    """Learn a vocabulary of at most vocab_size tokens: 256 bytes, then the special tokens, then one per merge.
+    """Learns a vocabulary of at most vocab_size tokens: 256 bytes, then the special tokens, then one per merge.
 
     input_path: a file, folder or glob, or several; .gz, .zst, .bz2 and .xz files are decompressed. special_tokens:
     never split, never merged, and not counted where a document has one written out, so that no token is spelt like it.
@@ -122,7 +122,7 @@ def train_with_kernels(
     progress: bool,
     report: TrainingReport,
 ) -> tuple[Vocabulary, Merges]:
-    """Count and merge by the kernels, so that the counts never leave their memory; fills in the report."""
+    """Counts and merges by the kernels, so that the counts never leave their memory; fills in the report."""
     start = time.perf_counter()
     with closing(corpus):
         counts = native.count_corpus(corpus, special_tokens, pattern, num_threads)
@@ -152,7 +152,7 @@ def _count_chunk(chunk: str) -> Counter[bytes]:
 def count_corpus(
     corpus: Corpus, special_tokens: Sequence[str], pattern: str, num_processes: int, report: TrainingReport
 ) -> Counter[bytes]:
-    """Count each pre-token in all the files together; fills in the report."""
+    """Counts each pre-token in all the files together; fills in the report."""
     start, boundaries = time.perf_counter(), corpus.boundaries(special_tokens)
     chunks = (chunk for file in corpus.files for chunk in cut_into_chunks(corpus.blocks(file), boundaries, pattern))
     counts: Counter[bytes] = Counter()
@@ -168,7 +168,7 @@ def count_corpus(
 
 
 def peak_memory() -> tuple[int | None, int | None]:
-    """Return the largest resident size of this process and of its largest finished child, in bytes; None on Windows."""
+    """Returns the largest resident size of this process and of its largest ended child, in bytes; None on Windows."""
     try:
         import resource
     except ImportError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def own_version() -> str:
-    """Return the version of the installed distribution, or of pyproject.toml in a clone that is not installed."""
+    """Returns the version of the installed distribution, or of pyproject.toml in a clone that is not installed."""
     try:
         return str(version("text-to-lm"))
     except PackageNotFoundError:

@@ -16,7 +16,7 @@ TOKENS_AT_ONCE = 1 << 16
 
 
 def make_parser() -> ArgumentParser:
-    """Return the parser of this command."""
+    """Returns the parser of this command."""
     parser = command_parser("decode", HELP)
     parser.add_argument("tokens", help="a token file")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="the folder of the tokenizer that made it")
@@ -28,7 +28,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print the text, as UTF-8 whatever the terminal's encoding, with its own line ends."""
+    """Prints the text, as UTF-8 whatever the terminal's encoding, with its own line ends."""
     args = make_parser().parse_args(argv)
     tokenizer, file = Tokenizer.load(args.tokenizer), TokenFile.open(args.tokens)
     if file.description.tokenizer_sha256 != tokenizer.digest:
@@ -44,6 +44,6 @@ def run(argv: Sequence[str]) -> None:
 
 
 def token_ids(file: TokenFile, start: int, end: int) -> Iterator[int]:
-    """Yield the ids from position `start` to before `end`, without holding them all."""
+    """Yields the ids from position `start` to before `end`, without holding them all."""
     for position in range(start, end, TOKENS_AT_ONCE):
         yield from file.tokens[position : min(end, position + TOKENS_AT_ONCE)].tolist()

@@ -16,7 +16,7 @@ HELP = """Write a tokenizer for other tools: a file named *.tiktoken for tiktoke
 
 
 def make_parser() -> ArgumentParser:
-    """Return the parser of this command."""
+    """Returns the parser of this command."""
     parser = command_parser("export", HELP)
     parser.add_argument("tokenizer", help=TOKENIZER_HELP)
     parser.add_argument("--output", required=True, type=output_path, help="the file to write")
@@ -25,7 +25,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Export a tokenizer and print its size, and what the format loses."""
+    """Exports a tokenizer and prints its size, and what the format loses."""
     args = make_parser().parse_args(argv)
     tiktoken = args.output.name.endswith(".tiktoken")
     kind, is_kind = ("a tiktoken file", is_tiktoken) if tiktoken else ("a tokenizer.json", is_huggingface)

@@ -19,7 +19,7 @@ foreign folder with vocab.json and merges.txt. A .tiktoken file holds neither it
 
 
 def make_parser() -> ArgumentParser:
-    """Return the parser of this command."""
+    """Returns the parser of this command."""
     parser = command_parser("import", HELP)
     parser.add_argument("source", help="a tokenizer.json, a *.tiktoken file, or a tokenizer's folder")
     parser.add_argument("--pattern", help="of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
@@ -29,7 +29,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Import a tokenizer and print its size."""
+    """Imports a tokenizer and prints its size."""
     args = make_parser().parse_args(argv)
     check_new_tokenizer(args.output, [args.source], args.overwrite)
     tokenizer = read_source(args.source, args.pattern)
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def read_source(source: str, pattern: str | None) -> Tokenizer:
-    """Read a file or folder of a kind that its name shows; pattern: the argument, needed for tiktoken's files alone."""
+    """Reads a file or folder of a kind that its name shows. pattern: the argument, for tiktoken's files alone."""
     if source.endswith(".tiktoken"):
         if pattern is None:
             raise InputError(f"{source}: a .tiktoken file does not hold its pattern; give --pattern, e.g. cl100k")

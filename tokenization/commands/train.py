@@ -29,7 +29,7 @@ HELP = """Learn a byte-level BPE vocabulary from text and write it as a folder w
 
 
 def make_parser() -> ArgumentParser:
-    """Return the parser of this command."""
+    """Returns the parser of this command."""
     parser = command_parser("train", HELP)
     parser.add_argument("text", nargs="+", help=TEXT_HELP)
     parser.add_argument(
@@ -66,7 +66,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Train a tokenizer, write its folder, and print where the time went."""
+    """Trains a tokenizer, writes its folder, and prints where the time went."""
     args = make_parser().parse_args(argv)
     pattern = read_pattern(args.pattern)
     check_processes(args.processes)
