@@ -126,6 +126,16 @@ def token_data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def saved_run(token_data, tmp_path_factory) -> Path:
+    """A run with a Llama of 2 layers that nobody has trained; to be read, not changed."""
+    from helpers.models import save_run  # imports torch, which tests of the tokenizer do without
+
+    folder = tmp_path_factory.mktemp("saved") / "run"
+    save_run(folder, token_data)
+    return folder
+
+
 DEBUG = ROOT / "configs" / "debug.yaml"
 
 

@@ -22,48 +22,50 @@ STORY = "Tom saw a red ball in the park.<|endoftext|>The cat lost some cake."
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, token_data):
-    folder = tmp_path_factory.mktemp("loading") / "run"
-    save_run(folder, token_data)
-    return folder
+def trained(saved_run) -> TrainedModel:
+    return load(saved_run, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def trained(run) -> TrainedModel:
-    return load(run, device="cpu")
-
-
-def test_a_folder_stands_for_its_best_checkpoint(run, trained):
-    again = load(run / BEST)
-    assert again.checkpoint == trained.checkpoint == run / BEST
-    assert trained.tokenizer.digest == Tokenizer.load(run / TOKENIZER).digest
-    assert all(map(torch.equal, trained.model.state_dict().values(), load_model(run / BEST).state_dict().values()))
+def test_a_folder_stands_for_its_best_checkpoint(saved_run, trained):
+    again = load(saved_run / BEST)
+    assert again.checkpoint == trained.checkpoint == saved_run / BEST
+    assert trained.tokenizer.digest == Tokenizer.load(saved_run / TOKENIZER).digest
+    assert all(
+        map(torch.equal, trained.model.state_dict().values(), load_model(saved_run / BEST).state_dict().values())
+    )
     assert again.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_its_repr_says_what_it_is(run, trained):
-    parameters = sum(weight.numel() for weight in load_model(run / BEST).parameters())
+def test_its_repr_says_what_it_is(saved_run, trained):
+    parameters = sum(weight.numel() for weight in load_model(saved_run / BEST).parameters())
     assert repr(trained) == (
-        f"<TrainedModel {run / BEST}: step 3, {parameters:,} parameters, vocab_size 320, context_length 32,"
+        f"<TrainedModel {saved_run / BEST}: step 3, {parameters:,} parameters, vocab_size 320, context_length 32,"
         " fp32 on cpu>"
     )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_writes_what_the_command_prints(run, lm, precision):
+def test_it_writes_what_the_command_prints(saved_run, lm, precision):
     drawn = {"temperature": 0.9, "top_k": 40, "top_p": 0.8, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 3}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in drawn.items()]
-    arguments = ("generate", run, "--device=cpu", "--prompt=The cat", "--max-new-tokens=40", f"--precision={precision}")
-    text = load(run, "cpu", precision).generate("The cat", max_new_tokens=40, **drawn)
+    arguments = (
+        "generate",
+        saved_run,
+        "--device=cpu",
+        "--prompt=The cat",
+        "--max-new-tokens=40",
+        f"--precision={precision}",
+    )
+    text = load(saved_run, "cpu", precision).generate("The cat", max_new_tokens=40, **drawn)
     assert text.startswith("The cat")
     assert lm(*arguments, *options).out == f"{text}\n"
 
 
-def test_several_prompts_are_the_commands_json_lines(run, trained, lm):
+def test_several_prompts_are_the_commands_json_lines(saved_run, trained, lm):
     """Prompt by prompt, each with the next seed; more of them than are written at once, and one that is empty."""
     prompts = ["Tom", "The cat saw", "", "日本", "A little girl"]
     options = [f"--prompt={prompt}" for prompt in prompts]
-    result = lm("generate", run, "--device=cpu", "--json", "--max-new-tokens=12", "--seed=5", *options)
+    result = lm("generate", saved_run, "--device=cpu", "--json", "--max-new-tokens=12", "--seed=5", *options)
     expected = [json.loads(line)["text"] for line in result.out.splitlines()]
     assert trained.generate(prompts, 12, seed=5, echo=False, batch_size=2) == expected
     assert trained.generate(prompts, 12, seed=5) == [p + text for p, text in zip(prompts, expected, strict=True)]
@@ -99,13 +101,13 @@ def test_sampling_is_declared_to_editors_as_it_is():
     assert SamplingSettings.__annotations__ == fields
 
 
-def test_a_score_is_the_mean_over_its_documents(run, trained, lm, tmp_path):
+def test_a_score_is_the_mean_over_its_documents(saved_run, trained, lm, tmp_path):
     tokenizer, nats = trained.tokenizer, []
     with torch.no_grad():
         for document in STORY.split("<|endoftext|>"):
             ids = torch.tensor([tokenizer.end_of_text_id, *tokenizer.encode(document)])
             assert len(ids) <= 32  # one window
-            nats += F.cross_entropy(load_model(run / BEST)(ids[:-1]), ids[1:], reduction="none").tolist()
+            nats += F.cross_entropy(load_model(saved_run / BEST)(ids[:-1]), ids[1:], reduction="none").tolist()
     found, size = trained.score(STORY), len(STORY.encode()) - len("<|endoftext|>")
     assert found == {
         "loss": pytest.approx(np.mean(nats), rel=1e-5),
@@ -116,7 +118,7 @@ def test_a_score_is_the_mean_over_its_documents(run, trained, lm, tmp_path):
     }
     (tmp_path / "story.txt").write_text(STORY)
     tokenizer.encode_files([tmp_path / "story.txt"], tmp_path / "story.bin", num_processes=1)
-    result = lm("test", run, tmp_path / "story.bin", "--per-document", "--json", "--device=cpu")
+    result = lm("test", saved_run, tmp_path / "story.bin", "--per-document", "--json", "--device=cpu")
     assert json.loads(result.out.splitlines()[-1])["loss"] == pytest.approx(found["loss"], rel=1e-5)
 
 
@@ -145,11 +147,11 @@ def test_a_stream_refuses_at_once(trained):
         trained.generate("Tom", temprature=1.0)
 
 
-def test_what_cannot_be_loaded_is_refused(run, tmp_path, token_data):
+def test_what_cannot_be_loaded_is_refused(saved_run, tmp_path, token_data):
     for arguments, words in (
         ((tmp_path / "nowhere",), "nowhere: no such checkpoint; train with `lm fit`"),
-        ((run, "gpu"), "device 'gpu': it can be auto, cpu, cuda, mps"),
-        ((run, "cpu", "fp16"), "precision 'fp16': it can be fp32 or bf16"),
+        ((saved_run, "gpu"), "device 'gpu': it can be auto, cpu, cuda, mps"),
+        ((saved_run, "cpu", "fp16"), "precision 'fp16': it can be fp32 or bf16"),
     ):
         with pytest.raises(InputError, match=words):
             load(*arguments)
@@ -165,7 +167,7 @@ def test_a_text_without_a_token_has_no_score(trained):
             trained.score(text)
 
 
-def test_a_tokenizer_without_an_end_of_text_begins_no_document(run, trained):
+def test_a_tokenizer_without_an_end_of_text_begins_no_document(saved_run, trained):
     tokenizer = Tokenizer(trained.tokenizer.vocab, trained.tokenizer.merges)
     with pytest.raises(InputError, match=r"best\.ckpt: its tokenizer has no <\|endoftext\|>"):
         dataclasses.replace(trained, tokenizer=tokenizer).score(STORY)

@@ -22,28 +22,21 @@ from tokenization import Tokenizer
 SETTINGS = ("--temperature=1", "--top-p=1")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, token_data):
-    folder = tmp_path_factory.mktemp("generate") / "run"
-    save_run(folder, token_data)
-    return folder
-
-
 def records(result) -> list[dict]:
     assert (result.code, "Traceback" in result.err) == (0, False)
     return [json.loads(line) for line in result.out.splitlines()]
 
 
-def test_json_lines_of_a_file(run, lm, tmp_path):
+def test_json_lines_of_a_file(saved_run, lm, tmp_path):
     """In order, each what it would be alone, whatever the batch and the form of the file."""
     prompts = ["Tom", "The cat saw", ' "quoted" ', "日本", "A little girl"]
     (tmp_path / "a.txt").write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
     lines = [json.dumps({"prompt": prompt, "id": 3}) for prompt in prompts]
     (tmp_path / "a.jsonl").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
-    arguments = ("generate", run, "--json", "--max-new-tokens=12", "--seed=5", *SETTINGS)
+    arguments = ("generate", saved_run, "--json", "--max-new-tokens=12", "--seed=5", *SETTINGS)
     found = records(lm(*arguments, "--prompts", tmp_path / "a.txt", "--batch-size=2"))
     assert found == records(lm(*arguments, "--prompts", tmp_path / "a.jsonl", "--batch-size=9"))
-    model, tokenizer = load_model(run / BEST), load_tokenizer(run / BEST)
+    model, tokenizer = load_model(saved_run / BEST), load_tokenizer(saved_run / BEST)
     for number, (record, prompt) in enumerate(zip(found, prompts, strict=True)):
         ids = list(
             generate(
@@ -65,10 +58,10 @@ def test_json_lines_of_a_file(run, lm, tmp_path):
         }
 
 
-def test_stop_strings_end_the_text_before_them(run, lm):
+def test_stop_strings_end_the_text_before_them(saved_run, lm):
     arguments = (
         "generate",
-        run,
+        saved_run,
         "--json",
         "--max-new-tokens=40",
         *SETTINGS,
@@ -86,15 +79,15 @@ def test_stop_strings_end_the_text_before_them(run, lm):
         assert not ends or record["finish_reason"] == "stop"
         ended += bool(ends)
     assert ended >= 2
-    shown = lm("generate", run, "--prompt=The cat 0", "--max-new-tokens=40", *SETTINGS, f"--stop={stops[0]}")
+    shown = lm("generate", saved_run, "--prompt=The cat 0", "--max-new-tokens=40", *SETTINGS, f"--stop={stops[0]}")
     assert shown.out == f"The cat 0{texts[0][: texts[0].find(stops[0])]}\n"
 
 
 @torch.inference_mode()
-def test_log_probabilities(run, lm):
-    arguments = ("generate", run, "--json", "--prompt=The cat", "--max-new-tokens=6", *SETTINGS)
+def test_log_probabilities(saved_run, lm):
+    arguments = ("generate", saved_run, "--json", "--prompt=The cat", "--max-new-tokens=6", *SETTINGS)
     (record,) = records(lm(*arguments, "--logprobs=2"))
-    model, tokenizer = load_model(run / BEST), load_tokenizer(run / BEST)
+    model, tokenizer = load_model(saved_run / BEST), load_tokenizer(saved_run / BEST)
     ids = tokenizer.encode("The cat")
     drawn = list(generate(model, ids, 6, Sampling(1.0, None, 1.0), 0, tokenizer.end_of_text_id, tokenizer.vocab_size))
     scores = model(torch.tensor(ids + drawn))[:, : tokenizer.vocab_size].log_softmax(-1)[len(ids) - 1 :]
@@ -108,7 +101,7 @@ def test_log_probabilities(run, lm):
     assert [each.keys() for each in bare["logprobs"]] == [{"token", "logprob"}] * len(drawn)
 
 
-def test_wrong_wishes(run, lm, tmp_path):
+def test_wrong_wishes(saved_run, lm, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "bytes.txt").write_bytes(b"abc\xff")
     (tmp_path / "wrong.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
@@ -126,7 +119,7 @@ def test_wrong_wishes(run, lm, tmp_path):
         ("--stop=",): "an empty stop string",
         ("--interactive", "--json"): "--interactive: prompts are typed",
     }.items():
-        result = lm("generate", run, *arguments)
+        result = lm("generate", saved_run, *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
         assert words in result.err
 
@@ -141,18 +134,18 @@ def test_a_strangers_pattern_that_backtracks_for_ever_is_stopped(lm, tmp_path, t
     assert re.fullmatch(r"lm generate: the split pattern .* backtracks in the text .*\n", result.err)
 
 
-def converse(lm, run, monkeypatch, *lines: str, more=()) -> tuple[str, str]:
+def converse(lm, saved_run, monkeypatch, *lines: str, more=()) -> tuple[str, str]:
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    result = lm("generate", run, "--interactive", "--max-new-tokens=5", *SETTINGS, *more)
+    result = lm("generate", saved_run, "--interactive", "--max-new-tokens=5", *SETTINGS, *more)
     assert result.code == 0
     return result.out, result.err
 
 
-def test_a_conversation_is_one_text(run, lm, monkeypatch):
+def test_a_conversation_is_one_text(saved_run, lm, monkeypatch):
     """What is typed and what is written, one after the other; /again takes the last of it back."""
-    out, err = converse(lm, run, monkeypatch, "Tom saw", " and then", "/again", "", "/new", "A", "/quit", "never")
+    out, err = converse(lm, saved_run, monkeypatch, "Tom saw", " and then", "/again", "", "/new", "A", "/quit", "never")
     assert err == ""
-    model, tokenizer = load_model(run / BEST), load_tokenizer(run / BEST)
+    model, tokenizer = load_model(saved_run / BEST), load_tokenizer(saved_run / BEST)
 
     def answer(text: str, seed: int) -> str:
         settings = {"stop_id": tokenizer.end_of_text_id, "vocab_size": tokenizer.vocab_size}
@@ -166,10 +159,10 @@ def test_a_conversation_is_one_text(run, lm, monkeypatch):
     assert out == "".join(f"{line}\n" for line in (first, second, begun + third, fourth, answer("A", 4)))
 
 
-def test_what_is_typed_while_the_model_writes_is_no_part_of_the_story(run, lm, monkeypatch):
+def test_what_is_typed_while_the_model_writes_is_no_part_of_the_story(saved_run, lm, monkeypatch):
     """In a terminal it is neither shown nor read; what is typed when it is asked for is."""
     lines = ["Tom saw", " and then", "/quit"]
-    expected, _ = converse(lm, run, monkeypatch, *lines)
+    expected, _ = converse(lm, saved_run, monkeypatch, *lines)
     keyboard, terminal = pytest.importorskip("pty").openpty()
     asked, step, meanwhile, shown = iter(lines), Writer.step, iter(["not this\n", "nor this"]), ""
 
@@ -188,30 +181,30 @@ def test_what_is_typed_while_the_model_writes_is_no_part_of_the_story(run, lm, m
     monkeypatch.setattr(Writer, "step", type_meanwhile)
     with open(terminal, encoding="utf-8") as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        result = lm("generate", run, "--interactive", "--max-new-tokens=5", *SETTINGS)
+        result = lm("generate", saved_run, "--interactive", "--max-new-tokens=5", *SETTINGS)
     os.close(keyboard)
     assert result.code == 0
     assert result.out.replace("> ", "").partition("\n")[2] == expected  # below the greeting
     assert shown == "".join(f"{line}\r\n" for line in lines)
 
 
-def test_settings_in_a_conversation(run, lm, monkeypatch):
-    greedy, _ = converse(lm, run, monkeypatch, "Tom saw", more=("--temperature=0",))
-    out, err = converse(lm, run, monkeypatch, "/temperature 0", "/max_new_tokens 5", "/seed 9", "Tom saw")
+def test_settings_in_a_conversation(saved_run, lm, monkeypatch):
+    greedy, _ = converse(lm, saved_run, monkeypatch, "Tom saw", more=("--temperature=0",))
+    out, err = converse(lm, saved_run, monkeypatch, "/temperature 0", "/max_new_tokens 5", "/seed 9", "Tom saw")
     assert (out, err) == (greedy, "")
     wrong = ["/temperature -1", "/top_k many", "/seed -2", "/max_new_tokens 0", "/colour blue", "/seed", "/top_p 2"]
-    out, err = converse(lm, run, monkeypatch, "/temperature 0", *wrong, "Tom saw")
+    out, err = converse(lm, saved_run, monkeypatch, "/temperature 0", *wrong, "Tom saw")
     assert out == greedy
     assert [line.split()[0].strip(":") for line in err.splitlines()] == [
         "temperature",
         *("/top_k", "/seed", "/max_new_tokens", "/colour", "/seed", "top_p"),
     ]
-    out, _ = converse(lm, run, monkeypatch, "/help")
+    out, _ = converse(lm, saved_run, monkeypatch, "/help")
     assert "/again" in out
 
 
-def test_prompts_from_the_standard_input(run):
-    command = [sys.executable, "-m", "lm", "generate", str(run), "--prompts=-", "--json", "--max-new-tokens=3"]
+def test_prompts_from_the_standard_input(saved_run):
+    command = [sys.executable, "-m", "lm", "generate", str(saved_run), "--prompts=-", "--json", "--max-new-tokens=3"]
     done = subprocess.run(command, input="Tom\nA dog\n", capture_output=True, text=True)
     assert done.returncode == 0
     assert [json.loads(line)["prompt"] for line in done.stdout.splitlines()] == ["Tom", "A dog"]

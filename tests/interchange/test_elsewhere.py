@@ -9,10 +9,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers.models import save_run
 from helpers.serving import Running
 
-from lm.runs.folder import TOKENIZER
+from lm.runs.checkpoint import load_model
+from lm.runs.folder import BEST, TOKENIZER
 from tokenization import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -29,28 +29,46 @@ metric_list: [{metric: bits_per_byte}, {metric: word_perplexity}]
 """
 
 
-def test_lm_eval_measures_the_same(lm, token_data, tmp_path, monkeypatch):
+@pytest.fixture
+def exported(lm, saved_run, tmp_path) -> str:
+    """The run as a Hugging Face model."""
+    assert lm("export", saved_run, "--output", tmp_path / "hf").code == 0
+    return str(tmp_path / "hf")
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch):
+    """evaluate(model, name, task, rows): lm-eval, which has no network, on a task of these rows."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: make test-elsewhere")
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    save_run(tmp_path / "run", token_data)
-    assert lm("export", tmp_path / "run", "--output", tmp_path / "hf").code == 0
+    def run(model, name: str, task: str, rows: list[dict]) -> dict:
+        folder = tmp_path / "task"
+        folder.mkdir(exist_ok=True)
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{name}.yaml").write_text(task.replace("DATA", str(folder / "rows.jsonl")))
+        tasks = TaskManager(include_path=str(folder), include_defaults=False)
+        return lm_eval.simple_evaluate(model, tasks=[name], task_manager=tasks, bootstrap_iters=0)
+
+    return run
+
+
+def reader_of(exported: str):
+    """lm-eval's own reader of Hugging Face models."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=exported, device="cpu", dtype="float32", batch_size=4)
+
+
+def test_lm_eval_measures_the_same(lm, evaluate, saved_run, exported, token_data):
     documents = (token_data / "valid.txt").read_text(encoding="utf-8").split("<|endoftext|>")
-    (tmp_path / "task").mkdir()
-    data = tmp_path / "task/documents.jsonl"
-    data.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    (tmp_path / "task/stories.yaml").write_text(TASK.replace("DATA", str(data)))
-    theirs = lm_eval.simple_evaluate(
-        HFLM(pretrained=str(tmp_path / "hf"), device="cpu", dtype="float32", batch_size=4),
-        tasks=["stories"],
-        task_manager=TaskManager(include_path=str(tmp_path / "task"), include_defaults=False),
-        bootstrap_iters=0,
-    )["results"]["stories"]["bits_per_byte,none"]
-    tested = lm("test", tmp_path / "run", token_data / "valid.bin", "--per-document", "--json")
+    rows = [{"text": document} for document in documents]
+    found = evaluate(reader_of(exported), "stories", TASK, rows)
+    theirs = found["results"]["stories"]["bits_per_byte,none"]
+    tested = lm("test", saved_run, token_data / "valid.bin", "--per-document", "--json")
     ours = json.loads(tested.out.splitlines()[-1])
     assert ours["documents"] == len(documents)
     assert ours["tokens"] > 32 * len(documents)  # longer than the context, so that windows roll
@@ -71,43 +89,29 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 """
 
 
-def test_lm_eval_answers_multiple_choice_alike_through_the_server(lm, token_data, tmp_path, monkeypatch):
+def test_lm_eval_answers_multiple_choice_alike_through_the_server(evaluate, saved_run, exported):
     """Each choice's score, and whether the model would have written it."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: make test-elsewhere")
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.models.openai_completions import LocalCompletionsAPI
-    from lm_eval.tasks import TaskManager
 
-    model = save_run(tmp_path / "run", token_data)
-    assert lm("export", tmp_path / "run", "--output", tmp_path / "hf").code == 0
     rng, endings = random.Random(0), [" park.", " garden.", " big tree.", " 日本", " Tom liked it"]
     questions = []
     for number in range(60):
         begun = rng.choice(["Tom saw a red ball in the", "The cat", "日本", "Her friend Lily lost"])
         questions.append({"begun": f"{begun}{number}", "endings": rng.sample(endings, 4), "right": rng.randrange(4)})
-    (tmp_path / "task").mkdir()
-    data = tmp_path / "task/questions.jsonl"
-    data.write_text("".join(json.dumps(question) + "\n" for question in questions))
-    (tmp_path / "task/endings.yaml").write_text(CHOICE_TASK.replace("DATA", str(data)))
 
-    def evaluate(model):
-        tasks = TaskManager(include_path=str(tmp_path / "task"), include_defaults=False)
-        found = lm_eval.simple_evaluate(model, tasks=["endings"], task_manager=tasks, bootstrap_iters=0)
+    def answer(model):
+        found = evaluate(model, "endings", CHOICE_TASK, questions)
         samples = sorted(found["samples"]["endings"], key=lambda sample: sample["doc_id"])
-        answers = [answer for sample in samples for (answer,) in sample["resps"]]
+        answers = [reply for sample in samples for (reply,) in sample["resps"]]
         return found["results"]["endings"], [float(score) for score, _ in answers], [bool(best) for _, best in answers]
 
-    exported = str(tmp_path / "hf")
-    theirs = evaluate(HFLM(pretrained=exported, device="cpu", dtype="float32", batch_size=4))
-    server = Running(model, Tokenizer.load(tmp_path / "run" / TOKENIZER), slots=4)
+    theirs = answer(reader_of(exported))
+    server = Running(load_model(saved_run / BEST), Tokenizer.load(saved_run / TOKENIZER), slots=4)
     try:
         address = f"{server.address}/v1/completions"
         settings = {"base_url": address, "tokenizer": exported, "max_length": 32, "tokenizer_backend": "huggingface"}
-        ours = evaluate(LocalCompletionsAPI(model="tiny", batch_size=4, **settings))
-        as_text = evaluate(LocalCompletionsAPI(model="tiny", tokenized_requests=False, **settings))
+        ours = answer(LocalCompletionsAPI(model="tiny", batch_size=4, **settings))
+        as_text = answer(LocalCompletionsAPI(model="tiny", tokenized_requests=False, **settings))
     finally:
         server.end()
     for found in (ours, as_text):
@@ -119,11 +123,11 @@ def test_lm_eval_answers_multiple_choice_alike_through_the_server(lm, token_data
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0.01), ("fp16", 0.02), ("q8_0", 0.1)])
-def test_llama_cpp_gives_the_same_scores_and_tokens(dtype, tolerance, lm, token_data, tmp_path, random_text):
+def test_llama_cpp_gives_the_same_scores_and_tokens(dtype, tolerance, lm, saved_run, tmp_path, random_text):
     """Its cache of keys and values is float16: 3 digits."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make test-elsewhere")
-    model = save_run(tmp_path / "run", token_data)
-    assert lm("export", tmp_path / "run", "--format=gguf", "--dtype", dtype, "--output", tmp_path / "m.gguf").code == 0
+    model = load_model(saved_run / BEST)
+    assert lm("export", saved_run, "--format=gguf", "--dtype", dtype, "--output", tmp_path / "m.gguf").code == 0
     theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=32, logits_all=True, verbose=False)
     token_ids = torch.randint(320, (32,), generator=torch.Generator().manual_seed(1))
     theirs.eval(token_ids.tolist())
@@ -132,7 +136,7 @@ def test_llama_cpp_gives_the_same_scores_and_tokens(dtype, tolerance, lm, token_
     found = np.array(theirs.scores[:32])
     assert np.abs(found - expected).max() < tolerance * expected.std()
     assert dtype == "q8_0" or (found.argmax(-1) == expected.argmax(-1)).all()
-    ours, rng = Tokenizer.load(tmp_path / "run" / TOKENIZER), random.Random(0)
+    ours, rng = Tokenizer.load(saved_run / TOKENIZER), random.Random(0)
     for seed in range(500):
         text = random_text(seed).replace("\0", "") + rng.choice(["", "<|endoftext|>", "Tom saw a red ball"])
         assert theirs.tokenize(text.encode(), add_bos=False, special=True) == ours.encode(text)

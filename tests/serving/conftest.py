@@ -1,7 +1,6 @@
 """Servers with a tiny model, which all tests of a file share."""
 
 import pytest
-from helpers.models import save_run
 from helpers.serving import Running
 
 from lm.runs.checkpoint import load_model, load_tokenizer
@@ -10,16 +9,9 @@ from lm.serving.completions import Limits
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, token_data):
-    folder = tmp_path_factory.mktemp("serve") / "run"
-    save_run(folder, token_data)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def make(folder):
+def make(saved_run):
     """make(**settings) -> a running server; all end with the module."""
-    model, tokenizer, made = load_model(folder / BEST), load_tokenizer(folder / BEST), []
+    model, tokenizer, made = load_model(saved_run / BEST), load_tokenizer(saved_run / BEST), []
 
     def start(**settings):
         made.append(Running(model, tokenizer, **settings))

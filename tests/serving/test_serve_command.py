@@ -23,29 +23,29 @@ from lm.runs.checkpoint import save_checkpoint
 from lm.runs.folder import BEST
 
 
-def test_wrong_wishes(lm, folder, server):
+def test_wrong_wishes(lm, saved_run, server):
     for arguments, words in {
         ("none",): "no such checkpoint",
-        (folder, "--port=70000"): "--port 70000",
-        (folder, "--slots=0"): "--slots 0",
-        (folder, "--timeout=0"): "--timeout 0",
-        (folder, "--api-key="): "--api-key: a key consists of printable ASCII characters",
-        (folder, "--api-key=a b"): "--api-key: a key consists of",
-        (folder, f"--port={server.host.rpartition(':')[2]}"): "is another program there?",
-        (folder, "--host=no.such.host.invalid"): "--host no.such.host.invalid",
+        (saved_run, "--port=70000"): "--port 70000",
+        (saved_run, "--slots=0"): "--slots 0",
+        (saved_run, "--timeout=0"): "--timeout 0",
+        (saved_run, "--api-key="): "--api-key: a key consists of printable ASCII characters",
+        (saved_run, "--api-key=a b"): "--api-key: a key consists of",
+        (saved_run, f"--port={server.host.rpartition(':')[2]}"): "is another program there?",
+        (saved_run, "--host=no.such.host.invalid"): "--host no.such.host.invalid",
     }.items():
         result = lm("serve", *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
         assert words in result.err
 
 
-def test_keys(lm, folder, monkeypatch):
+def test_keys(lm, saved_run, monkeypatch):
     monkeypatch.delenv("LM_API_KEY", raising=False)
     assert read_key(None) is None
     monkeypatch.setenv("LM_API_KEY", "of-the-environment")
     assert (read_key(None), read_key("given")) == ("of-the-environment", "given")
     monkeypatch.setenv("LM_API_KEY", "")
-    result = lm("serve", folder)
+    result = lm("serve", saved_run)
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "LM_API_KEY: a key consists of" in result.err
 
@@ -61,9 +61,9 @@ def test_weights_that_are_no_numbers(lm, token_data, tmp_path):
     assert "layers.0.ffn.w1.weight is not finite" in result.err
 
 
-def test_the_command_serves_until_it_is_told_to_end(folder):
+def test_the_command_serves_until_it_is_told_to_end(saved_run):
     """Beyond this machine, and says so where everybody could write."""
-    command = [sys.executable, "-m", "lm", "serve", str(folder), "--port=0", "--host=0.0.0.0"]
+    command = [sys.executable, "-m", "lm", "serve", str(saved_run), "--port=0", "--host=0.0.0.0"]
     environment = {name: value for name, value in os.environ.items() if name != "LM_API_KEY"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         line = process.stderr.readline()

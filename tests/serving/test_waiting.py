@@ -83,7 +83,7 @@ def test_the_end_of_the_server_is_told(make):
         assert b"the server is shutting down" in response.read()
 
 
-def test_a_model_whose_scores_are_no_numbers_says_so_and_the_server_lives(make, folder):
+def test_a_model_whose_scores_are_no_numbers_says_so_and_the_server_lives(make, saved_run):
     server = make()
     server.reader.model.ln_final.weight.data, kept = (
         torch.full_like(server.reader.model.ln_final.weight, math.nan),

@@ -132,7 +132,8 @@ def test_caches_of_other_sources_go_when_nobody_has_used_them_for_a_day(native):
         (cache / name / "native_0" / "kernel.nbi").write_text("")
         os.utime(cache / name, (time.time() - age,) * 2)
     folder = load_compiling(native).cache_folder()
-    assert {path.name for path in cache.iterdir()} == {"kernels-recent", "others", Path(folder).name}
+    left = {path.name for path in cache.iterdir() if path.is_dir()}  # Python's own files lie beside them
+    assert left == {"kernels-recent", "others", Path(folder).name}
 
 
 def test_a_process_keeps_its_cache_by_using_it(native):
