@@ -67,7 +67,8 @@ def test_of_two_runs_one_has_the_folder(races, locks, rng, figure, monkeypatch, 
         assert race(tmp_path / str(number), number % 2 == 1, rng.choice([0, 0, 0.001])) == ["refused", "won"]
         assert (tmp_path / str(number) / "winners").read_text() == "x"
     figure(
-        f"{races} races of two processes for one folder, half of them over a stale lock, {locks} the kernel's locks: one winner each"
+        f"{races} races of two processes for one folder, half of them over a stale lock, {locks} the kernel's locks:"
+        " one winner each"
     )
 
 
