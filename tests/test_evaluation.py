@@ -1,6 +1,7 @@
 """Proves that `lm test` sums what torch's cross-entropy says of every token, of a whole file and of each document by
 lm-eval's windows, and that a file of another tokenizer, or without anything to predict, is refused."""
 
+import gzip
 import json
 import math
 
@@ -135,6 +136,26 @@ def test_documents(tested, lm, token_data):
     assert len(shown.out.splitlines()) == 1 + len(texts) + 4
 
 
+@pytest.mark.parametrize("more", [[], ["--per-document"]])
+def test_a_text_gives_what_its_token_file_gives(tested, lm, token_data, tmp_path, monkeypatch, more):
+    """As text, as a folder, as compressed JSON Lines; and nothing is left of the tokens in between."""
+    run, _ = tested
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    text = (token_data / "valid.txt").read_text(encoding="utf-8")
+    records = "".join(json.dumps({"body": document}) + "\n" for document in text.split("<|endoftext|>"))
+    (tmp_path / "valid.jsonl.gz").write_bytes(gzip.compress(records.encode()))
+    expected = lm("test", run, token_data / "valid.bin", "--json", *more).out.splitlines()
+    for arguments in ([token_data / "valid.txt"], [tmp_path / "valid.jsonl.gz", "--text-field", "body"]):
+        result = lm("test", run, *arguments, "--json", *more)
+        assert (result.code, result.err) == (0, "")
+        lines = result.out.splitlines()
+        assert lines[:-1] == expected[:-1]
+        assert json.loads(lines[-1])["loss"] == json.loads(expected[-1])["loss"]
+        assert json.loads(lines[-1])["file"] == str(arguments[0])
+        assert not list((tmp_path / "temporary").iterdir())
+
+
 def test_wrong_inputs(tested, lm, token_data, tmp_path):
     run, _ = tested
     other = Tokenizer({**dict(enumerate(bytes([i]) for i in range(256)))}, [])
@@ -145,10 +166,17 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
     for name, text in (("one", "T"), ("ends", "<|endoftext|><|endoftext|>")):
         (tmp_path / f"{name}.txt").write_text(text)
         ours.encode_files([tmp_path / f"{name}.txt"], tmp_path / f"{name}.bin", num_processes=1)
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{')
     for arguments, words in {
         (run, tmp_path / "none.bin"): "no such token file",
         (run, tmp_path / "other.bin"): "was encoded by another tokenizer",
         (run, tmp_path / "one.bin"): "has one token",
+        (run, tmp_path / "one.txt"): "one.txt: has one token",
+        (run, tmp_path / "none.txt"): "none.txt: no such file, folder or pattern",
+        (run, tmp_path / "bad.jsonl"): "bad.jsonl, line 2: is not JSON",
+        (run, tmp_path / "bad.jsonl", "--text-field", "body"): "bad.jsonl, line 1: has no field 'body'",
+        (run, token_data / "valid.bin", "--text-field", "body"): "is a token file, which has no fields",
+        (run, tmp_path / "ends.txt", "--per-document"): "ends.txt: has no document",
         (run, tmp_path / "ends.bin", "--per-document"): "has no document",
         (tmp_path, token_data / "valid.bin"): "no such checkpoint",
         (run,): "the following arguments are required: file",

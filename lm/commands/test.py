@@ -1,32 +1,39 @@
-"""`lm test`: measures how well a model predicts a token file, as a whole or document by document."""
+"""`lm test`: measures how well a model predicts a text or a token file, as a whole or document by document."""
 
 import math
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lm.commands import add_device, add_run, new_parser
 from lm.evaluation import Score, score_documents, score_file, split_documents, total
-from lm.loading import load
+from lm.loading import TrainedModel, load
 from lm.machine.resources import keep_large_blocks
 from lm.model.fast import speed_up
 from lm.model.fast_attention import choose_attention
 from lm.model.transformer import TransformerLM
 from lm.strict_json import to_json
 from tokenization import END_OF_TEXT, InputError, Tokenizer
-from tokenization.commands import ArgumentParser
-from tokenization.token_file import TokenFile
+from tokenization.commands import ArgumentParser, add_text_field
+from tokenization.token_file import TokenFile, description_path
 
 HELP = """Measure how well a trained model predicts a text: loss, perplexity and bits per byte.
 
   lm test checkpoints/demo data/demo/valid.bin
   lm test checkpoints/demo data/demo/valid.bin --per-document
   lm test checkpoints/demo data/demo/valid.bin --per-document --json > documents.jsonl
+  lm test checkpoints/demo https://example.org/news.jsonl.gz --text-field body --per-document
 
-The file must be made by `tokenization encode` with the run's tokenizer. The model computes in float32, whatever it was
-trained in. Bits per byte can be compared across tokenizers; loss and perplexity cannot. By default the file is read in
-adjacent windows that ignore documents; --per-document scores each document by itself, as lm-eval does.
+A token file must be made by `tokenization encode` with the run's tokenizer. Any other file, folder or URL is a text,
+which is encoded first: whatever `tokenization encode` reads, one document a record of .jsonl or .parquet. The model
+computes in float32, whatever it was trained in. Bits per byte can be compared across tokenizers; loss and perplexity
+cannot. By default the file is read in adjacent windows that ignore documents; --per-document scores each document by
+itself, as lm-eval does.
 """
 
 
@@ -34,7 +41,8 @@ def make_parser() -> ArgumentParser:
     """Returns the parser of `lm test`."""
     parser = new_parser("test", HELP)
     add_run(parser)
-    parser.add_argument("file", help="a token file")
+    parser.add_argument("file", help="a token file (*.bin, or one with its .json beside it), or a text")
+    add_text_field(parser)
     parser.add_argument(
         "--per-document", action="store_true", help="score each document by itself, and then all together"
     )
@@ -52,28 +60,47 @@ def run(argv: list[str]) -> None:
     trained = load(args.run, args.device, finite=False)
     model, tokenizer = trained.model, trained.tokenizer
     speed_up(model, choose_attention(trained.device.type, model.context_length))
-    file = TokenFile.open(args.file)
-    if file.description.tokenizer_sha256 != tokenizer.digest:
+    with token_file(args.file, tokenizer, args.text_field) as file:
+        check(args.file, file, trained)
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        if args.per_document:
+            test_documents(model, tokenizer, file, args.file, args.json)
+        else:
+            print_total({"file": args.file}, score_file(model, tokenizer, file), args.json)
+
+
+@contextmanager
+def token_file(name: str, tokenizer: Tokenizer, text_field: str | None) -> Iterator[TokenFile]:
+    """Yields the token file of this name, or one that is made of the text of this name and deleted in the end."""
+    if name.endswith(".bin") or description_path(name).exists():
+        if text_field is not None:
+            raise InputError(f"--text-field {text_field}: {name} is a token file, which has no fields; leave it out")
+        yield TokenFile.open(name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield tokenizer.encode_files(
+            [name], Path(folder, "text.bin"), 1, progress=sys.stderr.isatty(), text_field=text_field
+        )
+
+
+def check(name: str, file: TokenFile, trained: TrainedModel) -> None:
+    """Raises InputError for a token file of another tokenizer, and for one without anything to predict."""
+    if file.description.tokenizer_sha256 != trained.tokenizer.digest:
         raise InputError(
-            f"{file.path}: was encoded by another tokenizer than {trained.checkpoint}'s; encode the text with"
+            f"{name}: was encoded by another tokenizer than {trained.checkpoint}'s; encode the text with"
             f" {trained.checkpoint.parent / 'tokenizer'}"
         )
     if len(file) < 2:
-        raise InputError(f"{file.path}: has one token, and none to predict from it; use a longer text")
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    if args.per_document:
-        test_documents(model, tokenizer, file, args.json)
-        return
-    print_total({"file": args.file}, score_file(model, tokenizer, file), args.json)
+        raise InputError(f"{name}: has one token, and none to predict from it; use a longer text")
 
 
-def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, as_json: bool) -> None:
+def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, name: str, as_json: bool) -> None:
     """Scores each document, and prints a line for each and for all together."""
     if tokenizer.end_of_text_id is None:
         raise InputError(f"--per-document: the tokenizer has no {END_OF_TEXT} to separate documents")
     documents = split_documents(np.asarray(file.tokens), tokenizer.end_of_text_id)
     if not documents:
-        raise InputError(f"{file.path}: has no document, only {END_OF_TEXT}")
+        raise InputError(f"{name}: has no document, only {END_OF_TEXT}")
     scores = score_documents(model, tokenizer, documents, tokenizer.end_of_text_id)
     if not as_json:
         print("document     loss  bits/byte   tokens     bytes  begins")
@@ -84,7 +111,7 @@ def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, 
         else:
             shown = f"{record['loss']:>8.4f} {record['bits_per_byte']:>10.4f} {score.tokens:>8,} {score.bytes:>9,}"
             print(f"{number:>8} {shown}  {' '.join(beginning.split())[:40]}")
-    print_total({"file": str(file.path), "documents": len(scores)}, total(scores), as_json)
+    print_total({"file": name, "documents": len(scores)}, total(scores), as_json)
 
 
 def print_total(about: dict[str, Any], score: Score, as_json: bool) -> None:
