@@ -153,7 +153,7 @@ def test_a_text_gives_what_its_token_file_gives(tested, lm, token_data, tmp_path
         assert lines[:-1] == expected[:-1]
         assert json.loads(lines[-1])["loss"] == json.loads(expected[-1])["loss"]
         assert json.loads(lines[-1])["file"] == str(arguments[0])
-        assert not list((tmp_path / "temporary").iterdir())
+        assert not list((tmp_path / "temporary").rglob("*.bin*"))
 
 
 def test_wrong_inputs(tested, lm, token_data, tmp_path):
