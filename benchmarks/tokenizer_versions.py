@@ -108,7 +108,8 @@ def measure(checkout: Path, cache: Path, args: argparse.Namespace) -> dict[str, 
     files = (str(path.resolve()) for path in (args.text, args.vocab, args.merges))
     command = [sys.executable, "-c", MEASURE, *files, str(args.vocab_size), str(args.threads)]
     with tempfile.TemporaryDirectory() as empty:
-        environment["NUMBA_CACHE_DIR"] = empty if args.compile else str(cache)
+        folder = empty if args.compile else str(cache)
+        environment |= {"TOKENIZATION_CACHE_DIR": folder, "NUMBA_CACHE_DIR": folder}  # older versions ask Numba's
         before = os.times()
         # cwd: Python looks for packages in the current folder before PYTHONPATH
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=empty, check=False)

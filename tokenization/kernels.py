@@ -4,7 +4,7 @@
     load_behind    while a caller goes on in plain Python: a thread loads them, and the caller takes them when they are
                    ready
 
-Importing Numba and compiling take locks that a forked process would find held for good, and LLVM must not be at work
+Importing llvmlite and compiling take locks that a forked process would find held for good, and LLVM must not be at work
 while the interpreter ends. So loading goes step by step; whoever forks or exits waits for the end of a step.
 """
 
@@ -62,7 +62,7 @@ def load_kernels(work: str, pattern: str) -> tuple[ModuleType | None, str]:
         native.compile_kernels(work, pattern, step)
     except ModuleNotFoundError as error:
         return None, f"plain Python ({error.name} is not installed)"
-    except Exception as error:  # whatever Numba, LLVM or their settings raise: the work can be done without them
+    except Exception as error:  # whatever LLVM raises: the work can be done without them
         return None, f"plain Python (the kernels cannot be compiled: {' '.join(str(error).split()) or repr(error)})"
     return native, "compiled kernels"
 

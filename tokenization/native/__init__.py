@@ -1,4 +1,4 @@
-"""The tokenizer at native speed: kernels compiled by Numba for the pre-tokens of GPT-2's pattern.
+"""The tokenizer at native speed: kernels compiled by LLVM for the pre-tokens of GPT-2's pattern.
 
     text (UTF-8) -> find_starts -> pre-tokens -> table -------> counts       (count_window)
                     64 bytes at a time           |  ^---------> ids          (encode_window)
@@ -6,16 +6,14 @@
     counts -> words in one row of cells -> make_merges -> merges
 
 Each kernel stands beside the class that owns its memory. bpe.py and tokenizer.py say in plain Python what the kernels
-must compute; importing this package imports Numba.
+must compute. The kernels are Python too, of a kind that translation.py turns into machine code.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-import numba
-
 from tokenization.native.cells import fill_cells, list_byte_pairs
-from tokenization.native.compiling import compile_now
+from tokenization.native.compiling import load
 from tokenization.native.counting import add_table, count_corpus, count_window
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.learning import learn_merges, make_merges
@@ -48,10 +46,8 @@ def compile_kernels(work: str, pattern: str, step: Callable[[], AbstractContextM
 
     step: makes a context that is entered for each kernel.
     """
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        raise RuntimeError("NUMBA_DISABLE_JIT is set")
     for kernel in _KERNELS[work]:
         with step():
-            compile_now(kernel)
+            load(kernel)
     with step():
         scanner_head(pattern)

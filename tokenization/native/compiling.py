@@ -1,52 +1,192 @@
-"""Compiles kernels with Numba and keeps the machine code in a folder named by a digest of this package's sources.
+"""Compiles kernels for this processor and keeps their machine code in a folder named by a digest of the sources.
 
-Numba's own cache watches the file that holds a function, not the files of the functions that it calls: after a change
-to a callee it would go on serving the old code. With the digest in the path, any change to any source of the package
-starts an empty cache. Folders of former sources are deleted once no process has used them for a day.
+    Python -> LLVM's intermediate representation (translation.py) -> machine code -> a file in the cache
+
+A kernel is compiled, or read from the cache, at its first call; whatever it calls becomes part of it. With the digest
+in the path, any change to any source of this package starts an empty cache. Folders of former sources are deleted once
+no process has used them for a day.
 """
 
 import functools
 import os
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numba
+import llvmlite  # type: ignore[import-untyped]
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
+from tokenization.files import writing
+from tokenization.native.calling import add_symbols, built_in
+from tokenization.native.translation import Source, translate
+
+CACHE_VARIABLE = "TOKENIZATION_CACHE_DIR"
 PREFIX = "kernels-"
 UNUSED_SECONDS = 24 * 3600  # after which the cache of other sources is deleted
 
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_loading = threading.RLock()
+
+
+class Kernel:
+    """A function of int64 that is compiled; Python calls it like any other, and other threads go on meanwhile.
+
+    It returns an int where the source says bool.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.source = Source(function)
+        self.from_cache = False
+        self.address = 0  # where the loaded kernel is, for kernels that are given it
+        self._call: Any = None
+
+    def __call__(self, *arguments: int) -> Any:
+        if self._call is None:
+            self.load()
+        return self._call(*arguments)
+
+    def load(self) -> None:
+        """Compiles the kernel, or reads its machine code from the cache."""
+        with _loading:
+            if self._call is not None:
+                return
+            path = self._cached()
+            code = read_code(path) if path else None
+            self.from_cache = code is not None
+            if code is None:
+                code = machine_code(translate(self.source))
+                if path:
+                    write_code(path, code)
+            self._link(code)
+
+    def _cached(self) -> Path | None:
+        """Returns the file for the machine code; None where there is no cache, or its name does not tell the source."""
+        folder = cache_folder()
+        if not folder or Path(self.source.function.__code__.co_filename).parent != Path(__file__).parent:
+            return None
+        with suppress(OSError):
+            mark_used(Path(folder))
+        return Path(folder) / f"{self.source.name}.o"
+
+    def _link(self, code: bytes) -> None:
+        add_symbols()
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
+        engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        self.address = engine.get_function_address("run")
+        self._call, self._method = built_in(self.source.name, engine.get_function_address("call"))
+        engine.detach()  # keeps the machine code for good: when Python ends, another thread may still run it
+
+
+def compiled(function: Function) -> Function:
+    """Marks a function to be compiled at its first call."""
+    return cast(Function, Kernel(function))
+
+
+def load(kernel: Callable[..., Any]) -> int:
+    """Compiles a kernel, or reads it from the cache, unless that was done; returns the address of its code."""
+    assert isinstance(kernel, Kernel)
+    kernel.load()
+    return kernel.address
+
+
+def target_machine() -> Any:
+    """Returns LLVM's description of this processor. Each engine needs one of its own, and deletes it in the end."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=host_features(),
+        opt=3,
+        reloc="static" if target.name.startswith("x86") else "default",
+        codemodel="jitdefault",
+        jit=True,
+    )
+
+
+def host_features() -> str:
+    """Returns the instruction sets of this processor, as LLVM writes them; "" where it cannot tell."""
+    try:
+        return str(llvm.get_host_cpu_features().flatten())
+    except RuntimeError:
+        return ""
+
+
+def machine_code(module: Any) -> bytes:
+    """Optimizes a module of LLVM's intermediate representation and returns its machine code."""
+    machine = target_machine()
+    module.triple, module.data_layout = llvm.get_process_triple(), str(machine.target_data)
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization, options.slp_vectorization = True, False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+    return bytes(machine.emit_object(parsed))
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def read_code(path: Path) -> bytes | None:
+    """Returns the machine code in a file; None where there is none, or where it is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if sha256(code).digest() == digest else None
+
+
+def write_code(path: Path, code: bytes) -> None:
+    """Writes machine code into a file, if that is possible."""
+    with suppress(OSError), writing(path) as file:
+        file.write(sha256(code).digest() + code)
 
 
 def sources_digest() -> str:
-    """Returns a digest of the names and contents of all sources in this package."""
+    """Returns a digest of the names and contents of all sources in this package, of LLVM and of this processor."""
     digest = sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + sha256(source.read_bytes()).digest())
+    machine = (llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(), host_features())
+    digest.update(repr(machine).encode())
     return digest.hexdigest()[:16]
+
+
+def places() -> list[Path]:
+    """Returns where the cache may lie, the best place first: beside the sources, or in the user's cache."""
+    if told := os.environ.get(CACHE_VARIABLE):
+        return [Path(told)]
+    home = Path.home()
+    users = {"darwin": home / "Library/Caches", "win32": home / "AppData/Local"}.get(sys.platform, home / ".cache")
+    return [Path(__file__).parent / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or users) / "tokenization"]
 
 
 @functools.cache
 def cache_folder() -> str:
-    """Returns the folder that caches the kernels of these very sources; "" where no place can be written.
-
-    It lies where Numba would cache: in NUMBA_CACHE_DIR, beside the sources, or in the user's cache.
-    """
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        return ""
-    try:
-        probe: Any = numba.njit(cache=True)(sources_digest)  # never called
-        place = Path(probe.stats.cache_path)
+    """Returns the folder that caches the kernels of these very sources; "" where no place can be written."""
+    for place in places():
         folder = place / (PREFIX + sources_digest())
-        mark_used(folder)
-    except (RuntimeError, OSError):  # a read-only installation and an unwritable home; another user's folder
-        return ""
-    delete_unused(place)
-    return str(folder)
+        try:
+            mark_used(folder)
+            probe = folder / f"{os.getpid()}.probe"
+            probe.touch()
+            probe.unlink()
+        except OSError:  # a read-only installation; another user's folder
+            continue
+        delete_unused(place)
+        return str(folder)
+    return ""
 
 
 def mark_used(folder: Path) -> None:
@@ -64,31 +204,3 @@ def delete_unused(place: Path) -> None:
             continue
         if unused:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def compiled(function: Kernel) -> Kernel:
-    """Marks a function to be compiled at its first call; without a cache folder its machine code stays in memory."""
-    usual = numba.config.CACHE_DIR  # type: ignore[attr-defined]
-    folder = cache_folder()
-    numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
-    try:
-        dispatcher: Any = numba.njit(cache=bool(folder), nogil=True, error_model="numpy")(function)
-        return cast(Kernel, dispatcher)
-    finally:
-        numba.config.CACHE_DIR = usual  # type: ignore[attr-defined]
-
-
-def compile_now(kernel: Any) -> None:
-    """Compiles a kernel, whose arguments are all int64, or loads it from the cache."""
-    if folder := cache_folder():
-        mark_used(Path(folder))
-        Path(kernel.stats.cache_path).mkdir(parents=True, exist_ok=True)  # Numba expects the folder of the import
-    kernel.compile((numba.int64,) * kernel.py_func.__code__.co_argcount)
-
-
-def address_of_code(kernel: Any) -> int:
-    """Compiles or loads a kernel that returns an int64, and returns the address at which C could call it."""
-    compile_now(kernel)
-    arguments = (numba.int64,) * kernel.py_func.__code__.co_argcount
-    code = kernel.get_compile_result(numba.int64(*arguments))
-    return int(code.library.get_pointer_to_function(code.fndesc.llvm_cfunc_wrapper_name))

@@ -3,14 +3,13 @@
 All of them work on int64. (Mixing int64 and uint64 would give a float64, so nothing is unsigned.)
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, cast
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import extending, types
 
 from tokenization.native.compiling import compiled
+from tokenization.native.translation import Instruction
 
 LOW_HALF = (1 << 32) - 1
 MIX_1, MIX_2 = 0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D  # odd constants that hashes multiply by
@@ -26,19 +25,7 @@ def instruction(emit: Callable[Concatenate[Any, Arguments], Any]) -> Callable[Ar
 
     emit: takes LLVM's builder and the values of the arguments; returns the value of the result, if there is one.
     """
-    result: Any = types.void if emit.__annotations__["return"] is None else types.int64
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = cast(Any, emit)(builder, *arguments)
-        return context.get_dummy_value() if value is None else value
-
-    def define(builder: Any, *arguments: Any) -> tuple[Any, Callable[..., Any]]:
-        return result(*(types.int64,) * len(arguments)), generate
-
-    define.__name__, define.__doc__ = emit.__name__, emit.__doc__
-    define.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]  # Numba counts the arguments by it
-    made: Any = extending.intrinsic(define)
-    return cast(Callable[Arguments, int], made)
+    return cast(Callable[Arguments, int], Instruction(emit))
 
 
 def _pointer(builder: Any, address: Any, kind: Any) -> Any:

@@ -4,7 +4,7 @@ import functools
 
 from tokenization.native import blocks, gpt2
 from tokenization.native.characters import class_table
-from tokenization.native.compiling import address_of_code
+from tokenization.native.compiling import load
 from tokenization.native.memory import Head
 from tokenization.native.scanner import (
     ANY_LEAD,
@@ -36,7 +36,7 @@ def scanner_head(pattern: str) -> Head:
     return Head(
         SCANNER_FIELDS,
         {
-            CODE: address_of_code(kernel),
+            CODE: load(kernel),
             CLASSES: class_table(parts),
             CONTRACTIONS: parts.contractions,
             ANY_LEAD: parts.any_lead,

@@ -124,7 +124,7 @@ def between_pretokens(begin: int, address: int, end: int, scanner: int) -> bool:
 @compiled
 def spans(begin: int, address: int, special: int, length: int) -> bool:
     """Tells whether the special token occurs across the address; `length` - 1 bytes of text follow it."""
-    for start in range(max(begin, address - length + 1), address):  # noqa: SIM110, for Numba has no any()
+    for start in range(max(begin, address - length + 1), address):  # noqa: SIM110, for kernels have no any()
         if same_bytes(start, special, length):
             return True
     return False

@@ -1,6 +1,7 @@
 """The cache of compiled kernels follows their sources, whatever file changes; heads are filled by name."""
 
 import importlib.util
+import linecache
 import os
 import re
 import shutil
@@ -10,7 +11,6 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-import numba
 import numpy as np
 import pytest
 
@@ -21,8 +21,10 @@ from tokenization.native.memory import Head, address_of
 PACKAGE = Path(tokenization.__file__).parent
 
 
+PLUS_ONE = """
 def plus_one(number: int) -> int:
     return number + 1
+"""
 
 
 @pytest.fixture
@@ -33,12 +35,17 @@ def copy(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def native(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.delenv("TOKENIZATION_CACHE_DIR", raising=False)
+    (copy / "native" / "example.py").write_text(PLUS_ONE)
     return copy / "native"
 
 
 def load_compiling(native: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compiling", native / "compiling.py")
+    return load_module(native / "compiling.py")
+
+
+def load_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -47,7 +54,7 @@ def load_compiling(native: Path) -> ModuleType:
 
 
 def run_copy(copy: Path, code: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZATION_CACHE_DIR"}
     command = [sys.executable, "-c", code]  # which looks for packages in the current folder first
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=copy.parent, check=True)
     return done.stdout
@@ -60,14 +67,14 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def test_a_changed_callee_in_another_file_is_noticed(copy):
-    """Numba by itself would serve the old code: first_invalid is in text.py, which does not change."""
+    """first_invalid is in text.py, which does not change."""
     code = """
 import numpy as np
 from tokenization.native.memory import address_of
 from tokenization.native.text import first_invalid
 text = np.frombuffer("é".encode() + bytes(128), np.uint8)
 valid = first_invalid(address_of(text), address_of(text) + 2) - address_of(text)
-print(valid, "from the cache" if first_invalid.stats.cache_hits else "compiled")
+print(valid, "from the cache" if first_invalid.from_cache else "compiled")
 """
     right, wrong = "return 1 + (lead >= 0xC0)", "return 2 + (lead >= 0xC0)"
     assert run_copy(copy, code) == "2 compiled\n"
@@ -92,19 +99,42 @@ def test_the_cache_lies_beside_the_sources_or_in_the_users_or_nowhere(native, tm
     monkeypatch.setenv("XDG_CACHE_HOME", str(native / "__pycache__"))
     nowhere = load_compiling(native)
     assert nowhere.cache_folder() == ""
-    kernel = nowhere.compiled(plus_one)
-    nowhere.compile_now(kernel)
+    kernel = nowhere.compiled(load_module(native / "example.py").plus_one)
     assert kernel(2) == 3
-    assert kernel.stats.cache_path is None
+    assert not list(tmp_path.rglob("*.o"))
 
 
-def test_the_folder_that_numba_is_told_is_respected(native, tmp_path, monkeypatch):
-    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "told"))
+def test_the_folder_that_is_told_is_respected(native, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENIZATION_CACHE_DIR", str(tmp_path / "told"))
     compiling = load_compiling(native)
-    assert tmp_path / "told" in Path(compiling.cache_folder()).parents
-    kernel = compiling.compiled(plus_one)
-    assert Path(compiling.cache_folder()) in Path(kernel.stats.cache_path).parents
-    assert str(tmp_path / "told") == numba.config.CACHE_DIR  # as before, for the functions of others
+    assert Path(compiling.cache_folder()).parent == tmp_path / "told"
+    assert compiling.compiled(load_module(native / "example.py").plus_one)(2) == 3
+    assert [path.parent for path in tmp_path.rglob("*.o")] == [Path(compiling.cache_folder())]
+
+
+def test_what_is_not_of_the_package_is_not_cached(native):
+    """Its name does not tell which source it has."""
+    compiling = load_compiling(native)
+    example = native.parent / "example.py"
+    for content, result in ((PLUS_ONE, 3), (PLUS_ONE.replace("1", "2"), 4)):
+        example.write_text(content)
+        linecache.checkcache()
+        kernel = compiling.compiled(load_module(example).plus_one)
+        assert kernel(2) == result
+        assert not kernel.from_cache
+
+
+def test_damaged_machine_code_is_compiled_anew(native):
+    compiling = load_compiling(native)
+    compiling.compiled(load_module(native / "example.py").plus_one)(2)
+    (path,) = Path(compiling.cache_folder()).glob("*.o")
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:100] + bytes([whole[100] ^ 1]) + whole[101:], whole):
+        path.write_bytes(damaged)
+        kernel = compiling.compiled(load_module(native / "example.py").plus_one)
+        assert kernel(2) == 3
+        assert kernel.from_cache == (damaged == whole)
+        assert path.read_bytes() == whole
 
 
 def test_the_digest_is_of_all_names_and_contents(native):
@@ -129,7 +159,7 @@ def test_caches_of_other_sources_go_when_nobody_has_used_them_for_a_day(native):
     ages = {"kernels-old": day + 60, "kernels-recent": day - 60, "others": 9 * day}
     for name, age in ages.items():
         (cache / name / "native_0").mkdir(parents=True)
-        (cache / name / "native_0" / "kernel.nbi").write_text("")
+        (cache / name / "native_0" / "kernel.o").write_text("")
         os.utime(cache / name, (time.time() - age,) * 2)
     folder = load_compiling(native).cache_folder()
     left = {path.name for path in cache.iterdir() if path.is_dir()}  # Python's own files lie beside them
@@ -140,18 +170,16 @@ def test_a_process_keeps_its_cache_by_using_it(native):
     """However long ago it imported the kernels; and where another process has deleted the cache, it makes a new one."""
     compiling = load_compiling(native)
     folder = Path(compiling.cache_folder())
+    plus_one = load_module(native / "example.py").plus_one
     kernel = compiling.compiled(plus_one)
     os.utime(folder, (0, 0))
-    compiling.compile_now(kernel)
+    assert kernel(2) == 3
     compiling.delete_unused(folder.parent)
-    assert len(list(folder.rglob("*.nbc"))) == 1
+    assert len(list(folder.glob("*.o"))) == 1
 
     shutil.rmtree(folder)
-    again = compiling.compiled(plus_one)
-    shutil.rmtree(folder)
-    compiling.compile_now(again)
-    assert again(2) == 3
-    assert len(list(folder.rglob("*.nbc"))) == 1
+    assert compiling.compiled(plus_one)(2) == 3
+    assert len(list(folder.glob("*.o"))) == 1
 
 
 def test_a_head_takes_every_field_by_its_name():

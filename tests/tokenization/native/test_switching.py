@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 
-import numba  # noqa: F401  # what the loading thread imports
+import llvmlite.binding  # noqa: F401  # what the loading thread imports
 import numpy as np
 import pytest
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
@@ -82,7 +82,7 @@ def test_threads_that_encode_while_the_kernels_are_loaded(monkeypatch):
 
 def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, capfd):
     monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1)
-    for failure in ((None, "plain Python (numba is not installed)"), MemoryError("no room")):
+    for failure in ((None, "plain Python (llvmlite is not installed)"), MemoryError("no room")):
 
         def load(work, pattern, failure=failure):
             if isinstance(failure, Exception):
@@ -188,7 +188,7 @@ from tokenization.pretokenization import count_pretokens
 text = "the cat's hat isn't theirs; they'll say 1234 reasons. " * 100
 tokenizer = Tokenizer(*learn_merges(count_pretokens(text), 300))
 expected = tokenizer.encode(text)
-assert "numba" not in sys.modules and kernels._loader is None
+assert "llvmlite" not in sys.modules and kernels._loader is None
 switching.BEHIND_FROM_CHARACTERS = 1
 tokenizer.encode("a")
 """
@@ -220,7 +220,7 @@ while tokenizer.switch.encoder is None:
     children += os.waitpid(pid, 0)[1] == 0
     number += 1
 assert tokenizer.encode(text) == expected
-print(children == number > 0, "numba" in sys.modules)
+print(children == number > 0, "llvmlite" in sys.modules)
 """
     assert run_python(START + code) == "True True\n"
 
@@ -234,4 +234,4 @@ def test_a_process_that_ends_while_the_kernels_are_loaded(seconds):
 @pytest.mark.parametrize("seconds", [1, 3, 6])
 def test_a_process_that_ends_while_the_kernels_are_compiled(seconds, tmp_path):
     code = START + f"time.sleep({seconds}); print(tokenizer.encode(text) == expected)"
-    assert run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) == "True\n"
+    assert run_python(code, TOKENIZATION_CACHE_DIR=str(tmp_path)) == "True\n"
