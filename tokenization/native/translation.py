@@ -5,7 +5,7 @@ A kernel computes with int64 alone, in a small part of Python:
     values       parameters, local variables, and whole numbers that are global; comparisons, which are 0 or 1
     operators    + - * // & | ^ << >> ~ - not and or, comparisons, `a if condition else b`; sums wrap around
     statements   assignments, if, while, for ... in range(...), break, continue, return; of one value, or of a tuple
-    calls        other kernels, instructions (instructions.py), min and max; call(...)[0] is one value of several
+    calls        other kernels, instructions (instructions.py), min, max; f(...)[0] is the first of several results
 
 Anything else is refused by its line. Shifting by less than 0 or more than 63 bits, and dividing by 0, are undefined.
 """
@@ -150,21 +150,16 @@ class Body:
             self.any_value(node.value)
 
     def do_Assign(self, node: ast.Assign) -> None:
-        if isinstance(node.value, ast.Tuple):
-            values: Any = [self.value(element) for element in node.value.elts]
-        else:
-            values = self.any_value(node.value)
+        value = self.any_value(node.value)
         for target in node.targets:
-            self.assign(target, values)
+            self.assign(target, value)
 
     def assign(self, target: ast.expr, value: Any) -> None:
         if isinstance(target, ast.Name):
             self.builder.store(value, self.variables[target.id])
         elif isinstance(target, ast.Tuple):
-            if not isinstance(value, list):
-                value = [self.builder.extract_value(value, index) for index in range(len(target.elts))]
-            for element, part in zip(target.elts, value, strict=True):
-                self.assign(element, part)
+            for index, element in enumerate(target.elts):
+                self.assign(element, self.builder.extract_value(value, index))
         else:
             raise self.refuse(target)
 
@@ -176,14 +171,8 @@ class Body:
     def do_Return(self, node: ast.Return) -> None:
         if node.value is None:
             self.builder.ret_void()
-            return
-        if isinstance(node.value, ast.Tuple):
-            result = ir.Constant(self.function.ftype.return_type, ir.Undefined)
-            for index, element in enumerate(node.value.elts):
-                result = self.builder.insert_value(result, self.value(element), index)
         else:
-            result = self.any_value(node.value)
-        self.builder.ret(result)
+            self.builder.ret(self.any_value(node.value))
 
     def do_If(self, node: ast.If) -> None:
         then, otherwise, behind = (self.function.append_basic_block() for _ in range(3))
@@ -251,7 +240,7 @@ class Body:
         return value
 
     def any_value(self, node: ast.expr) -> Any:
-        """Returns what an expression gives: an int64, several of them from a call, or None."""
+        """Returns what an expression gives: an int64, a tuple of them, or None."""
         value = getattr(self, f"of_{type(node).__name__}", self.of_other)(node)
         return self.builder.zext(value, LONG) if value is not None and value.type == BIT else value
 
@@ -276,8 +265,15 @@ class Body:
             raise self.refuse(node)
         return LONG(int(known))
 
+    def of_Tuple(self, node: ast.Tuple) -> Any:
+        values = [self.value(element) for element in node.elts]
+        result = ir.Constant(ir.LiteralStructType([LONG] * len(values)), ir.Undefined)
+        for index, value in enumerate(values):
+            result = self.builder.insert_value(result, value, index)
+        return result
+
     def of_Subscript(self, node: ast.Subscript) -> Any:
-        """Picks one of the values that a call returns."""
+        """Picks one value of a tuple."""
         if not isinstance(node.slice, ast.Constant):
             raise self.refuse(node)
         return self.builder.extract_value(self.any_value(node.value), node.slice.value)
@@ -335,10 +331,10 @@ class Body:
         incoming = []
         for start, expression in ((then, node.body), (otherwise, node.orelse)):
             self.builder.position_at_end(start)
-            incoming.append((self.value(expression), self.builder.block))
+            incoming.append((self.any_value(expression), self.builder.block))
             self.builder.branch(behind)
         self.builder.position_at_end(behind)
-        result = self.builder.phi(LONG)
+        result = self.builder.phi(incoming[0][0].type)
         for value, block in incoming:
             result.add_incoming(value, block)
         return result

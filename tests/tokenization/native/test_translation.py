@@ -90,7 +90,12 @@ def twice(number: int) -> tuple[int, int]:
     return number, 2 * number
 
 
-FUNCTIONS = (sums, bits, division, comparisons, conditions, branches, loops, swaps)
+def tuples(a: int, b: int) -> tuple[int, int]:
+    a, b = (b, a) if a < b else twice(a)
+    return (a, b) if b else (b, 3 * a)
+
+
+FUNCTIONS = (sums, bits, division, comparisons, conditions, branches, loops, swaps, tuples)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
