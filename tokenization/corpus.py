@@ -107,9 +107,10 @@ class Corpus:
         size is optional or counts its last part only, so it is read, and no further than to `enough`. Its errors are
         left to the real reading; a pipe can be read only once and counts 0.
         """
-        packed = [file for file in self.files if packing(file.name) and (isinstance(file, Url) or file.is_file())]
+        files = [file for file in self.files if isinstance(file, Url) or file.is_file()]
+        packed = [file for file in files if packing(file.name)]
         size = self.file_bytes - sum(map(size_of, packed))
-        size += sum(decompressed_size(file) for file in self.files if kind(file.name) == PARQUET)
+        size += sum(decompressed_size(file) for file in files if kind(file.name) == PARQUET)
         for file in packed:
             with suppress(OSError, InputError, *DAMAGED), file.open("rb") as raw:
                 stream = unpack(file.name, raw)

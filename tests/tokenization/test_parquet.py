@@ -114,7 +114,7 @@ def test_what_is_no_parquet_file_or_is_packed_is_refused(tmp_path, small):
     os.mkfifo(tmp_path / "p.parquet")
     writer = subprocess.Popen([sys.executable, "-c", f"open({str(tmp_path / 'p.parquet')!r}, 'wb').close()"])
     with pytest.raises(InputError, match=r"p\.parquet: Parquet is read from its end"):
-        documents(tmp_path / "p.parquet")
+        small.encode_files([tmp_path / "p.parquet"], tmp_path / "t.bin", 1)
     writer.wait()
 
 
