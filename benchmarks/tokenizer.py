@@ -100,22 +100,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     write_english(args.folder / "english.txt", args.data, int(args.megabytes * 1e6))
     versions = installed(args.only)
     absent = [name for name in (*LOAD, *TRAINERS) if name not in versions and (not args.only or name in args.only)]
-    rows: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
-    for job in jobs(args, list(versions)):
-        title, start = " ".join(map(str, job.values())), time.perf_counter()
-        if seconds.get(title, 0) < ONCE_FROM_SECONDS:
-            say(title, end=" ")
-            rows += run_process(job, args)
-            seconds[title] = time.perf_counter() - start
-            say(f"{seconds[title]:.1f} s")
-    return {
+    results: dict[str, Any] = {
         "machine": f"{processor()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
         "versions": versions,
         "absent": sorted(set(absent)),
         "arguments": sys.argv[1:],
-        "rows": agreeing(rows),
+        "rows": [],
     }
+    seconds: dict[str, float] = {}
+    try:
+        for job in jobs(args, list(versions)):
+            title, start = " ".join(map(str, job.values())), time.perf_counter()
+            if seconds.get(title, 0) < ONCE_FROM_SECONDS:
+                say(title, end=" ")
+                results["rows"] += run_process(job, args)
+                seconds[title] = time.perf_counter() - start
+                say(f"{seconds[title]:.1f} s")
+    except KeyboardInterrupt:
+        say("interrupted; what follows is what was measured until then")
+    return results | {"rows": agreeing(results["rows"])}
 
 
 def jobs(args: argparse.Namespace, libraries: list[str]) -> list[Job]:
@@ -211,4 +214,7 @@ def say(line: str, end: str = "\n") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
