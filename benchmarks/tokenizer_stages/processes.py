@@ -18,8 +18,8 @@ import numpy as np
 
 from tokenization import END_OF_TEXT, TokenFile, Tokenizer, train_bpe
 from tokenization.formats import bytes_to_text, text_to_bytes
-from tokenizer_stages.documents import Row, warm_up
-from tokenizer_stages.peers import LOAD, OURS, Calls, Vocabulary
+from tokenizer_stages.documents import Row
+from tokenizer_stages.peers import OURS, Vocabulary
 from tokenizer_stages.start import peak
 
 Prepared = tuple[Callable[[], Any], Callable[[Any], bytes]]  # what is timed, and what makes its result comparable
@@ -118,10 +118,11 @@ def encode_file(vocabulary: Vocabulary, library: str, text: Path, threads: int) 
 
 def encode_ours(vocabulary: Vocabulary, text: Path, threads: int) -> Prepared:
     folder = tempfile.TemporaryDirectory()
-    calls: dict[str, Calls] = {OURS: LOAD[OURS](vocabulary)}
+    beginning = Path(folder.name) / "beginning.txt"
     with open(text, "rb") as file:
-        warm_up(calls, file.read(6_000_000), small=False)  # loads the kernels, into another tokenizer
-    tokenizer = Tokenizer.load(vocabulary.folder)
+        beginning.write_bytes(file.read(5_000_000).decode(errors="ignore").encode())
+    Tokenizer.load(vocabulary.folder).encode_files([beginning], Path(folder.name) / "beginning.bin", threads)
+    tokenizer = Tokenizer.load(vocabulary.folder)  # the kernels are loaded now, its caches are empty
 
     def run() -> TokenFile:
         return tokenizer.encode_files([text], Path(folder.name) / "ids.bin", threads)
