@@ -104,14 +104,14 @@ class Corpus:
         """Return how many bytes the files hold, decompressed; of `enough` bytes and more the number is a lower bound.
 
         Of documents it is the size of their records, a little more than their text. What a compressed file says of its
-        size is optional or counts its last part only, so it is read, and no further than to `enough`. Its errors are
-        left to the real reading; a pipe can be read only once and counts 0.
+        size is optional or counts its last part only, and some servers say nothing, so these are read, and no further
+        than to `enough`. Their errors are left to the real reading; a pipe can be read only once and counts 0.
         """
         files = [file for file in self.files if isinstance(file, Url) or file.is_file()]
-        packed = [file for file in files if packing(file.name)]
-        size = self.file_bytes - sum(map(size_of, packed))
+        unknown = [file for file in files if packing(file.name) or (isinstance(file, Url) and not file.size)]
+        size = self.file_bytes - sum(map(size_of, unknown))
         size += sum(decompressed_size(file) for file in files if kind(file.name) == PARQUET)
-        for file in packed:
+        for file in unknown:
             with suppress(OSError, InputError, *DAMAGED), file.open("rb") as raw:
                 stream = unpack(file.name, raw)
                 while size < enough and (count := len(stream.read(BLOCK_BYTES))):

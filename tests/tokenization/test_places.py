@@ -54,6 +54,11 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
+        elif self.path.startswith("/endless/"):  # of a length that is not said
+            self.send_response(200)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(Path(self.translate_path(self.path.removeprefix("/endless"))).read_bytes())
         elif self.path.startswith("/parts/"):
             data = Path(self.translate_path(self.path.removeprefix("/parts"))).read_bytes()
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -72,8 +77,8 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_response(200)
             self.send_header("Content-Length", "100000")
             self.end_headers()
-        elif self.path.startswith("/fails"):
-            self.send_error(500, "out of order")
+        elif self.path.startswith(("/fails", "/endless")):
+            self.do_GET()
         else:
             super().do_HEAD()
 
@@ -140,6 +145,15 @@ def test_training_and_encoding(served, web, memory, small, tmp_path):
 
 def test_an_archive_is_read_as_it_is_stored(web):
     assert text_of(f"{web}/stored/t.jsonl.gz") == [END_OF_TEXT.join(TEXTS)]
+
+
+def test_a_length_that_is_not_said_is_measured(web):
+    """Otherwise a large text would count as empty, and plain Python would do the work."""
+    for name in FILES:
+        url = f"{web}/endless/{name}"
+        assert text_of(url) == [END_OF_TEXT.join(TEXTS)]
+        assert Corpus([url]).file_bytes == 0
+        assert Corpus([url]).text_bytes(10**9) == len(FILES["t.txt"] if name == "t.txt" else LINES)
 
 
 def test_progress_ends_with_the_size_of_the_files(web, memory):
