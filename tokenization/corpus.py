@@ -58,13 +58,13 @@ class Corpus:
         )
 
     def boundaries(self, special_tokens: Sequence[str]) -> list[str]:
-        """Return the strings that no token reaches across: the special tokens, and what is between documents."""
+        """Returns the strings that no token reaches across: the special tokens, and what is between documents."""
         any_documents = any(holds_documents(file.name) for file in self.files)
         return [*special_tokens, BETWEEN_CHARACTER] if any_documents else list(special_tokens)
 
     @contextmanager
     def opened(self, file: Place) -> Iterator[tuple[Callable[[memoryview], int], int]]:
-        """Open a file for reading its text as bytes.
+        """Opens a file for reading its text as bytes.
 
         Yields a function that fills a buffer with the next bytes, decompressed, and returns their number, 0 at the
         end; and the number of bytes skipped before them: a byte order mark is not part of the text. Raises InputError
@@ -87,7 +87,7 @@ class Corpus:
             yield fill, text.skipped
 
     def blocks(self, file: Place) -> Iterator[str]:
-        """Yield the text of one file, at most BLOCK_BYTES bytes at a time, never cutting a character."""
+        """Yields the text of one file, at most BLOCK_BYTES bytes at a time, never cutting a character."""
         errors = "surrogateescape" if holds_documents(file.name) else self.errors
         decoder = codecs.getincrementaldecoder("utf-8")(errors)
         buffer = memoryview(bytearray(BLOCK_BYTES))
@@ -101,7 +101,7 @@ class Corpus:
                     yield text
 
     def text_bytes(self, enough: int) -> int:
-        """Return how many bytes the files hold, decompressed; of `enough` bytes and more the number is a lower bound.
+        """Returns how many bytes the files hold, decompressed; of `enough` bytes and more the number is a lower bound.
 
         Of documents it is the size of their records, a little more than their text. What a compressed file says of its
         size is optional or counts its last part only, and some servers say nothing, so these are read, and no further
@@ -119,12 +119,12 @@ class Corpus:
         return size
 
     def close(self) -> None:
-        """Close the progress bar."""
+        """Closes the progress bar."""
         self.bar.close()
 
 
 def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, file: Place) -> str:
-    """Decode the next bytes; a character whose bytes are not all there yet waits in the decoder."""
+    """Decodes the next bytes; a character whose bytes are not all there yet waits in the decoder."""
     pending = len(decoder.getstate()[0])
     try:
         return decoder.decode(data, final=not data)
@@ -133,12 +133,12 @@ def decode_block(decoder: codecs.IncrementalDecoder, data: bytes, offset: int, f
 
 
 def not_utf8(file: Place, position: int, byte: int) -> InputError:
-    """Return the error for a byte that is not UTF-8, at this position of the file's decompressed content."""
+    """Returns the error for a byte that is not UTF-8, at this position of the file's decompressed content."""
     return InputError(f"{file}: not UTF-8 at byte {position} (0x{byte:02x}); convert the file, or use --errors replace")
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -149,7 +149,7 @@ def map_in_order(
     initializer: Callable[..., None],
     initargs: tuple[Any, ...],
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, function(item)) for every item, in order, computed by processes that have run the initializer.
+    """Yields (item, function(item)) for every item, in order, computed by processes that have run the initializer.
 
     Only a few items are in memory at a time, however many there are. A single item starts no process.
     """

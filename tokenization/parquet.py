@@ -40,11 +40,11 @@ class ParquetRows:
         self._num_rows: int = self._file.metadata.num_rows
 
     def position(self) -> int:
-        """Return how many bytes of the file are read, judged by the rows."""
+        """Returns how many bytes of the file are read, judged by the rows."""
         return self._size * self._rows_read // self._num_rows if self._num_rows else self._size
 
     def batches(self) -> Iterator[list[bytes]]:
-        """Yield the documents, some at a time. Raises InputError, with the number of the row, for a row without one."""
+        """Yields the documents, some at a time. Raises InputError, with the row's number, for a row without one."""
         name = self._column()
         batches = self._file.iter_batches(ROWS_AT_ONCE, columns=[name], use_threads=False)
         while True:
@@ -59,7 +59,7 @@ class ParquetRows:
             self._rows_read += len(batch)
 
     def _column(self) -> str:
-        """Return the name of the column. Raises InputError where it is missing or holds no strings."""
+        """Returns the name of the column. Raises InputError where it is missing or holds no strings."""
         schema, types = self._file.schema_arrow, self._arrow.types
         name = next((name for name in self._reader.fields if name in schema.names), None)
         if name is None:
@@ -82,7 +82,7 @@ class ParquetRows:
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """Raise InputError for what pyarrow finds damaged; errors of the system are left to the caller."""
+        """Raises InputError for what pyarrow finds damaged; errors of the system are left to the caller."""
         try:
             yield
         except (self._arrow.ArrowException, OSError) as error:
@@ -98,7 +98,7 @@ class ParquetRows:
 
 
 def import_pyarrow(file: str) -> tuple[Any, Any]:
-    """Return pyarrow's modules for Parquet and for everything else. Raises InputError where it is not installed."""
+    """Returns pyarrow's modules for Parquet and for everything else. Raises InputError where it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -109,7 +109,7 @@ def import_pyarrow(file: str) -> tuple[Any, Any]:
 
 
 def decompressed_size(file: Any) -> int:
-    """Return how many bytes the columns have, decompressed; 0 where that cannot be read."""
+    """Returns how many bytes the columns have, decompressed; 0 where that cannot be read."""
     with suppress(Exception), file.open("rb") as raw:
         metadata = import_pyarrow(str(file))[0].ParquetFile(raw).metadata
         return sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))

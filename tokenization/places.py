@@ -59,7 +59,7 @@ class Url(os.PathLike[str]):
             return int(files.info(path).get("size") or 0)
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Open the file for reading bytes."""
+        """Opens the file for reading bytes."""
         with named_errors(self._url):
             files, path = file_system(self._url)
             in_order = is_web_address(self._url) and kind(self.name) not in NEED_ANY_PLACE
@@ -77,53 +77,53 @@ class RemoteFile(io.RawIOBase):
         self._url, self._file, self._seekable = url, file, seekable
 
     def readable(self) -> bool:
-        """Return True."""
+        """Returns True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer with some of the next bytes, and return their number, 0 at the end."""
+        """Fills the buffer with some of the next bytes, and returns their number, 0 at the end."""
         with named_errors(self._url):
             data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def seekable(self) -> bool:
-        """Return whether any place of the file can be read."""
+        """Returns whether any place of the file can be read."""
         return self._seekable
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place, and return it."""
+        """Goes to a place, and returns it."""
         with named_errors(self._url):
             return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
-        """Return the place that is read next."""
+        """Returns the place that is read next."""
         return int(self._file.tell())
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         if not self.closed:
             super().close()
             self._file.close()
 
 
 def is_url(name: str) -> bool:
-    """Return whether a name is a URL, and not a path of this machine."""
+    """Returns whether a name is a URL, and not a path of this machine."""
     return SEPARATOR in name
 
 
 def is_web_address(url: str) -> bool:
-    """Return whether a URL leads to a web server, which neither lists folders nor knows patterns."""
+    """Returns whether a URL leads to a web server, which neither lists folders nor knows patterns."""
     return url.startswith(("http://", "https://"))
 
 
 def size_of(place: Place) -> int:
-    """Return the size in bytes; 0 where it is not known, as of a pipe."""
+    """Returns the size in bytes; 0 where it is not known, as of a pipe."""
     return place.size if isinstance(place, Url) else place.stat().st_size
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system of a URL, and the path there."""
+    """Returns fsspec's file system of a URL, and the path there."""
     from fsspec.core import url_to_fs
 
     options: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def find(url: str) -> tuple[list[Url], bool]:
-    """Return the files that a URL names, in order, and whether it is a folder: then all below it.
+    """Returns the files that a URL names, in order, and whether it is a folder: then all below it.
 
     Raises InputError where there is none, and where a package for this kind of URL is missing.
     """
@@ -163,7 +163,7 @@ def find(url: str) -> tuple[list[Url], bool]:
 
 @contextmanager
 def named_errors(url: str) -> Iterator[None]:
-    """Raise InputError, with the URL, for whatever the libraries raise; their exceptions have no common class."""
+    """Raises InputError, with the URL, for whatever the libraries raise; their exceptions have no common class."""
     try:
         yield
     except InputError:
@@ -184,5 +184,5 @@ def named_errors(url: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error, or the name of its class where it has none."""
+    """Returns the message of an error, or the name of its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -39,19 +39,19 @@ class Counted:
         self._raw, self._count = raw, 0
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes."""
+        """Returns the next bytes."""
         data: bytes = self._raw.read(size)
         self._count += len(data)
         return data
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer with the next bytes, and return their number."""
+        """Fills the buffer with the next bytes, and returns their number."""
         count: int = self._raw.readinto(buffer)
         self._count += count
         return count
 
     def position(self) -> int:
-        """Return how many bytes were read."""
+        """Returns how many bytes were read."""
         return self._count
 
 
@@ -62,7 +62,7 @@ class TextStream:
         self._head, self._rest = memoryview(head), rest
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer with the next bytes, and return their number, 0 at the end."""
+        """Fills the buffer with the next bytes, and returns their number, 0 at the end."""
         if not self._head:
             count: int = self._rest.readinto(buffer)
             return count
@@ -73,7 +73,7 @@ class TextStream:
 
 @contextmanager
 def open_text(file: Place, text_field: str | None, errors: str) -> Iterator[OpenText]:
-    """Open a file for reading its text as bytes. text_field, errors: of documents, see RecordReader.
+    """Opens a file for reading its text as bytes. text_field, errors: of documents, see RecordReader.
 
     Raises InputError for a file that cannot be read, is damaged or is no text; while it is read as well.
     """
@@ -89,7 +89,7 @@ def open_text(file: Place, text_field: str | None, errors: str) -> Iterator[Open
 
 
 def start_reading(file: Place, raw: Any, reader: RecordReader) -> OpenText:
-    """Return the text of an open file, or its documents with BETWEEN in between."""
+    """Returns the text of an open file, or its documents with BETWEEN in between."""
     if kind(file.name) == PARQUET:
         rows = ParquetRows(raw, reader)
         return OpenText(DocumentStream(rows.batches()).readinto, rows.position)

@@ -130,7 +130,7 @@ class TextFiles:
             raise InputError(f"{folder}: no {', '.join(TEXT_KINDS)} file in this folder; name the files")
 
     def _walk(self, folder: Path) -> Iterator[Path]:
-        """Yield every file below a folder; each folder is entered once, so that links that lead back end."""
+        """Yields every file below a folder; each folder is entered once, so that links that lead back end."""
 
         def refuse(error: OSError) -> None:
             raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
@@ -148,7 +148,7 @@ class TextFiles:
             yield from (Path(root, name) for name in names)
 
     def summary(self) -> str:
-        """Say in one line how many files are read, and which are passed over, and why."""
+        """Says in one line how many files are read, and which are passed over, and why."""
         reasons = [
             f"{len(paths):,} ({reason}): {list_briefly(list(paths))}" for reason, paths in self.passed_over.items()
         ]
@@ -159,22 +159,22 @@ class TextFiles:
 
 
 def has_text_name(path: Place) -> bool:
-    """Return whether the file would be read as part of a folder."""
+    """Returns whether the file would be read as part of a folder."""
     return kind(path.name) in TEXT_KINDS
 
 
 def is_about_others(path: Place) -> bool:
-    """Return whether the file is a README.md, which as a rule describes the texts beside it."""
+    """Returns whether the file is a README.md, which as a rule describes the texts beside it."""
     return path.name.lower() == "readme.md"
 
 
 def belongs_to_tokenizer(path: Path) -> bool:
-    """Return whether the file is the merges.txt of a tokenizer, and not text."""
+    """Returns whether the file is the merges.txt of a tokenizer, and not text."""
     return path.name == "merges.txt" and path.with_name("vocab.json").exists()
 
 
 def list_briefly(paths: Sequence[Place], at_most: int = 8) -> str:
-    """List the names; where there are many, one of each suffix: "c.md and 20 more .md, d.jsonl"."""
+    """Lists the names; where there are many, one of each suffix: "c.md and 20 more .md, d.jsonl"."""
     if len(paths) <= at_most:
         return ", ".join(path.name for path in paths)
     kinds: dict[str, list[Place]] = {}
@@ -188,7 +188,7 @@ def list_briefly(paths: Sequence[Place], at_most: int = 8) -> str:
 
 
 def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
-    """Return the folder or glob among the inputs that would include a new file of this name, or None."""
+    """Returns the folder or glob among the inputs that would include a new file of this name, or None."""
     for name in map(str, inputs):
         inside = Path(name).resolve() in path.resolve().parents
         if (Path(name).is_dir() and inside and has_text_name(path) and not is_about_others(path)) or (
@@ -199,7 +199,7 @@ def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
 
 
 def check_is_text(file: Place, head: bytes) -> None:
-    """Raise InputError for other encodings, compressed and binary files, whatever --errors is.
+    """Raises InputError for other encodings, compressed and binary files, whatever --errors is.
 
     head: the beginning of the file. A NUL is valid UTF-8 and does not by itself show a binary file.
     """

@@ -31,20 +31,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def command_parser(name: str, description: str) -> ArgumentParser:
-    """Return a parser without arguments for `tokenization NAME`, which shows the description as it is written."""
+    """Returns a parser without arguments for `tokenization NAME`, which shows the description as it is written."""
     raw = argparse.RawDescriptionHelpFormatter
     return ArgumentParser(prog=f"tokenization {name}", description=description, formatter_class=raw)
 
 
 def output_path(text: str) -> Path:
-    """Convert the value of an option that names an output; an empty one comes from an unset shell variable."""
+    """Converts the value of an option that names an output; an empty one comes from an unset shell variable."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; name what is to be written")
     return Path(text)
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the commands that read whole files in parallel."""
+    """Adds the options of the commands that read whole files in parallel."""
     parser.add_argument(
         "--processes",
         "--threads",
@@ -62,7 +62,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text_field(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says where the text of a record stands."""
+    """Adds the option that says where the text of a record stands."""
     parser.add_argument(
         "--text-field",
         metavar="NAME",
@@ -71,13 +71,13 @@ def add_text_field(parser: argparse.ArgumentParser) -> None:
 
 
 def check_processes(num_processes: int | None) -> None:
-    """Raise InputError for a number of processes below 1."""
+    """Raises InputError for a number of processes below 1."""
     if num_processes is not None and num_processes < 1:
         raise InputError(f"--processes {num_processes}: at least one is needed")
 
 
 def read_pattern(argument: str) -> str:
-    """Return the pattern of this name, or the argument itself if it is a regular expression.
+    """Returns the pattern of this name, or the argument itself if it is a regular expression.
 
     A plain word that is no name raises InputError: it is a misspelt name more often than a pattern.
     """
@@ -92,6 +92,6 @@ def read_pattern(argument: str) -> str:
 
 
 def announce(texts: TextFiles) -> None:
-    """Print what is read and what is passed over, unless every file was named by itself."""
+    """Prints what is read and what is passed over, unless every file was named by itself."""
     if texts.passed_over or texts.second_names or len(texts.files) != texts.num_inputs:
         print(texts.summary(), flush=True)

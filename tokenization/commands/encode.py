@@ -32,7 +32,7 @@ out in a record of .jsonl or .parquet are text there.
 
 
 def make_parser() -> ArgumentParser:
-    """Return the parser of this command."""
+    """Returns the parser of this command."""
     parser = command_parser("encode", HELP)
     parser.add_argument("text", nargs="+", help=TEXT_HELP)
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help=TOKENIZER_HELP)
@@ -45,7 +45,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Encode the files and print how much text became how many tokens, and how fast."""
+    """Encodes the files and prints how much text became how many tokens, and how fast."""
     args = make_parser().parse_args(argv)
     check_processes(args.processes)
     tokenizer = Tokenizer.load(args.tokenizer)
@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def check_output(output: Path, texts: TextFiles, names: Sequence[str], tokenizer: str, overwrite: bool) -> None:
-    """Raise InputError where the token file or its JSON file cannot be written, or would be read as text next time.
+    """Raises InputError where the token file or its JSON file cannot be written, or would be read as text next time.
 
     names: the files as they were given, among them folders and globs.
     """
