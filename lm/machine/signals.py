@@ -32,6 +32,11 @@ def meaning(signum: int) -> int:
     return SYNONYMS.get(signal.Signals(signum), signum)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that a launcher has started, or on its own."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
 def exit_if_signalled() -> None:
     """Raises Interrupted if a signal has arrived."""
     if received:
@@ -47,7 +52,7 @@ def interruptible(command: str) -> Iterator[None]:
         if received:
             os._exit(128 + meant)
         received.append(meant)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_process():
             os.write(2, f"\nlm {command}: {signal.Signals(signum).name}; ended, nothing is lost\n".encode())
         exit_if_signalled()
 

@@ -63,6 +63,12 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _read_end(file, path)[0]
 
 
+def read_digest(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 that the file says it has, unverified."""
+    with open_checkpoint(path) as file:
+        return _read_end(file, path)[1].removeprefix("sha256 ")
+
+
 def _read_end(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     """Returns the manifest and the digest line."""
     size = file.seek(0, os.SEEK_END)

@@ -21,7 +21,7 @@ from lm.training.callbacks import TrainingBar
 from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
 from lm.training.command_line import one_line, warn_of_variables
 from lm.training.data import TokenDataModule
-from lm.training.hosts import find_world
+from lm.training.hosts import Hosts, find_world, seen_here
 from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
 from lm.training.nonfinite import StopWhenDiverged
@@ -45,10 +45,12 @@ class RunCLI(SettingsCLI):
 
     def __init__(self, argv: list[str]):
         self.world = find_world()
-        super().__init__(argv)
-        check_precision(self.settings.trainer.precision)
-        check_paths(self.settings)
-        warn_of_variables()
+        self.hosts = Hosts.meet(self.world)
+        with self.hosts.agree():
+            super().__init__(argv)
+            check_precision(self.settings.trainer.precision)
+            check_paths(self.settings)
+            warn_of_variables()
         if self.subcommand == "fit":
             self.fit()
         else:
@@ -56,6 +58,28 @@ class RunCLI(SettingsCLI):
 
     def fit(self) -> None:
         """Trains a new run, or resumes one."""
+        settings = self.settings
+        with self.hosts.agree() as seen:
+            resume, news = self.prepare()
+            seen |= seen_here(settings, resume, self.datamodule)
+        exit_if_signalled()
+        first = self.trainer.is_global_zero
+        leaves_something = first and not settings.trainer.fast_dev_run
+        with contextlib.ExitStack() as held:
+            with self.hosts.agree():
+                news += held.enter_context(take_folder(settings, resume)) if leaves_something else []
+            if first:
+                self.announce(news, resume)
+            if resume.nothing_left:
+                sys.exit(0)
+            self.hosts.connect(self.trainer.strategy.root_device)
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume.checkpoint)
+        if leaves_something:
+            print(ending(self.trainer))
+            print(self.trainer.profiler.summary(), end="")  # type: ignore[attr-defined]  # Lightning would only log it
+
+    def prepare(self) -> tuple[Resume, list[str]]:
+        """Decides how the run begins and makes its parts; returns also what to print of it."""
         settings = self.settings
         resume = find_resume(settings)
         settings.ckpt_path, settings.allow_changed_data = resume.checkpoint, False  # for config.yaml
@@ -72,28 +96,18 @@ class RunCLI(SettingsCLI):
             if resume.step >= self.trainer.max_steps:
                 # Or Lightning would not start. Checkpoints corrects it.
                 set_max_steps(self.trainer, self.trainer.max_steps + 1)
-        exit_if_signalled()
-        first = self.trainer.is_global_zero
-        leaves_something = first and not settings.trainer.fast_dev_run
-        nothing: list[str] = []
-        with take_folder(settings, resume) if leaves_something else contextlib.nullcontext(nothing) as cleared:
-            if first:
-                self.announce([*news, *cleared], resume)
-            if resume.nothing_left:
-                sys.exit(0)
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume.checkpoint)
-        if leaves_something:
-            print(ending(self.trainer))
-            print(self.trainer.profiler.summary(), end="")  # type: ignore[attr-defined]  # Lightning would only log it
+        return resume, news
 
     def validate(self) -> None:
         """Prints the loss of a checkpoint on the validation file."""
         settings = self.settings
-        settings.ckpt_path, _ = locate_checkpoint(settings)
-        if settings.ckpt_path is None:
-            raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
-        compare_settings(load_checkpoint(settings.ckpt_path), vars(settings.model), settings.ckpt_path)
-        self.make(Resume())
+        with self.hosts.agree():
+            settings.ckpt_path, _ = locate_checkpoint(settings)
+            if settings.ckpt_path is None:
+                raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
+            compare_settings(load_checkpoint(settings.ckpt_path), vars(settings.model), settings.ckpt_path)
+            self.make(Resume())
+        self.hosts.connect(self.trainer.strategy.root_device)
         self.trainer.validate(
             self.model, datamodule=self.datamodule, ckpt_path=settings.ckpt_path, verbose=settings.verbose
         )

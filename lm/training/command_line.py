@@ -6,6 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from lm.machine.signals import is_first_process
 from lm.runs.checkpoint import find_checkpoint
 from lm.runs.folder import CONFIG, TOKENIZER
 from lm.runs.manifest import read_manifest
@@ -79,5 +80,5 @@ def one_line(message: str) -> str:
 def warn_of_variables() -> None:
     """Warns of environment variables that Lightning documents and a run ignores."""
     names = ", ".join(name for name in sorted(os.environ) if name.startswith(IGNORED))
-    if names and os.environ.get("LOCAL_RANK", "0") == "0":
+    if names and is_first_process():
         print(f"lm: {names} in the environment has no effect; -c and the command line set everything", file=sys.stderr)

@@ -11,6 +11,12 @@ from lm.durations import format_duration
 from lm.runs.folder import CONFIG, LAST
 
 
+def say(trainer: Trainer, line: str) -> None:
+    """Prints a line once, around the progress bar; trainer.print would do so on every host."""
+    if trainer.is_global_zero:
+        trainer.print(line, flush=True)
+
+
 def validation_line(trainer: Trainer) -> str:
     """Returns the line about the validation that has just ended."""
     metrics = trainer.callback_metrics
@@ -35,11 +41,11 @@ class ProgressLines(Callback):
         line = f"step {step} of {trainer.max_steps}: loss {metrics['train/loss']:.4f}, {speed:,.0f} tokens/s"
         if "left" in metrics:
             line += f", {format_duration(float(metrics['left']))} to go"
-        trainer.print(line, flush=True)
+        say(trainer, line)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            trainer.print(validation_line(trainer), flush=True)
+            say(trainer, validation_line(trainer))
 
 
 def time_is_up(trainer: Trainer) -> bool:

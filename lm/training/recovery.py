@@ -30,6 +30,7 @@ from lm.training.lightning_inside import (
     whole_checkpoint,
 )
 from lm.training.nonfinite import Diverged, last_good, lost_tensors
+from lm.training.plugins import FullySharded
 from tokenization import InputError
 
 
@@ -151,24 +152,33 @@ class Checkpoints(Checkpoint):
             raise Interrupted(128 + signum if trainer.is_global_zero else 0)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.signals is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.signals is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # training has not begun, or saves nothing
+        sharded = isinstance(trainer.strategy, FullySharded)
+        if not trainer.is_global_zero and not (sharded and isinstance(exception, Interrupted)):
+            return  # a signal ends all processes at one step, where they can still gather a sharded state
         if trainer.global_step == self.boundary.step + 1:  # a callback failed after the step was done
             self.boundary, self.unsafe = self._this_boundary(trainer), ""
             with contextlib.suppress(Exception):
                 draw_step_now(trainer)
-        outcome = self._save_after_failure(trainer, exception)
-        print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {outcome}")
+        outcome = self._save_after_failure(trainer, exception, sharded)
+        if trainer.is_global_zero:
+            print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {outcome}")
 
-    def _save_after_failure(self, trainer: Trainer, exception: BaseException) -> str:
-        """Saves the state unless it is bad or incomplete, and returns words on the outcome."""
+    def _save_after_failure(self, trainer: Trainer, exception: BaseException, sharded: bool) -> str:
+        """Saves the state unless it is bad or incomplete, and returns words on the outcome.
+
+        A sharded state is gathered from all processes, and after a failure of one that would wait for ever.
+        """
         if self.boundary is self.saved:
             reason = ""
         elif isinstance(exception, Diverged):
             reason = "no good state since then; "
+        elif sharded and not isinstance(exception, Interrupted):
+            reason = "the state is spread over the processes, and one of them has failed; "
         elif self.unsafe:
             reason = self.unsafe
-        elif bad := lost_tensors(trainer):
+        elif bad := self._lost_anywhere(trainer) if sharded else lost_tensors(trainer):
             reason = f"{in_words(bad)}; "
         else:
             try:
@@ -187,12 +197,18 @@ class Checkpoints(Checkpoint):
 
     def _stop_if_lost(self, trainer: Trainer) -> None:
         """Raises Diverged if weights or moments are not finite: they never recover, and must not replace good ones."""
-        bad = lost_tensors(trainer)
-        if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+        if bad := self._lost_anywhere(trainer):
             raise Diverged(
-                f"{in_words(bad or ['what another device holds'])} at step {self.boundary.step};"
+                f"{in_words(bad)} at step {self.boundary.step};"
                 f" {last_good(run_folder(trainer) / LAST)}; lower model.learning_rate"
             )
+
+    def _lost_anywhere(self, trainer: Trainer) -> list[str]:
+        """Returns the names of tensors that are not finite; asks all processes."""
+        bad = lost_tensors(trainer)
+        if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+            return bad or ["what another device holds"]
+        return []
 
     def _try_to_save(self, trainer: Trainer, validation_loss: float = float("inf")) -> None:
         """Saves unless steps are being skipped; a full disk does not end the run, as the next save may find room."""

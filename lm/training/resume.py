@@ -43,6 +43,7 @@ class Resume:
     accumulated: int = 0  # batches of each process in each step until then; 0 if there is nothing to compare
     processes: int | None = None  # until then; an older checkpoint does not record it
     weights: dict[str, Any] | None = None  # a new run's first state dict, by --init_from
+    source: str | None = None  # the file that they are from
     automatic: bool = False  # found by --ckpt_path auto
     nothing_left: bool = False  # the run is complete, which is no error with --ckpt_path auto
     allow_changed_data: bool = False
@@ -65,11 +66,11 @@ def find_resume(settings: Namespace) -> Resume:
     check_folder(settings)
     allowed = settings.allow_changed_data
     if checkpoint is None:
-        weights = None
+        weights = source = None
         if settings.init_from is not None:
-            weights, source = read_initial_weights(settings)
-            news = [*news, f"starting with the weights of {source}"]
-        return Resume(weights=weights, automatic=automatic, allow_changed_data=allowed, news=tuple(news))
+            weights, file = read_initial_weights(settings)
+            news, source = [*news, f"starting with the weights of {file}"], str(file)
+        return Resume(weights=weights, source=source, automatic=automatic, allow_changed_data=allowed, news=tuple(news))
     step = checkpoint["global_step"]
     done = automatic and step == settings.trainer.max_steps and not validation_due(checkpoint)
     if not done:

@@ -15,6 +15,7 @@ from lm.machine.contention import OtherPrograms
 from lm.machine.peaks import peak_flops, record_peak
 from lm.machine.resources import peak_memory
 from lm.model.transformer import TransformerLM
+from lm.training.progress import say
 
 TYPICAL_MFU = 0.5  # for the estimate before the first step
 FORWARD = 1 / 3  # time of a validation batch, as a share of a training batch
@@ -62,7 +63,7 @@ class Throughput(Callback):
         threads = torch.get_num_threads() * trainer.world_size // trainer.num_nodes
         self.others = OtherPrograms(threads) if device == "cpu" else None
         self.peak = peak_flops(device, str(trainer.precision))
-        trainer.print(f"{pl_module.arrangement}; {self._peak_in_words()}")
+        say(trainer, f"{pl_module.arrangement}; {self._peak_in_words()}")
         self._announce(trainer, model)  # type: ignore[arg-type]
         self._look_for_others(trainer, every=0)
         self._restart(trainer)
@@ -75,9 +76,10 @@ class Throughput(Callback):
         batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size  # type: ignore[attr-defined]
         tokens, now = steps * batch * model.context_length, self.peak.now
         seconds = training_seconds(model, tokens, now * trainer.world_size, TYPICAL_MFU)
-        trainer.print(
+        say(
+            trainer,
             f"{steps:,} steps to go, at a first guess {format_duration(seconds)} (at half of the"
-            f" {now / 1e9:,.0f} GFLOP/s that the device reaches right now; `lm account --probe` measures it)"
+            f" {now / 1e9:,.0f} GFLOP/s that the device reaches right now; `lm account --probe` measures it)",
         )
 
     def on_validation_start(self, *_: Any) -> None:
@@ -124,7 +126,7 @@ class Throughput(Callback):
         """Raises the peak that a step on a CPU has exceeded; a GPU's steps may not be over when the clock is read."""
         if flops > self.peak.flops and pl_module.device.type == "cpu":
             self.peak = record_peak("cpu", str(trainer.precision), flops, "a training step")
-            trainer.print(f"step {trainer.global_step}: faster than the peak; {self._peak_in_words()}")
+            say(trainer, f"step {trainer.global_step}: faster than the peak; {self._peak_in_words()}")
 
     def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps, per_step = trainer.max_steps - trainer.global_step, trainer.accumulate_grad_batches
@@ -138,11 +140,11 @@ class Throughput(Callback):
             return
         pl_module.log("left", left, prog_bar=True, logger=False)
         if not self.told:
-            trainer.print(f"step {trainer.global_step}: by the steps so far, {format_duration(left)} to go")
+            say(trainer, f"step {trainer.global_step}: by the steps so far, {format_duration(left)} to go")
             self.told = True
 
     def _look_for_others(self, trainer: Trainer, every: float = LOOK_EVERY) -> None:
         """Prints a line when other programs begin to slow the run down, and when they stop."""
         others = self.others
         if others is not None and time.perf_counter() - others.start > every and others.look():
-            trainer.print(f"step {trainer.global_step}: {others}")
+            say(trainer, f"step {trainer.global_step}: {others}")

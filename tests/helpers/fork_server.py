@@ -69,6 +69,8 @@ def run(
     os.environ.update(environment)
     import traceback
 
+    if "HOST_NAME" in environment:  # of a host that there is only in a test
+        socket.gethostname = lambda: environment["HOST_NAME"]
     program = importlib.import_module(f"{module}.__main__")
     sys.argv = [str(program.__file__), *arguments]
     sys.executable = python  # two that train together: the first starts the second

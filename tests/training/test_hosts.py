@@ -1,10 +1,26 @@
 """Proves that a run of several processes, which torchrun or SLURM have started, is one run or none: they take their
 number from the launcher."""
 
-import pytest
-from jsonargparse import Namespace
+import contextlib
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
 
-from lm.training.hosts import find_world
+import pytest
+import torch
+from helpers.processes import free_port, wait_until
+from helpers.runs import same
+from jsonargparse import Namespace
+from torch.distributed import HashStore
+
+from lm.runs.checkpoint import load_checkpoint
+from lm.runs.folder import LOCK
+from lm.runs.manifest import read_manifest
+from lm.training import hosts
+from lm.training.hosts import Hosts, find_world
 from tokenization import InputError
 
 TORCHRUN = {
@@ -82,3 +98,232 @@ def test_a_checkpoint_of_lightnings_for_slurm_is_never_taken(settings, lm, fit_a
     (line,) = result.err.splitlines()
     if "auto" not in "".join(settings):
         assert line.startswith(f"lm fit: {tmp_path / 'hpc_ckpt_1.ckpt'}: was saved by Lightning for SLURM")
+
+
+# --- what they agree on: threads with a store of their own -----------------------------------------------------------
+
+
+def together(*parts, store=None, names="ab") -> list[object]:
+    """Runs each part as a process's; part(hosts). -> what each has returned or raised."""
+    store, outcomes = store or HashStore(), [None] * len(parts)
+
+    def work(rank: int) -> None:
+        try:
+            processes = Hosts(rank, len(parts), store)
+            processes.names = list(names[: len(parts)])
+            outcomes[rank] = parts[rank](processes)
+        except BaseException as error:
+            outcomes[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return outcomes
+
+
+def stage(error: Exception | None = None, **seen: object):
+    def part(processes: Hosts) -> str:
+        with processes.agree() as found:
+            found |= seen
+            if error is not None:
+                raise error
+        return "on"
+
+    return part
+
+
+def test_processes_that_see_the_same_go_on():
+    assert together(stage(a=1), stage(a=1), stage(a=1), names="abc") == ["on"] * 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ((stage(a=1), stage(a=2)), "a is 1 on a, and 2 on b; all processes need the same settings"),
+        ((stage(), stage(torch=2)), "torch is None on a, and 2 on b; install the same version on all hosts"),
+        ((stage(InputError("bad: x"), a=1), stage(a=2)), "bad: x"),
+        ((stage(InputError("bad: x")), stage(InputError("bad: x"))), "bad: x"),
+        ((stage(), stage(InputError("bad: x"))), "b: bad: x"),
+        ((stage(), stage(FileNotFoundError(2, "No such file", "x"))), "b: x: No such file"),
+    ],
+)
+def test_one_that_refuses_ends_all(parts, line):
+    first, second = together(*parts)
+    assert isinstance(first, InputError)
+    assert str(first).startswith(line)
+    assert isinstance(second, SystemExit)
+    assert second.code == 2
+
+
+def test_one_that_fails_ends_the_others():
+    first, second = together(stage(), stage(ZeroDivisionError("by zero")))
+    assert str(first) == "b: process 1: ZeroDivisionError: by zero"
+    assert isinstance(second, ZeroDivisionError)
+    first, second = together(stage(KeyboardInterrupt()), stage())
+    assert isinstance(first, KeyboardInterrupt)
+    assert second.code == 2
+
+
+def test_one_that_does_not_appear_or_answer_is_named(monkeypatch):
+    monkeypatch.setattr(hosts, "MEETING", timedelta(seconds=0.2))
+    for name in ("STAGE", "PARTING"):
+        monkeypatch.setattr(hosts, name, timedelta(seconds=0.2))
+    with pytest.raises(InputError, match=r"processes \[1, 2\] of 3 did not appear within 0:00:00.2"):
+        Hosts(0, 3, HashStore())
+    with pytest.raises(InputError, match=r"the first process did not appear"):
+        Hosts(1, 3, HashStore())
+    first, _ = together(stage(), lambda processes: time.sleep(0.5))
+    assert str(first) == "no answer within 0:00:00.200000 from process 1 on b"
+
+
+def test_a_store_that_remembers_an_earlier_start():
+    """torchrun keeps its store when it starts the processes again."""
+    store = HashStore()
+    assert [str(outcome) for outcome in together(stage(a=1), stage(a=2), store=store)] != ["on", "on"]
+    for _ in range(3):
+        assert together(stage(a=1), stage(a=1), store=store) == ["on", "on"]
+
+
+@pytest.mark.parametrize(("address", "lonely"), [("127.0.1.1", True), ("::1", True), (None, True), ("10.0.0.7", False)])
+def test_a_name_that_stands_for_this_host_alone(address, lonely, monkeypatch):
+    def resolve(host, port):
+        if address is None:
+            raise OSError("Name or service not known")
+        return [(None, None, None, "", (address, 0))]
+
+    monkeypatch.setattr(hosts.socket, "getaddrinfo", resolve)
+    with (
+        pytest.raises(InputError, match=r"the name a stands for .*; set GLOO_SOCKET_IFNAME to")
+        if lonely
+        else (contextlib.nullcontext())
+    ):
+        hosts.check_address("a")
+
+
+# --- two hosts -------------------------------------------------------------------------------------------------------
+
+STEPS = ("--trainer.max_steps=6", "--trainer.val_check_interval=3", "--checkpoints.every_n_steps=2",
+         "--trainer.limit_val_batches=2", "--data.batch_size=2", "--samples.max_new_tokens=0")  # fmt: skip
+ENDLESS = (*STEPS, "--trainer.max_steps=200000", "--trainer.val_check_interval=100000")
+
+
+@pytest.fixture
+def two_hosts(fork_server, environment, monkeypatch, tmp_path):
+    """start(arguments of each host): what torchrun starts on hosts a and b, each in a folder of that name."""
+
+    def start(*arguments: list[object], **variables: str | None):
+        environment(TORCHRUN | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+        environment({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"})
+        environment(variables)
+        processes = []
+        for rank, (host, command) in enumerate(zip("ab", arguments, strict=True)):
+            (tmp_path / host).mkdir(exist_ok=True)
+            with monkeypatch.context() as patch:
+                patch.chdir(tmp_path / host)
+                for name, value in {"RANK": str(rank), "GROUP_RANK": str(rank), "HOST_NAME": host}.items():
+                    patch.setenv(name, value)
+                processes.append(fork_server.start(command, tmp_path / f"{host}.log"))
+        return processes
+
+    def said(host: str) -> str:
+        return (tmp_path / f"{host}.log").read_text()
+
+    start.said = said
+    return start
+
+
+@pytest.fixture(scope="module")
+def one_process(lm, fit_arguments, tmp_path_factory) -> Path:
+    """The run that two processes shall equal."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    more = ("--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=6")
+    assert lm(*fit_arguments(run, *STEPS, *more)).code == 0
+    return run
+
+
+def test_without_a_shared_disk(two_hosts, one_process, lm, fit_arguments, tmp_path):
+    """A new run may begin, as the first process alone writes; to go on, each host must see the checkpoint."""
+    processes = two_hosts(*[fit_arguments(Path("run"), *STEPS, "--ckpt_path=auto")] * 2)
+    assert [process.wait() for process in processes] == [0, 0], two_hosts.said("a") + two_hosts.said("b")
+    assert "run: holds no checkpoint" in two_hosts.said("a")
+    assert two_hosts.said("b") == ""
+    assert not (tmp_path / "b/run").exists()
+    expected, weights = (load_checkpoint(run / "last.ckpt")["state_dict"] for run in (one_process, tmp_path / "a/run"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+    before = (tmp_path / "a/run/last.ckpt").read_bytes()
+    for log in tmp_path.glob("*.log"):
+        log.unlink()
+    start = time.monotonic()
+    more = (*STEPS, "--trainer.max_steps=12", "--ckpt_path=auto")
+    processes = two_hosts(*[fit_arguments(Path("run"), *more)] * 2)
+    assert [process.wait() for process in processes] == [2, 2]
+    assert time.monotonic() - start < 60
+    (line,) = two_hosts.said("a").splitlines()
+    assert line.startswith("lm fit: the checkpoint to begin with is run/last.ckpt, step 6, digest ")
+    assert line.endswith(" on a, and none on b; all hosts need the run's folder, so put it on a disk that they share")
+    assert two_hosts.said("b") == ""
+    assert (tmp_path / "a/run/last.ckpt").read_bytes() == before
+
+
+REFUSALS = {  # settings of host b, what a says
+    "another setting": (("--trainer.max_steps=7",), "trainer.max_steps is 6 on a, and 7 on b; all processes need"),
+    "no data": (("--data.val_path=nowhere.bin",), "b: nowhere.bin: no such token file"),
+    "a mistyped setting": (("--trainer.max_step=7",), "b: "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_one_host_refuses_ends_both(case, two_hosts, fit_arguments, tmp_path):
+    settings, message = REFUSALS[case]
+    arguments = fit_arguments(tmp_path / "run", *STEPS)
+    processes = two_hosts(arguments, [*arguments, *settings])
+    assert [process.wait() for process in processes] == [2, 2]
+    (line,) = two_hosts.said("a").splitlines()
+    assert line.startswith(f"lm fit: {message}")
+    assert two_hosts.said("b") == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lock_that_the_first_process_respects_ends_both(two_hosts, fit_arguments, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LOCK).write_text('{"host": "elsewhere", "pid": 7}')
+    processes = two_hosts(*[fit_arguments(run, *STEPS)] * 2)
+    assert [process.wait() for process in processes] == [2, 2]
+    (line,) = two_hosts.said("a").splitlines()
+    assert line.startswith(f"lm fit: {run}: is locked by process 7 of host elsewhere")
+    assert two_hosts.said("b") == ""
+
+
+def test_names_that_other_hosts_cannot_resolve(two_hosts, fit_arguments, tmp_path):
+    processes = two_hosts(*[fit_arguments(tmp_path / "run", *STEPS)] * 2, GLOO_SOCKET_IFNAME=None)
+    assert [process.wait() for process in processes] == [2, 2]
+    line = two_hosts.said("a").splitlines()[-1]
+    assert "stands for 127.0.0.1, at which other hosts cannot reach it; set GLOO_SOCKET_IFNAME" in line
+    assert two_hosts.said("b") == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_two_that_share_the_weights_one_is_killed(two_hosts, fit_arguments, tmp_path):
+    """The other cannot gather them any more, and waits for nothing; a signal to one ends both, and saves."""
+    run = tmp_path / "run"
+    arguments = fit_arguments(run, *ENDLESS, "--trainer.strategy=fsdp", "--checkpoints.every_n_steps=20")
+    first, second = two_hosts(arguments, arguments)
+    wait_until((run / "last.ckpt").exists)
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait()
+    assert first.wait(60) not in (0, -9)
+    (line,) = [line for line in two_hosts.said("a").splitlines() if line.startswith("stopped after step")]
+    assert f"--ckpt_path {run / 'last.ckpt'}` resumes from step" in line
+    step = read_manifest(run / "last.ckpt")["step"]
+    before = load_checkpoint(run / "last.ckpt")
+    first, second = two_hosts(*[[*arguments, f"--ckpt_path={run / 'last.ckpt'}"]] * 2)
+    wait_until(lambda: (run / LOCK).exists() and read_manifest(run / "last.ckpt")["step"] > step)
+    os.kill(second.pid, signal.SIGTERM)
+    assert [first.wait(60), second.wait(60)] == [143, 0]
+    after = load_checkpoint(run / "last.ckpt")
+    assert after["global_step"] > step == before["global_step"]
+    assert not same(after["state_dict"], before["state_dict"])
