@@ -21,7 +21,8 @@ from lm.training.callbacks import TrainingBar
 from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
 from lm.training.command_line import one_line, warn_of_variables
 from lm.training.data import TokenDataModule
-from lm.training.hosts import Hosts, find_world, seen_here
+from lm.training.hosts import Hosts, seen_here
+from lm.training.launchers import find_world
 from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
 from lm.training.nonfinite import StopWhenDiverged

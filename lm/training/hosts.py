@@ -1,12 +1,10 @@
-"""Makes one run, or none, of the processes that a launcher has started: torchrun, or SLURM's srun.
+"""Makes one run, or none, of the processes that a launcher has started (launchers.py):
 
-    find_world()    how many there are, from the launcher's environment
-    Hosts.meet()    they find each other through a store, before anything else
-    hosts.agree()   each does its part of a stage; they go on together only if none refuses, and all see the same
-    hosts.connect() they join in torch's process group, which Lightning then uses
+    Hosts.meet()     they find each other through a store, before anything else
+    hosts.agree()    each does its part of a stage; they go on together only if none refuses, and all see the same
+    hosts.connect()  they join torch's process group, which Lightning then uses
 
-The first process decides and reports; the others leave with its exit code. Lightning's own launcher, which starts the
-processes of one host (trainer.devices 2) when training begins, is left to Lightning.
+The first process decides and reports; the others leave with its exit code.
 """
 
 import atexit
@@ -19,17 +17,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning import Trainer
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch.distributed import (  # type: ignore[attr-defined]  # it exports them all the same
     DistError,
     PrefixStore,
@@ -42,6 +35,7 @@ from lm.machine.signals import Interrupted
 from lm.runs.manifest import read_digest
 from lm.training.checks import settings_of
 from lm.training.data import TokenDataModule
+from lm.training.launchers import World
 from lm.training.resume import Resume
 from tokenization import InputError
 from tokenization.errors import describe_os_error
@@ -56,70 +50,6 @@ VERSIONS = ("torch", "lightning")
 REMEDIES = {CHECKPOINT: "all hosts need the run's folder, so put it on a disk that they share"}
 REMEDIES |= dict.fromkeys((*VERSIONS, "this package"), "install the same version on all hosts")
 REMEDIES |= dict.fromkeys(PATHS, "copy the same files to all hosts")
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that a launcher has started, equally many on each node."""
-
-    launcher: str
-    environment: ClusterEnvironment
-    rank: int
-    size: int
-    nodes: int
-
-    @property
-    def per_node(self) -> int:
-        return self.size // self.nodes
-
-    def parts_of_trainer(self, settings: Namespace) -> dict[str, Any]:
-        """Returns the trainer's number of nodes, and of devices where the settings leave it open.
-
-        settings: the trainer's. InputError if they have another number of nodes; 1 is the default, and no wish.
-        """
-        if settings.num_nodes not in (1, self.nodes):
-            raise InputError(
-                f"trainer.num_nodes is {settings.num_nodes}, and {self.launcher} has started {self.nodes}; leave"
-                " trainer.num_nodes out, as it is read from the environment"
-            )
-        left_open = settings.devices in ("auto", -1, "-1")
-        return {"num_nodes": self.nodes} | ({"devices": self.per_node} if left_open else {})
-
-    def check(self, trainer: Trainer) -> None:
-        """Raises InputError unless the trainer has a device for each process of this node."""
-        if trainer.num_devices != self.per_node:
-            raise InputError(
-                f"trainer.devices is {trainer.num_devices}, and {self.launcher} has started {self.per_node} a node;"
-                " leave trainer.devices out, as it is read from the environment"
-            )
-
-
-def find_world() -> World | None:
-    """Returns the processes that a launcher has started, or None if this process is on its own."""
-    if TorchElasticEnvironment.detect():
-        size, local = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
-        nodes = _number("GROUP_WORLD_SIZE", size // local)
-        if size != nodes * local:
-            raise InputError(
-                f"torchrun has started {size} processes on {nodes} nodes, {local} of them on this one; give every node"
-                " the same --nproc-per-node"
-            )
-        return World("torchrun", TorchElasticEnvironment(), _number("RANK"), size, nodes)
-    if SLURMEnvironment.detect():
-        size, nodes = _number("SLURM_NTASKS"), _number("SLURM_NNODES", 1)
-        if size % nodes or (size > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ):
-            raise InputError(f"SLURM has started {size} processes on {nodes} nodes; set --ntasks-per-node")
-        environment = SLURMEnvironment(auto_requeue=False)  # its checkpoint may be from the middle of a step
-        return World("SLURM", environment, _number("SLURM_PROCID", 0), size, nodes)
-    return None
-
-
-def _number(variable: str, default: int | None = None) -> int:
-    value = os.environ.get(variable, default)
-    try:
-        return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise InputError(f"{variable} is {value}; the launcher must set it to a number") from None
 
 
 class Hosts:

@@ -20,7 +20,8 @@ from lm.runs.checkpoint import load_checkpoint
 from lm.runs.folder import LOCK
 from lm.runs.manifest import read_manifest
 from lm.training import hosts
-from lm.training.hosts import Hosts, find_world
+from lm.training.hosts import Hosts
+from lm.training.launchers import find_world
 from tokenization import InputError
 
 TORCHRUN = {
