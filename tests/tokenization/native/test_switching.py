@@ -198,6 +198,8 @@ tokenizer.encode("a")
 def test_a_process_that_forks_while_the_kernels_are_loaded():
     """Children in every state: plain, loading anew, loaded. None hangs, and all ids are the same."""
     code = """
+import warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12; see pyproject
 def child(number):
     assert kernels._loader is None and kernels._stepping.acquire(blocking=False)
     kernels._stepping.release()
