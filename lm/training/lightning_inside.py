@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import yaml
-from jsonargparse import Namespace, _loaders_dumpers, set_loader
+from jsonargparse import DefaultHelpFormatter, Namespace, _loaders_dumpers, set_loader
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -72,6 +72,13 @@ class CommandLine(LightningCLI):
         self.config_init = self.parser.instantiate(self.config)
         made: Namespace = self.config_init[self.subcommand]
         return made
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Shows the settings as jsonargparse does, and the lines of a description as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 def read_settings_strictly() -> None:

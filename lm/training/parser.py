@@ -1,10 +1,9 @@
 """Defines the settings of `lm fit` and `lm validate`, and reads them from arguments and configurations."""
 
 import logging
-from argparse import RawDescriptionHelpFormatter
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lm.machine.devices import HELP, find_device
@@ -15,6 +14,7 @@ from lm.training.command_line import arrange, explain
 from lm.training.data import TokenDataModule
 from lm.training.lightning_inside import (
     CommandLine,
+    HelpFormatter,
     read_settings_strictly,
     silence_harmless_warnings,
     tell_one_batch_from_all,
@@ -57,10 +57,6 @@ DEFAULTS: dict[str, Any] = {  # of the trainer, where they differ from Lightning
     "enable_model_summary": False,
     "log_every_n_steps": 10,
 }
-
-
-class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Shows the settings as jsonargparse does, and the lines of a description as they are."""
 
 
 class SettingsCLI(CommandLine):

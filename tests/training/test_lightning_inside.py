@@ -143,6 +143,14 @@ def test_option_names(line_cli):
     assert {"trainer.max_steps", "seed_everything", "config"} <= set(names), changed("lightning", part)
 
 
+def test_a_description_keeps_its_lines():
+    parser = ArgumentParser(
+        formatter_class=lightning_inside.HelpFormatter, description="Trains.\n\n  lm fit      one\n  lm fit -c   two"
+    )
+    part = "argparse's HelpFormatter._fill_text"
+    assert "\n\n  lm fit      one\n  lm fit -c   two\n" in parser.format_help(), changed("jsonargparse", part)
+
+
 def test_classes_are_made(line_cli):
     made = line_cli.make_classes()
     assert isinstance(made.model, Line), changed("jsonargparse", "ArgumentParser.instantiate makes no classes")
