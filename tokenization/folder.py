@@ -45,9 +45,10 @@ NEEDS_CONFIG = f"{MERGES_VERSION} with {CONFIG_FILE}"
 def write_folder(folder: str | os.PathLike[str], definition: TokenizerDefinition) -> None:
     """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two."""
     table = vocabulary_table(definition.vocab, definition.special_tokens)
+    entries = json.dumps(table, ensure_ascii=False, separators=(",\n", ": "))  # with an indent it would be slow
     lines = [NEEDS_CONFIG, *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in definition.merges)]
     texts = {
-        VOCAB_FILE: json.dumps(table, ensure_ascii=False, indent=0) + "\n",
+        VOCAB_FILE: f"{{\n{entries[1:-1]}\n}}\n",
         MERGES_FILE: "\n".join(lines) + "\n",
     }
     files = {name: sha256(text) for name, text in texts.items()}

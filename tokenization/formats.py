@@ -6,6 +6,7 @@
 A special token stands in vocab.json as plain text. Folders with these files are read and written by folder.py.
 """
 
+import codecs
 import functools
 import json
 import os
@@ -43,16 +44,32 @@ def byte_values() -> dict[str, int]:
     return {character: value for value, character in byte_alphabet().items()}
 
 
+@functools.cache
+def _charmap() -> tuple[str, Any]:
+    """Returns the alphabet as the codecs of Python's own character maps want it, to decode and to encode."""
+    alphabet = "".join(character for _, character in sorted(byte_alphabet().items()))
+    return alphabet, codecs.charmap_build(alphabet)
+
+
 def bytes_to_text(token: bytes) -> str:
     """Writes a token in GPT-2's alphabet."""
-    alphabet = byte_alphabet()
-    return "".join(alphabet[value] for value in token)
+    return codecs.charmap_decode(token, "strict", _charmap()[0])[0]
 
 
 def text_to_bytes(text: str) -> bytes:
     """Reads a token in GPT-2's alphabet. Raises KeyError for a character outside it."""
-    values = byte_values()
-    return bytes(values[character] for character in text)
+    try:
+        return codecs.charmap_encode(text, "strict", _charmap()[1])[0]
+    except UnicodeEncodeError as error:
+        raise KeyError(text[error.start]) from None
+
+
+class _Tokens(dict[str, bytes]):
+    """Tokens that were read before, as many occur in several merges."""
+
+    def __missing__(self, text: str) -> bytes:
+        token = self[text] = text_to_bytes(text)
+        return token
 
 
 def read_vocabulary(path: str | os.PathLike[str], special_tokens: Sequence[str]) -> Vocabulary:
@@ -96,14 +113,15 @@ def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
 def read_merges(path: str | os.PathLike[str]) -> Merges:
     """Reads a merges.txt: pairs of byte strings, in order of creation."""
     merges: Merges = []
+    tokens = _Tokens()
     for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):  # "# #" is a merge like any other
             continue
         try:
-            left, right = map(text_to_bytes, line.split(" "))
+            left, right = line.split(" ")
+            merges.append((tokens[left], tokens[right]))
         except (KeyError, ValueError):
             raise InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them") from None
-        merges.append((left, right))
     return merges
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenization.bpe import Merges, merge_by_rank
+from tokenization.bpe import Merges
 from tokenization.errors import InputError
 from tokenization.files import write_text
 from tokenization.formats import (
@@ -77,22 +77,44 @@ def is_tiktoken(path: Path) -> bool:
         return False
 
 
+Parts = dict[int, tuple[int, int] | None]  # the two tokens that a token was merged from; None for a byte
+
+
 def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
     """Returns the merge behind each token: the two tokens that its bytes become when only older tokens may merge.
 
     A token that is not the merge of two older ones can never result from encoding, and has no merge.
     """
     merges: Merges = []
-    known: dict[tuple[int, int], tuple[int, int]] = {}
-    by_rank = sorted((rank, token) for token, rank in ranks.items())
-    tokens = dict(by_rank)
-    for rank, token in by_rank:
-        if len(token) > 1:
-            pair = merge_by_rank([ranks[token[i : i + 1]] for i in range(len(token))], known)
-            if len(pair) == 2:
-                known[pair[0], pair[1]] = (rank, rank)
-                merges.append((tokens[pair[0]], tokens[pair[1]]))
+    parts: Parts = {rank: None for token, rank in ranks.items() if len(token) == 1}
+    known: dict[tuple[int, int], int] = {}
+    for rank, token in sorted((rank, token) for token, rank in ranks.items()):
+        for cut in range(1, len(token)):
+            left, right = ranks.get(token[:cut], -1), ranks.get(token[cut:], -1)
+            if left in parts and right in parts and stay_apart(left, right, parts, known):
+                parts[rank], known[left, right] = (left, right), rank
+                merges.append((token[:cut], token[cut:]))
+                break
     return merges
+
+
+def stay_apart(left: int, right: int, parts: Parts, known: Mapping[tuple[int, int], int]) -> bool:
+    """Tells whether the bytes of two tokens merge into just these two.
+
+    Their merges are undone from the last to the first. None of the tokens that face each other then may have merged,
+    {pair: merged token} in `known`, before the merge that was undone last; of two alike the left one comes first.
+    """
+    limit = 1 << 64
+    while True:
+        if known.get((left, right), limit) < limit:
+            return False
+        of_left, of_right = parts[left], parts[right]
+        if of_left and (not of_right or left > right):
+            limit, left = left, of_left[1]
+        elif of_right:
+            limit, right = right + 1, of_right[0]
+        else:
+            return True
 
 
 def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:

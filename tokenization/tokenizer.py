@@ -74,10 +74,13 @@ class Tokenizer:
         self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
         self._ranks: Ranks = {}
         for rank, (left, right) in enumerate(self.merges):
-            for token in (left, right, left + right):
-                if token not in ids:
-                    raise InputError(f"merge {rank + 1}, {left!r} with {right!r}: {token!r} is not in the vocabulary")
-            self._ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
+            try:
+                self._ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
+            except KeyError as error:
+                missing = error.args[0]
+                raise InputError(
+                    f"merge {rank + 1}, {left!r} with {right!r}: {missing!r} is not in the vocabulary"
+                ) from None
         self._cache: dict[str, list[int]] = {}
         self.switch = EncoderSwitch(
             pattern, self.vocab_size, len(self.merges), self._byte_ids, self._ranks, self._special_ids

@@ -4,6 +4,7 @@ pattern; what comes back from their files is what went out; what they ask for be
 import base64
 import itertools
 import json
+import random
 import re
 from pathlib import Path
 
@@ -15,8 +16,15 @@ import tokenizers
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, pretokenization
 from tokenization.__main__ import main
+from tokenization.bpe import merge_by_rank
 from tokenization.formats import bytes_to_text, vocabulary_table
-from tokenization.interchange import export_huggingface, export_tiktoken, import_huggingface, import_tiktoken
+from tokenization.interchange import (
+    export_huggingface,
+    export_tiktoken,
+    import_huggingface,
+    import_tiktoken,
+    recover_merges,
+)
 from tokenization.pretokenization import PATTERNS, cut_into_chunks, find_cut, pretokenize
 from tokenization.tokenizer_json import COMPLETE, LLAMA3_PATTERN
 
@@ -344,3 +352,37 @@ def test_commands(small, tmp_path, monkeypatch, capsys) -> None:
     assert not Path("d").exists()
     assert main(["train", "text.txt", "--vocab-size", "262", "--pattern", "(2024)", "--output", "e"]) == 0
     assert Tokenizer.load("e").decode(Tokenizer.load("e").encode("in 2024!")) == "in 2024!"
+
+
+def merges_by_merging(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Merges the bytes of each token by all older ones, as tiktoken itself would."""
+    merges: list[tuple[bytes, bytes]] = []
+    known: dict[tuple[int, int], tuple[int, int]] = {}
+    by_rank = sorted((rank, token) for token, rank in ranks.items())
+    tokens = dict(by_rank)
+    for rank, token in by_rank:
+        if len(token) > 1:
+            pair = merge_by_rank([ranks[bytes([value])] for value in token], known)
+            if len(pair) == 2:
+                known[pair[0], pair[1]] = (rank, rank)
+                merges.append((tokens[pair[0]], tokens[pair[1]]))
+    return merges
+
+
+def test_recovered_merges_are_those_that_merging_finds():
+    """On vocabularies that no training gives: tokens without a merge, in any order, of few letters."""
+    source, num_merges, num_tokens = random.Random(0), 0, 0
+    for _ in range(1500):
+        letters = b"abcd"[: source.randint(1, 4)]
+        tokens = {bytes([letter]) for letter in letters}
+        for _ in range(source.randint(1, 40)):
+            made = source.choice(sorted(tokens)) + source.choice(sorted(tokens))
+            tokens.add(made[:12] if source.random() < 0.75 else bytes(source.choices(letters, k=source.randint(2, 8))))
+        ordered = sorted(tokens, key=len) if source.random() < 0.5 else source.sample(sorted(tokens), len(tokens))
+        ids = source.sample(range(3 * len(tokens)), len(tokens))
+        ranks = dict(zip(ordered, sorted(ids) if source.random() < 0.5 else ids, strict=True))
+        expected = merges_by_merging(ranks)
+        assert recover_merges(ranks) == expected, ranks
+        num_merges, num_tokens = num_merges + len(expected), num_tokens + len(ranks)
+    assert num_merges > 5000
+    assert num_tokens > num_merges + 5000
