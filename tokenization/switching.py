@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from tokenization.bpe import Ranks
+from tokenization.decoding import Decoder
 from tokenization.kernels import (
     BEHIND_FROM_CHARACTERS,
     KERNELS_FROM_BYTES,
@@ -27,7 +28,7 @@ from tokenization.token_file import token_dtype
 class EncoderSwitch:
     """The kernels' encoder of one tokenizer, from the moment it is there.
 
-    pattern, byte_ids, ranks, special_ids: what native.Encoder takes.
+    pattern, byte_ids, ranks, special_ids: what native.Encoder takes. decoder: uses the kernels from the same moment on.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class EncoderSwitch:
         byte_ids: Sequence[int],
         ranks: Ranks,
         special_ids: Mapping[str, int],
+        decoder: Decoder,
     ):
         self.encoder: Any = None  # a native.Encoder, once the kernels are loaded
         self.can_switch = have_kernels(pattern)
         self._pattern, self._vocab_size, self._num_merges = pattern, vocab_size, num_merges
-        self._tables = byte_ids, ranks, special_ids
+        self._tables, self._decoder = (byte_ids, ranks, special_ids), decoder
         self._encoded_plainly = 0  # characters since a thread was last asked to load the kernels
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class EncoderSwitch:
     def encoder_of(self, native: ModuleType) -> Any:
         """Return the native.Encoder of this tokenizer, made at the first call. native: the module with the kernels."""
         if self.encoder is None:
+            self._decoder.use(native)
             self.encoder = native.Encoder(*self._tables, self._pattern, token_dtype(self._vocab_size))
         return self.encoder
 

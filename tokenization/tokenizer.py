@@ -83,7 +83,13 @@ class Tokenizer:
                 ) from None
         self._cache: dict[str, list[int]] = {}
         self.switch = EncoderSwitch(
-            pattern, self.vocab_size, len(self.merges), self._byte_ids, self._ranks, self._special_ids
+            pattern,
+            self.vocab_size,
+            len(self.merges),
+            self._byte_ids,
+            self._ranks,
+            self._special_ids,
+            self._decoder,
         )
 
     def __len__(self) -> int:
@@ -246,7 +252,7 @@ class Tokenizer:
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
         """Return the bytes of token ids, as `encode_bytes` was given them."""
-        return self._decoder.decode_bytes(token_ids)
+        return bytes(self._decoder.decode_bytes(token_ids))
 
     def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
         """Yield the text of token ids as it grows: a character as soon as all its bytes are there."""

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from tokenization.native.cells import fill_cells, list_byte_pairs
 from tokenization.native.compiling import load
 from tokenization.native.counting import add_table, count_corpus, count_window
+from tokenization.native.decoding import Decoder, copy_tokens, decoded_size
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.learning import learn_merges, make_merges
 from tokenization.native.merging import fill_merges
@@ -25,6 +26,7 @@ from tokenization.native.text import first_invalid, last_cut
 from tokenization.native.windows import Window
 
 __all__ = [
+    "Decoder",
     "Encoder",
     "Window",
     "can_encode",
@@ -37,7 +39,7 @@ _COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
 _LEARNING = (summarize, fill_cells, add_token, list_byte_pairs, make_merges)
 _KERNELS = {
     "training": _COUNTING + _LEARNING,
-    "encoding": (first_invalid, last_cut, fill_merges, encode_window, rehash),
+    "encoding": (first_invalid, last_cut, fill_merges, encode_window, rehash, decoded_size, copy_tokens),
 }
 
 

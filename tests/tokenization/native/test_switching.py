@@ -161,6 +161,33 @@ def test_a_batch_names_what_cannot_be_encoded(tokenizer):
         tokenizer.decode_batch([[97], [9999]])
 
 
+@pytest.mark.parametrize("kind", [list, iter, np.int64, np.uint32, np.int8])
+def test_many_ids_are_decoded_by_the_kernels_as_by_python(kind, monkeypatch):
+    """A vocabulary with gaps, tokens of any bytes and lengths; ids that are unknown are refused in the same words."""
+    source = random.Random(5)
+    vocab = {token_id: token for token_id, token in VOCAB.items() if token_id % 7 or token_id < 256}
+    vocab |= {600 + n: source.randbytes(source.choice([0, 1, 7, 8, 9, 300])) + b"%d" % n for n in range(50)}
+    tokenizer = Tokenizer(vocab, [])
+    tokenizer.switch.load()
+    monkeypatch.setattr(type(tokenizer._decoder), "_join", None)  # plain Python would fail
+    known = [token_id for token_id in vocab if kind is not np.int8 or token_id < 128]
+    convert = kind if kind in (list, iter) else lambda ids: np.array(ids, kind)
+    for count in (128, 129, 1000):
+        ids = source.choices(known, k=count)
+        data = b"".join(vocab[token_id] for token_id in ids)
+        assert tokenizer.decode_bytes(convert(ids)) == data
+        assert tokenizer.decode(convert(ids)) == data.decode(errors="replace")
+
+
+@pytest.mark.parametrize("unknown", [-1, -301, 500, 10**6, 1 << 62, -(1 << 62), 1 << 70])
+def test_many_ids_of_which_one_is_unknown(tokenizer, unknown):
+    tokenizer.switch.load()
+    for ids in ([97] * 200 + [unknown], [unknown] + [97] * 200):
+        for given in (ids, iter(ids), np.array(ids)):
+            with pytest.raises(InputError, match=f"token id {unknown} is not in the vocabulary"):
+                tokenizer.decode(given)
+
+
 def test_arrays_of_a_large_vocabulary_are_uint32():
     wide = Tokenizer({token_id + 70_000: token for token_id, token in VOCAB.items()}, MERGES, SPECIAL_TOKENS)
     plain = wide.encode_to_numpy(SEED_TEXT)
