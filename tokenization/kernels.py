@@ -21,8 +21,13 @@ from typing import NamedTuple
 
 from tokenization.patterns import parts_of
 
-KERNELS_FROM_BYTES = 4_000_000  # of text: with less, loading or compiling the kernels would take longer than they save
-BEHIND_FROM_CHARACTERS = 1_000_000  # encoded in plain Python: a program that encodes so many will encode more
+# Bytes of text from which the kernels save more time than it takes until they are ready:
+LOADED_FROM_BYTES = 100_000  # where this process has loaded them already
+CACHED_FROM_BYTES = 500_000  # where their machine code lies in the cache
+KERNELS_FROM_BYTES = 4_000_000  # where they must be compiled
+# Characters encoded in plain Python after which a program will encode more, so that the kernels are worth loading:
+BEHIND_FROM_CHARACTERS = 1_000_000
+LOADED_BEHIND_FROM_CHARACTERS = 100_000  # where only a tokenizer's tables must be made
 
 # These have something done before and after each fork. If the thread imported them while a fork waits for it, the fork
 # would do the second without the first.
@@ -46,11 +51,39 @@ def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
     """Choose the compiled kernels where they save time and can be loaded. work: "training" or "encoding"."""
     if not have_kernels(pattern):
         return Choice(None, "plain Python (the kernels do not know the pattern)")
-    if num_bytes < KERNELS_FROM_BYTES:
-        return Choice(None, f"plain Python (less than {KERNELS_FROM_BYTES / 1e6:g} MB)")
+    if not worth_waiting(pattern, num_bytes, work):
+        enough = CACHED_FROM_BYTES if num_bytes < CACHED_FROM_BYTES else KERNELS_FROM_BYTES
+        return Choice(None, f"plain Python (less than {enough / 1e6:g} MB)")
     start = time.perf_counter()
     native, reason = load_kernels(work, pattern)
     return Choice(native, reason, time.perf_counter() - start if native else 0.0)
+
+
+def worth_waiting(pattern: str, num_bytes: int, work: str) -> bool:
+    """Return whether the kernels save more time with so many bytes of text than it takes until they are ready."""
+    if num_bytes >= KERNELS_FROM_BYTES:
+        return True
+    if are_loaded(pattern, work):
+        return num_bytes >= LOADED_FROM_BYTES
+    return num_bytes >= CACHED_FROM_BYTES and are_cached(pattern, work)
+
+
+def are_loaded(pattern: str, work: str) -> bool:
+    """Return whether this process has loaded the kernels for a pattern and a work."""
+    return (work, pattern) in _loaded
+
+
+def are_cached(pattern: str, work: str) -> bool:
+    """Return whether the cache has machine code of the kernels; false where they cannot be used at all."""
+    try:
+        with step():
+            native = importlib.import_module("tokenization.native")
+        return bool(native.are_cached(work, pattern))
+    except Exception:  # as in load_kernels, which will say why
+        return False
+
+
+_loaded: set[tuple[str, str]] = set()  # what load_kernels has loaded: work, pattern
 
 
 @functools.cache
@@ -60,6 +93,7 @@ def load_kernels(work: str, pattern: str) -> tuple[ModuleType | None, str]:
         with step():
             native = importlib.import_module("tokenization.native")
         native.compile_kernels(work, pattern, step)
+        _loaded.add((work, pattern))
     except ModuleNotFoundError as error:
         return None, f"plain Python ({error.name} is not installed)"
     except Exception as error:  # whatever LLVM raises: the work can be done without them

@@ -1,8 +1,8 @@
 """The switch from plain Python to the compiled kernels, while a program goes on encoding.
 
-    a text of KERNELS_FROM_BYTES   waits until the kernels are loaded or compiled: they save more time than that takes
-    smaller ones                   never wait; when there were many, a thread loads the kernels behind them
-    once they are loaded           every text is encoded by the kernels
+    a large text           waits until the kernels are loaded or compiled: they save more time than that takes
+    smaller ones           never wait; when there were many, a thread loads the kernels behind them
+    once they are loaded   every text is encoded by the kernels
 
 No id depends on when the switch happens.
 """
@@ -16,7 +16,10 @@ from tokenization.decoding import Decoder
 from tokenization.kernels import (
     BEHIND_FROM_CHARACTERS,
     KERNELS_FROM_BYTES,
+    LOADED_BEHIND_FROM_CHARACTERS,
+    LOADED_FROM_BYTES,
     Choice,
+    are_loaded,
     have_kernels,
     kernels_for,
     load_behind,
@@ -66,14 +69,17 @@ class EncoderSwitch:
 
     def encoder_for(self, num_bytes: int) -> Any:
         """Return the encoder if it is there, or if so many bytes are worth waiting for it; otherwise None."""
-        if self.encoder is None and num_bytes >= KERNELS_FROM_BYTES and (native := self.choose(num_bytes).native):
+        if self.encoder is None and num_bytes >= LOADED_FROM_BYTES and (native := self.choose(num_bytes).native):
             return self.encoder_of(native)
         return self.encoder
 
     def count_plain(self, num_characters: int) -> None:
         """Note how much was encoded in plain Python; when that was much, a thread loads the kernels."""
         self._encoded_plainly += num_characters
-        if self._encoded_plainly >= BEHIND_FROM_CHARACTERS and self.can_switch:
+        enough = BEHIND_FROM_CHARACTERS
+        if are_loaded(self._pattern, "encoding"):
+            enough = min(enough, LOADED_BEHIND_FROM_CHARACTERS)
+        if self._encoded_plainly >= enough and self.can_switch:
             self._encoded_plainly = 0
             load_behind(self.load)
 

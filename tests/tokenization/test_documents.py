@@ -16,10 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from helpers.native import NEVER, take_kernels_from
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, corpus, documents, encoding, train_bpe
-from tokenization import kernels as kernels_module
 from tokenization.__main__ import main
 from tokenization.bpe import learn_merges
 from tokenization.corpus import Corpus
@@ -102,7 +102,7 @@ def joined_ids(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
 @pytest.fixture(params=["plain", "compiled", "compiled, in tiny windows"])
 def code(request, monkeypatch) -> str:
     """Each of the codes that can do the work, and plain Python in pieces and blocks that end anywhere."""
-    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 1 << 60 if request.param == "plain" else 0)
+    take_kernels_from(NEVER if request.param == "plain" else 0, monkeypatch)
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 101)
     monkeypatch.setattr("tokenization.reading.BLOCK_BYTES", 101)
     monkeypatch.setattr("tokenization.parquet.ROWS_AT_ONCE", 3)

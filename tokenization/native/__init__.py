@@ -13,14 +13,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from tokenization.native.cells import fill_cells, list_byte_pairs
-from tokenization.native.compiling import load
+from tokenization.native.compiling import is_cached, load
 from tokenization.native.counting import add_table, count_corpus, count_window
 from tokenization.native.decoding import Decoder, copy_tokens, decoded_size
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.learning import learn_merges, make_merges
 from tokenization.native.merging import fill_merges
 from tokenization.native.pairs import add_token
-from tokenization.native.splitting import scanner_head
+from tokenization.native.splitting import scanner_head, scanner_kernel
 from tokenization.native.table import rehash, summarize
 from tokenization.native.text import first_invalid, last_cut
 from tokenization.native.windows import Window
@@ -29,6 +29,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Window",
+    "are_cached",
     "can_encode",
     "compile_kernels",
     "count_corpus",
@@ -41,6 +42,11 @@ _KERNELS = {
     "training": _COUNTING + _LEARNING,
     "encoding": (first_invalid, last_cut, fill_merges, encode_window, rehash, decoded_size, copy_tokens),
 }
+
+
+def are_cached(work: str, pattern: str) -> bool:
+    """Returns whether none of the kernels for "training" or "encoding" must be compiled."""
+    return all(is_cached(kernel) for kernel in (*_KERNELS[work], scanner_kernel(pattern)))
 
 
 def compile_kernels(work: str, pattern: str, step: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:

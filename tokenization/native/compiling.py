@@ -67,6 +67,11 @@ class Kernel:
                     write_code(path, code)
             self._link(code)
 
+    def is_cached(self) -> bool:
+        """Returns whether the kernel is loaded, or its machine code lies in the cache."""
+        path = self._cached()
+        return self._call is not None or (path is not None and path.exists())
+
     def _cached(self) -> Path | None:
         """Returns the file for the machine code; None where there is no cache, or its name does not tell the source."""
         folder = cache_folder()
@@ -96,6 +101,12 @@ def load(kernel: Callable[..., Any]) -> int:
     assert isinstance(kernel, Kernel)
     kernel.load()
     return kernel.address
+
+
+def is_cached(kernel: Callable[..., Any]) -> bool:
+    """Returns whether a kernel need not be compiled."""
+    assert isinstance(kernel, Kernel)
+    return kernel.is_cached()
 
 
 def target_machine() -> Any:

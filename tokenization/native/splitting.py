@@ -1,6 +1,7 @@
 """Chooses the scanner for a pattern."""
 
 import functools
+from collections.abc import Callable
 
 from tokenization.native import blocks, gpt2
 from tokenization.native.characters import class_table
@@ -26,17 +27,21 @@ from tokenization.pretokenization import GPT2_PATTERN
 NO_LIMIT = 1 << 32
 
 
+def scanner_kernel(pattern: str) -> Callable[..., int]:
+    """Returns the kernel that splits by a known pattern."""
+    return gpt2.find_starts if parts_of(pattern) == parts_of(GPT2_PATTERN) else blocks.find_pretokens
+
+
 @functools.cache
 def scanner_head(pattern: str) -> Head:
     """Returns the head of the scanner for a known pattern; compiles or loads its kernel."""
     parts = parts_of(pattern)
     if parts is None:
         raise ValueError(f"no kernel knows the pattern {pattern!r}")
-    kernel = gpt2.find_starts if parts == parts_of(GPT2_PATTERN) else blocks.find_pretokens
     return Head(
         SCANNER_FIELDS,
         {
-            CODE: load(kernel),
+            CODE: load(scanner_kernel(pattern)),
             CLASSES: class_table(parts),
             CONTRACTIONS: parts.contractions,
             ANY_LEAD: parts.any_lead,

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
+from helpers.native import NEVER, take_kernels_from
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, WORDS, random_text
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer, TrainingReport, native, train_bpe
-from tokenization import encoding as encoding_module
 from tokenization import kernels as kernels_module
-from tokenization import training as training_module
 from tokenization.bpe import learn_merges
 from tokenization.corpus import Corpus
 from tokenization.encoding import EncodingReport
@@ -52,7 +51,7 @@ def tokenizer(text: str) -> Tokenizer:
 
 @pytest.fixture
 def always_compiled(monkeypatch):
-    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 0)
+    take_kernels_from(0, monkeypatch)
 
 
 def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
@@ -218,7 +217,7 @@ def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, se
             monkeypatch.setattr(module, "np", GuardedNumpy())
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 999)
     monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
-    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 0)
+    take_kernels_from(0, monkeypatch)
     source, path = random.Random(seed), tmp_path / "text.txt"
     for dtype in ("<u2", "<u4"):
         encoder = new_encoder(tokenizer, dtype)
@@ -279,7 +278,7 @@ def test_ids_of_huggingface_and_tiktoken(text, tmp_path):
 def train(
     path: Path, size: int, ties: str, monkeypatch, from_bytes: int, special_tokens=(END_OF_TEXT,), threads: int = 2
 ):
-    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", from_bytes)
+    take_kernels_from(from_bytes, monkeypatch)
     report = TrainingReport()
     result = train_bpe(path, size, special_tokens, ties=ties, num_processes=threads, report=report)
     assert report.path.startswith("plain Python" if from_bytes else "compiled kernels")
@@ -291,7 +290,7 @@ def train(
 def test_merges_equal_the_reference(text, tmp_path, monkeypatch, ties, size):
     path = tmp_path / "text.txt"
     path.write_text(text, newline="")
-    expected = train(path, size, ties, monkeypatch, 1 << 60)
+    expected = train(path, size, ties, monkeypatch, NEVER)
     assert train(path, size, ties, monkeypatch, 0) == expected
     assert train(path, size, ties, monkeypatch, 0, threads=1) == expected
 
@@ -308,7 +307,7 @@ def test_merges_on_random_text(tmp_path, monkeypatch, ties):
         path.write_text("x" + END_OF_TEXT.join("".join(source.choices(pool, k=length)) for _ in range(2)), newline="")
         monkeypatch.setattr("tokenization.native.learning.FLOOR_SHARE", source.choice([1, 128]))
         size = 259 + source.choice([0, 5, 50, 500])
-        expected = train(path, size, ties, monkeypatch, 1 << 60, special_tokens, threads=1)
+        expected = train(path, size, ties, monkeypatch, NEVER, special_tokens, threads=1)
         assert train(path, size, ties, monkeypatch, 0, special_tokens, threads=1) == expected
 
 
@@ -352,8 +351,7 @@ def test_the_size_of_the_text_decides_and_not_that_of_the_file(tmp_path, monkeyp
     data = SEED_TEXT.encode() * 50
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     for from_bytes, path in ((len(data), "compiled kernels"), (len(data) + 1, "plain Python")):
-        for module in (kernels_module, training_module, encoding_module):
-            monkeypatch.setattr(module, "KERNELS_FROM_BYTES", from_bytes)
+        take_kernels_from(from_bytes, monkeypatch)
         training, encoding = TrainingReport(), EncodingReport()
         tokenizer = Tokenizer(*train_bpe(tmp_path / name, 300, report=training))
         tokenizer.encode_files([tmp_path / name], tmp_path / f"{from_bytes}.bin", 1, report=encoding)
@@ -377,7 +375,7 @@ def test_token_files_equal_the_reference(tokenizer, text, tmp_path, monkeypatch,
     """Any window, any number of threads: the bytes and the description of the reference."""
     paths = files_of(tmp_path, text[-20000:])
     expected = tokenizer.encode_files(paths, tmp_path / "expected.bin", 1).description
-    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", 0)
+    take_kernels_from(0, monkeypatch)
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", window)
     for threads in (1, 2, 3):
         assert tokenizer.encode_files(paths, tmp_path / "ids.bin", threads).description == expected
@@ -394,10 +392,10 @@ def test_no_cut_lies_inside_a_special_token(tokenizer, tmp_path, always_compiled
         assert file.tokens.tolist() == tokenizer.encode_plainly(text)
 
 
-@pytest.mark.parametrize("from_bytes", [0, 1 << 60])
+@pytest.mark.parametrize("from_bytes", [0, NEVER])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xe4\xb8", b"\x80"])
 def test_invalid_utf8(tokenizer, tmp_path, monkeypatch, from_bytes, bad):
-    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", from_bytes)
+    take_kernels_from(from_bytes, monkeypatch)
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
     path = tmp_path / "text.txt"
     good = "naïve words \n" * 300
@@ -420,18 +418,16 @@ def test_a_byte_without_a_token(tokenizer, tmp_path, always_compiled):
         Tokenizer(vocab, []).encode_files([tmp_path / "text.txt"], tmp_path / "ids.bin")
 
 
-@pytest.mark.parametrize("from_bytes", [0, 1 << 60])
+@pytest.mark.parametrize("from_bytes", [0, NEVER])
 def test_lone_surrogates_are_an_error(tokenizer, monkeypatch, from_bytes):
-    monkeypatch.setattr("tokenization.switching.KERNELS_FROM_BYTES", from_bytes)
-    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", from_bytes)
+    take_kernels_from(from_bytes, monkeypatch)
     with pytest.raises(InputError, match=r"lone surrogate U\+D800"):
         tokenizer.encode("ab \ud800")
 
 
 def test_large_strings_take_the_kernels(tokenizer, text, monkeypatch):
     expected = tokenizer.encode_plainly(text)
-    monkeypatch.setattr("tokenization.switching.KERNELS_FROM_BYTES", len(text))
-    monkeypatch.setattr(kernels_module, "KERNELS_FROM_BYTES", len(text))
+    take_kernels_from(len(text), monkeypatch)
     monkeypatch.setattr("tokenization.tokenizer.pretokenize", None)  # the plain path would fail
     assert tokenizer.encode(text) == expected
 

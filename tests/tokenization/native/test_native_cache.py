@@ -137,6 +137,17 @@ def test_damaged_machine_code_is_compiled_anew(native):
         assert path.read_bytes() == whole
 
 
+def test_whether_a_kernel_must_be_compiled_is_known(native):
+    compiling = load_compiling(native)
+    first, second = (compiling.compiled(load_module(native / "example.py").plus_one) for _ in range(2))
+    assert [compiling.is_cached(kernel) for kernel in (first, second)] == [False, False]
+    first.load()
+    assert [compiling.is_cached(kernel) for kernel in (first, second)] == [True, True]
+    (path,) = Path(compiling.cache_folder()).glob("*.o")
+    path.unlink()
+    assert [compiling.is_cached(kernel) for kernel in (first, second)] == [True, False]
+
+
 def test_the_digest_is_of_all_names_and_contents(native):
     compiling = load_compiling(native)
     digests = [compiling.sources_digest()]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
-from tokenization import InputError, Tokenizer, kernels, switching
+from tokenization import GPT2_PATTERN, InputError, Tokenizer, kernels, switching
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens
@@ -97,6 +97,31 @@ def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, 
                 kernels._loader.join()
         assert tokenizer.switch.encoder is None
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("loaded", "cached", "least"), [(True, True, 100_000), (False, True, 500_000), (False, False, 4_000_000)]
+)
+def test_the_text_that_is_worth_waiting_for(monkeypatch, loaded, cached, least):
+    monkeypatch.setattr(kernels, "_loaded", {("encoding", GPT2_PATTERN)} if loaded else set())
+    monkeypatch.setattr(kernels, "are_cached", lambda pattern, work: cached)
+    monkeypatch.setattr(kernels, "load_kernels", lambda work, pattern: (kernels, "compiled kernels"))
+    assert kernels.kernels_for(GPT2_PATTERN, least, "encoding")[:2] == (kernels, "compiled kernels")
+    native, reason, _ = kernels.kernels_for(GPT2_PATTERN, least - 1, "encoding")
+    assert native is None
+    assert reason == f"plain Python (less than {max(least, 500_000) / 1e6:g} MB)"
+
+
+def test_a_second_tokenizer_soon_takes_the_kernels_that_are_loaded(tokenizer, monkeypatch):
+    tokenizer.switch.load()
+    assert kernels.are_loaded(tokenizer.pattern, "encoding")
+    monkeypatch.setattr(switching, "load_behind", lambda load: load())
+    second = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS)
+    text = "ab " * 20_000
+    assert second.encode(text) == tokenizer.encode(text)
+    assert second.switch.encoder is None
+    assert second.encode(text) == tokenizer.encode(text)
+    assert second.switch.encoder
 
 
 def test_other_patterns_start_no_thread(monkeypatch):
