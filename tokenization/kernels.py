@@ -48,8 +48,11 @@ def have_kernels(pattern: str) -> bool:
 
 
 def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
-    """Choose the compiled kernels where they save time and can be loaded. work: "training" or "encoding"."""
-    if not have_kernels(pattern):
+    """Choose the compiled kernels where they save time and can be loaded.
+
+    work: "training", "encoding" or "merging", which is training from counts under any pattern.
+    """
+    if work != "merging" and not have_kernels(pattern):
         return Choice(None, "plain Python (the kernels do not know the pattern)")
     if not worth_waiting(pattern, num_bytes, work):
         enough = CACHED_FROM_BYTES if num_bytes < CACHED_FROM_BYTES else KERNELS_FROM_BYTES

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from tokenization.bpe import TIES, Merges, Vocabulary, creation_order, initial_vocabulary, learn_merges
 from tokenization.corpus import Corpus, available_cores, map_in_order
 from tokenization.errors import InputError
-from tokenization.kernels import KERNELS_FROM_BYTES, kernels_for
+from tokenization.kernels import KERNELS_FROM_BYTES, have_kernels, kernels_for
 from tokenization.pretokenization import GPT2_PATTERN, check_pattern, count_pretokens, cut_into_chunks
 
 
@@ -96,11 +97,18 @@ def train_bpe(
     processes = num_processes or available_cores()
     if choice.native:
         report.seconds["compiling"] = choice.seconds
-        vocab, merges = train_with_kernels(
-            choice.native, corpus, vocab_size, special_tokens, pattern, ties, processes, progress, report
-        )
+        table = count_with_kernels(choice.native, corpus, special_tokens, pattern, processes, report)
     else:
         counts = count_corpus(corpus, special_tokens, pattern, processes, report)
+        if not have_kernels(pattern):  # which may merge nevertheless
+            choice = kernels_for(pattern, corpus.num_bytes, "merging")
+        if choice.native:
+            report.path = "plain Python for the pattern, which the kernels do not know; compiled kernels for the merges"
+            report.seconds["compiling"] = choice.seconds
+            table = choice.native.table_of(counts)
+    if choice.native:
+        vocab, merges = merge_with_kernels(choice.native, table, vocab_size, special_tokens, ties, progress, report)
+    else:
         vocab, merges = learn_merges(counts, vocab_size, special_tokens, ties, progress, report.seconds)
     if not report.pretokens:
         raise InputError(f"{corpus.name}: no text to learn from; the input is empty")
@@ -111,29 +119,39 @@ def train_bpe(
     return vocab, merges
 
 
-def train_with_kernels(
+def count_with_kernels(
     native: ModuleType,
     corpus: Corpus,
-    vocab_size: int,
     special_tokens: Sequence[str],
     pattern: str,
-    ties: str,
     num_threads: int,
+    report: TrainingReport,
+) -> Any:
+    """Counts by the kernels, and leaves the counts in their memory, a native.Table; fills in the report."""
+    start = time.perf_counter()
+    with closing(corpus):
+        table = native.count_corpus(corpus, special_tokens, pattern, num_threads)
+    report.seconds["reading"] = corpus.read_seconds
+    report.seconds["pre-tokenizing"] = time.perf_counter() - start - corpus.read_seconds
+    report.text_bytes, report.pretokens, report.unique_pretokens = corpus.num_bytes, table.total, table.unique
+    return table
+
+
+def merge_with_kernels(
+    native: ModuleType,
+    table: Any,
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    ties: str,
     progress: bool,
     report: TrainingReport,
 ) -> tuple[Vocabulary, Merges]:
-    """Counts and merges by the kernels, so that the counts never leave their memory; fills in the report."""
+    """Learns merges by the kernels from counts in their memory; fills in the report."""
     start = time.perf_counter()
-    with closing(corpus):
-        counts = native.count_corpus(corpus, special_tokens, pattern, num_threads)
-    counted = time.perf_counter()
-    report.seconds["reading"] = corpus.read_seconds
-    report.seconds["pre-tokenizing"] = counted - start - corpus.read_seconds
-    report.text_bytes, report.pretokens, report.unique_pretokens = corpus.num_bytes, counts.total, counts.unique
     initial = list(initial_vocabulary(special_tokens).values())
     order = [creation_order(value) for value in range(256)] if ties == "huggingface" else None
-    tokens, pairs = native.learn_merges(counts, initial, vocab_size, order, progress)
-    report.seconds["merges"] = time.perf_counter() - counted
+    tokens, pairs = native.learn_merges(table, initial, vocab_size, order, progress)
+    report.seconds["merges"] = time.perf_counter() - start
     return dict(enumerate(tokens)), [(tokens[left], tokens[right]) for left, right in pairs]
 
 

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tokenization.native.cells import fill_cells, list_byte_pairs
 from tokenization.native.compiling import is_cached, load
-from tokenization.native.counting import add_table, count_corpus, count_window
+from tokenization.native.counting import add_counts, add_table, count_corpus, count_window, table_of
 from tokenization.native.decoding import Decoder, copy_tokens, decoded_size
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.learning import learn_merges, make_merges
@@ -34,28 +34,33 @@ __all__ = [
     "compile_kernels",
     "count_corpus",
     "learn_merges",
+    "table_of",
 ]
 
 _COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
 _LEARNING = (summarize, fill_cells, add_token, list_byte_pairs, make_merges)
 _KERNELS = {
     "training": _COUNTING + _LEARNING,
+    "merging": (add_counts, rehash, *_LEARNING),
     "encoding": (first_invalid, last_cut, fill_merges, encode_window, rehash, decoded_size, copy_tokens),
 }
 
 
 def are_cached(work: str, pattern: str) -> bool:
-    """Returns whether none of the kernels for "training" or "encoding" must be compiled."""
-    return all(is_cached(kernel) for kernel in (*_KERNELS[work], scanner_kernel(pattern)))
+    """Returns whether none of the kernels for some work, as compile_kernels has it, must be compiled."""
+    scanners = [] if work == "merging" else [scanner_kernel(pattern)]
+    return all(is_cached(kernel) for kernel in (*_KERNELS[work], *scanners))
 
 
 def compile_kernels(work: str, pattern: str, step: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-    """Compiles the kernels for "training" or "encoding", or loads them from the cache, before anything is timed.
+    """Compiles the kernels for some work, or loads them from the cache, before anything is timed.
 
+    work: "training"; "merging", which is training from counts made elsewhere; or "encoding".
     step: makes a context that is entered for each kernel.
     """
     for kernel in _KERNELS[work]:
         with step():
             load(kernel)
-    with step():
-        scanner_head(pattern)
+    if work != "merging":
+        with step():
+            scanner_head(pattern)

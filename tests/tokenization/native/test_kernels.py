@@ -15,6 +15,7 @@ import pytest
 import tiktoken
 import tokenizers
 from helpers.native import NEVER, take_kernels_from
+from helpers.split_patterns import hard_text
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, WORDS, random_text
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -29,7 +30,7 @@ from tokenization.native.compiling import Kernel
 from tokenization.native.memory import address_of
 from tokenization.native.pairs import PAIRS_SIZE, Trainer
 from tokenization.native.text import first_invalid
-from tokenization.pretokenization import count_pretokens
+from tokenization.pretokenization import PATTERNS, count_pretokens
 
 NATIVE_MODULES = [module for name, module in sys.modules.items() if name.startswith("tokenization.native.")]
 
@@ -210,8 +211,9 @@ class GuardedNumpy:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no mprotect")
-@pytest.mark.parametrize("seed", range(3))
-def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, seed):
+@pytest.mark.parametrize(("seed", "pattern"), list(enumerate(PATTERNS.values())))
+def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, seed, pattern):
+    tokenizer = Tokenizer(tokenizer.vocab, tokenizer.merges, SPECIAL_TOKENS, pattern)
     for module in NATIVE_MODULES:
         if hasattr(module, "np"):
             monkeypatch.setattr(module, "np", GuardedNumpy())
@@ -222,12 +224,16 @@ def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, se
     for dtype in ("<u2", "<u4"):
         encoder = new_encoder(tokenizer, dtype)
         for _ in range(150):
-            sample = random_text(source)
+            sample = hard_text(source)
             assert encode(encoder, sample) == tokenizer.encode_plainly(sample)
-        path.write_bytes("".join(random_text(source) for _ in range(200)).encode())
-        list(encoder.encode_corpus(Corpus([path]), 2))
+        long = "".join(hard_text(source) for _ in range(200))
+        path.write_bytes(long.encode())
+        windows = [token_ids for _, token_ids in encoder.encode_corpus(Corpus([path]), 2)]
+        assert len(windows) > 1
+        assert np.concatenate(windows).tolist() == tokenizer.encode_plainly(long)
     for size in (260, 400, 1000):
-        train_bpe(path, size, SPECIAL_TOKENS, ties=source.choice(["lexicographic", "huggingface"]))
+        ties = source.choice(["lexicographic", "huggingface"])
+        train_bpe(path, size, SPECIAL_TOKENS, pattern=pattern, ties=ties)
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", "a", "7", "random letters", "random base64", "中", "😀", "\x00", "'s"])
@@ -293,6 +299,22 @@ def test_merges_equal_the_reference(text, tmp_path, monkeypatch, ties, size):
     expected = train(path, size, ties, monkeypatch, NEVER)
     assert train(path, size, ties, monkeypatch, 0) == expected
     assert train(path, size, ties, monkeypatch, 0, threads=1) == expected
+
+
+@pytest.mark.parametrize("ties", ["lexicographic", "huggingface"])
+def test_merges_of_a_pattern_that_no_kernel_knows(text, tmp_path, monkeypatch, ties):
+    """`regex` splits, the kernels merge; the smallest table grows, by slots and by text."""
+    monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 11, 1 << 8))
+    path = tmp_path / "text.txt"
+    path.write_text(text, newline="")
+    results = []
+    for from_bytes in (NEVER, 0):
+        take_kernels_from(from_bytes, monkeypatch)
+        report = TrainingReport()
+        result = train_bpe(path, 900, SPECIAL_TOKENS, pattern=r"\w+\W?|\W+", ties=ties, num_processes=1, report=report)
+        results.append((result, report.pretokens, report.unique_pretokens, report.longest_token))
+        assert report.path.endswith("for the merges") == (from_bytes == 0)
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("ties", ["lexicographic", "huggingface"])
