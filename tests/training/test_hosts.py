@@ -214,8 +214,11 @@ ENDLESS = (*STEPS, "--trainer.max_steps=200000", "--trainer.val_check_interval=1
 def two_hosts(fork_server, environment, monkeypatch, tmp_path):
     """start(arguments of each host): what torchrun starts on hosts a and b, each in a folder of that name."""
 
-    def start(*arguments: list[object], **variables: str | None):
-        environment(TORCHRUN | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    def start(*arguments: list[object], launcher: str = "torchrun", **variables: str | None):
+        if launcher == "torchrun":
+            environment(TORCHRUN | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+        else:
+            environment(SLURM | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"})
         environment({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"})
         environment(variables)
         processes = []
@@ -223,7 +226,8 @@ def two_hosts(fork_server, environment, monkeypatch, tmp_path):
             (tmp_path / host).mkdir(exist_ok=True)
             with monkeypatch.context() as patch:
                 patch.chdir(tmp_path / host)
-                for name, value in {"RANK": str(rank), "GROUP_RANK": str(rank), "HOST_NAME": host}.items():
+                ranks = ("RANK", "GROUP_RANK") if launcher == "torchrun" else ("SLURM_PROCID", "SLURM_NODEID")
+                for name, value in {**dict.fromkeys(ranks, str(rank)), "HOST_NAME": host}.items():
                     patch.setenv(name, value)
                 processes.append(fork_server.start(command, tmp_path / f"{host}.log"))
         return processes
@@ -267,6 +271,18 @@ def test_without_a_shared_disk(two_hosts, one_process, lm, fit_arguments, tmp_pa
     assert line.endswith(" on a, and none on b; all hosts need the run's folder, so put it on a disk that they share")
     assert two_hosts.said("b") == ""
     assert (tmp_path / "a/run/last.ckpt").read_bytes() == before
+
+
+def test_slurms_warning_to_one_task_ends_both(two_hosts, fit_arguments, tmp_path):
+    """In srun's environment: there Lightning would save and requeue the job by itself."""
+    run = tmp_path / "run"
+    first, second = two_hosts(*[fit_arguments(run, *ENDLESS)] * 2, launcher="SLURM", SLURM_JOB_ID="41")
+    wait_until((run / "last.ckpt").exists)
+    assert (run / LOCK).read_text().endswith('"job": "41"}')
+    os.kill(second.pid, signal.SIGUSR1)
+    assert [first.wait(60), second.wait(60)] == [143, 0]
+    assert not list(run.glob("hpc_ckpt_*"))
+    assert read_manifest(run / "last.ckpt")["step"] > 0
 
 
 REFUSALS = {  # settings of host b, what a says
