@@ -1,4 +1,5 @@
-"""README's commands and its Python do what it says: each block runs, in order, in a folder of its own.
+"""The commands and the Python of README.md and docs/walkthrough.md do what they say: each block runs, in order, in a
+folder of its own; the walkthrough's first, as README shows what can be done afterwards.
 
 The texts and the model are made small, and nothing else is changed.
 """
@@ -18,8 +19,12 @@ from helpers.processes import ForkServer
 from lightning import Trainer
 
 
+PAGES = ("docs/walkthrough.md", "README.md")
+
+
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = "".join((ROOT / page).read_text() for page in PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if not line.startswith("make ")]
@@ -82,7 +87,7 @@ def test_readme_commands_run_in_order(
         names = {path.name for path in (workplace / "checkpoints" / run).iterdir()}
         assert {"config.yaml", "last.ckpt", "best.ckpt", "tokenizer"} <= names
     monkeypatch.chdir(workplace)
-    write, train = blocks("python")
+    train, write = blocks("python")
     exec(write, {})
     text = capsys.readouterr().out
     assert text.startswith("Once upon a time")
@@ -95,9 +100,9 @@ def test_readme_commands_run_in_order(
     assert variables["windows"].shape[1] == 65
 
 
-def test_readme_names_every_file_of_the_code() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_every_file_of_the_code_is_in_its_map() -> None:
+    text = (ROOT / "docs/code.md").read_text() + (ROOT / "README.md").read_text()
     exempt = {"__init__.py", "errors.py"}
     for path in (*ROOT.glob("tokenization/**/*.py"), *ROOT.glob("lm/**/*.py"), *ROOT.glob("configs/*.yaml")):
         name, folder = path.relative_to(ROOT).as_posix(), path.relative_to(ROOT).parent.as_posix()
-        assert path.name in exempt or name in readme or f"`{folder}/`" in readme, f"README does not mention {name}"
+        assert path.name in exempt or name in text or f"`{folder}/`" in text, f"docs/code.md does not mention {name}"
