@@ -18,7 +18,6 @@ from helpers import ROOT
 from helpers.processes import ForkServer
 from lightning import Trainer
 
-
 PAGES = ("docs/walkthrough.md", "README.md")
 
 

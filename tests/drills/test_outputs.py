@@ -33,6 +33,7 @@ WORKS = {  # for each option that names an output, a call that works
     "tokenization encode --output": ["encode text.txt texts --tokenizer tok --processes 1 --output"],
     "tokenization import --output": ["import theirs.json --output", "import ours.tiktoken --pattern gpt2 --output"],
     "tokenization export --output": ["export tok --output"],
+    "tokenization compare --plot": ["compare tok --text text.txt --curve --plot"],
     "lm export --output": [f"export run --format {kind} --output" for kind in ("hf", "gguf", "safetensors")],
     "lm import --output": ["import hf --output"],
     "lm report --output": ["report run --output"],
@@ -43,7 +44,8 @@ WORKS = {  # for each option that names an output, a call that works
     "lm init folder": ["init"],
 }
 COSTLY = ("lm sweep", "lm find-lr", "lm init")  # read a whole configuration first, and train; write megabytes
-REPLACED = {"lm report --output": "page.html", "lm report --plot": "plot.png", "lm account --plot": "plot.png"}
+REPLACED = {"lm report --output": "page.html"}
+REPLACED |= dict.fromkeys(("lm report --plot", "lm account --plot", "tokenization compare --plot"), "plot.png")
 
 
 # --- what there is ---------------------------------------------------------------------------------------------------
