@@ -124,7 +124,7 @@ test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pip install --disable-pip-version-check -c .venv-oldest/floors.txt $(PIP_FLAGS) -e '.[test]'
 	@touch $@
 
-# Which lines the tests run; what Numba has compiled is not seen.
+# Which lines the tests run; what LLVM has compiled is not seen.
 coverage: .venv/.installed-test
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered
 

@@ -26,9 +26,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # tests run side by side; see lm/machine/contention.py
 
 
+LEFT_BY_LIGHTNING = (
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+)  # for a run's other processes
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Names a port for the processes that a test may train in together, before any fixture starts them."""
+    """Prepares the environment for the processes that a test may train in together, before any fixture starts them.
+
+    They get a free port. With a LOCAL_RANK that a run in this process has left, they would wait for others for ever.
+    """
+    for name in LEFT_BY_LIGHTNING:
+        os.environ.pop(name, None)
     os.environ["MASTER_PORT"] = str(free_port())
 
 

@@ -1,5 +1,5 @@
 """Proves that `lm init` puts the repository's configurations and sample stories into a folder, changes no file that is
-there, and prints commands that README has, too."""
+there, and prints commands that docs/walkthrough.md has, too."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ def test_a_new_folder_gets_every_configuration_and_the_stories_with_their_licenc
         assert not path.is_symlink()
 
 
-def test_the_commands_it_prints_are_those_of_readme(lm, tmp_path, monkeypatch):
+def test_the_commands_it_prints_are_those_of_the_walkthrough(lm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     into, *commands = [line.strip() for line in lm("init", "my work").out.splitlines() if line.startswith("  ")]
     assert into == "cd 'my work'"
-    readme = (ROOT / "README.md").read_text()
-    assert commands[:-1] == [line for line in commands[:-1] if f"\n{line}\n" in readme]
+    walkthrough = (ROOT / "docs/walkthrough.md").read_text()
+    assert commands[:-1] == [line for line in commands[:-1] if f"\n{line}\n" in walkthrough]
     assert [command.split()[:2] for command in commands[-2:]] == [["lm", "fit"], ["lm", "generate"]]
     monkeypatch.chdir("my work")
     assert "cd " not in lm("init").out

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
+from helpers.native import NEVER, take_kernels_from
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, corpus, train_bpe, training
 from tokenization.bpe import learn_merges, merge_by_rank, merge_word
@@ -174,6 +175,7 @@ def test_order_of_files_does_not_matter_and_gz_is_unpacked(text_file, tmp_path):
 def test_memory_grows_with_different_pretokens_not_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 4096)
     monkeypatch.setattr(training, "cut_into_chunks", partial(cut_into_chunks, size=4096))
+    take_kernels_from(NEVER, monkeypatch)
 
     def peak(repeats: int) -> int:
         (tmp_path / "t.txt").write_text("the same few words again and again\n" * repeats)
