@@ -35,7 +35,7 @@ class Decoder:
             self.native = decoder
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a token. Raises InputError for an unknown id."""
+        """Returns the bytes of a token. Raises InputError for an unknown id."""
         token = self._vocab.get(token_id)
         if token is None:
             raise InputError(f"token id {token_id} is not in the vocabulary, whose ids end at {self._vocab_size - 1}")
@@ -63,7 +63,7 @@ class Decoder:
             return b"".join(map(self.token_bytes, ids))
 
     def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
-        """Yield the text of token ids as it grows: a character as soon as all its bytes are there."""
+        """Yields the text of token ids as it grows: a character as soon as all its bytes are there."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token_id in token_ids:
             yield decoder.decode(self.token_bytes(token_id))

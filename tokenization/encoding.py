@@ -56,7 +56,7 @@ def encode_files(
     report: EncodingReport | None = None,
     text_field: str | None = None,
 ) -> TokenFile:
-    """Encode text files into one token file; see `Tokenizer.encode_files`."""
+    """Encodes text files into one token file; see `Tokenizer.encode_files`."""
     corpus = Corpus(inputs, errors, "encoding" if progress else "", text_field)
     for path in (Path(output), description_path(output)):
         refuse_input(path, corpus.files)
@@ -75,7 +75,7 @@ def encode_files(
 
 
 def write_chunks(writer: TokenFileWriter, chunks: Iterator[EncodedChunk], separator_id: int | None) -> None:
-    """Write the ids, with a separator between files where there is none, and count bytes and documents."""
+    """Writes the ids, with a separator between files where there is none, and count bytes and documents."""
     current_file, in_document = 0, False
     for chunk in chunks:
         if chunk.file != current_file and in_document:
@@ -95,7 +95,7 @@ def write_chunks(writer: TokenFileWriter, chunks: Iterator[EncodedChunk], separa
 def encode_corpus(
     tokenizer: "Tokenizer", corpus: Corpus, num_processes: int, native: ModuleType | None
 ) -> Iterator[EncodedChunk]:
-    """Yield the encoded chunks of all files, in order. native: the module with the kernels, or None."""
+    """Yields the encoded chunks of all files, in order. native: the module with the kernels, or None."""
     separator = END_OF_TEXT if tokenizer.end_of_text_id is not None else None
     if native:
         for window, token_ids in tokenizer.switch.encoder_of(native).encode_corpus(corpus, num_processes):
@@ -117,7 +117,7 @@ def encode_corpus(
 
 
 def encode_plainly(tokenizer: "Tokenizer", text: str, are_documents: bool) -> np.ndarray:
-    """Return the ids of a text, or of documents with BETWEEN_CHARACTER between them, in plain Python."""
+    """Returns the ids of a text, or of documents with BETWEEN_CHARACTER between them, in plain Python."""
     if not are_documents:
         token_ids = tokenizer.encode_plainly(text)
     else:
@@ -130,7 +130,7 @@ def encode_plainly(tokenizer: "Tokenizer", text: str, are_documents: bool) -> np
 def describe_chunk(
     file: int, token_ids: np.ndarray, data: bytes, are_documents: bool, separator: str | None
 ) -> EncodedChunk:
-    """Return the chunk with what is needed to count its documents. data: its text, or documents with BETWEEN."""
+    """Returns the chunk with what is needed to count its documents. data: its text, or documents with BETWEEN."""
     if are_documents:
         ends = data.count(BETWEEN)
         unmarked_ends = ends if separator is None else 0

@@ -43,12 +43,12 @@ class Choice(NamedTuple):
 
 
 def have_kernels(pattern: str) -> bool:
-    """Return whether the kernels know the pattern."""
+    """Returns whether the kernels know the pattern."""
     return parts_of(pattern) is not None
 
 
 def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
-    """Choose the compiled kernels where they save time and can be loaded.
+    """Chooses the compiled kernels where they save time and can be loaded.
 
     work: "training", "encoding" or "merging", which is training from counts under any pattern.
     """
@@ -63,7 +63,7 @@ def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
 
 
 def worth_waiting(pattern: str, num_bytes: int, work: str) -> bool:
-    """Return whether the kernels save more time with so many bytes of text than it takes until they are ready."""
+    """Returns whether the kernels save more time with so many bytes of text than it takes until they are ready."""
     if num_bytes >= KERNELS_FROM_BYTES:
         return True
     if are_loaded(pattern, work):
@@ -72,12 +72,12 @@ def worth_waiting(pattern: str, num_bytes: int, work: str) -> bool:
 
 
 def are_loaded(pattern: str, work: str) -> bool:
-    """Return whether this process has loaded the kernels for a pattern and a work."""
+    """Returns whether this process has loaded the kernels for a pattern and a work."""
     return (work, pattern) in _loaded
 
 
 def are_cached(pattern: str, work: str) -> bool:
-    """Return whether the cache has machine code of the kernels; false where they cannot be used at all."""
+    """Returns whether the cache has machine code of the kernels; false where they cannot be used at all."""
     try:
         with step():
             native = importlib.import_module("tokenization.native")
@@ -91,7 +91,7 @@ _loaded: set[tuple[str, str]] = set()  # what load_kernels has loaded: work, pat
 
 @functools.cache
 def load_kernels(work: str, pattern: str) -> tuple[ModuleType | None, str]:
-    """Return the module with the kernels, compiled for this work, or None where that fails; and the reason."""
+    """Returns the module with the kernels, compiled for this work, or None where that fails; and the reason."""
     try:
         with step():
             native = importlib.import_module("tokenization.native")
@@ -112,7 +112,7 @@ _loader: threading.Thread | None = None
 
 
 def load_behind(load: Callable[[], object]) -> None:
-    """Call `load` in a thread, unless another such thread is at work: then the caller asks again later."""
+    """Calls `load` in a thread, unless another such thread is at work: then the caller asks again later."""
     global _loader
 
     def run() -> None:
@@ -130,7 +130,7 @@ def load_behind(load: Callable[[], object]) -> None:
 
 @contextmanager
 def step() -> Iterator[None]:
-    """Keep this process from forking and from ending within the block."""
+    """Keeps this process from forking and from ending within the block."""
     with _stepping:
         if _ending:
             raise RuntimeError("the interpreter is ending")
@@ -146,7 +146,7 @@ def _end() -> None:
 
 
 def _forget_threads() -> None:
-    """Give a forked process, in which no thread but the forking one goes on, a lock of its own."""
+    """Gives a forked process, in which no thread but the forking one goes on, a lock of its own."""
     global _stepping, _loader
     _stepping, _loader = threading.RLock(), None
 

@@ -42,19 +42,19 @@ _MATCHES_AT_ONCE = 1000
 
 
 def special_token_pattern(special_tokens: Sequence[str]) -> str:
-    """Return a regular expression for the special tokens; of two that begin at the same place the longer one wins."""
+    """Returns a regular expression for the special tokens; of two that begin at the same place the longer one wins."""
     return "|".join(regex.escape(token) for token in sorted(special_tokens, key=len, reverse=True))
 
 
 def split_on_special_tokens(text: str, special_tokens: Sequence[str]) -> list[str]:
-    """Split text into [ordinary, special, ordinary, special, ..., ordinary]; an ordinary stretch may be empty."""
+    """Splits text into [ordinary, special, ordinary, special, ..., ordinary]; an ordinary stretch may be empty."""
     if not special_tokens:
         return [text]
     return regex.split(f"({special_token_pattern(special_tokens)})", text)
 
 
 def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> Iterator[str]:
-    """Split text into pre-tokens: "the cat's hat" into "the", " cat", "'s", " hat".
+    """Splits text into pre-tokens: "the cat's hat" into "the", " cat", "'s", " hat".
 
     These are the matches of the pattern and whatever lies between two of them, so that the pre-tokens joined are the
     text, whatever the pattern; Hugging Face calls that an isolated split.
@@ -65,7 +65,7 @@ def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> Iterator[str]:
 
 
 def _isolate(text: str, pattern: str) -> Iterator[str]:
-    """Yield the matches of any pattern and what lies between them."""
+    """Yields the matches of any pattern and what lies between them."""
     last = 0
     for start, end in _matches(text, pattern):
         if start > last:
@@ -79,7 +79,7 @@ def _isolate(text: str, pattern: str) -> Iterator[str]:
 
 
 def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the matches of any pattern.
+    """Yields (start, end) of the matches of any pattern.
 
     After an empty match the search goes on one character further, as Oniguruma's does. Raises InputError where it
     takes more time than any reasonable pattern would.
@@ -108,7 +108,7 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
 
 
 def count_pretokens(text: str, special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN) -> Counter[bytes]:
-    """Count each pre-token, as UTF-8; special tokens separate and are not counted."""
+    """Counts each pre-token, as UTF-8; special tokens separate and are not counted."""
     counts: Counter[str] = Counter()
     for ordinary in split_on_special_tokens(text, special_tokens)[::2]:
         counts.update(pretokenize(ordinary, pattern))
@@ -116,13 +116,13 @@ def count_pretokens(text: str, special_tokens: Sequence[str] = (), pattern: str 
 
 
 def check_length(pattern: str) -> None:
-    """Raise InputError for a pattern that would take minutes to compile."""
+    """Raises InputError for a pattern that would take minutes to compile."""
     if len(pattern) > MAX_PATTERN:
         raise InputError(f"the split pattern has {len(pattern):,} characters; {MAX_PATTERN:,} are allowed")
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise InputError for what is no regular expression, or none that can split text from its beginning."""
+    """Raises InputError for what is no regular expression, or none that can split text from its beginning."""
     check_length(pattern)
     if any("\ud800" <= character <= "\udfff" for character in pattern):
         raise InputError(f"the split pattern {pattern!r} is not UTF-8; no text could hold it")
@@ -135,7 +135,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def check_special_tokens(special_tokens: Sequence[str]) -> None:
-    """Raise InputError for a string instead of a list, and for tokens that are empty or not UTF-8."""
+    """Raises InputError for a string instead of a list, and for tokens that are empty or not UTF-8."""
     if isinstance(special_tokens, str):
         raise InputError(f"special_tokens is the string {special_tokens!r}; it must be a list of them")
     for token in special_tokens:
@@ -148,7 +148,7 @@ def check_special_tokens(special_tokens: Sequence[str]) -> None:
 def cut_into_chunks(
     blocks: Iterable[str], special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN, size: int = CHUNK_CHARACTERS
 ) -> Iterator[str]:
-    """Cut text into chunks of about `size` characters that may be tokenized one by one.
+    """Cuts text into chunks of about `size` characters that may be tokenized one by one.
 
     blocks: the text, split anywhere. Where there is no place to cut (one endless word), a chunk grows until there is.
     """
@@ -169,7 +169,7 @@ def cut_into_chunks(
 
 
 def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
-    """Return the last position where `text`, which may go on, can be cut safely; 0 where there is none.
+    """Returns the last position where `text`, which may go on, can be cut safely; 0 where there is none.
 
     A special token is a boundary under any pattern; the known patterns have others, see safe_cuts.
     """
@@ -190,7 +190,7 @@ def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
 
 
 def safe_cuts(pattern: str) -> str | None:
-    """Return a regular expression for places between two pre-tokens, whatever else stands in the text.
+    """Returns a regular expression for places between two pre-tokens, whatever else stands in the text.
 
     None for a pattern that is not known. Cut there, a text gives the pre-tokens of the whole.
     """
@@ -202,12 +202,12 @@ def safe_cuts(pattern: str) -> str | None:
 
 
 def _spans(text: str, position: int, token: str) -> bool:
-    """Return whether the token occurs in the text across the position."""
+    """Returns whether the token occurs in the text across the position."""
     return text.find(token, max(0, position - len(token) + 1), position + len(token) - 1) >= 0
 
 
 def group_texts(texts: Iterable[str], length: int) -> Iterator[list[str]]:
-    """Yield the texts in groups of at least `length` characters together, but for the last."""
+    """Yields the texts in groups of at least `length` characters together, but for the last."""
     group: list[str] = []
     missing = length
     for text in texts:

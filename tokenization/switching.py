@@ -54,27 +54,27 @@ class EncoderSwitch:
         return self.__dict__ | {"encoder": None}  # its memory is this process's
 
     def choose(self, num_bytes: int) -> Choice:
-        """Choose the code that encodes so many bytes: the kernels, loaded or compiled by now, or plain Python."""
+        """Chooses the code that encodes so many bytes: the kernels, loaded or compiled by now, or plain Python."""
         choice = kernels_for(self._pattern, num_bytes, "encoding")
         if choice.native and not choice.native.can_encode(self._vocab_size, self._num_merges):
             return Choice(None, "plain Python (too many tokens for the kernels)", choice.seconds)
         return choice
 
     def encoder_of(self, native: ModuleType) -> Any:
-        """Return the native.Encoder of this tokenizer, made at the first call. native: the module with the kernels."""
+        """Returns the native.Encoder of this tokenizer, made at the first call. native: the module with the kernels."""
         if self.encoder is None:
             self._decoder.use(native)
             self.encoder = native.Encoder(*self._tables, self._pattern, token_dtype(self._vocab_size))
         return self.encoder
 
     def encoder_for(self, num_bytes: int) -> Any:
-        """Return the encoder if it is there, or if so many bytes are worth waiting for it; otherwise None."""
+        """Returns the encoder if it is there, or if so many bytes are worth waiting for it; otherwise None."""
         if self.encoder is None and num_bytes >= LOADED_FROM_BYTES and (native := self.choose(num_bytes).native):
             return self.encoder_of(native)
         return self.encoder
 
     def count_plain(self, num_characters: int) -> None:
-        """Note how much was encoded in plain Python; when that was much, a thread loads the kernels."""
+        """Notes how much was encoded in plain Python; when that was much, a thread loads the kernels."""
         self._encoded_plainly += num_characters
         enough = BEHIND_FROM_CHARACTERS
         if are_loaded(self._pattern, "encoding"):
@@ -84,7 +84,7 @@ class EncoderSwitch:
             load_behind(self.load)
 
     def load(self) -> None:
-        """Load or compile the kernels and make the encoder, if that is possible."""
+        """Loads or compile the kernels and make the encoder, if that is possible."""
         if native := self.choose(KERNELS_FROM_BYTES).native:
             with step():
                 self.encoder_of(native)

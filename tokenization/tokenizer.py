@@ -93,7 +93,7 @@ class Tokenizer:
         )
 
     def __len__(self) -> int:
-        """Return the number of tokens, special tokens among them; `vocab_size` is larger where ids are left out."""
+        """Returns the number of tokens, special tokens among them; `vocab_size` is larger where ids are left out."""
         return len(self.vocab)
 
     def __repr__(self) -> str:
@@ -109,7 +109,7 @@ class Tokenizer:
         merges_filepath: str | os.PathLike[str],
         special_tokens: Sequence[str] | None = None,
     ) -> "Tokenizer":
-        """Read a vocab.json and a merges.txt in GPT-2's format, such as GPT-2's own.
+        """Reads a vocab.json and a merges.txt in GPT-2's format, such as GPT-2's own.
 
         Raises InputError where the merges do not make every token: the file is cut, or a special token is not named.
         <|endoftext|> need not be named, and is an ordinary token then.
@@ -123,14 +123,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Tokenizer":
-        """Read a folder that `save` wrote, one with Hugging Face's tokenizer.json, or one with GPT-2's two files.
+        """Reads a folder that `save` wrote, one with Hugging Face's tokenizer.json, or one with GPT-2's two files.
 
         Raises InputError where it is damaged, or would give other ids here than with its own library.
         """
         return cls(*read_folder(folder))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json into a folder; all of them or none."""
+        """Writes vocab.json, merges.txt and tokenizer_config.json into a folder; all of them or none."""
         write_folder(folder, formats.TokenizerDefinition(self.vocab, self.merges, self.special_tokens, self.pattern))
 
     @property
@@ -147,7 +147,7 @@ class Tokenizer:
         return self._special_ids.get(END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a string. Raises InputError for a lone surrogate, which UTF-8 cannot hold."""
+        """Returns the token ids of a string. Raises InputError for a lone surrogate, which UTF-8 cannot hold."""
         data = to_utf8(text)
         if (encoder := self.switch.encoder_for(len(data))) is not None:
             token_ids: list[int] | None = encoder.encode_text(data, np.ndarray.tolist)
@@ -156,7 +156,7 @@ class Tokenizer:
         return list(chain.from_iterable(map(self._encode_piece, self._pieces([text]))))
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """Return the token ids of a string as an array: uint16, or uint32 where the vocabulary needs it."""
+        """Returns the token ids of a string as an array: uint16, or uint32 where the vocabulary needs it."""
         data = to_utf8(text)
         if (encoder := self.switch.encoder_for(len(data))) is not None:
             token_ids: np.ndarray | None = encoder.encode_text(data, np.ndarray.copy)
@@ -165,7 +165,7 @@ class Tokenizer:
         return np.array(self.encode(text), token_dtype(self.vocab_size))
 
     def encode_batch(self, texts: Iterable[str], num_threads: int | None = None) -> list[list[int]]:
-        """Return the token ids of each string.
+        """Returns the token ids of each string.
 
         num_threads: None is one per core; plain Python uses one, until the kernels are loaded.
         """
@@ -186,11 +186,11 @@ class Tokenizer:
         return list(map(self.encode, texts))
 
     def encode_iterable(self, strings: Iterable[str]) -> Iterator[int]:
-        """Yield the token ids of all the strings joined, without holding them all at once."""
+        """Yields the token ids of all the strings joined, without holding them all at once."""
         return chain.from_iterable(map(self._encode_piece, self._pieces(strings)))
 
     def _pieces(self, texts: Iterable[str]) -> Iterator[str]:
-        """Yield the joined texts in pieces that can be encoded one by one."""
+        """Yields the joined texts in pieces that can be encoded one by one."""
         if not self.switch.can_switch:  # there is nothing to switch to between two pieces
             return cut_into_chunks(texts, self.special_tokens, self.pattern)
         size = PIECE_CHARACTERS
@@ -198,7 +198,7 @@ class Tokenizer:
         return cut_into_chunks(blocks, self.special_tokens, self.pattern, size)
 
     def _encode_piece(self, text: str) -> list[int]:
-        """Encode by the kernels once they are loaded, and plainly until then, or where a byte has no token."""
+        """Encodes by the kernels once they are loaded, and plainly until then, or where a byte has no token."""
         data = to_utf8(text)
         if (encoder := self.switch.encoder) is not None:
             token_ids: list[int] | None = encoder.encode_text(data, np.ndarray.tolist)
@@ -208,14 +208,14 @@ class Tokenizer:
         return self.encode_plainly(text)
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Return the token ids of any bytes, and of UTF-8 those that `encode` gives.
+        """Returns the token ids of any bytes, and of UTF-8 those that `encode` gives.
 
         A byte that is not UTF-8 is split off as a punctuation mark is.
         """
         return self.encode_plainly(data.decode(errors="surrogateescape"))
 
     def encode_plainly(self, text: str) -> list[int]:
-        """Return the token ids of a string in plain Python, which defines what the kernels must return."""
+        """Returns the token ids of a string in plain Python, which defines what the kernels must return."""
         token_ids: list[int] = []
         for index, stretch in enumerate(split_on_special_tokens(text, self.special_tokens)):
             if index % 2:
@@ -225,7 +225,7 @@ class Tokenizer:
         return token_ids
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Return the token ids of a string, in plain Python, where a special token that is written out is text."""
+        """Returns the token ids of a string, in plain Python, where a special token that is written out is text."""
         token_ids: list[int] = []
         for pretoken in pretokenize(text, self.pattern):
             token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
@@ -243,19 +243,19 @@ class Tokenizer:
         return token_ids
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Return the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
+        """Returns the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
         return str(self._decoder.decode_bytes(token_ids), "utf-8", "replace")
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
-        """Return the text of each sequence of token ids, as `decode` does."""
+        """Returns the text of each sequence of token ids, as `decode` does."""
         return list(map(self.decode, batch))
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes:
-        """Return the bytes of token ids, as `encode_bytes` was given them."""
+        """Returns the bytes of token ids, as `encode_bytes` was given them."""
         return bytes(self._decoder.decode_bytes(token_ids))
 
     def decode_iterable(self, token_ids: Iterable[int]) -> Iterator[str]:
-        """Yield the text of token ids as it grows: a character as soon as all its bytes are there."""
+        """Yields the text of token ids as it grows: a character as soon as all its bytes are there."""
         return self._decoder.decode_iterable(token_ids)
 
     def encode_files(
@@ -268,7 +268,7 @@ class Tokenizer:
         report: EncodingReport | None = None,
         text_field: str | None = None,
     ) -> TokenFile:
-        """Encode files into one token file, in parallel; the same bytes for any number of processes.
+        """Encodes files into one token file, in parallel; the same bytes for any number of processes.
 
         A file of text is one document or several: where one does not end with <|endoftext|> and another follows, that
         token is put between them, if the vocabulary has it. In JSON Lines and Parquet each record is a document, whose
@@ -280,7 +280,7 @@ class Tokenizer:
 
 
 def to_utf8(text: str) -> bytes:
-    """Return the text as UTF-8. Raises InputError for a lone surrogate."""
+    """Returns the text as UTF-8. Raises InputError for a lone surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:

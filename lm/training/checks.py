@@ -23,9 +23,8 @@ from tokenization import InputError, outputs
 MAY_BE_INFINITE = {"model.max_gradient_norm"}  # never scales
 LARGEST = 3.4028234e38  # of float32: anything beyond is infinite where it is used
 STEPS_COUNT = "a run counts steps and has no epochs"
-NO_EFFECT: dict[
-    str, tuple[tuple[Any, ...], str]
-] = {  # Trainer settings that a run ignores: the allowed values, and why
+# Trainer settings that a run ignores: the allowed values, and why.
+NO_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_epochs": ((None, -1), f"{STEPS_COUNT}; trainer.max_steps is its length"),
     "min_epochs": ((None,), f"{STEPS_COUNT}; trainer.max_steps is its length"),
     "check_val_every_n_epoch": ((None,), f"{STEPS_COUNT}; trainer.val_check_interval says when to validate"),
@@ -188,13 +187,7 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
     return changes
 
 
-PLACES = {
-    "config",
-    "ckpt_path",
-    "init_from",
-    "allow_changed_data",
-    "trainer.default_root_dir",
-}  # not part of the training itself
+PLACES = {"config", "ckpt_path", "init_from", "allow_changed_data", "trainer.default_root_dir"}  # not of the training
 SAID_ELSEWHERE = {"trainer.max_steps", "data.batch_size", "data.seed", "data.context_length", "data.vocab_size"}
 
 

@@ -39,13 +39,14 @@ DESCRIPTIONS = {
   lm fit -c configs/demo.yaml --print_config                              every setting, without training
 
 A run's folder, trainer.default_root_dir, holds config.yaml, last.ckpt, best.ckpt and the curves for TensorBoard.""",
-    "validate": """Measure a model's loss, perplexity and bits per byte on the whole validation file.
+    "validate": """Measure a model's loss, perplexity and bits per byte on the validation file.
 
   lm validate checkpoints/demo                                            the best checkpoint of a run
   lm validate checkpoints/demo/last.ckpt                                  another one
   lm validate checkpoints/demo --data.val_path other.bin                  on another text
+  lm validate checkpoints/demo --trainer.limit_val_batches 1.0            on all of it, whatever the run's limit
 
-It reads the run's config.yaml. With -c, validation follows the settings of another configuration.""",
+The settings are those of the run's config.yaml; -c names another configuration.""",
 }
 DEFAULTS: dict[str, Any] = {  # of the trainer, where they differ from Lightning's
     "default_root_dir": "checkpoints/run",

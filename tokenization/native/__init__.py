@@ -1,6 +1,6 @@
-"""The tokenizer at native speed: kernels compiled by LLVM for the pre-tokens of GPT-2's pattern.
+"""The tokenizer at native speed: kernels compiled by LLVM, for the split patterns of patterns.py.
 
-    text (UTF-8) -> find_starts -> pre-tokens -> table -------> counts       (count_window)
+    text (UTF-8) -> scanner -----> pre-tokens -> table -------> counts       (count_window)
                     64 bytes at a time           |  ^---------> ids          (encode_window)
                                                  merge_pretoken              (what the table does not know yet)
     counts -> words in one row of cells -> make_merges -> merges

@@ -24,7 +24,8 @@ import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
 from tokenization.files import writing
 from tokenization.native.calling import add_symbols, built_in
-from tokenization.native.translation import Source, translate
+from tokenization.native.source import Source
+from tokenization.native.translation import translate
 
 CACHE_VARIABLE = "TOKENIZATION_CACHE_DIR"
 PREFIX = "kernels-"

@@ -1,6 +1,6 @@
 """Single instructions that Python has no words for: raw memory, 64 bytes compared at once, bit tricks, atomics.
 
-All of them work on int64. (Mixing int64 and uint64 would give a float64, so nothing is unsigned.)
+All of them take and return int64.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, cast
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from tokenization.native.compiling import compiled
-from tokenization.native.translation import Instruction
+from tokenization.native.source import Instruction
 
 LOW_HALF = (1 << 32) - 1
 MIX_1, MIX_2 = 0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D  # odd constants that hashes multiply by

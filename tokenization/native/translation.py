@@ -11,78 +11,21 @@ Anything else is refused by its line. Shifting by less than 0 or more than 63 bi
 """
 
 import ast
-import functools
-import inspect
-import textwrap
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
 from tokenization.native.calling import add_call
+from tokenization.native.source import BIT, LONG, ONE, ZERO, Instruction, Source
 
-LONG, BIT = ir.IntType(64), ir.IntType(1)
-ZERO, ONE = LONG(0), LONG(1)
-
-_ARITHMETIC = {
-    ast.Add: "add",
-    ast.Sub: "sub",
-    ast.Mult: "mul",
-    ast.BitAnd: "and_",
-    ast.BitOr: "or_",
-    ast.BitXor: "xor",
-    ast.LShift: "shl",
-    ast.RShift: "ashr",
-}
+_ARITHMETIC = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.LShift: "shl", ast.RShift: "ashr"}
+_ARITHMETIC |= {ast.BitAnd: "and_", ast.BitOr: "or_", ast.BitXor: "xor"}
 _COMPARISONS = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
 
-class Instruction:
-    """One step that Python has no word for. emit: takes LLVM's builder and int64 values; returns one, or None."""
-
-    def __init__(self, emit: Callable[..., Any]) -> None:
-        self.emit = emit
-
-
-class Source:
-    """A kernel in Python: its name and signature, and what it consists of, which is read when it is translated."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        self.name = f"{function.__module__}.{function.__qualname__}"
-        code = function.__code__
-        self.parameters = code.co_varnames[: code.co_argcount]
-        self.num_results = num_results(function.__annotations__["return"])
-
-    @functools.cached_property
-    def definition(self) -> ast.FunctionDef:
-        """The syntax tree."""
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(self.function))).body
-        assert isinstance(definition, ast.FunctionDef)
-        return definition
-
-    def named(self, name: str) -> Any:
-        """Returns what a name that is not local stands for; None if it is not defined."""
-        return self.function.__globals__.get(name)
-
-    def type(self) -> Any:
-        """Returns LLVM's type of the function."""
-        result = ir.VoidType() if self.num_results == 0 else LONG
-        if self.num_results > 1:
-            result = ir.LiteralStructType([LONG] * self.num_results)
-        return ir.FunctionType(result, [LONG] * len(self.parameters))
-
-
-def num_results(annotation: Any) -> int:
-    """Returns how many values a function with this annotation returns."""
-    return 0 if annotation is None else len(get_args(annotation)) or 1
-
-
 def translate(source: Source) -> Any:
-    """Returns a module with a kernel and all that it calls.
-
-    "run" is the kernel; "call" does the same for Python, see `add_call`.
-    """
+    """Returns a module with a kernel, "run", and all that it calls; "call" is the kernel for Python (`add_call`)."""
     module = ir.Module()
     functions: dict[str, Any] = {}
     waiting: list[Source] = []
@@ -298,11 +241,13 @@ class Body:
     def of_UnaryOp(self, node: ast.UnaryOp) -> Any:
         if isinstance(node.op, ast.Not):
             return self.builder.not_(self.condition(node.operand))
+        if not isinstance(node.op, ast.USub | ast.Invert):
+            raise self.refuse(node)
         value = self.value(node.operand)
         return self.builder.neg(value) if isinstance(node.op, ast.USub) else self.builder.not_(value)
 
     def of_Compare(self, node: ast.Compare) -> Any:
-        if len(node.ops) != 1:
+        if len(node.ops) != 1 or type(node.ops[0]) not in _COMPARISONS:
             raise self.refuse(node)
         left, right = self.value(node.left), self.value(node.comparators[0])
         return self.builder.icmp_signed(_COMPARISONS[type(node.ops[0])], left, right)
@@ -319,11 +264,7 @@ class Body:
             self.builder.position_at_end(following)
         incoming.append((self.condition(node.values[-1]), self.builder.block))
         self.builder.branch(behind)
-        self.builder.position_at_end(behind)
-        result = self.builder.phi(BIT)
-        for value, block in incoming:
-            result.add_incoming(value, block)
-        return result
+        return self.merge(BIT, incoming, behind)
 
     def of_IfExp(self, node: ast.IfExp) -> Any:
         then, otherwise, behind = (self.function.append_basic_block() for _ in range(3))
@@ -333,8 +274,12 @@ class Body:
             self.builder.position_at_end(start)
             incoming.append((self.any_value(expression), self.builder.block))
             self.builder.branch(behind)
+        return self.merge(incoming[0][0].type, incoming, behind)
+
+    def merge(self, kind: Any, incoming: list[tuple[Any, Any]], behind: Any) -> Any:
+        """Goes on in the block `behind`, with the value of whichever block led there."""
         self.builder.position_at_end(behind)
-        result = self.builder.phi(incoming[0][0].type)
+        result = self.builder.phi(kind)
         for value, block in incoming:
             result.add_incoming(value, block)
         return result

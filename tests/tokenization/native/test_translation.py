@@ -130,6 +130,14 @@ def chained(number: int) -> int:
     return 0 < number < 3
 
 
+def plus(number: int) -> int:
+    return +number
+
+
+def contained(number: int) -> int:
+    return number in (1, 2)
+
+
 def unknown(number: int) -> int:
     return len(number)  # type: ignore[arg-type]
 
@@ -152,6 +160,8 @@ REFUSED = {
     floats: "0.5",
     true_division: "number / 2",
     chained: "0 < number < 3",
+    plus: "+number",
+    contained: "number in (1, 2)",
     unknown: "len(number)",
     undefined: "nowhere",
     lists: "[number]",
