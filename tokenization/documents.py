@@ -32,6 +32,15 @@ def holds_documents(name: str) -> bool:
     return kind(name) in (*JSON_LINES, PARQUET)
 
 
+def check_text_field(text_field: str | None, names: Iterable[str]) -> None:
+    """Raises InputError for a field that is named although none of the files has records."""
+    if text_field is not None and not any(map(holds_documents, names)):
+        raise InputError(
+            f"--text-field {text_field}: there are fields in {', '.join((*JSON_LINES, PARQUET))} files alone, and none"
+            " of these is read; leave it out"
+        )
+
+
 @dataclass(frozen=True)
 class RecordReader:
     """Takes the text out of the records of a file.

@@ -17,6 +17,7 @@ from typing import Any
 
 from tokenization.bpe import TIES, Merges, Vocabulary, creation_order, initial_vocabulary, learn_merges
 from tokenization.corpus import Corpus, available_cores, map_in_order
+from tokenization.documents import check_text_field
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES, have_kernels, kernels_for
 from tokenization.pretokenization import GPT2_PATTERN, check_pattern, count_pretokens, cut_into_chunks
@@ -92,6 +93,7 @@ def train_bpe(
     report = report if report is not None else TrainingReport()
     inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
     corpus = Corpus(inputs, errors, "counting" if progress else "", text_field)
+    check_text_field(text_field, (file.name for file in corpus.files))
     choice = kernels_for(pattern, corpus.text_bytes(KERNELS_FROM_BYTES), "training")
     report.path = choice.reason
     processes = num_processes or available_cores()

@@ -270,6 +270,20 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path, small, code
     assert small.encode_files([path], tmp_path / "t.bin", 1).tokens.tolist() == joined_ids(small, ["a good line"] * 2)
 
 
+@pytest.mark.parametrize("command", ["train t.txt --vocab-size 260", "encode t.txt --tokenizer tok", "compare tok"])
+def test_a_field_of_texts_without_any_is_refused(tmp_path, small, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.txt").write_text("some words")
+    small.save(tmp_path / "tok")
+    more = ["--text", "t.txt"] if command.startswith("compare") else ["--output", "new"]
+    assert main([*command.split(), *more, "--text-field", "body"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.partition(": ")[2].startswith("--text-field body: there are fields in .jsonl, .ndjson, .parquet files")
+    assert err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"t.txt", "tok"}
+
+
 def test_the_field_can_be_named(tmp_path, small, code):
     path = tmp_path / "t.jsonl"
     path.write_bytes(json_lines(["first", "second"], "body"))

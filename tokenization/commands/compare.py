@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from tokenization.commands import TEXT_HELP, ArgumentParser, add_text_field, command_parser, output_path
+from tokenization.documents import check_text_field
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import check_file
@@ -102,6 +103,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--megabytes {args.megabytes:g}: --documents are encoded whole; leave one of the two out")
     if args.documents is None and args.seed is not None:
         raise InputError(f"--seed {args.seed}: is for drawing documents; add --documents N, or leave it out")
+    if args.text_field is not None:
+        check_text_field(args.text_field, (file.name for file in TextFiles(args.text).files))
     if args.plot and not args.curve:
         raise InputError(f"--plot {args.plot}: draws the curve; add --curve")
     if args.plot:
