@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,13 @@ def _acquire(path: Path) -> tuple[int, Owner]:
 
 def _open(path: Path) -> tuple[int, bool]:
     """Returns a descriptor of the lock file, and whether this call has created it."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with contextlib.suppress(FileExistsError):
-            return os.open(path, flags | os.O_EXCL, 0o644), True
-        return os.open(path, flags, 0o644), False
+        while True:
+            with contextlib.suppress(FileExistsError):
+                return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
+            with contextlib.suppress(FileNotFoundError):  # released between the two calls
+                return os.open(path, flags), False
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
@@ -130,24 +133,52 @@ def _is_lost(owner: Owner, here: bool, descriptor: int, path: Path) -> bool:
     """Whether the owner has ended on this host, or has been silent for too long."""
     if here and os.name == "posix" and not is_alive(int(owner.get("pid", 0))):
         return True
-    probe = temporary_name(path)  # hosts' clocks differ; the file system has one
+    return _is_silent(os.fstat(descriptor), path)
+
+
+def _is_silent(state: os.stat_result, path: Path) -> bool:
+    """Whether a file beside this path was last touched too long ago: hosts' clocks differ; the file system has one."""
+    probe = temporary_name(path)
     try:
         probe.touch()
-        return probe.stat().st_mtime - os.fstat(descriptor).st_mtime > SILENT_SECONDS
+        return probe.stat().st_mtime - state.st_mtime > SILENT_SECONDS
     finally:
         probe.unlink(missing_ok=True)
 
 
 def _remove(path: Path, descriptor: int) -> None:
-    """Removes the lock file that this descriptor has opened, and closes it; another's new one stays."""
-    aside, judged = temporary_name(path), os.fstat(descriptor)
+    """Removes the lock file that this descriptor has opened, unless another process does, and closes it.
+
+    Only the process that has claimed this very file removes it: by its name alone a slow one would remove the lock that
+    a faster one has created since.
+    """
+    judged = _identity(descriptor)
     os.close(descriptor)
-    with contextlib.suppress(FileNotFoundError):  # another process removes it, too
-        os.rename(path, aside)
-        if os.path.samestat(judged, os.stat(aside)):
-            os.unlink(aside)
-        else:
-            os.rename(aside, path)
+    claim = path.with_name(f"{path.name}.{judged}.claim")
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            if _is_silent(os.stat(claim), path):  # whoever has made it was killed at this moment
+                claim.unlink()
+        time.sleep(0.01)
+        return
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            now = os.open(path, os.O_RDONLY)
+            same = _identity(now) == judged
+            os.close(now)
+            if same:
+                path.unlink()
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _identity(descriptor: int) -> str:
+    """Returns what tells a lock file that nobody touches any more from any other, also from one with its inode."""
+    state = os.fstat(descriptor)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return sha256(f"{state.st_ino} {state.st_mtime_ns} ".encode() + os.read(descriptor, 1000)).hexdigest()[:16]
 
 
 def _owner(descriptor: int) -> Owner:
