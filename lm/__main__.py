@@ -15,6 +15,7 @@ from lm.machine.contention import choose_waiting
 from lm.machine.lean_imports import import_torchmetrics_on_demand
 from lm.machine.signals import interruptible
 from tokenization.errors import InputError, describe_os_error, did_you_mean, drop_stdout
+from tokenization.kernels import announcing
 from tokenization.version import own_version
 
 HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
@@ -90,7 +91,8 @@ def run_command(argv: list[str]) -> int:
         if argv[0] == "--version":
             print(f"lm {own_version()}", flush=True)
             return 0
-        find_command(argv[0])(argv[1:])
+        with announcing():
+            find_command(argv[0])(argv[1:])
         sys.stdout.flush()
     except InputError as error:
         print(f"{name}: {error}", file=sys.stderr)

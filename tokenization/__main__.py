@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from tokenization.errors import InputError, describe_os_error, did_you_mean, drop_stdout
+from tokenization.kernels import announcing
 from tokenization.version import own_version
 
 HELP = """usage: tokenization {train,encode,decode,inspect,compare,import,export} ...
@@ -61,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal's encoding lacks
     try:
-        run_command(argv)
+        with announcing():
+            run_command(argv)
         sys.stdout.flush()
     except InputError as error:
         print(f"{command}: {error}", file=sys.stderr)

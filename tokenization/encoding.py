@@ -8,7 +8,7 @@ Large files are encoded by the compiled kernels (native/), with the same result.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class EncodingReport:
-    """Which code encoded the files, why, and how long loading or compiling it took."""
+    """Which code encoded the files, why, and how long the kernels took until they were ready."""
 
     path: str = ""
-    compile_seconds: float = 0.0
+    seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # {"loading" or "compiling": seconds}; empty without kernels
 
 
 class EncodedChunk(NamedTuple):
@@ -63,7 +65,9 @@ def encode_files(
         refuse_input(path, corpus.files)
     choice = tokenizer.switch.choose(corpus.text_bytes(KERNELS_FROM_BYTES))
     if report is not None:
-        report.path, report.compile_seconds = choice.reason, choice.seconds
+        report.path = choice.reason
+        if choice.native:
+            report.seconds[choice.phase] = choice.seconds
     processes, separator_id = num_processes or available_cores(), tokenizer.end_of_text_id
     with (
         closing(corpus),

@@ -3,6 +3,7 @@
     kernels_for    for a large text: loads them at once, or compiles them on the first use of this installation
     load_behind    while a caller goes on in plain Python: a thread loads them, and the caller takes them when they are
                    ready
+    announcing     for a command: prints that they are being compiled, which a library only logs
 
 Importing llvmlite and compiling take locks that a forked process would find held for good, and LLVM must not be at work
 while the interpreter ends. So loading goes step by step; whoever forks or exits waits for the end of a step.
@@ -11,7 +12,9 @@ while the interpreter ends. So loading goes step by step; whoever forks or exits
 import atexit
 import functools
 import importlib
+import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,12 +37,16 @@ LOADED_BEHIND_FROM_CHARACTERS = 100_000  # where only a tokenizer's tables must 
 HOOKED = ("concurrent.futures.thread", "logging")
 
 
+logger = logging.getLogger(__name__)
+
+
 class Choice(NamedTuple):
     """The code that does the work, and the reason for it."""
 
     native: ModuleType | None  # the module with the kernels; None for plain Python
     reason: str
     seconds: float = 0.0  # spent on loading or compiling the kernels
+    phase: str = "loading"  # or "compiling", where the cache lacked any of them
 
 
 def have_kernels(pattern: str) -> bool:
@@ -57,9 +64,9 @@ def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
     if not worth_waiting(pattern, num_bytes, work):
         enough = CACHED_FROM_BYTES if num_bytes < CACHED_FROM_BYTES else KERNELS_FROM_BYTES
         return Choice(None, f"plain Python (less than {enough / 1e6:g} MB)")
-    start = time.perf_counter()
-    native, reason = load_kernels(work, pattern)
-    return Choice(native, reason, time.perf_counter() - start if native else 0.0)
+    start, loaded = time.perf_counter(), are_loaded(pattern, work)
+    native, reason, phase = load_kernels(work, pattern)
+    return Choice(native, reason, time.perf_counter() - start if native else 0.0, "loading" if loaded else phase)
 
 
 def worth_waiting(pattern: str, num_bytes: int, work: str) -> bool:
@@ -90,18 +97,48 @@ _loaded: set[tuple[str, str]] = set()  # what load_kernels has loaded: work, pat
 
 
 @functools.cache
-def load_kernels(work: str, pattern: str) -> tuple[ModuleType | None, str]:
-    """Returns the module with the kernels, compiled for this work, or None where that fails; and the reason."""
+def load_kernels(work: str, pattern: str) -> tuple[ModuleType | None, str, str]:
+    """Returns the module with the kernels for this work, or None where they fail; the reason; and Choice.phase."""
+    phase = "loading"
     try:
         with step():
             native = importlib.import_module("tokenization.native")
+        if not native.are_cached(work, pattern):
+            phase = "compiling"
+            _log_compiling(bool(native.cache_folder()))
         native.compile_kernels(work, pattern, step)
         _loaded.add((work, pattern))
     except ModuleNotFoundError as error:
-        return None, f"plain Python ({error.name} is not installed)"
+        return None, f"plain Python ({error.name} is not installed)", phase
     except Exception as error:  # whatever LLVM raises: the work can be done without them
-        return None, f"plain Python (the kernels cannot be compiled: {' '.join(str(error).split()) or repr(error)})"
-    return native, "compiled kernels"
+        reason = f"the kernels cannot be compiled: {' '.join(str(error).split()) or repr(error)}"
+        return None, f"plain Python ({reason})", phase
+    return native, "compiled kernels", phase
+
+
+@functools.cache  # once per process, whatever is missing
+def _log_compiling(kept: bool) -> None:
+    logger.info("compiling the tokenizer's kernels, about 2 s%s", ", once" if kept else "; no folder can keep them")
+
+
+class _Printer(logging.Handler):
+    """Prints messages on stderr as they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def announcing() -> Iterator[None]:
+    """Prints on stderr, within the block, when kernels must be compiled."""
+    printer, level = _Printer(), logger.level
+    logger.addHandler(printer)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(printer)
+        logger.setLevel(level)
 
 
 # --- in a thread -----------------------------------------------------------------------------------------------------

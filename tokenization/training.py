@@ -98,7 +98,7 @@ def train_bpe(
     report.path = choice.reason
     processes = num_processes or available_cores()
     if choice.native:
-        report.seconds["compiling"] = choice.seconds
+        report.seconds[choice.phase] = choice.seconds
         table = count_with_kernels(choice.native, corpus, special_tokens, pattern, processes, report)
     else:
         counts = count_corpus(corpus, special_tokens, pattern, processes, report)
@@ -106,7 +106,7 @@ def train_bpe(
             choice = kernels_for(pattern, corpus.num_bytes, "merging")
         if choice.native:
             report.path = "plain Python for the pattern, which the kernels do not know; compiled kernels for the merges"
-            report.seconds["compiling"] = choice.seconds
+            report.seconds[choice.phase] = choice.seconds
             table = choice.native.table_of(counts)
     if choice.native:
         vocab, merges = merge_with_kernels(choice.native, table, vocab_size, special_tokens, ties, progress, report)

@@ -56,13 +56,13 @@ def run(argv: Sequence[str]) -> None:
     file = tokenizer.encode_files(
         texts.files, args.output, args.processes, args.errors, True, report, text_field=args.text_field
     )
-    seconds, about = time.perf_counter() - start - report.compile_seconds, file.description
+    seconds, about = time.perf_counter() - start - sum(report.seconds.values()), file.description
     print(
         f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"
         f" ({about.bytes / about.tokens:.2f} bytes each) in {seconds:.1f} s ({about.bytes / 1e6 / seconds:.1f} MB/s)"
     )
-    compiling = f"; loading or compiling them took {report.compile_seconds:.1f} s more"
-    print(f"computed by {report.path}{compiling if report.compile_seconds else ''}")
+    waited = [f"; {phase} them took {spent:.1f} s more" for phase, spent in report.seconds.items()]
+    print(f"computed by {report.path}{''.join(waited)}")
     print(f"written: {file.path} and {description_path(file.path).name}")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from tokenization.native.cells import fill_cells, list_byte_pairs
-from tokenization.native.compiling import is_cached, load
+from tokenization.native.compiling import cache_folder, is_cached, load
 from tokenization.native.counting import add_counts, add_table, count_corpus, count_window, table_of
 from tokenization.native.decoding import Decoder, copy_tokens, decoded_size
 from tokenization.native.encoding import Encoder, can_encode, encode_window
@@ -30,6 +30,7 @@ __all__ = [
     "Encoder",
     "Window",
     "are_cached",
+    "cache_folder",
     "can_encode",
     "compile_kernels",
     "count_corpus",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
-from tokenization import GPT2_PATTERN, InputError, Tokenizer, kernels, switching
+from tokenization import GPT2_PATTERN, InputError, Tokenizer, kernels, native, switching
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges
 from tokenization.pretokenization import count_pretokens
@@ -82,7 +82,7 @@ def test_threads_that_encode_while_the_kernels_are_loaded(monkeypatch):
 
 def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, capfd):
     monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1)
-    for failure in ((None, "plain Python (llvmlite is not installed)"), MemoryError("no room")):
+    for failure in ((None, "plain Python (llvmlite is not installed)", "loading"), MemoryError("no room")):
 
         def load(work, pattern, failure=failure):
             if isinstance(failure, Exception):
@@ -105,11 +105,43 @@ def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, 
 def test_the_text_that_is_worth_waiting_for(monkeypatch, loaded, cached, least):
     monkeypatch.setattr(kernels, "_loaded", {("encoding", GPT2_PATTERN)} if loaded else set())
     monkeypatch.setattr(kernels, "are_cached", lambda pattern, work: cached)
-    monkeypatch.setattr(kernels, "load_kernels", lambda work, pattern: (kernels, "compiled kernels"))
+    monkeypatch.setattr(kernels, "load_kernels", lambda work, pattern: (kernels, "compiled kernels", "loading"))
     assert kernels.kernels_for(GPT2_PATTERN, least, "encoding")[:2] == (kernels, "compiled kernels")
-    native, reason, _ = kernels.kernels_for(GPT2_PATTERN, least - 1, "encoding")
+    native, reason, *_ = kernels.kernels_for(GPT2_PATTERN, least - 1, "encoding")
     assert native is None
     assert reason == f"plain Python (less than {max(least, 500_000) / 1e6:g} MB)"
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("cache", "about 2 s, once\n"), ("", "about 2 s; no folder can keep them\n")]
+)
+def test_compiling_is_a_phase_and_said_in_a_line_by_commands_alone(monkeypatch, capfd, folder, said):
+    monkeypatch.setattr(native, "compile_kernels", lambda *arguments: None)
+    monkeypatch.setattr(native, "cache_folder", lambda: folder)
+
+    def choose(cached: bool) -> str:
+        monkeypatch.setattr(native, "are_cached", lambda work, pattern: cached)
+        monkeypatch.setattr(kernels, "_loaded", set())
+        kernels._log_compiling.cache_clear()
+        kernels.load_kernels.cache_clear()
+        phases = [
+            kernels.kernels_for(GPT2_PATTERN, 1 << 40, work).phase for work in ("training", "encoding", "training")
+        ]
+        assert phases[2] == "loading"  # a second time
+        return phases[0]
+
+    try:
+        assert choose(cached=False) == "compiling"
+        assert capfd.readouterr() == ("", "")
+        with kernels.announcing():
+            assert choose(cached=True) == "loading"
+            assert capfd.readouterr() == ("", "")
+            assert choose(cached=False) == "compiling"
+        assert capfd.readouterr() == ("", f"compiling the tokenizer's kernels, {said}")
+        assert choose(cached=False) == "compiling"
+        assert capfd.readouterr() == ("", "")
+    finally:
+        kernels.load_kernels.cache_clear()
 
 
 def test_a_second_tokenizer_soon_takes_the_kernels_that_are_loaded(tokenizer, monkeypatch):
