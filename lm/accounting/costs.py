@@ -10,6 +10,8 @@ our own training keeps in memory is in activations.py.
 """
 
 import math
+from collections import Counter
+from typing import NamedTuple
 
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.layers import RMSNorm, SiLUFeedForward, SwiGLU
@@ -70,23 +72,50 @@ def parameters_by_part(model: TransformerLM) -> dict[str, int]:
     return counts
 
 
-def forward_flops(model: TransformerLM, context_length: int | None = None) -> dict[str, int]:
-    """Counts the FLOPs of the matrix products for one sequence of context_length tokens (default: the model's).
+class Product(NamedTuple):
+    """A matrix product of the forward pass: (rows, inner) by (inner, columns)."""
+
+    part: str
+    name: str
+    rows: int
+    inner: int
+    columns: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.rows * self.inner * self.columns
+
+
+def matrix_products(model: TransformerLM, context_length: int | None = None) -> dict[Product, int]:
+    """Counts how often each product is computed for one sequence of context_length tokens (default: the model's).
 
     As in the handout, attention counts every query with every key, though the causal half would do. The padding of the
     head does not count.
     """
     SUPPORT.check(model)
     length = context_length or model.context_length
-    flops = dict.fromkeys(PARTS, 0)
     d_model = model.token_embeddings.weight.shape[1]
-    flops["head"] = 2 * length * model.vocab_size * d_model
+    times: Counter[Product] = Counter()
     for module in model.modules():
         if isinstance(module, MultiHeadSelfAttention):
-            flops["projections"] += 8 * length * d_model**2
-            flops["scores"] += 4 * length**2 * d_model
+            for name in ("q_proj", "k_proj", "v_proj", "output_proj"):
+                times[Product("projections", name, length, d_model, d_model)] += 1
+            d_k = d_model // module.num_heads
+            times[Product("scores", "queries by keys", length, d_k, length)] += module.num_heads
+            times[Product("scores", "weights by values", length, length, d_k)] += module.num_heads
         elif isinstance(module, SwiGLU | SiLUFeedForward):
-            flops["feed-forward"] += 2 * length * sum(weight.numel() for weight in module.parameters())
+            for name, weight in module.named_parameters():
+                d_out, d_in = weight.shape
+                times[Product("feed-forward", name.removesuffix(".weight"), length, d_in, d_out)] += 1
+    times[Product("head", "lm_head", length, d_model, model.vocab_size)] += 1
+    return times
+
+
+def forward_flops(model: TransformerLM, context_length: int | None = None) -> dict[str, int]:
+    """Counts the FLOPs of the matrix products for one sequence of context_length tokens (default: the model's)."""
+    flops = dict.fromkeys(PARTS, 0)
+    for product, times in matrix_products(model, context_length).items():
+        flops[product.part] += product.flops * times
     return flops
 
 

@@ -41,6 +41,10 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
         "arrangement": str(how),
         "parameters": costs.parameters_by_part(model),
         "state_bytes": state,
+        "matrix_products": [
+            product._asdict() | {"times": times, "flops": product.flops * times}
+            for product, times in costs.matrix_products(model).items()
+        ],
         "forward_flops": forward,
         "training_flops": {part: 3 * flops for part, flops in forward.items()},
         "training_flops_per_token": costs.training_flops_per_token(model),

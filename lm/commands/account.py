@@ -27,6 +27,7 @@ and as our fast path works. Besides the options below, every setting of `lm fit`
   lm account -c configs/demo.yaml --model.num_layers 8 --probe      runs some steps, and predicts the whole run
   lm account gpt2-xl --memory 80GB --tokens 419e9 --device "H100 tf32" --mfu 0.5
   lm account gpt2-xl --edition 2025 --json
+  lm account gpt2-small --products                                  each matrix product, with its shape
   lm account gpt2-small --plot shares.png                           the parts' shares of the FLOPs, drawn
 
 Presets: {", ".join(PRESETS)}.
@@ -57,6 +58,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--mfu", type=float, help="with --device: the share of its FLOP/s that is used (default: 0.5)")
     parser.add_argument("--probe", action="store_true", help="run some steps to predict the run's memory and time")
+    parser.add_argument("--products", action="store_true", help="list the matrix products of a forward pass")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
         "--plot",
@@ -93,7 +95,7 @@ def run(argv: list[str]) -> None:
             from lm.experiments.probe import probe
 
             result["prediction"] = probe(arguments, config)
-    print(to_json(result, indent=2) if args.json else "\n".join(table(result)))
+    print(to_json(result, indent=2) if args.json else "\n".join(table(result, args.products)))
 
 
 def check(args: argparse.Namespace, name: str | None) -> None:
@@ -153,27 +155,20 @@ def preset_arguments(name: str, edition: int) -> list[str]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """Lays out the whole result as lines of text."""
-    settings, batch_size = result["settings"], result["batch_size"]
+def table(result: dict[str, Any], with_products: bool = False) -> list[str]:
+    """Lays out the whole result as lines of text, with the list of matrix products where it is wanted."""
+    settings = result["settings"]
     shown = [name for name in MODEL_SETTINGS if settings[name] != DEFAULTS.get(name)]
     lines = [f"{result['name']}: " + ", ".join(f"{name} {settings[name]}" for name in shown), *by_part(result)]
+    if with_products:
+        lines += ["", *by_product(result), ""]
     gains, head = result["parameters"]["norms"], result["forward_flops"]["head"]
     total, forward = sum(result["parameters"].values()), sum(result["forward_flops"].values())
-    kept = {name: sum(parts.values()) for name, parts in result["activation_bytes"].items()}
-    kept["handout"] *= batch_size
-    state = result["state_bytes"]
     lines += [
         f"without the norms' gains {total - gains:,} parameters; without the head {forward - head:.4g} forward FLOPs",
         *([f"AdamW: {result['adamw_flops']:.4g} FLOPs a step"] if result["adamw_flops"] is not None else []),
         "",
-        f"{'memory, GB':<28}{'handout':>12}{'ours':>12}    ours: {result['arrangement']}",
-        *(f"{name:<28}{size / 1e9:>12.3f}{size / 1e9:>12.3f}" for name, size in state.items()),
-        f"{f'activations, batch of {batch_size}':<28}{kept['handout'] / 1e9:>12.3f}{kept['ours'] / 1e9:>12.3f}",
-        f"{'together':<28}" + "".join(f"{(sum(state.values()) + kept[key]) / 1e9:>12.3f}" for key in kept),
-        f"{'largest batch in ' + format(result['memory'] / 1e9, '.4g') + ' GB':<28}"
-        + "".join(f"{result['largest_batch'][key]:>12,}" for key in kept),
-        f"{'peak of the process, CPU':<28}{'':>12}{result['peak_bytes'] / 1e9:>12.3f}",
+        *memory(result),
     ]
     if result["not_counted"]:
         lines += ["", f"not counted: {', '.join(result['not_counted'])}; the figures are for one process on a CPU"]
@@ -192,8 +187,8 @@ def table(result: dict[str, Any]) -> list[str]:
 
 def by_part(result: dict[str, Any]) -> list[str]:
     """Lays out parameters, FLOPs and activations as a table with a row for each part."""
-    heads = ("parameters", "%", "forward FLOPs", "%", "training FLOPs", "handout MB", "ours MB")
-    widths = (16, 7, 15, 7, 16, 12, 12)
+    heads = ("parameters", "%", "forward FLOPs", "%", "no head", "training FLOPs", "handout MB", "ours MB")
+    widths = (16, 7, 15, 7, 9, 16, 12, 12)
 
     def row(name: str, cells: tuple[str, ...]) -> str:
         return f"{name:<14}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
@@ -201,15 +196,51 @@ def by_part(result: dict[str, Any]) -> list[str]:
     columns = [result[key] for key in ("parameters", "forward_flops", "training_flops")]
     columns += [result["activation_bytes"][key] for key in ("handout", "ours")]
     totals = [sum(column.values()) for column in columns]
-    lines = [f"{'':<68}FLOPs of one sequence; activations of one sequence, and of the batch", row("", heads)]
+    headless = totals[1] - result["forward_flops"]["head"]
+    lines = [f"{'':<77}FLOPs of one sequence; activations of one sequence, and of the batch", row("", heads)]
     for part in (*PARTS, "total"):
         counts, forward, training, handout, ours = (
             total if part == "total" else column[part] for column, total in zip(columns, totals, strict=True)
         )
-        shares = (f"{counts / totals[0]:.1%}", f"{forward / totals[1]:.1%}")
-        cells = (f"{counts:,}", shares[0], f"{forward:.4g}", shares[1], f"{training:.4g}")
-        lines.append(row(part, (*cells, f"{handout / 1e6:,.1f}", f"{ours / 1e6:,.1f}")))
+        without = "" if part == "head" else f"{1 if part == 'total' else forward / headless:.1%}"
+        cells = (f"{counts:,}", f"{counts / totals[0]:.1%}", f"{forward:.4g}", f"{forward / totals[1]:.1%}", without)
+        lines.append(row(part, (*cells, f"{training:.4g}", f"{handout / 1e6:,.1f}", f"{ours / 1e6:,.1f}")))
     return lines
+
+
+def by_product(result: dict[str, Any]) -> list[str]:
+    """Lays out the matrix products of one sequence as a table with a row for each."""
+    total = sum(result["forward_flops"].values())
+    lines = [f"{'product':<32}{'shapes':>33}{'times':>8}{'FLOPs':>12}{'%':>7}"]
+    for product in result["matrix_products"]:
+        rows, inner, columns = (f"{product[size]:,}" for size in ("rows", "inner", "columns"))
+        lines.append(
+            f"{product['part']:<14}{product['name']:<18}{f'({rows} x {inner}) ({inner} x {columns})':>33}"
+            f"{product['times']:>8,}{product['flops']:>12.4g}{product['flops'] / total:>7.1%}"
+        )
+    return lines
+
+
+def memory(result: dict[str, Any]) -> list[str]:
+    """Lays out what training needs, as the handout counts and as our fast path works, in GB and in GiB."""
+    batch_size, state = result["batch_size"], result["state_bytes"]
+    kept = {name: sum(parts.values()) for name, parts in result["activation_bytes"].items()}
+    kept["handout"] *= batch_size
+    needs = {name: (size, size) for name, size in state.items()}
+    needs[f"activations, batch of {batch_size}"] = kept["handout"], kept["ours"]
+    needs["together"] = sum(state.values()) + kept["handout"], sum(state.values()) + kept["ours"]
+    largest = result["largest_batch"]
+    return [
+        f"{'memory':<28}{'handout: GB':>12}{'GiB':>10}{'ours: GB':>12}{'GiB':>10}    ours: {result['arrangement']}",
+        *(
+            f"{name:<28}" + "".join(f"{size / 1e9:>12.3f}{size / 2**30:>10.3f}" for size in sizes)
+            for name, sizes in needs.items()
+        ),
+        f"{'largest batch in ' + format(result['memory'] / 1e9, '.4g') + ' GB':<28}"
+        f"{largest['handout']:>12,}{'':>10}{largest['ours']:>12,}",
+        f"{'peak of the process, CPU':<28}{'':>22}{result['peak_bytes'] / 1e9:>12.3f}"
+        f"{result['peak_bytes'] / 2**30:>10.3f}",
+    ]
 
 
 def spell(prediction: dict[str, Any]) -> dict[str, str]:

@@ -4,11 +4,13 @@ import itertools
 import json
 import math
 import sys
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from jsonargparse import Namespace
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm.accounting import costs
@@ -178,6 +180,31 @@ def test_flops_are_those_that_torch_counts(feed_forward):
     assert costs.training_flops_per_token(model) * 2 * 24 == 3 * expected
 
 
+class ProductsOfTorch(TorchDispatchMode):
+    """Counts the matrix products that torch computes, by (rows, inner, columns)."""
+
+    def __init__(self):
+        super().__init__()
+        self.times: Counter = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            left, right = arguments
+            self.times[(*left.shape[-2:], right.shape[-1])] += math.prod(left.shape[:-2])
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("feed_forward", ["swiglu", "silu"])
+def test_products_are_those_that_torch_computes(feed_forward):
+    model = make_model({**SMALL, "feed_forward": feed_forward}).to_empty(device="cpu")
+    with torch.no_grad(), ProductsOfTorch() as computed:
+        model(torch.zeros(1, 24, dtype=torch.int64))
+    counted: Counter = Counter()
+    for product, times in costs.matrix_products(model).items():
+        counted[product.rows, product.inner, product.columns] += times
+    assert counted == computed.times
+
+
 @pytest.mark.parametrize("norm_position", ["pre", "post", "none"])
 @pytest.mark.parametrize("feed_forward", ["swiglu", "silu"])
 def test_parameters_by_part_of_a_model_with_weights(norm_position, feed_forward):
@@ -280,12 +307,19 @@ def test_shares_move_to_the_scores_with_the_context():
 def test_the_command_on_a_preset(lm):
     result = lm("account", "gpt2-xl", "--edition", 2025, "--device", "A100 fp32", "--tokens", 4e5 * 1024 * 1024)
     assert (result.code, result.err) == (0, "")
-    for words in ("2,127,057,600", "2,126,902,400", "4.513e+12", "4.349e+12", "66.9%", "6,584 days"):
+    for words in ("2,127,057,600", "2,126,902,400", "4.513e+12", "4.349e+12", "66.9%", "69.4%", "6,584 days"):
         assert words in result.out
+    assert "parameters                         8.508     7.924" in result.out
+    assert "(1,024 x 1,600) (1,600 x 6,400)" not in result.out
+    listed = lm("account", "gpt2-xl", "--edition", 2025, "--products").out
+    assert "(1,024 x 1,600) (1,600 x 6,400)      48   1.007e+12  22.3%" in listed
     figures = json.loads(lm("account", "gpt2-xl", "--edition", 2025, "--json").out)
     assert figures["largest_batch"]["handout"] == 2
     assert figures["settings"]["d_ff"] == 6400
     assert sum(figures["training_flops"].values()) == 3 * sum(figures["forward_flops"].values())
+    products = {product["name"]: product for product in figures["matrix_products"]}
+    assert products["queries by keys"]["times"] == 48 * 25
+    assert sum(product["flops"] for product in products.values()) == sum(figures["forward_flops"].values())
     more = json.loads(lm("account", "gpt2-xl", "--edition=2025", "--json", "--memory=80GiB").out)
     assert more["largest_batch"]["handout"] == 3
 
