@@ -12,7 +12,7 @@ must compute. The kernels are Python too, of a kind that translation.py turns in
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from tokenization.native.cells import fill_cells, list_byte_pairs
+from tokenization.native.cells import fill_cells, list_byte_pairs, reset_cells
 from tokenization.native.compiling import cache_folder, is_cached, load
 from tokenization.native.counting import add_counts, add_table, count_corpus, count_window, table_of
 from tokenization.native.decoding import Decoder, copy_tokens, decoded_size
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
-_LEARNING = (summarize, fill_cells, add_token, list_byte_pairs, make_merges)
+_LEARNING = (summarize, fill_cells, reset_cells, add_token, list_byte_pairs, make_merges)
 _KERNELS = {
     "training": _COUNTING + _LEARNING,
     "merging": (add_counts, rehash, *_LEARNING),

@@ -44,7 +44,10 @@ def frequency_at(cells: int, place: int) -> int:
 
 @compiled
 def fill_cells(table: int, cells: int, text: int, place: int) -> int:
-    """Writes the words in a table into cells and text after `place`, which is emptied; returns the last place."""
+    """Writes the words in a table into the text after `place`, and how often each occurs into the cells.
+
+    The cell at `place`, and one behind each word, occurs 0 times and is empty for good. Returns the last place.
+    """
     slot = load64(table + SLOTS)
     store64(cells + 8 * place, NO_SYMBOL)
     for _ in range(1 << 64 - load64(table + SHIFT)):
@@ -54,14 +57,21 @@ def fill_cells(table: int, cells: int, text: int, place: int) -> int:
             frequency = min(amount, MAX_FREQUENCY)
             for offset in range(length):
                 place += 1
-                byte = load8(source + offset)
-                store8(text + place, byte)
-                store64(cells + 8 * place, frequency << 32 | byte)
+                store8(text + place, load8(source + offset))
+                store64(cells + 8 * place, frequency << 32)
             place += 1
             store64(cells + 8 * place, NO_SYMBOL)
             amount -= frequency
         slot += 32
     return place
+
+
+@compiled
+def reset_cells(cells: int, text: int, begin: int, end: int) -> None:
+    """Makes each byte of the words in the cells [begin, end) a symbol."""
+    for place in range(begin, end):
+        if frequency_at(cells, place):
+            store32(cells + 8 * place, load8(text + place))
 
 
 @compiled

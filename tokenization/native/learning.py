@@ -18,10 +18,18 @@ import numpy as np
 from tqdm import tqdm
 
 from tokenization.errors import InputError
-from tokenization.native.cells import NO_SYMBOL, fill_cells, list_byte_pairs, list_pairs, merge_places, recount
+from tokenization.native.cells import (
+    NO_SYMBOL,
+    fill_cells,
+    list_byte_pairs,
+    list_pairs,
+    merge_places,
+    recount,
+    reset_cells,
+)
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import load32, load64, store64
-from tokenization.native.memory import DONE, LISTS_FULL, UNDER_FLOOR, address_of
+from tokenization.native.memory import DONE, UNDER_FLOOR, address_of
 from tokenization.native.pairs import (
     CELLS,
     FLOOR,
@@ -35,7 +43,9 @@ from tokenization.native.pairs import (
     PAIR_ROW,
     PAIR_START,
     PAIRS,
+    PAIRS_USED,
     PLACES,
+    PLACES_USED,
     TEXT,
     TOKEN_LEFT,
     TOKEN_LENGTH,
@@ -47,7 +57,7 @@ from tokenization.native.pairs import (
     Trainer,
     add_token,
     drop_top,
-    has_room,
+    missing_room,
     replace_top,
 )
 from tokenization.native.table import Table, summarize
@@ -61,11 +71,14 @@ def learn_merges(
 ) -> tuple[list[bytes], list[tuple[int, int]]]:
     """Returns all tokens, those of `vocab` first, and the merges as pairs of ids, in the order of their creation.
 
-    tie_order: ranks the 256 bytes in a tie; later tokens follow by age. None is lexicographic order.
+    counts: released, once its words are copied. tie_order: ranks the 256 bytes in a tie; later tokens follow by age.
+    None is lexicographic order.
     """
     num_pairs = summarize(counts.head.address)[2]
+    trainer = prepare_trainer(counts, b"".join(vocab), vocab_size, by_age=tie_order is not None)
+    counts.release()
     for floor in (max(1, num_pairs // (FLOOR_SHARE * vocab_size)), 1):
-        trainer = prepare_trainer(counts, vocab, vocab_size, tie_order, floor)
+        begin_training(trainer, vocab, tie_order, floor)
         if run_trainer(trainer, vocab_size, progress) == DONE:
             break
     rows = trainer.arrays[TOKENS][len(vocab) : trainer[NUM_TOKENS]]
@@ -73,30 +86,36 @@ def learn_merges(
     return learnt_tokens(trainer), list(pairs)
 
 
-def prepare_trainer(
-    counts: Table, vocab: Sequence[bytes], vocab_size: int, tie_order: Sequence[int] | None, floor: int
-) -> Trainer:
-    """Makes a trainer that knows the words, the tokens of `vocab`, and the pairs of bytes.
+def prepare_trainer(counts: Table, text: bytes, vocab_size: int, by_age: bool) -> Trainer:
+    """Makes a trainer that has the words in its cells. text: the tokens known before, one after another.
 
     Raises InputError if there are more different pre-tokens than places can count.
     """
-    text = b"".join(vocab)
-    first, num_cells = len(text), len(text) + 1 + summarize(counts.head.address)[1]
+    num_cells = len(text) + 1 + summarize(counts.head.address)[1]
     if num_cells > NO_SYMBOL:
         raise InputError(f"{num_cells / 1e9:.1f} GB of different pre-tokens are more than 4 GB; give less text")
-    trainer = Trainer(num_cells, vocab_size, floor, by_age=tie_order is not None)
-    trainer.arrays[TEXT][:first] = np.frombuffer(text, np.uint8)
-    trainer.arrays[CELLS][:first] = NO_SYMBOL
-    fill_cells(counts.head.address, trainer[CELLS], trainer[TEXT], first)
+    trainer = Trainer(num_cells, vocab_size, by_age)
+    trainer.arrays[TEXT][: len(text)] = np.frombuffer(text, np.uint8)
+    trainer.arrays[CELLS][: len(text)] = NO_SYMBOL
+    fill_cells(counts.head.address, trainer[CELLS], trainer[TEXT], len(text))
+    return trainer
+
+
+def begin_training(trainer: Trainer, vocab: Sequence[bytes], tie_order: Sequence[int] | None, floor: int) -> None:
+    """Makes the words bytes again, the tokens those of `vocab`, and lists the pairs of bytes."""
+    for field in (NUM_TOKENS, PLACES_USED, PAIRS_USED, HEAP_USED):
+        trainer[field] = 0
+    trainer[FLOOR] = floor
     place = 0
     for token in vocab:
         add_token(trainer.address, place, len(token))
         place += len(token)
     for byte, order in enumerate(tie_order or ()):
         trainer.arrays[TOKENS][byte, TOKEN_ORDER // 8] = -order
+    end = len(trainer.arrays[CELLS]) - 1
+    reset_cells(trainer[CELLS], trainer[TEXT], place, end)
     rows = np.zeros((1 << 16, 2), np.int64)
-    list_byte_pairs(trainer.address, first, num_cells - 1, address_of(rows))
-    return trainer
+    list_byte_pairs(trainer.address, place, end, address_of(rows))
 
 
 def run_trainer(trainer: Trainer, vocab_size: int, progress: bool) -> int:
@@ -107,8 +126,8 @@ def run_trainer(trainer: Trainer, vocab_size: int, progress: bool) -> int:
             status = make_merges(trainer.address, STEPS)
             if status == UNDER_FLOOR:
                 return status
-            if status == LISTS_FULL:
-                trainer.enlarge_lists()
+            if status != DONE:
+                trainer.enlarge(status)
             bar.update(trainer[NUM_TOKENS] - known - bar.n)
     return DONE
 
@@ -124,8 +143,8 @@ def learnt_tokens(trainer: Trainer) -> list[bytes]:
 def make_merges(trainer: int, steps: int) -> int:
     """Makes up to `steps` merges.
 
-    DONE: they are made, or the vocabulary is full. LISTS_FULL: the lists must be enlarged first. UNDER_FLOOR: no pair
-    is as frequent as the floor.
+    DONE: they are made, or the vocabulary is full. PLACES_FULL, PAIRS_FULL: that list must be enlarged first.
+    UNDER_FLOOR: no pair is as frequent as the floor.
     """
     while steps > 0 and load64(trainer + NUM_TOKENS) < load64(trainer + MAX_TOKENS):
         if load64(trainer + HEAP_USED) == 0:
@@ -141,8 +160,9 @@ def make_merges(trainer: int, steps: int) -> int:
         row, tokens = load64(trainer + PAIRS) + PAIR_ROW * pair, load64(trainer + TOKENS)
         left, right = load64(row + PAIR_LEFT), load64(row + PAIR_RIGHT)
         start, num_places = load64(row + PAIR_START), load64(row + PAIR_COUNT)
-        if not has_room(trainer, num_places):
-            return LISTS_FULL
+        missing = missing_room(trainer, num_places)
+        if missing != DONE:
+            return missing
         place = load32(load64(trainer + PLACES) + 4 * start)
         left_length = load64(tokens + TOKEN_ROW * left + TOKEN_LENGTH)
         merged = add_token(trainer, place, left_length + load64(tokens + TOKEN_ROW * right + TOKEN_LENGTH))

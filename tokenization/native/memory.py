@@ -12,7 +12,7 @@ import numpy as np
 PADDING = 128  # two blocks of 64 bytes
 
 # Why a kernel returned: its work is done, or something is missing that the caller must provide first.
-DONE, TABLE_FULL, SCRATCH_FULL, NO_TOKEN, LISTS_FULL, UNDER_FLOOR = range(6)
+DONE, TABLE_FULL, SCRATCH_FULL, NO_TOKEN, PLACES_FULL, PAIRS_FULL, UNDER_FLOOR = range(7)
 
 
 def address_of(array: np.ndarray) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import load8, load64, shift_right, store64, swap_bytes
-from tokenization.native.memory import PADDING, Head
+from tokenization.native.memory import DONE, PADDING, PAIRS_FULL, PLACES_FULL, Head
 
 (  # fields of a trainer's head
     CELLS,  # address of the cells (cells.py)
@@ -44,7 +44,7 @@ FIRST_PAIRS = 1 << 17
 class Trainer(Head):
     """The head and the memory of the kernels that learn merges."""
 
-    def __init__(self, num_cells: int, vocab_size: int, floor: int, by_age: bool) -> None:
+    def __init__(self, num_cells: int, vocab_size: int, by_age: bool) -> None:
         num_places = num_cells + SPARE_PLACES
         super().__init__(
             TRAINER_FIELDS,
@@ -56,7 +56,7 @@ class Trainer(Head):
                 MAX_TOKENS: vocab_size,
                 NEIGHBOURS: np.zeros((vocab_size + 1, NEIGHBOUR_ROW // 8), np.int64),
                 TOUCHED: np.empty((2, vocab_size + 1), np.int64),
-                FLOOR: floor,
+                FLOOR: 1,
                 BY_AGE: int(by_age),
                 PLACES: np.empty(num_places, np.uint32),
                 PLACES_USED: 0,
@@ -69,13 +69,17 @@ class Trainer(Head):
             },
         )
 
-    def enlarge_lists(self) -> None:
-        """Doubles the room for places and for pairs; what is listed stays listed."""
-        for field in (PLACES, PAIRS, HEAP):
+    def enlarge(self, status: int) -> None:
+        """Doubles the room for places (PLACES_FULL) or for pairs; what is listed stays listed.
+
+        Nothing else is copied: memory that was never written takes no room.
+        """
+        used, size = (PLACES_USED, PLACES_SIZE) if status == PLACES_FULL else (PAIRS_USED, PAIRS_SIZE)
+        self[size] *= 2
+        for field in (PLACES,) if status == PLACES_FULL else (PAIRS, HEAP):
             old = self.arrays[field]
-            self[field] = np.empty((2 * len(old), *old.shape[1:]), old.dtype)
-            self.arrays[field][: len(old)] = old
-        self[PLACES_SIZE], self[PAIRS_SIZE] = 2 * self[PLACES_SIZE], 2 * self[PAIRS_SIZE]
+            self[field] = np.empty((self[size], *old.shape[1:]), old.dtype)
+            self.arrays[field][: self[used]] = old[: self[used]]
 
 
 @compiled
@@ -191,9 +195,9 @@ def new_pair(trainer: int, left: int, right: int, count: int, num_places: int) -
 
 
 @compiled
-def has_room(trainer: int, num_places: int) -> bool:
-    """Tells whether the lists have room for a step that makes a token at so many places."""
+def missing_room(trainer: int, num_places: int) -> int:
+    """Returns which list has no room for a step that makes a token at so many places; DONE if all have."""
+    if load64(trainer + PLACES_USED) + 2 * num_places > load64(trainer + PLACES_SIZE):
+        return PLACES_FULL
     most_pairs = 2 * min(num_places, load64(trainer + NUM_TOKENS) + 1)
-    return load64(trainer + PLACES_USED) + 2 * num_places <= load64(trainer + PLACES_SIZE) and load64(
-        trainer + PAIRS_USED
-    ) + most_pairs <= load64(trainer + PAIRS_SIZE)
+    return PAIRS_FULL if load64(trainer + PAIRS_USED) + most_pairs > load64(trainer + PAIRS_SIZE) else DONE

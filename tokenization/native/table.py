@@ -85,6 +85,11 @@ class Table:
     def slots_are_full(self) -> bool:
         return self.head[USED] + CHUNK_STARTS > self.head[LIMIT]
 
+    def release(self) -> None:
+        """Gives its memory back; the table must not be used any more."""
+        del self.slots, self.arena
+        self.head.arrays.clear()
+
     def copy(self, num_slots: int, arena_bytes: int) -> "Table":
         """Copies the table into a larger one. What other threads add to this one meanwhile may be lost."""
         larger = Table(num_slots, arena_bytes)

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,11 @@ from tokenization import kernels as kernels_module
 from tokenization.bpe import learn_merges
 from tokenization.corpus import Corpus
 from tokenization.encoding import EncodingReport
-from tokenization.native import Window
+from tokenization.native import Window, learning
 from tokenization.native import table as table_module
 from tokenization.native.compiling import Kernel
-from tokenization.native.memory import address_of
-from tokenization.native.pairs import PAIRS_SIZE, Trainer
+from tokenization.native.memory import PAIRS_FULL, PLACES_FULL, address_of
+from tokenization.native.pairs import Trainer
 from tokenization.native.text import first_invalid
 from tokenization.pretokenization import PATTERNS, count_pretokens
 
@@ -337,18 +338,33 @@ def test_lists_that_grow(text, tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text(text, newline="")
     expected = train(path, 3000, "lexicographic", monkeypatch, 0)
-    enlarge_lists = Trainer.enlarge_lists
+    enlarge = Trainer.enlarge
     calls = []
 
-    def enlarge(trainer):
-        calls.append(trainer[PAIRS_SIZE])
-        enlarge_lists(trainer)
+    def note(trainer, status):
+        calls.append(status)
+        enlarge(trainer, status)
 
-    monkeypatch.setattr(Trainer, "enlarge_lists", enlarge)
+    monkeypatch.setattr(Trainer, "enlarge", note)
     monkeypatch.setattr("tokenization.native.pairs.SPARE_PLACES", 0)
     monkeypatch.setattr("tokenization.native.pairs.FIRST_PAIRS", 2000)
     assert train(path, 3000, "lexicographic", monkeypatch, 0) == expected
-    assert len(calls) > 1
+    assert {PLACES_FULL, PAIRS_FULL} == set(calls)
+
+
+def test_the_counts_take_no_memory_while_merges_are_learnt(monkeypatch):
+    table = native.table_of({b"abc" * length: length for length in range(1, 9)})
+    slots, arena = weakref.ref(table.slots), weakref.ref(table.arena)
+    run_trainer = learning.run_trainer
+
+    def run(*arguments):
+        assert slots() is None
+        assert arena() is None
+        return run_trainer(*arguments)
+
+    monkeypatch.setattr(learning, "run_trainer", run)
+    tokens, _ = native.learn_merges(table, [bytes([value]) for value in range(256)], 258, None, progress=False)
+    assert tokens[256:] == [b"bc", b"abc"]
 
 
 def test_merges_of_huggingface(text, tmp_path, always_compiled):
