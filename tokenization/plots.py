@@ -1,7 +1,6 @@
-"""Plots by matplotlib, which is optional and imported only to draw; both packages draw with this."""
+"""Sets up and saves the plots of both packages; matplotlib is imported only to draw, as that takes a while."""
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,25 +10,26 @@ from tokenization.files import writing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HOW_TO_GET_PLOTS = "no plot: matplotlib is not installed; `pip install matplotlib`, or `pip install -e '.[plots]'` here"
 SOFTWARE = "lm, with Matplotlib"  # in each PNG, so that is_plot recognises it
 COLOURS = ("#1f6fb4", "#d1570c", "#2a8a4a", "#8b4fb0", "#b3273a", "#6b5a4e", "#c14a96", "#4d4d4d", "#8a8a10", "#0f8f9c")
+INK = "#26241f"
 STYLE = {
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.alpha": 0.25,
+    "grid.alpha": 0.15,
     "legend.frameon": False,
     "svg.fonttype": "none",  # text stays text: smaller, and searchable
     "svg.hashsalt": "lm",
     "font.family": "sans-serif",
 }
-
-
-def can_draw() -> bool:
-    """Returns whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from lm.commands.fit import training
 from lm.experiments.figures import smooth
 from tokenization import InputError
 from tokenization.commands import ArgumentParser
-from tokenization.plots import HOW_TO_GET_PLOTS, can_draw
 
 if TYPE_CHECKING:
     from lm.experiments.range_test import RangeTest
@@ -45,7 +44,7 @@ def run(argv: list[str]) -> None:
         test = RangeTest(args.lowest, args.highest, args.steps)
         output = run_range_test(test, arguments, args.config, args.output)
         print_suggestion(test)
-        print(f"written: {output}: {TABLE}, {PLOT}" if can_draw() else HOW_TO_GET_PLOTS)
+        print(f"written: {output}: {TABLE}, {PLOT}")
 
 
 def print_suggestion(test: "RangeTest") -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from lm.commands import new_parser
 from lm.experiments.figures import draw_losses
-from lm.experiments.report import damage, find_runs, is_report, page
+from lm.experiments.report import find_runs
+from lm.experiments.report_page import is_report, page
 from lm.runs.folder import refuse_names_of_runs
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import writing
 from tokenization.outputs import check_file
-from tokenization.plots import HOW_TO_GET_PLOTS, can_draw, is_plot
+from tokenization.plots import is_plot
 
 HELP = """Write a page about a run, or about several compared: losses, curves, settings, samples. Any browser opens it.
 
@@ -46,11 +47,9 @@ def run(argv: list[str]) -> None:
             raise InputError(f"--plot {args.plot}: is also --output; name two files")
     refuse_names_of_runs([args.output, *filter(None, [args.plot])], args.runs)
     runs = find_runs(args.runs)
-    for line in damage(runs):
+    for line in (line for run in runs for line in run.curves.damage):
         print(f"lm report: {line}", file=sys.stderr)
-    if not can_draw():
-        print(HOW_TO_GET_PLOTS)
-    elif args.plot:
+    if args.plot:
         draw_losses([run.name for run in runs], [run.curves for run in runs], args.plot)
     with writing(args.output) as file:
         file.write(page(runs).encode(errors="replace"))

@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
         sweep = Sweep(args.param.removeprefix("--"), args.values, arguments, args.output)
         with sweep.opened(args.config) as results:
             run_all(sweep, results)
-        print(results.table(), *results.conclusion(), results.draw(), sep="\n")
+        print(results.table(), *results.conclusion(), f"plot: {results.draw()}", sep="\n")
 
 
 def run_all(sweep: "Sweep", results: "Results") -> None:

@@ -1,27 +1,34 @@
-"""Draws figures of runs and sweeps by matplotlib, which is optional and imported only to draw."""
+"""Draws the figures of runs, sweeps and range tests; matplotlib is imported only to draw."""
 
-import base64
 import io
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lm.runs.events import Curve
-from tokenization.plots import COLOURS, curve_colour, curve_style, new_figure, plain, save
+from tokenization.plots import COLOURS, INK, curve_colour, curve_style, new_figure, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+UNUSED_IDS = re.compile(r' id="[a-z0-9.]+_\d+"')  # every figure of a page has them
 
-def svg_url(figure: "Figure") -> str:
-    """Returns the figure as the URL of an image: "data:image/svg+xml;base64,..."."""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+
+def inline_svg(figure: "Figure") -> str:
+    """Returns the figure as an element for a page, which colours it: text by currentColor, curves by --curve-N."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+    svg = file.getvalue()
+    svg = UNUSED_IDS.sub("", svg[svg.index("<svg") :]).replace(INK, "currentColor")
+    for place, curve in enumerate(COLOURS):
+        svg = svg.replace(curve, f"var(--curve-{place})")
+    return svg
 
 
 def colour(number: int, count: int) -> Any:
@@ -109,33 +116,47 @@ def use_log_scale(values: list[float]) -> bool:
 
 # --- a report --------------------------------------------------------------------------------------------------------
 
-LOSSES = (("training loss", "train/loss"), ("validation loss", "val/loss"))
-OTHERS = (
-    ("learning rate", "lr"),
-    ("gradient norm, before clipping", "train/gradient_norm"),
-    ("tokens/s", "train/tokens_per_second"),
-    ("MFU", "train/mfu"),
-)
+
+class Quantity(NamedTuple):
+    """What a tag holds, as a reader calls it; scale turns the logged figure into the unit."""
+
+    title: str
+    unit: str
+    scale: float = 1.0
 
 
-def draw_curves(runs: list[dict[str, Curve]], memory_tags: list[str]) -> Iterator[tuple[str, str]]:
-    """Yields each figure's title and URL: losses by steps, tokens and minutes; other curves by steps."""
-    for title, tag in LOSSES:
-        for unit in ("steps", "tokens", "minutes"):
-            if any(tag in curves for curves in runs):
-                yield f"{title} by {unit}", _draw_curve(title, tag, unit, runs)
-    for title, tag in (*OTHERS, *((tag, tag) for tag in memory_tags)):
-        if any(tag in curves for curves in runs):
-            yield f"{title} by steps", _draw_curve(title, tag, "steps", runs)
+LOSSES = {
+    "train/loss": Quantity("Training loss", "nats per token"),
+    "val/loss": Quantity("Validation loss", "nats per token"),
+}
+OTHERS = {
+    "lr": Quantity("Learning rate", "dimensionless"),
+    "train/gradient_norm": Quantity("Gradient norm before clipping", "l2 norm"),
+    "train/tokens_per_second": Quantity("Speed", "tokens per second"),
+    "train/mfu": Quantity("MFU", "% of peak FLOP/s", 100),
+    "train/peak_memory_gb": Quantity("Peak memory", "GB"),
+}
+AXES = {"steps": "optimizer steps", "tokens": "tokens", "minutes": "minutes"}
+
+
+def draw_curves(runs: list[dict[str, Curve]]) -> Iterator[tuple[str, str]]:
+    """Yields each figure's title and SVG: losses by steps, tokens and minutes; other quantities by steps."""
+    for quantities, places in ((LOSSES, tuple(AXES)), (OTHERS, ("steps",))):
+        for tag, quantity in quantities.items():
+            for place in places if any(tag in curves for curves in runs) else ():
+                with new_figure(4.6, 2.9) as figure:
+                    _draw_on(figure.subplots(), tag, quantity, place, runs)
+                    yield f"{quantity.title}, {quantity.unit}", inline_svg(figure)
 
 
 def draw_losses(names: list[str], runs: list[dict[str, Curve]], path: Path) -> None:
     """Draws training and validation losses, by steps and by minutes, as a PNG with a legend."""
     with new_figure(10, 7) as figure:
         axes = figure.subplots(2, 2, sharey="row")
-        for row, (title, tag) in zip(axes, LOSSES, strict=True):
-            for one, unit in zip(row, ("steps", "minutes"), strict=True):
-                _draw_on(one, f"{title} by {unit}", tag, unit, runs)
+        for row, (tag, quantity) in zip(axes, LOSSES.items(), strict=True):
+            for one, place in zip(row, ("steps", "minutes"), strict=True):
+                _draw_on(one, tag, quantity, place, runs)
+                one.set_title(quantity.title)
         handles = [
             axes[0][0].plot([], [], curve_style(place), color=curve_colour(place))[0] for place in range(len(runs))
         ]
@@ -143,13 +164,7 @@ def draw_losses(names: list[str], runs: list[dict[str, Curve]], path: Path) -> N
         save(figure, path)
 
 
-def _draw_curve(title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> str:
-    with new_figure(4.6, 3.1) as figure:
-        _draw_on(figure.subplots(), title, tag, unit, runs)
-        return svg_url(figure)
-
-
-def _draw_on(axes: "Axes", title: str, tag: str, unit: str, runs: list[dict[str, Curve]]) -> None:
+def _draw_on(axes: "Axes", tag: str, quantity: Quantity, unit: str, runs: list[dict[str, Curve]]) -> None:
     from matplotlib.ticker import EngFormatter
 
     bounds: list[tuple[float, float]] = []
@@ -158,19 +173,22 @@ def _draw_on(axes: "Axes", title: str, tag: str, unit: str, runs: list[dict[str,
             continue
         curve, style = curves[tag], curve_style(place)
         places, colour = _places(curve, unit, curves), curve_colour(place)
+        values = [quantity.scale * value for value in curve.values]
         if tag == "train/loss":
-            axes.plot(places, curve.values, color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(places, smooth(curve.values, max(1, len(places) // 50)), style, color=colour)
+            axes.plot(places, values, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(places, smooth(values, max(1, len(places) // 50)), style, color=colour)
         else:
-            axes.plot(places, curve.values, style, color=colour, marker="." if len(places) < 40 else "")
-        finite = [value for value in curve.values if math.isfinite(value)]
+            axes.plot(places, values, style, color=colour, marker="." if len(places) < 40 else "")
+        finite = [value for value in values if math.isfinite(value)]
         bounds += [(min(finite), finite[0])] if finite else []
-    if bounds and "loss" in tag:  # curves that diverge leave the picture
+    if bounds and tag in LOSSES:  # curves that diverge leave the picture
         low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
         axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
-    axes.set(title=plain(title), xlabel=unit)
+    axes.set(xlabel=AXES[unit], ylabel=quantity.unit)
     if unit == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if quantity.unit == "tokens per second":
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:

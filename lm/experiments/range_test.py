@@ -25,7 +25,7 @@ from lm.training.divergence import LossWatch, step_loss
 from lm.training.nonfinite import Diverged
 from tokenization import InputError
 from tokenization.files import write_text
-from tokenization.plots import can_draw, is_plot
+from tokenization.plots import is_plot
 
 SHARE = 1 / 3
 TABLE, PLOT = "find-lr.csv", "find-lr.png"
@@ -108,12 +108,11 @@ def run_range_test(test: RangeTest, arguments: list[str], configs: list[str], ou
 
 
 def write_results(test: RangeTest, output: Path) -> None:
-    """Writes the table, and the plot where matplotlib is installed."""
+    """Writes the table and the plot."""
     smoothed = smooth(test.losses, HALF_WINDOW)
     _, suggestion = suggest(test.rates, test.losses)
     text = io.StringIO(newline="")
     columns = [[value if math.isfinite(value) else None for value in column] for column in (test.losses, smoothed)]
     csv.writer(text).writerows([COLUMNS, *zip(test.rates, *columns, strict=True)])
     write_text(output / TABLE, text.getvalue())
-    if can_draw():
-        draw_range_test(output / PLOT, test.rates, test.losses, smoothed, suggestion)
+    draw_range_test(output / PLOT, test.rates, test.losses, smoothed, suggestion)

@@ -1,53 +1,29 @@
-"""Writes a report on one run, or on several compared, as one HTML page that needs no network and no other file.
+"""Reads the runs of a report, and puts into words what they have reached, where they ran, and how they differ.
 
     results         last and best losses, tokens, time, speed          from the event files (events.py)
-    settings        those in which the runs differ                     from each config.yaml
-    curves          against steps, tokens and time                     drawn by figures.py, inlined as SVG
-    samples         the last of each run
+    origin          dates, machine and code                            as each start of the run recorded them
+    differences     the settings in which the runs differ              from each config.yaml
 
-Whatever comes from a run (samples, names, settings) is escaped, so that no browser reads it as HTML.
+report_page.py makes a page of it.
 """
 
 import math
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from lm.durations import format_duration
-from lm.experiments.figures import draw_curves, mean
+from lm.experiments.figures import mean
 from lm.runs.events import EVENT_FILES, Curve, Curves, read_curves
 from lm.runs.folder import CONFIG, DIVERGED
 from lm.training.config_files import read
 from tokenization import InputError
-from tokenization.plots import HOW_TO_GET_PLOTS, can_draw, curve_colour
 
-SAMPLE = "sample/text_summary"
 HIDDEN = {"trainer.default_root_dir", "ckpt_path", "config"}  # they always differ
-GENERATOR = '<meta name="generator" content="lm report">'
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 2em auto;
-  padding: 0 1.5em }
-h1 { font-size: 1.5em; overflow-wrap: anywhere }
-h2 { font-size: 1.15em; margin: 2em 0 .6em; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93em }
-th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #eee }
-td { white-space: nowrap }
-th { vertical-align: bottom }
-th:first-child, td:first-child { text-align: left; padding-left: 0 }
-thead th { border-bottom: 1px solid #999; font-weight: 600 }
-.scroll { overflow-x: auto }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 1em }
-.curves img { width: 100% }
-.key { display: inline-block; width: .8em; height: .8em; border-radius: 50%; margin-right: .5em }
-.keys > span { margin-right: 1.5em; white-space: nowrap }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f7f7f5; padding: .8em 1em; font: 14px/1.5 serif }
-pre.code { font: 12px/1.45 monospace }
-.note { color: #777; font-size: .88em }
-"""
 
 
 @dataclass
@@ -118,7 +94,7 @@ def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- in words --------------------------------------------------------------------------------------------------------
 
 
 def best(run: Run) -> str:
@@ -142,82 +118,38 @@ def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
         return mean(values[-10:])
 
     figures: list[tuple[str, str, Callable[..., float], str]] = [
-        ("validation loss, last", "val/loss", last, ".4f"),
-        ("bits per byte, last", "val/bits_per_byte", last, ".4f"),
-        ("training loss, last 10 logged", "train/loss", end, ".4f"),
+        ("validation loss, nats per token", "val/loss", last, ".4f"),
+        ("bits per byte", "val/bits_per_byte", last, ".4f"),
+        ("training loss, mean of the last 10", "train/loss", end, ".4f"),
         ("tokens", "train/tokens_seen", last, ",.0f"),
         ("tokens/s, median", "train/tokens_per_second", statistics.median, ",.0f"),
         ("MFU, median", "train/mfu", statistics.median, ".1%"),
+        ("peak memory, GB", "train/peak_memory_gb", max, ",.2f"),
         ("skipped steps", "train/skipped_steps", last, ",.0f"),
-        *((f"{tag}, highest", tag, max, ",.4g") for tag in memory_tags(runs)),
     ]
     columns = [(title, [figure(run, tag, of, form) for run in runs]) for title, tag, of, form in figures]
     columns[0][1][:] = [
         "diverged" if (run.folder / DIVERGED).exists() else cell for run, cell in zip(runs, columns[0][1], strict=True)
     ]
-    columns.insert(1, ("best, at step", [best(run) for run in runs]))
+    columns.insert(1, ("lowest validation loss, at step", [best(run) for run in runs]))
     columns.insert(4, ("steps", [f"{run.end[0]:,}" for run in runs]))
     columns.insert(5, ("time without pauses", [format_duration(run.end[1]) for run in runs]))
     return [(title, cells) for title, cells in columns if any(cell != "-" for cell in cells)]
 
 
-def memory_tags(runs: list[Run]) -> list[str]:
-    return sorted({tag for run in runs for tag in run.curves if "memory" in tag})
+def origin(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """Returns the columns that say when, on which machine and by which code; an older run has recorded only when."""
 
+    def when(seconds: float) -> str:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "-"
 
-def table(runs: list[Run], columns: list[tuple[str, list[Any]]]) -> Iterator[str]:
-    """Yields the lines of an HTML table with a row for each run, so that many runs fit."""
-    titles = "".join(f"<th>{escape(title)}</th>" for title, _ in columns)
-    yield f'<div class="scroll"><table><thead><tr><th></th>{titles}</tr></thead><tbody>'
-    for place, run in enumerate(runs):
-        cells = "".join(f"<td>{escape(str(column[place]))}</td>" for _, column in columns)
-        yield f"<tr><td>{key(place)}{escape(run.name)}</td>{cells}</tr>"
-    yield "</tbody></table></div>"
+    def each(values: list[str]) -> str:
+        return "; ".join(dict.fromkeys(filter(None, values))) or "-"
 
-
-def page(runs: list[Run]) -> str:
-    """Returns the whole report as HTML."""
-    names = f"{len(runs)} runs" if len(runs) > 4 else ", ".join(run.name for run in runs)
-    parts = [f"<h1>{escape(names)}</h1>", "<h2>Results</h2>", *table(runs, results(runs))]
-    parts += [f'<p class="note">{escape(line)}</p>' for line in damage(runs)]
-    if len(runs) > 1:
-        rows = differences(runs)
-        parts += ["<h2>Settings in which they differ</h2>", *(table(runs, rows) if rows else ["<p>none</p>"])]
-    parts += ["<h2>Curves</h2>"]
-    if can_draw():
-        names_in_colour = (f"<span>{key(place)}{escape(run.name)}</span>" for place, run in enumerate(runs))
-        parts += ['<p class="keys">', *names_in_colour, "</p>"]
-        images = draw_curves([run.curves for run in runs], memory_tags(runs))
-        parts += ['<div class="curves">', *(f'<img alt="{escape(title)}" src="{image}">' for title, image in images)]
-        parts += ["</div>", '<p class="note">Training losses are drawn pale, and dark as means of neighbours.</p>']
-    else:
-        parts += [f"<p>{escape(HOW_TO_GET_PLOTS)}</p>"]
-    parts += ["<h2>The last sample</h2>", *(part for run in runs for part in sample(run))]
-    parts += ["<h2>Configuration</h2>"]
-    for run in runs:
-        parts += [f"<details><summary>{escape(str(run.folder))}</summary>"]
-        parts += [f'<pre class="code">{escape(run.config or "no config.yaml")}</pre></details>']
-    head = f'<meta charset="utf-8">{GENERATOR}<title>{escape(names)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
-
-
-def is_report(path: Path) -> bool:
-    """Whether the file is a report that `lm report` wrote."""
-    with open(path, "rb") as file:
-        return GENERATOR.encode() in file.read(1000)
-
-
-def damage(runs: list[Run]) -> list[str]:
-    return [line for run in runs for line in run.curves.damage]
-
-
-def key(place: int) -> str:
-    return f'<span class="key" style="background: {curve_colour(place)}"></span>'
-
-
-def sample(run: Run) -> Iterator[str]:
-    texts = run.curves.get(SAMPLE)
-    if texts is None:
-        yield f'<p class="note">{escape(run.name)}: none</p>'
-        return
-    yield f'<p class="note">{escape(run.name)}, step {texts.steps[-1]:,}</p><pre>{escape(texts.values[-1])}</pre>'
+    columns = [
+        ("began", [when(run.curves.began) for run in runs]),
+        ("last figure", [when(run.curves.ended) for run in runs]),
+        ("machine", [each([start.machine for start in run.curves.starts]) for run in runs]),
+        ("code", [each([start.code for start in run.curves.starts]) for run in runs]),
+    ]
+    return [(title, cells) for title, cells in columns if any(cell != "-" for cell in cells)]

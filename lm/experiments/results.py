@@ -21,7 +21,6 @@ from lm.strict_json import to_json
 from tokenization import InputError
 from tokenization.files import write_text
 from tokenization.outputs import check_file, check_folder
-from tokenization.plots import HOW_TO_GET_PLOTS, can_draw
 
 COLUMNS = (
     "value",
@@ -194,12 +193,10 @@ class Results:
         elif self.parameter == "model.learning_rate":
             yield f"edge of stability: above {below}; nothing diverged"
 
-    def draw(self) -> str:
-        """Draws sweep.png, and returns a line on where it is, or on how to get plots."""
+    def draw(self) -> Path:
+        """Draws sweep.png and returns its path."""
         rows = self.sorted()
-        if not can_draw():
-            return HOW_TO_GET_PLOTS
         curves = [read_curves(self.folder / row["folder"]).get("train/loss", Curve()) for row in rows]
         edge = edge_of_stability(rows) if self.are_numbers() else (None, None)
         draw_sweep(self.folder / PLOT, self.parameter, rows, curves, edge)
-        return f"plot: {self.folder / PLOT}"
+        return self.folder / PLOT

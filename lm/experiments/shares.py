@@ -13,7 +13,7 @@ from lm.accounting.activations import make_model
 from lm.accounting.costs import PARTS, forward_flops
 from tokenization import InputError
 from tokenization.files import writing
-from tokenization.plots import SOFTWARE
+from tokenization.plots import COLOURS, SOFTWARE, new_figure
 
 WIDTHS = [64 << i for i in range(9)]
 CONTEXTS = [128 << i for i in range(11)]
@@ -28,32 +28,27 @@ def shares(settings: Mapping[str, Any]) -> dict[str, float]:
 
 def plot(settings: Mapping[str, Any], path: Path) -> None:
     """Draws two panels around a model's settings: by width, with d_ff in proportion, and by context_length."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("--plot: draws with matplotlib, which is not installed; pip install matplotlib") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     d_model, d_ff = settings["d_model"], len(make_model(settings).layers[0].ffn.w1.weight)  # type: ignore[union-attr, arg-type]
     panels = {
         "d_model": (WIDTHS, [{"d_model": width, "d_ff": max(1, d_ff * width // d_model)} for width in WIDTHS]),
         "context_length": (CONTEXTS, [{"context_length": length} for length in CONTEXTS]),
     }
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-    for axis, (name, (values, changes)) in zip(axes, panels.items(), strict=True):
-        points = [shares({**settings, **change}) for change in changes]
-        parts = [part for part in PARTS if points[0][part]]
-        axis.stackplot(values, [[point[part] for point in points] for part in parts], labels=parts)
-        axis.axvline(settings[name], color="black", linestyle=":", linewidth=1)
-        axis.set(xlabel=name, xscale="log", xlim=(values[0], values[-1]), ylim=(0, 1))
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(values, [str(value) for value in values], fontsize=7)
-    axes[0].set_ylabel("share of the forward FLOPs")
-    axes[1].legend(loc="lower right", fontsize=8)
-    form = path.suffix.removeprefix(".") or "png"
-    try:
-        with writing(path) as file:
-            figure.savefig(file, dpi=110, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
-    except ValueError as error:  # an unknown format
-        raise InputError(f"--plot {path}: {' '.join(str(error).split())}") from None
+    with new_figure(9, 3.6) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, (name, (values, changes)) in zip(axes, panels.items(), strict=True):
+            points = [shares({**settings, **change}) for change in changes]
+            parts = [part for part in PARTS if points[0][part]]
+            stacked = [[100 * point[part] for point in points] for part in parts]
+            axis.stackplot(values, stacked, labels=parts, colors=[f"{colour}b0" for colour in COLOURS])
+            axis.axvline(settings[name], color="black", linestyle=":", linewidth=1)
+            axis.set(xlabel=f"{name} (dotted: {settings[name]:,})", xscale="log", xlim=(values[0], values[-1]))
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(values, [str(value) for value in values], fontsize=7)
+        axes[0].set(ylim=(0, 100), ylabel="% of the forward FLOPs")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS))
+        form = path.suffix.removeprefix(".") or "png"
+        try:
+            with writing(path) as file:
+                figure.savefig(file, dpi=130, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
+        except ValueError as error:  # an unknown format
+            raise InputError(f"--plot {path}: {' '.join(str(error).split())}") from None

@@ -7,12 +7,12 @@ convenience: a damaged file counts as empty, and if none can be written, every r
 import contextlib
 import json
 import os
-import platform
 import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lm.machine.identity import cpu_facts, cpu_model
 from lm.strict_json import to_json
 from tokenization.files import write_text
 
@@ -54,9 +54,6 @@ def processor() -> str:
     import torch
 
     facts: dict[str, Any] = {name: value for name, value in torch.cpu.get_capabilities().items() if value is True}
-    with contextlib.suppress(OSError, ValueError):
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-        lines = (line.partition(":") for line in first.splitlines())
-        facts |= {name.strip(): value.strip() for name, _, value in lines if name.strip() in MODEL}
+    facts |= {name: value for name, value in cpu_facts().items() if name in MODEL}
     digest = zlib.crc32(to_json(facts, sort_keys=True).encode())
-    return f"{facts.get('model name') or platform.processor() or platform.machine()} ({digest:08x})"
+    return f"{cpu_model()} ({digest:08x})"

@@ -12,16 +12,20 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensorboard import data_compat, dataclass_compat
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from tokenization import InputError
 
 EVENT_FILES = "events.out.tfevents.*"
+MACHINE, CODE = "machine", "code"  # names among the hyperparameters that each start of a run logs
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 
@@ -40,12 +44,25 @@ class Curve:
             del points[kept:]
 
 
+class Start(NamedTuple):
+    """Where a run started or went on; an older run has recorded neither."""
+
+    machine: str
+    code: str
+
+
 class Curves(dict[str, Curve]):
-    """The curves of a run by tag. damage: one line on each place in the event files that could not be read."""
+    """The curves of a run by tag.
+
+    damage: one line on each place in the event files that could not be read. starts: one for each start of the run.
+    began, ended: when, in seconds of the system's clock; 0.0 if no event tells.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.damage: list[str] = []
+        self.starts: list[Start] = []
+        self.began = self.ended = 0.0
 
 
 def read_curves(folder: Path) -> Curves:
@@ -70,6 +87,8 @@ def read_curves(folder: Path) -> Curves:
                 curves.damage[-1] = f"{path}: is damaged after step {step}; the curves go on at step {event.step}"
             step = event.step or step
             opened = event.wall_time if opened is None else opened
+            curves.began, curves.ended = curves.began or opened, max(curves.ended, event.wall_time)
+            curves.starts += starts(event)
             begins = start is None and event.summary.value and (event.step or not lost)  # hyperparameters have step 0
             if event.session_log.status == SessionLog.START or begins:
                 for curve in curves.values():
@@ -111,8 +130,18 @@ def records(content: bytes) -> Iterator[bytes | None]:
         whole = good
 
 
+def starts(event: Event) -> Iterator[Start]:
+    """Yields the start of a run that the event's hyperparameters describe, if it has any."""
+    for value in event.summary.value:
+        if value.tag == SESSION_START_INFO_TAG:
+            found = HParamsPluginData.FromString(value.metadata.plugin_data.content).session_start_info.hparams
+            yield Start(found[MACHINE].string_value, found[CODE].string_value)
+
+
 def _add(curves: dict[str, Curve], event: Event, seconds: float) -> None:
     for value in event.summary.value:
+        if value.tag == CONFIG_SUMMARY_TAG:
+            continue  # TensorBoard's layout
         content = make_ndarray(value.tensor)
         if content.size != 1:
             continue  # a histogram or the like, which `lm fit` never writes

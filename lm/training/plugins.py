@@ -15,8 +15,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from lm.machine.identity import code_in_words, machine_in_words
 from lm.runs.checkpoint import load_checkpoint, save_checkpoint
-from lm.runs.events import EVENT_FILES
+from lm.runs.events import CODE, EVENT_FILES, MACHINE
 from lm.runs.folder import CONFIG
 from lm.training.checks import settings_of
 from lm.training.lightning_inside import has_event_file, shard_over_all, stamped_event_file, write_summary
@@ -49,8 +50,13 @@ class SaveConfig(SaveConfigCallback):
                 for group in ("model", "data")
                 for name, value in vars(self.config[group]).items()
             }
+            facts = {
+                "precision": str(trainer.precision),
+                MACHINE: machine_in_words(trainer.strategy.root_device, trainer.world_size),
+                CODE: code_in_words(),
+            }
             for logger in trainer.loggers:
-                logger.log_hyperparams(settings | {"precision": str(trainer.precision)})
+                logger.log_hyperparams(settings | facts)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = settings_of(self.config)

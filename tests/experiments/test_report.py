@@ -1,19 +1,21 @@
 """The report: the curves are those of the tests' own reader, also after a resume, and nothing of a run becomes HTML."""
 
-import importlib.util
 import random
 import re
 import shutil
 import struct
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.events import read_events
 
 from lm.durations import format_duration
-from lm.experiments.report import by_number, differences, find_runs
-from lm.runs.events import read_curves
+from lm.experiments.report import Run, by_number, differences, find_runs, origin
+from lm.machine.identity import code_in_words, machine_in_words
+from lm.runs.events import Curves, Start, read_curves
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,8 @@ def test_the_curves_are_joined(runs):
     curves = read_curves(runs / "one")
     assert {tag: list(zip(c.steps, c.values, strict=True)) for tag, c in curves.items()} == scalars | texts
     assert curves["train/loss"].steps == list(range(1, 9))
+    assert len(curves.starts) == 2
+    assert set(curves.starts) == {(machine_in_words(torch.device("cpu")), code_in_words())}
     for curve in curves.values():
         assert curve.seconds == sorted(curve.seconds)
         assert curve.seconds[0] >= 0
@@ -115,11 +119,13 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.addresses: list[str] = []
+        self.ids: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        self.ids += [value for name, value in attributes if name == "id"]
 
     def handle_data(self, data):
         self.text += data
@@ -129,11 +135,16 @@ def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
     result = lm("report", runs, "--output", tmp_path / "page.html", "--plot", tmp_path / "losses.png")
     assert (result.code, result.err) == (0, "")
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
-    reader = Reader()
-    reader.feed((tmp_path / "page.html").read_text())
-    assert not {"script", "link", "b", "iframe"} & set(reader.tags)
-    assert len(reader.addresses) == reader.tags.count("img") == 11
-    assert all(address.startswith("data:image/svg+xml;base64,") for address in reader.addresses)
+    reader, content = Reader(), (tmp_path / "page.html").read_text()
+    reader.feed(content)
+    assert not {"script", "link", "b", "iframe", "img"} & set(reader.tags)
+    assert reader.tags.count("svg") == reader.tags.count("figcaption") == 11
+    assert all(address.startswith("#") and address[1:] in reader.ids for address in reader.addresses)
+    assert "url(" not in content.replace("url(#", "")
+    assert not re.search(r"\b(train|val)/[a-z_]+", reader.text)  # raw tags
+    for axis in ("nats per token", "optimizer steps", "tokens", "minutes", "tokens per second", "GB"):
+        assert f">{axis}</text>" in content
+    assert 'name="viewport"' in content
     assert "</pre><script>alert(1)</script>" in reader.text
     assert "<b>two & $x$" in reader.text
     assert "model.learning_rate" in reader.text
@@ -148,12 +159,29 @@ def test_the_settings_that_differ(runs):
     assert not {"model.d_model", "trainer.default_root_dir"} & names
 
 
-def test_without_matplotlib(lm, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    result = lm("report", runs / "one", "--output", tmp_path / "page.html")
-    assert result.code == 0
-    assert result.out.startswith("no plot: matplotlib is not installed")
-    assert "<img" not in (tmp_path / "page.html").read_text()
+def test_a_page_takes_its_colours_from_the_mode(lm, runs, tmp_path):
+    assert lm("report", runs / "one", "--output", tmp_path / "page.html").code == 0
+    content = (tmp_path / "page.html").read_text()
+    style, _, body = content.partition("</style>")
+    used = set(re.findall(r"var\((--[\w-]+)\)", content))
+    light, _, dark = style.partition("@media (prefers-color-scheme: dark)")
+    assert {"--curve-0", "--ink", "--paper"} <= used
+    for name in used:
+        assert f"{name}:" in light
+        assert f"{name}:" in dark
+    assert set(re.findall(r"(?:fill|stroke): (#\w+)", body)) <= {"#ffffff"}  # invisible backgrounds
+
+
+def test_when_where_and_by_which_code(lm, runs, tmp_path):
+    assert lm("report", runs / "one", "--output", tmp_path / "page.html").code == 0
+    reader = Reader()
+    reader.feed((tmp_path / "page.html").read_text())
+    for words in (machine_in_words(torch.device("cpu")), code_in_words(), time.strftime("%Y-")):
+        assert words in reader.text
+    old = Curves()
+    assert origin([Run("old", tmp_path, old, {}, "")]) == []
+    old.began, old.starts = 1.0, [Start("", "")]
+    assert [title for title, _ in origin([Run("old", tmp_path, old, {}, "")])] == ["began"]
 
 
 def test_what_is_no_run(lm, runs, tmp_path):

@@ -4,7 +4,6 @@ whatever they are given wrongly gets one line, exit code 2 and no file."""
 import base64
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -177,7 +176,6 @@ def test_a_curve(tokenization, small):
 
 
 def test_a_curve_is_drawn(capsys):
-    pytest.importorskip("matplotlib")
     command = "compare tok small --text stories.txt --curve --plot new/$curve$.png"
     assert run(command) == 0
     assert capsys.readouterr().out.endswith("\nwritten: new/$curve$.png\n")
@@ -186,16 +184,6 @@ def test_a_curve_is_drawn(capsys):
     out, err = capsys.readouterr()
     assert len(json.loads(out)) == 4
     assert err == "written: new/$curve$.png\n"
-
-
-def test_without_matplotlib_there_is_the_table(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert run("compare tok --text stories.txt --curve --plot curve.png") == 0
-    out = capsys.readouterr().out
-    assert out.startswith("tokenizer  text ")
-    assert out.splitlines()[-1].startswith("no plot: matplotlib is not installed; `pip install matplotlib`")
-    assert not Path("curve.png").exists()
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tokenization.documents import check_text_field
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import check_file
-from tokenization.plots import HOW_TO_GET_PLOTS, can_draw, is_plot
+from tokenization.plots import is_plot
 from tokenization.samples import Sample, beginning, draw_documents
 from tokenization.text_files import TextFiles, reads
 from tokenization.tokenizer import Tokenizer
@@ -169,11 +169,8 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def plot(args: argparse.Namespace, rows: list[Row]) -> None:
-    """Draws a curve for every text and tokenizer, or says that matplotlib is missing."""
+    """Draws a curve for every text and tokenizer."""
     said_to = sys.stderr if args.json else sys.stdout
-    if not can_draw():
-        print(HOW_TO_GET_PLOTS, file=said_to)
-        return
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         points = curves.setdefault(f"{row['tokenizer']}, {row['text']}", [])
