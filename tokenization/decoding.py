@@ -12,7 +12,7 @@ import numpy as np
 from tokenization.bpe import Vocabulary
 from tokenization.errors import InputError
 
-NATIVE_FROM_IDS = 128  # with fewer, calling the kernels takes longer than they save
+NATIVE_FROM_IDS = 128  # of an array; with fewer, calling the kernels takes longer than they save
 CHUNK_IDS = 4096  # looked up and joined at once: so few that their tokens stay in the processor's cache
 
 
@@ -41,14 +41,25 @@ class Decoder:
             raise InputError(f"token id {token_id} is not in the vocabulary, whose ids end at {self._vocab_size - 1}")
         return token
 
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Returns the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
+        if type(token_ids) is list and self.native is not None:
+            text: str | None = self.native.decode_list(token_ids, True)
+            if text is not None:
+                return text
+        return str(self.decode_bytes(token_ids), "utf-8", "replace")
+
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes | memoryview:
         """Returns the bytes of token ids. Raises InputError for an unknown id."""
-        ids = token_ids if isinstance(token_ids, (list, np.ndarray)) else list(token_ids)
-        if len(ids) >= NATIVE_FROM_IDS and self.native is not None and (numbers := as_int64(ids)) is not None:
-            data: memoryview | None = self.native.decode(numbers)
-            if data is not None:
-                return data
-        listed: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        if isinstance(token_ids, np.ndarray):
+            if len(token_ids) >= NATIVE_FROM_IDS and self.native and (ids := as_int64(token_ids)) is not None:
+                data: memoryview | None = self.native.decode(ids)
+                if data is not None:
+                    return data
+            token_ids = token_ids.tolist()
+        listed = token_ids if isinstance(token_ids, list) else list(token_ids)
+        if self.native and (joined := self.native.decode_list(listed, False)) is not None:
+            return bytes(joined)
         if len(listed) <= CHUNK_IDS:
             return self._join(listed)
         return b"".join([self._join(listed[start : start + CHUNK_IDS]) for start in range(0, len(listed), CHUNK_IDS)])
@@ -70,12 +81,7 @@ class Decoder:
         yield decoder.decode(b"", final=True)
 
 
-def as_int64(ids: list[int] | np.ndarray) -> np.ndarray | None:
+def as_int64(ids: np.ndarray) -> np.ndarray | None:
     """Returns ids as an array of int64, shape (n,); None where they are no whole numbers, or too large."""
-    if isinstance(ids, np.ndarray):
-        whole = ids.ndim == 1 and np.can_cast(ids.dtype, np.int64)
-        return np.ascontiguousarray(ids, np.int64) if whole and ids.dtype != np.bool_ else None
-    try:
-        return np.frombuffer(array("q", ids), np.int64)
-    except (TypeError, OverflowError):
-        return None
+    whole = ids.ndim == 1 and np.can_cast(ids.dtype, np.int64)
+    return np.ascontiguousarray(ids, np.int64) if whole and ids.dtype != np.bool_ else None

@@ -149,8 +149,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a string. Raises InputError for a lone surrogate, which UTF-8 cannot hold."""
         data = to_utf8(text)
-        if (encoder := self.switch.encoder_for(len(data))) is not None:
-            token_ids: list[int] | None = encoder.encode_text(data, np.ndarray.tolist)
+        if (encoder := self.switch.encoder or self.switch.encoder_for(len(data))) is not None:
+            token_ids: list[int] | None = encoder.encode_text(data)
             if token_ids is not None:
                 return token_ids
         return list(chain.from_iterable(map(self._encode_piece, self._pieces([text]))))
@@ -158,8 +158,8 @@ class Tokenizer:
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """Returns the token ids of a string as an array: uint16, or uint32 where the vocabulary needs it."""
         data = to_utf8(text)
-        if (encoder := self.switch.encoder_for(len(data))) is not None:
-            token_ids: np.ndarray | None = encoder.encode_text(data, np.ndarray.copy)
+        if (encoder := self.switch.encoder or self.switch.encoder_for(len(data))) is not None:
+            token_ids: np.ndarray | None = encoder.encode_to_array(data)
             if token_ids is not None:
                 return token_ids
         return np.array(self.encode(text), token_dtype(self.vocab_size))
@@ -201,7 +201,7 @@ class Tokenizer:
         """Encodes by the kernels once they are loaded, and plainly until then, or where a byte has no token."""
         data = to_utf8(text)
         if (encoder := self.switch.encoder) is not None:
-            token_ids: list[int] | None = encoder.encode_text(data, np.ndarray.tolist)
+            token_ids: list[int] | None = encoder.encode_text(data)
             if token_ids is not None:
                 return token_ids
         self.switch.count_plain(len(text))
@@ -244,7 +244,10 @@ class Tokenizer:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Returns the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
-        return str(self._decoder.decode_bytes(token_ids), "utf-8", "replace")
+        text = self._decoder.decode(token_ids)
+        if self._decoder.native is None:
+            self.switch.count_plain(len(text))
+        return text
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         """Returns the text of each sequence of token ids, as `decode` does."""

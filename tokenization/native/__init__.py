@@ -15,9 +15,10 @@ from contextlib import AbstractContextManager, nullcontext
 from tokenization.native.cells import fill_cells, list_byte_pairs, reset_cells
 from tokenization.native.compiling import cache_folder, is_cached, load
 from tokenization.native.counting import add_counts, add_table, count_corpus, count_window, table_of
-from tokenization.native.decoding import Decoder, copy_tokens, decoded_size
+from tokenization.native.decoding import Decoder, copy_tokens, decode_listed, decoded_size
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.learning import learn_merges, make_merges
+from tokenization.native.listing import list_ids
 from tokenization.native.merging import fill_merges
 from tokenization.native.pairs import add_token
 from tokenization.native.splitting import scanner_head, scanner_kernel
@@ -40,10 +41,11 @@ __all__ = [
 
 _COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
 _LEARNING = (summarize, fill_cells, reset_cells, add_token, list_byte_pairs, make_merges)
+_DECODING = (decode_listed, decoded_size, copy_tokens)
 _KERNELS = {
     "training": _COUNTING + _LEARNING,
     "merging": (add_counts, rehash, *_LEARNING),
-    "encoding": (first_invalid, last_cut, fill_merges, encode_window, rehash, decoded_size, copy_tokens),
+    "encoding": (first_invalid, last_cut, fill_merges, encode_window, rehash, list_ids, *_DECODING),
 }
 
 

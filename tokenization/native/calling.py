@@ -3,8 +3,8 @@
     call(self, arguments, count)    converts Python's numbers to int64, releases Python's lock, runs the kernel, takes
                                     the lock again, and returns a number, or a tuple of the results
 
-`call` is made of LLVM's instructions (`add_call`) and becomes a function of Python's by the description that its C API
-wants (`built_in`).
+A kernel that returns an object of Python's (objects.py) runs with the lock held. `call` is made of LLVM's instructions
+(`add_call`) and becomes a function of Python's by the description that its C API wants (`built_in`).
 """
 
 import ctypes
@@ -16,16 +16,24 @@ from llvmlite import ir
 LONG, WORD, POINTER = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 METH_FASTCALL = 0x80
 
-# The functions of Python's C API that `call` uses, with their results and parameters.
+# The functions of Python's C API that `call` and objects.py use, with their results and parameters.
 API = {
+    "PyBytes_FromStringAndSize": (POINTER, [POINTER, LONG]),
     "PyErr_BadArgument": (WORD, []),
+    "PyErr_Clear": (ir.VoidType(), []),
     "PyErr_Occurred": (POINTER, []),
     "PyEval_RestoreThread": (ir.VoidType(), [POINTER]),
     "PyEval_SaveThread": (POINTER, []),
+    "PyList_GetItem": (POINTER, [POINTER, LONG]),
+    "PyList_New": (POINTER, [LONG]),
+    "PyList_SetItem": (WORD, [POINTER, LONG, POINTER]),
     "PyLong_AsLongLong": (LONG, [POINTER]),
     "PyLong_FromLongLong": (POINTER, [LONG]),
     "PyTuple_New": (POINTER, [LONG]),
     "PyTuple_SetItem": (WORD, [POINTER, LONG, POINTER]),
+    "PyUnicode_DecodeUTF8": (POINTER, [POINTER, LONG, POINTER]),
+    "Py_DecRef": (ir.VoidType(), [POINTER]),
+    "Py_IncRef": (ir.VoidType(), [POINTER]),
 }
 
 
@@ -40,9 +48,17 @@ class _Method(ctypes.Structure):
     )
 
 
-def add_call(module: Any, kernel: Any) -> None:
-    """Adds the function "call" to a module, by which Python calls a kernel of int64."""
-    api = {name: ir.Function(module, ir.FunctionType(*kind), name) for name, kind in API.items()}
+def api_function(module: Any, name: str) -> Any:
+    """Returns the declaration in a module of one of the functions of Python's C API."""
+    return module.globals.get(name) or ir.Function(module, ir.FunctionType(*API[name]), name)
+
+
+def add_call(module: Any, kernel: Any, returns_object: bool) -> None:
+    """Adds the function "call" to a module, by which Python calls a kernel of int64.
+
+    returns_object: whether its result is the address of an object, or 0 where an exception is raised.
+    """
+    api = {name: api_function(module, name) for name in API}
     call = ir.Function(module, ir.FunctionType(POINTER, [POINTER, POINTER.as_pointer(), LONG]), "call")
     _, arguments, count = call.args
     convert, refuse, run = (call.append_basic_block(name) for name in ("", "refuse", "run"))
@@ -61,6 +77,9 @@ def add_call(module: Any, kernel: Any) -> None:
     builder.ret(POINTER(None))
 
     builder.position_at_end(run)
+    if returns_object:
+        builder.ret(builder.inttoptr(builder.call(kernel, values), POINTER))
+        return
     thread = builder.call(api["PyEval_SaveThread"], [])
     result = builder.call(kernel, values)
     builder.call(api["PyEval_RestoreThread"], [thread])

@@ -5,19 +5,20 @@ influence on ids.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
 from tokenization.corpus import Corpus
 from tokenization.documents import BETWEEN, BETWEEN_CHARACTER
-from tokenization.native.compiling import compiled
+from tokenization.native.compiling import built_in_of, compiled
 from tokenization.native.instructions import (
     load64,
     load_shared,
     shift_right,
     store64,
 )
+from tokenization.native.listing import list_ids, numbers_below
 from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of
 from tokenization.native.merging import (
     BYTE_IDS,
@@ -61,8 +62,6 @@ WORK_TOKENS = 1 << 10  # tokens that a worker's memory has room for at first
 KEPT_BYTES = 1 << 17  # of the longest text for which a worker makes no arrays anew
 MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 
-Result = TypeVar("Result")
-
 
 def can_encode(vocab_size: int, num_merges: int) -> bool:
     """Tells whether ids and ranks have few enough bits for the table of merges."""
@@ -104,7 +103,10 @@ class Encoder:
             },
         )
         rows = np.fromiter((value for pair, merge in ranks.items() for value in (*pair, *merge)), np.int64)
-        self._mark_is_free = self._mark > max(*byte_ids, *special_ids.values(), rows[3::4].max(initial=0))
+        largest = max(*byte_ids, *special_ids.values(), int(rows[3::4].max(initial=0)))
+        self._mark_is_free = self._mark > largest
+        self._numbers, self._width = numbers_below(largest + 1), dtype.itemsize
+        self._list: Callable[..., Any] = built_in_of(list_ids)
         fill_merges(address_of(rows), len(ranks), self._head.address)
         self.table = SharedTable()
         self._idle: list[Worker] = []  # each call takes one out, and makes one if none is left
@@ -120,15 +122,21 @@ class Encoder:
             self._idle.append(worker)
         return ids if ids is None or not window.are_documents or self._has_separator else ids[ids != self._mark]
 
-    def encode_text(self, text: bytes, convert: Callable[[np.ndarray], Result]) -> Result | None:
-        """Returns the ids of valid UTF-8; None if one of its bytes has no token.
-
-        convert: makes a result of the ids, an array of dtype that is overwritten later.
-        """
+    def encode_text(self, text: bytes) -> list[int] | None:
+        """Returns the ids of valid UTF-8; None if one of its bytes has no token."""
         worker = self._take_worker()
         try:
-            ids = worker.encode_text(text, self, self.special_tokens)
-            return None if ids is None else convert(ids)
+            _, address, count = worker.encode_text(text, self, self.special_tokens)
+            return None if count < 0 else self._list(address, count, self._width, id(self._numbers))
+        finally:
+            self._idle.append(worker)
+
+    def encode_to_array(self, text: bytes) -> np.ndarray | None:
+        """Returns the ids of valid UTF-8, dtype; None if one of its bytes has no token."""
+        worker = self._take_worker()
+        try:
+            ids, _, count = worker.encode_text(text, self, self.special_tokens)
+            return None if count < 0 else ids[:count].copy()
         finally:
             self._idle.append(worker)
 
@@ -141,14 +149,15 @@ class Encoder:
             return None
         worker = self._take_worker()
         try:
-            ids = worker.encode_text(BETWEEN.join(texts), self, self._and_between)
-            if ids is None:
+            ids, address, count = worker.encode_text(BETWEEN.join(texts), self, self._and_between)
+            if count < 0:
                 return None
-            ends = [*np.flatnonzero(ids == self._mark).tolist(), len(ids)]
-            listed = ids.tolist()
+            ends = [*np.flatnonzero(ids[:count] == self._mark).tolist(), count]
+            spans = zip([0, *(end + 1 for end in ends)], ends, strict=False)
+            width, numbers = self._width, id(self._numbers)
+            return [self._list(address + width * start, end - start, width, numbers) for start, end in spans]
         finally:
             self._idle.append(worker)
-        return [listed[start:end] for start, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
 
     def _take_worker(self) -> "Worker":
         try:
@@ -174,7 +183,7 @@ class Worker:
         self._set_capacity(WORK_TOKENS)
         self._fixed = self._head.address, self._scratch.address, scanner.address
         self._text, self._ids = np.empty(KEPT_BYTES + PADDING, np.uint8), np.empty(KEPT_BYTES + 8, dtype)
-        self._view = self._text.data
+        self._view, self._encode_window = self._text.data, built_in_of(encode_window)
         self._addresses = address_of(self._text), address_of(self._ids)
 
     def _set_capacity(self, num_tokens: int) -> None:
@@ -187,21 +196,25 @@ class Worker:
         count = self._run(address_of(window.buffer), window.length, address_of(ids), encoder, specials)
         return None if count < 0 else ids[:count]
 
-    def encode_text(self, text: bytes, encoder: Encoder, specials: SpecialTokens) -> np.ndarray | None:
-        """Returns the ids as `encode` does; of a short text in an array that the next call overwrites."""
+    def encode_text(self, text: bytes, encoder: Encoder, specials: SpecialTokens) -> tuple[np.ndarray, int, int]:
+        """Returns an array that begins with the ids, its address, and their number; -1 if a byte has no token.
+
+        The next call overwrites the array, unless the text is long.
+        """
         length = len(text)
         if length > KEPT_BYTES:
-            return self.encode(Window.of_bytes(text), encoder, specials)
+            window, ids = Window.of_bytes(text), np.empty(length + 8, encoder.dtype)
+            address = address_of(ids)
+            return ids, address, self._run(address_of(window.buffer), length, address, encoder, specials)
         self._view[:length] = text
-        address, ids = self._addresses
-        count = self._run(address, length, ids, encoder, specials)
-        return None if count < 0 else self._ids[:count]
+        position, address = self._addresses
+        return self._ids, address, self._run(position, length, address, encoder, specials)
 
     def _run(self, position: int, length: int, ids: int, encoder: Encoder, specials: SpecialTokens) -> int:
         """Writes the ids of a text; returns their number, or -1 if one of its bytes has no token."""
         end, out, table = position + length, ids, encoder.table.current
         while True:
-            status, position, out = encode_window(
+            status, position, out = self._encode_window(
                 position, end, out, table.head.address, *self._fixed, *specials.arguments
             )
             if status == DONE:

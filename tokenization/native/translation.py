@@ -42,7 +42,7 @@ def translate(source: Source) -> Any:
     builder = ir.IRBuilder(run.append_basic_block())
     result = builder.call(kernel, run.args)
     builder.ret(result) if source.num_results else builder.ret_void()
-    add_call(module, kernel)
+    add_call(module, kernel, source.returns_object)
     while waiting:
         called = waiting.pop()
         Body(called, functions[called.name], function_of).translate()

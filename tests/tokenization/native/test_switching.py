@@ -229,7 +229,7 @@ def test_many_ids_are_decoded_by_the_kernels_as_by_python(kind, monkeypatch):
     monkeypatch.setattr(type(tokenizer._decoder), "_join", None)  # plain Python would fail
     known = [token_id for token_id in vocab if kind is not np.int8 or token_id < 128]
     convert = kind if kind in (list, iter) else lambda ids: np.array(ids, kind)
-    for count in (128, 129, 1000):
+    for count in (0, 1, 2, 128, 129, 1000, 10_000):
         ids = source.choices(known, k=count)
         data = b"".join(vocab[token_id] for token_id in ids)
         assert tokenizer.decode_bytes(convert(ids)) == data
@@ -243,6 +243,51 @@ def test_many_ids_of_which_one_is_unknown(tokenizer, unknown):
         for given in (ids, iter(ids), np.array(ids)):
             with pytest.raises(InputError, match=f"token id {unknown} is not in the vocabulary"):
                 tokenizer.decode(given)
+
+
+class Index:
+    """What is no int, but may stand for one; another list is emptied when it is asked which."""
+
+    def __init__(self, value: int, emptied: list[object]) -> None:
+        self.value, self.emptied = value, emptied
+
+    def __index__(self) -> int:
+        self.emptied.clear()
+        return self.value
+
+
+def test_ids_that_are_no_ints(tokenizer):
+    tokenizer.switch.load()
+    assert tokenizer.decode([np.uint16(97), np.int64(98), True]) == "ab\x01"
+    with pytest.raises(InputError, match="token id a is not in the vocabulary"):
+        tokenizer.decode(["a"])
+    ids: list[object] = [97, 98, *[97] * 500]
+    ids[1] = Index(98, ids)
+    assert tokenizer.decode(ids) == ""  # there is nothing left, and nothing is read beyond it
+    assert tokenizer.decode([97]) == "a"
+
+
+def test_lists_share_their_numbers_and_count_the_references(tokenizer):
+    tokenizer.switch.load()
+    token_ids = tokenizer.encode("the cat " * 100)
+    token_id = max(token_ids)
+    assert token_id > 256  # below, Python shares them as well
+    number = token_ids[token_ids.index(token_id)]
+    before = sys.getrefcount(number)
+    lists = [tokenizer.encode("the cat " * 100) for _ in range(10)]
+    with_lists = sys.getrefcount(number)
+    assert lists == [token_ids] * 10
+    del lists
+    assert (with_lists, sys.getrefcount(number)) == (before + 10 * token_ids.count(token_id), before)
+
+
+def test_what_was_only_decoded_loads_the_kernels_as_well(tokenizer, monkeypatch):
+    monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1000)
+    monkeypatch.setattr(switching, "load_behind", lambda load: load())
+    tokenizer.decode([97] * 500)
+    assert tokenizer._decoder.native is None
+    tokenizer.decode_batch([[97] * 500])
+    assert tokenizer._decoder.native is not None
 
 
 def test_arrays_of_a_large_vocabulary_are_uint32():
