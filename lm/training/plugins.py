@@ -24,6 +24,27 @@ from lm.training.lightning_inside import has_event_file, shard_over_all, stamped
 from tokenization import InputError
 from tokenization.files import write_text
 
+LAYOUT = {  # of TensorBoard's Custom Scalars tab: chapters of charts, each of the tags that its patterns match
+    "loss": {
+        "training and validation loss, nats per token": ["Multiline", ["^train/loss$", "^val/loss$"]],
+        "validation, bits per byte": ["Multiline", ["^val/bits_per_byte$"]],
+    },
+    "optimization": {
+        "learning rate": ["Multiline", ["^lr$"]],
+        "gradient norm before clipping": ["Multiline", ["^train/gradient_norm$"]],
+        "steps skipped": ["Multiline", ["^train/skipped_steps$"]],
+    },
+    "speed": {
+        "tokens per second": ["Multiline", ["^train/tokens_per_second$"]],
+        "MFU": ["Multiline", ["^train/mfu$"]],
+        "peak memory, GB": ["Multiline", ["^train/peak_memory_gb$"]],
+    },
+    "norms by part": {
+        "gradients": ["Multiline", ["^gradient_norm/"]],
+        "weights": ["Multiline", ["^weight_norm/"]],
+        "activations": ["Multiline", ["^activation_rms/"]],
+    },
+}
 hparam_summaries: Callable[..., tuple[Any, ...]] = hparams  # torch's has no annotations
 
 
@@ -102,7 +123,9 @@ class RunLogger(TensorBoardLogger):
         stamps = (path.name.split(".")[3] for path in Path(self.root_dir).glob(EVENT_FILES))
         newest = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
         with stamped_event_file(max(int(time.time()), newest + 1)):
-            return cast(SummaryWriter, super().experiment)
+            writer = cast(SummaryWriter, super().experiment)
+        writer.add_custom_scalars(LAYOUT)
+        return writer
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs the metrics without the epoch that Lightning adds: a run counts steps."""

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.events import read_events
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.util.tensor_util import make_ndarray
 
 from lm.durations import format_duration
 from lm.experiments.report import Run, by_number, differences, find_runs, origin
@@ -22,7 +25,7 @@ from lm.runs.events import Curves, Start, read_curves
 def runs(lm, fit_arguments, tmp_path_factory) -> Path:
     """Two runs: one went on from its step 4 after 6; the other has another rate, and a prompt that looks like HTML."""
     folder = tmp_path_factory.mktemp("runs")
-    saved = ["--trainer.val_check_interval=2", "--checkpoints.keep_every_n_steps=4"]
+    saved = ["--trainer.val_check_interval=2", "--checkpoints.keep_every_n_steps=4", "--norms.every_n_steps=2"]
     assert lm(*fit_arguments(folder / "one", "--trainer.max_steps=6", *saved)).code == 0
     going_on = ["--ckpt_path", folder / "one/step-4.ckpt", "--trainer.max_steps=8"]
     assert lm("fit", "-c", folder / "one/config.yaml", *going_on).code == 0
@@ -182,6 +185,21 @@ def test_when_where_and_by_which_code(lm, runs, tmp_path):
     assert origin([Run("old", tmp_path, old, {}, "")]) == []
     old.began, old.starts = 1.0, [Start("", "")]
     assert [title for title, _ in origin([Run("old", tmp_path, old, {}, "")])] == ["began"]
+
+
+def test_tensorboards_layout(runs):
+    for path in (runs / "one").glob("events*"):  # each start writes it
+        values = [value for event in EventFileLoader(str(path)).Load() for value in event.summary.value]
+        (layout,) = (value for value in values if value.tag == "custom_scalars__config__")
+        charts = [
+            chart for group in Layout.FromString(make_ndarray(layout.tensor).item()).category for chart in group.chart
+        ]
+        tags = {value.tag for value in values if value.metadata.plugin_data.plugin_name == "scalars"}
+        found = [[tag for tag in tags if any(re.search(p, tag) for p in chart.multiline.tag)] for chart in charts]
+        assert set(found[0]) == {"train/loss", "val/loss"}
+        assert all(found)
+        left = tags.difference(*found)
+        assert left == {"train/tokens_seen", "val/perplexity"}
 
 
 def test_what_is_no_run(lm, runs, tmp_path):

@@ -20,7 +20,7 @@ def read_events(folder: Path) -> tuple[Curves, dict[str, list[tuple[int, str]]]]
                 for points in (*scalars.values(), *texts.values()):
                     points[:] = [point for point in points if point[0] < event.step]
             for value in event.summary.value:
-                if value.tag.startswith("_hparams_"):
+                if value.tag.startswith(("_hparams_", "custom_scalars__")):  # settings, a layout
                     continue
                 content = make_ndarray(value.tensor).flat[0]
                 if isinstance(content, bytes):
