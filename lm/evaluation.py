@@ -20,6 +20,7 @@ from lm.model.loss import bits_per_byte, log_softmax, perplexity
 from lm.model.transformer import TransformerLM
 from tokenization import Tokenizer
 from tokenization.token_file import TokenFile
+from tokenization.token_set import Tokens
 
 LOGITS = 1 << 25  # per batch at most: 128 MiB in float32
 
@@ -32,7 +33,7 @@ class Window(NamedTuple):
     num_targets: int
 
 
-def file_windows(tokens: np.ndarray, context_length: int) -> Iterator[Window]:
+def file_windows(tokens: Tokens, context_length: int) -> Iterator[Window]:
     """Yields adjacent windows over a whole file, whatever documents are in them."""
     for start in range(0, len(tokens) - 1, context_length):
         window = tokens[start : start + context_length + 1]
@@ -128,7 +129,8 @@ def score_file(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile) -> S
     """Scores a whole file: every token but the first, which has no context."""
     num_targets = len(file) - 1
     nats = total_losses(model, file_windows(file.tokens, model.context_length), num_targets, 1)[0]
-    return Score(float(nats), num_targets, file.description.bytes - len(tokenizer.vocab[int(file.tokens[0])]))
+    first = len(tokenizer.vocab[int(file.tokens[0])])
+    return Score(float(nats), num_targets, max(0, file.description.bytes - first))
 
 
 def score_documents(

@@ -4,6 +4,7 @@ lm-eval's windows, and that a file of another tokenizer, or without anything to 
 import gzip
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lm.evaluation import document_windows, file_windows, score_documents, split
 from lm.model.transformer import TransformerLM
 from tokenization import Tokenizer
 from tokenization.token_file import TokenFile
+from tokenization.token_index import write_index
 
 END = 7
 
@@ -156,6 +158,20 @@ def test_a_text_gives_what_its_token_file_gives(tested, lm, token_data, tmp_path
         assert not list((tmp_path / "temporary").rglob("*.bin*"))
 
 
+@pytest.mark.parametrize("more", [[], ["--per-document"]])
+def test_a_token_set_gives_what_its_one_file_gives(tested, lm, token_data, tmp_path, more):
+    (tmp_path / "v.tokens").mkdir()
+    for suffix in ("", ".json"):
+        shutil.copy(token_data / f"valid.bin{suffix}", tmp_path / "v.tokens" / f"a.bin{suffix}")
+    write_index(tmp_path / "v.tokens")
+    expected, found = (
+        lm("test", tested[0], path, "--json", *more).out.splitlines()
+        for path in (token_data / "valid.bin", f"{tmp_path}/v.tokens/")
+    )
+    assert found[:-1] == expected[:-1]
+    assert json.loads(found[-1]) == json.loads(expected[-1]) | {"file": f"{tmp_path}/v.tokens/"}
+
+
 def test_wrong_inputs(tested, lm, token_data, tmp_path):
     run, _ = tested
     other = Tokenizer({**dict(enumerate(bytes([i]) for i in range(256)))}, [])
@@ -166,9 +182,11 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
     for name, text in (("one", "T"), ("ends", "<|endoftext|><|endoftext|>")):
         (tmp_path / f"{name}.txt").write_text(text)
         ours.encode_files([tmp_path / f"{name}.txt"], tmp_path / f"{name}.bin", num_processes=1)
+    (tmp_path / "unfinished.tokens").mkdir()
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{')
     for arguments, words in {
         (run, tmp_path / "none.bin"): "no such token file",
+        (run, tmp_path / "unfinished.tokens"): "unfinished.tokens: is no token set, for it has no index.json",
         (run, tmp_path / "other.bin"): "was encoded by another tokenizer",
         (run, tmp_path / "one.bin"): "has one token",
         (run, tmp_path / "one.txt"): "one.txt: has one token",

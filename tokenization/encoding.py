@@ -21,10 +21,15 @@ from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import refuse_input
 from tokenization.pretokenization import END_OF_TEXT, cut_into_chunks
-from tokenization.token_file import TokenFile, TokenFileWriter, description_path, token_dtype
+from tokenization.token_file import TokenFile, TokenFileWriter
+from tokenization.token_format import description_path, token_dtype
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
+
+
+class NoText(InputError):
+    """There is nothing to encode in any of the files."""
 
 
 @dataclass
@@ -54,12 +59,17 @@ def encode_files(
     output: str | os.PathLike[str],
     num_processes: int | None = None,
     errors: str = "strict",
-    progress: bool = False,
+    progress: str = "",
     report: EncodingReport | None = None,
     text_field: str | None = None,
+    followed: bool = False,
 ) -> TokenFile:
-    """Encodes text files into one token file; see `Tokenizer.encode_files`."""
-    corpus = Corpus(inputs, errors, "encoding" if progress else "", text_field)
+    """Encodes text files into one token file; see `Tokenizer.encode_files`.
+
+    progress: the title of the progress bar; none is shown for an empty one. followed: whether other files follow in
+    another token file, so that a separator closes the last document, too.
+    """
+    corpus = Corpus(inputs, errors, progress, text_field)
     check_text_field(text_field, (file.name for file in corpus.files))
     for path in (Path(output), description_path(output)):
         refuse_input(path, corpus.files)
@@ -73,28 +83,40 @@ def encode_files(
         closing(corpus),
         TokenFileWriter(output, tokenizer.vocab_size, tokenizer.digest, separator_id) as writer,
     ):
-        write_chunks(writer, encode_corpus(tokenizer, corpus, processes, choice.native), separator_id)
+        write_chunks(writer, encode_corpus(tokenizer, corpus, processes, choice.native), separator_id, followed)
         if not writer.num_tokens:
-            raise InputError(f"{corpus.name}: no text to encode; the input is empty")
+            raise NoText(f"{corpus.name}: no text to encode; the input is empty")
     return TokenFile.open(output)
 
 
-def write_chunks(writer: TokenFileWriter, chunks: Iterator[EncodedChunk], separator_id: int | None) -> None:
-    """Writes the ids, with a separator between files where there is none, and count bytes and documents."""
+def write_chunks(
+    writer: TokenFileWriter, chunks: Iterator[EncodedChunk], separator_id: int | None, followed: bool = False
+) -> None:
+    """Writes the ids, with a separator between files where there is none, and counts bytes and documents.
+
+    followed: whether another file follows the last one, as in `encode_files`.
+    """
     current_file, in_document = 0, False
+
+    def close_document() -> None:
+        if separator_id is None:
+            writer.num_documents += 1  # and nothing marks its end
+        else:
+            writer.write(np.array([separator_id], writer.dtype))
+
     for chunk in chunks:
         if chunk.file != current_file and in_document:
-            if separator_id is None:
-                writer.num_documents += 1  # and nothing marks its end
-            else:
-                writer.write(np.array([separator_id], writer.dtype))
+            close_document()
             in_document = False
         current_file = chunk.file
         writer.write(chunk.token_ids)
         writer.num_bytes += chunk.num_bytes
         writer.num_documents += chunk.unmarked_ends
         in_document = chunk.in_document or (in_document and not chunk.ends_document)
-    writer.num_documents += in_document  # one that no separator closes
+    if in_document and followed:
+        close_document()
+    else:
+        writer.num_documents += in_document  # one that no separator closes
 
 
 def encode_corpus(

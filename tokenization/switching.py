@@ -25,7 +25,7 @@ from tokenization.kernels import (
     load_behind,
     step,
 )
-from tokenization.token_file import token_dtype
+from tokenization.token_format import token_dtype
 
 
 class EncoderSwitch:

@@ -1,18 +1,13 @@
-"""The token file, which training reads: its format, its writer, and its checks.
+"""The token file, which training reads: its writer, and opening it; its format is token_format.py's.
 
-    train.bin       the token ids one after another, little-endian uint16, or uint32 where the vocabulary has more
-                    than 65,536 ids; nothing else, so that any tool can map it into memory
-    train.bin.json  dtype, tokens, documents, bytes of text, vocabulary size, the digests of tokenizer and data
-
-Both are written under temporary names and renamed when they are complete, the JSON first: a token file never lacks its
-description.
+Both files, ids and description, are written under temporary names and renamed when they are complete, the description
+first: a token file never lacks it. A folder of token files with an index (token_index.py) is opened as one.
 """
 
 import contextlib
 import hashlib
-import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -20,39 +15,16 @@ import numpy as np
 
 from tokenization.errors import InputError
 from tokenization.files import writing_together
-
-DTYPES: dict[str, np.dtype] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-_SCAN_TOKENS = 1 << 20
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """Returns the dtype of the ids of a vocabulary of this size."""
-    return DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
-
-
-def description_path(path: str | os.PathLike[str]) -> Path:
-    """Returns the path of the JSON file beside a token file."""
-    return Path(f"{os.fspath(path)}.json")
-
-
-@dataclass(frozen=True)
-class Description:
-    """What the JSON file says about its token file."""
-
-    dtype: str
-    tokens: int
-    documents: int
-    bytes: int
-    vocab_size: int
-    tokenizer_sha256: str
-    data_sha256: str
-
-    @property
-    def text(self) -> str:
-        """The description as JSON, with a digest of itself, so that a changed value is noticed."""
-        values = asdict(self)
-        digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
-        return json.dumps(values | {"description_sha256": digest}, indent=2) + "\n"
+from tokenization.token_format import (
+    DTYPES,
+    Description,
+    check_size,
+    description_path,
+    token_dtype,
+    verify_tokens,
+)
+from tokenization.token_index import read_index
+from tokenization.token_set import ShardedTokens, Tokens
 
 
 class TokenFileWriter:
@@ -127,94 +99,47 @@ class TokenFileWriter:
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A token file whose size, ids and digest agree with its description."""
+    """A token file, or a set of them read as one, whose size, ids and digest agree with its description."""
 
     path: Path
-    tokens: np.memmap  # (num_tokens,), read-only
+    tokens: Tokens  # (num_tokens,), read-only, on the disk
     description: Description
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = True) -> "TokenFile":
-        """Maps a token file into memory. Raises InputError where it does not agree with its description.
+        """Opens a token file, or the folder of a token set. Raises InputError where it disagrees with its description.
 
-        verify: read every byte, to check the digest and the largest id; otherwise only size and dtype are checked.
+        verify: read every byte, to check the digest and the largest id: of a file now, of a shard of a set when it is
+        first used; otherwise only sizes and descriptions are checked.
         """
         path = Path(path)
+        if path.is_dir():
+            index = read_index(path)
+            return cls(path, ShardedTokens(path, index, verify), index.description)
         if not path.is_file():
             raise InputError(
                 f"{path}: no such token file; make it with `tokenization encode TEXT --tokenizer DIR --output {path}`"
             )
-        description = read_description(path)
-        dtype = DTYPES[description.dtype]
-        size = path.stat().st_size
-        if size % dtype.itemsize:
-            raise InputError(f"{path}: {size} bytes are not a whole number of {dtype.name} ids; encode the text again")
-        if size != description.tokens * dtype.itemsize:
-            raise InputError(
-                f"{path}: holds {size // dtype.itemsize} tokens, but {description_path(path).name} says"
-                f" {description.tokens}; encode the text again"
-            )
-        if not size:
-            raise InputError(f"{path}: is empty; encode a text that is not empty")
+        description = check_size(path)
         if verify:
             verify_tokens(path, description)
-        return cls(path, np.memmap(path, dtype, mode="r"), description)
+        tokens = np.memmap(path, DTYPES[description.dtype], mode="r")
+        return cls(path, tokens.view(np.ndarray), description)  # whose slices cost less than a memmap's
+
+    def verify_rest(self) -> None:
+        """Verifies the shards of a set that have not been used yet. Raises InputError for the first damaged one."""
+        if isinstance(self.tokens, ShardedTokens):
+            self.tokens.verify_rest()
+
+    def check_tokenizer(self, tokenizer: str | os.PathLike[str], digest: str, remedy: str) -> None:
+        """Raises InputError unless this tokenizer made the file. tokenizer: its name; remedy: what to do otherwise."""
+        if not self.description.tokenizer_sha256:
+            raise InputError(
+                f"{self.path}: was adopted without a tokenizer, so that nothing says it is {tokenizer}'s; adopt it"
+                " again with --tokenizer"
+            )
+        if self.description.tokenizer_sha256 != digest:
+            raise InputError(f"{self.path}: was encoded by another tokenizer than {tokenizer}; {remedy}")
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-
-def verify_tokens(path: Path, description: Description) -> None:
-    """Raises InputError where the ids or the digest do not agree with the description."""
-    largest, data_sha256 = scan(path, DTYPES[description.dtype])
-    if largest >= description.vocab_size:
-        raise InputError(
-            f"{path}: token id {largest} lies outside its vocabulary of {description.vocab_size} tokens;"
-            " encode the text again"
-        )
-    if data_sha256 != description.data_sha256:
-        raise InputError(
-            f"{path}: has changed since it was made, says the digest in {description_path(path).name};"
-            " encode the text again"
-        )
-
-
-def scan(path: Path, dtype: np.dtype) -> tuple[int, str]:
-    """Returns the largest id and the SHA-256, without a map, whose pages would count as this process's memory."""
-    largest, sha256 = 0, hashlib.sha256()
-    with open(path, "rb") as file:
-        while (token_ids := np.fromfile(file, dtype, _SCAN_TOKENS)).size:
-            largest = max(largest, int(token_ids.max()))
-            sha256.update(token_ids.data)
-    return largest, sha256.hexdigest()
-
-
-def is_token_file(path: Path) -> bool:
-    """Returns whether the JSON beside it describes a token file; where a writer was killed, it may stand alone."""
-    try:
-        read_description(path)
-    except InputError:
-        return False
-    return True
-
-
-def read_description(path: Path) -> Description:
-    """Reads the JSON beside a token file. Raises InputError where it is missing, damaged or another program's."""
-    beside = description_path(path)
-    remedy = "make the token file with `tokenization encode`"
-    try:
-        text = beside.read_text()
-        content = json.loads(text)
-        has_digest = content.pop("description_sha256", None) is not None  # older files have none
-        description = Description(**content)
-        if any(type(getattr(description, entry.name)) is not entry.type for entry in fields(Description)):
-            raise TypeError
-    except OSError as error:
-        raise InputError(f"{beside}: cannot be read ({error.strerror}); {remedy}") from None
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{beside}: is not the description of a token file; {remedy}") from None
-    if has_digest and text != description.text:
-        raise InputError(f"{beside}: has changed since it was written, says its own digest; {remedy}")
-    if description.dtype not in DTYPES:
-        raise InputError(f"{beside}: dtype is {description.dtype!r}, not {' or '.join(DTYPES)}; {remedy}")
-    return description

@@ -36,7 +36,8 @@ from tokenization.pretokenization import (
     split_on_special_tokens,
 )
 from tokenization.switching import EncoderSwitch
-from tokenization.token_file import TokenFile, token_dtype
+from tokenization.token_file import TokenFile
+from tokenization.token_format import token_dtype
 
 MAX_CACHED_PRETOKENS = 1 << 18
 PIECE_CHARACTERS = 1 << 16  # of a long text or a stream, encoded at once
@@ -279,7 +280,8 @@ class Tokenizer:
         errors: "strict" or "replace", for bytes that are not UTF-8. report: filled in. Raises InputError for unreadable
         or empty text, and an output that cannot be written.
         """
-        return encode_files(self, inputs, output, num_processes, errors, progress, report, text_field)
+        title = "encoding" if progress else ""
+        return encode_files(self, inputs, output, num_processes, errors, title, report, text_field)
 
 
 def to_utf8(text: str) -> bytes:

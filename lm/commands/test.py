@@ -20,7 +20,9 @@ from lm.model.transformer import TransformerLM
 from lm.strict_json import to_json
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.commands import ArgumentParser, add_text_field
-from tokenization.token_file import TokenFile, description_path
+from tokenization.token_file import TokenFile
+from tokenization.token_format import description_path
+from tokenization.token_index import is_token_set
 
 HELP = """Measure how well a trained model predicts a text: loss, perplexity and bits per byte.
 
@@ -41,7 +43,9 @@ def make_parser() -> ArgumentParser:
     """Returns the parser of `lm test`."""
     parser = new_parser("test", HELP)
     add_run(parser)
-    parser.add_argument("file", help="a token file (*.bin, or one with its .json beside it), or a text")
+    parser.add_argument(
+        "file", help="a token file (*.bin, or one with its .json beside it), a token set (*.tokens/), or a text"
+    )
     add_text_field(parser)
     parser.add_argument(
         "--per-document", action="store_true", help="score each document by itself, and then all together"
@@ -72,7 +76,7 @@ def run(argv: list[str]) -> None:
 @contextmanager
 def token_file(name: str, tokenizer: Tokenizer, text_field: str | None) -> Iterator[TokenFile]:
     """Yields the token file of this name, or one that is made of the text of this name and deleted in the end."""
-    if name.endswith(".bin") or description_path(name).exists():
+    if name.endswith(".bin") or description_path(name).exists() or is_token_set(name):
         if text_field is not None:
             raise InputError(f"--text-field {text_field}: {name} is a token file, which has no fields; leave it out")
         yield TokenFile.open(name)
@@ -85,11 +89,11 @@ def token_file(name: str, tokenizer: Tokenizer, text_field: str | None) -> Itera
 
 def check(name: str, file: TokenFile, trained: TrainedModel) -> None:
     """Raises InputError for a token file of another tokenizer, and for one without anything to predict."""
-    if file.description.tokenizer_sha256 != trained.tokenizer.digest:
-        raise InputError(
-            f"{name}: was encoded by another tokenizer than {trained.checkpoint}'s; encode the text with"
-            f" {trained.checkpoint.parent / 'tokenizer'}"
-        )
+    file.check_tokenizer(
+        f"{trained.checkpoint}'s",
+        trained.tokenizer.digest,
+        f"encode the text with {trained.checkpoint.parent / 'tokenizer'}",
+    )
     if len(file) < 2:
         raise InputError(f"{name}: has one token, and none to predict from it; use a longer text")
 

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from lm.model.transformer import TransformerLM
 from tokenization import InputError
+from tokenization.token_set import Tokens
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, each (batch, seq), int64
 
 
-def gather_windows(tokens: np.ndarray, starts: np.ndarray, context_length: int) -> Batch:
+def gather_windows(tokens: Tokens, starts: np.ndarray, context_length: int) -> Batch:
     """Returns inputs and targets, each (len(starts), context_length), int64; targets are the inputs' next tokens."""
-    windows = tokens[starts[:, None] + np.arange(context_length + 1)]
-    windows_tensor = torch.from_numpy(windows.astype(np.int64))
+    windows = np.empty((len(starts), context_length + 1), np.int64)
+    for row, start in zip(windows, starts.tolist(), strict=True):
+        row[:] = tokens[start : start + context_length + 1]
+    windows_tensor = torch.from_numpy(windows)
     # Contiguous: a strided tensor reaches a GPU through memory that is not pinned, and that blocks.
     return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from lm.machine.signals import SIGNALS, SYNONYMS
 from lm.training.batches import Batch, gather_windows
 from tokenization import InputError, TokenFile, Tokenizer
+from tokenization.token_set import Tokens
 
 
 class InOrder(DistributedSampler[int]):
@@ -43,7 +44,7 @@ class RandomWindows(Dataset[Batch]):
 
     def __init__(
         self,
-        tokens: np.ndarray,
+        tokens: Tokens,
         context_length: int,
         batch_size: int,
         seed: int,
@@ -65,7 +66,7 @@ class RandomWindows(Dataset[Batch]):
 class SequentialWindows(Dataset[Batch]):
     """A dataset of all adjacent windows, in batches; a remainder too short for a window is left out."""
 
-    def __init__(self, tokens: np.ndarray, context_length: int, batch_size: int):
+    def __init__(self, tokens: Tokens, context_length: int, batch_size: int):
         self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
         self.num_windows = (len(tokens) - 1) // context_length
 
@@ -129,15 +130,19 @@ class TokenDataModule(LightningDataModule):
                 f" {self.vocab_size}; set --model.vocab_size {self.tokenizer.vocab_size}"
             )
         names = ("fit", "validate") if stage == "fit" else ("validate",)
-        # The first process on a node reads every byte; the others rely on it.
+        # The first process on a node reads every byte; the others, and those that load batches, rely on it.
         verify = self.trainer is None or self.trainer.local_rank == 0
+        others = self.num_workers > 0 or (self.trainer is not None and self.trainer.world_size > 1)
         for name in names:
             file = TokenFile.open(self.paths[name], verify)
-            if file.description.tokenizer_sha256 != self.tokenizer.digest:
-                raise InputError(
-                    f"{file.path}: was encoded by another tokenizer than {self.tokenizer_path}; encode the text with it"
-                    f" again: `tokenization encode TEXT --tokenizer {self.tokenizer_path} --output {file.path}`"
-                )
+            if others:
+                file.verify_rest()
+            file.check_tokenizer(
+                self.tokenizer_path,
+                self.tokenizer.digest,
+                "encode the text with it again: `tokenization encode TEXT --tokenizer"
+                f" {self.tokenizer_path} --output {file.path}`",
+            )
             if len(file) <= self.context_length:
                 raise InputError(
                     f"{file.path}: holds {len(file)} tokens, too few for a context_length of {self.context_length};"

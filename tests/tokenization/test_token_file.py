@@ -20,7 +20,8 @@ from tokenization.corpus import Corpus, map_in_order
 from tokenization.packing import zstd
 from tokenization.pretokenization import cut_into_chunks
 from tokenization.text_files import TextFiles
-from tokenization.token_file import TokenFileWriter, description_path, token_dtype
+from tokenization.token_file import TokenFileWriter
+from tokenization.token_format import description_path, token_dtype
 
 STORIES = [f"The cat's tale.\n\nÉ 漢字 😀 number {n} " * (1 + n % 3) for n in range(40)]
 

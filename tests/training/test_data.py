@@ -2,6 +2,7 @@
 validation reads each token once; and that data which does not fit the model or its tokenizer is refused."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.utils.data import DistributedSampler
 
 from lm.training.data import InOrder, RandomWindows, SequentialWindows, TokenDataModule, random_starts
 from tokenization import InputError, TokenFile, Tokenizer
+from tokenization.token_file import TokenFileWriter
+from tokenization.token_index import write_index
 
 TOKENS = (np.arange(100, dtype=np.uint16) * 7 + 3) % 101  # every token differs from its neighbours
 
@@ -243,3 +246,65 @@ def test_devices_take_turns_as_torchs_sampler_lets_them(devices):
 
 def test_a_run_of_any_length_takes_no_memory():
     assert next(iter(InOrder(range(1 << 60), num_replicas=2, rank=1, shuffle=False))) == 1
+
+
+# --- token sets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def token_sets(token_data, tmp_path_factory) -> Path:
+    """train.tokens and valid.tokens: the same tokens as in train.bin and valid.bin, in shards of uneven size."""
+    folder = tmp_path_factory.mktemp("sets")
+    for name, cuts in (("train", (1, 2, 40, 41, 1000, 3000)), ("valid", (17, 400))):
+        file = TokenFile.open(token_data / f"{name}.bin")
+        for number, part in enumerate(np.split(file.tokens, cuts)):
+            about = file.description
+            path = folder / f"{name}.tokens" / f"{number}.bin"
+            with TokenFileWriter(path, about.vocab_size, about.tokenizer_sha256) as writer:
+                writer.write(part)
+                writer.num_bytes = len(part)
+        write_index(folder / f"{name}.tokens")
+    return folder
+
+
+def test_a_set_gives_the_batches_of_one_file(settings, token_sets):
+    one = TokenDataModule(**settings)
+    many = TokenDataModule(
+        **settings | {"train_path": f"{token_sets}/train.tokens/", "val_path": str(token_sets / "valid.tokens")}
+    )
+    for data in (one, many):
+        data.setup("fit")
+        attach(data, max_steps=300)
+    assert batches(one) == batches(many)
+    for batch, other in zip(one.val_dataloader(), many.val_dataloader(), strict=True):
+        assert_same(batch, other)
+    assert one.state_dict() == many.state_dict()
+
+
+def test_the_windows_of_a_set_are_slices_of_all_its_tokens(token_data, token_sets):
+    whole = np.concatenate([np.fromfile(path, "<u2") for path in sorted((token_sets / "train.tokens").glob("*.bin"))])
+    assert whole.tobytes() == (token_data / "train.bin").read_bytes()
+    tokens = TokenFile.open(token_sets / "train.tokens").tokens
+    dataset = random_windows(tokens=tokens, context_length=900, num_batches=30)
+    for index in range(30):
+        inputs, targets = dataset[index]
+        for row, start in enumerate(random_starts(1, index, 4, len(whole) - 900)):
+            assert inputs[row].tolist() == whole[start : start + 900].tolist()
+            assert targets[row].tolist() == whole[start + 1 : start + 901].tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_shard_ends_a_run_where_it_is_first_read(settings, token_sets, tmp_path, workers):
+    """Where other processes load batches, before any of them is started: they could not tell."""
+    folder = Path(shutil.copytree(token_sets / "train.tokens", tmp_path / "train.tokens"))
+    content = (folder / "5.bin").read_bytes()
+    (folder / "5.bin").write_bytes(content[:-2] + b"\0\0")
+    data = TokenDataModule(**settings | {"train_path": str(folder), "num_workers": workers})
+
+    def read() -> None:
+        data.setup("fit")
+        assert not workers
+        batches(attach(data, max_steps=100))
+
+    with pytest.raises(InputError, match=r"train\.tokens/5\.bin: has changed since it was made"):
+        read()

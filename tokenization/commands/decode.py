@@ -18,7 +18,7 @@ TOKENS_AT_ONCE = 1 << 16
 def make_parser() -> ArgumentParser:
     """Returns the parser of this command."""
     parser = command_parser("decode", HELP)
-    parser.add_argument("tokens", help="a token file")
+    parser.add_argument("tokens", help="a token file, or the folder of a token set")
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help="the folder of the tokenizer that made it")
     parser.add_argument(
         "--start", type=int, default=0, metavar="N", help="the position of the first token to print (default: 0)"
@@ -31,8 +31,7 @@ def run(argv: Sequence[str]) -> None:
     """Prints the text, as UTF-8 whatever the terminal's encoding, with its own line ends."""
     args = make_parser().parse_args(argv)
     tokenizer, file = Tokenizer.load(args.tokenizer), TokenFile.open(args.tokens)
-    if file.description.tokenizer_sha256 != tokenizer.digest:
-        raise InputError(f"{args.tokens}: was encoded by another tokenizer than {args.tokenizer}; name that one")
+    file.check_tokenizer(args.tokenizer, tokenizer.digest, "name that one")
     if args.start < 0 or (args.limit or 0) < 0:
         raise InputError(f"--start {args.start} and --limit {args.limit} must not be negative")
     if args.start >= len(file):

@@ -1,6 +1,11 @@
-"""`tokenization encode`: turn text files into a token file."""
+"""`tokenization encode`: turn text files into a token file, or a token set."""
 
+import argparse
+import os
+import re
+import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,19 +21,28 @@ from tokenization.commands import (
 )
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
-from tokenization.outputs import check_file
+from tokenization.outputs import check_file, check_folder
+from tokenization.set_encoding import SHARD_BYTES, SetEncoding, Settings
 from tokenization.text_files import TextFiles, reads
-from tokenization.token_file import description_path, is_token_file
+from tokenization.token_file import TokenFile
+from tokenization.token_format import description_path, is_token_file
+from tokenization.token_index import INDEX, SUFFIX
 from tokenization.tokenizer import Tokenizer
 
 HELP = """Turn text into a token file for training: raw uint16 ids (uint32 for more than 65,536 tokens), with a JSON
 file beside it. <|endoftext|> is put between files, and between the documents of one. Special tokens that are written
 out in a record of .jsonl or .parquet are text there.
 
+An output that ends with / or .tokens is a token set: a folder of such files, which is used as if it were one. A file
+is never cut: each shard holds the tokens of some files, about --shard-size together. When the command is interrupted,
+the same command goes on with the next shard.
+
   tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
   tokenization encode https://example.org/a.jsonl.gz --tokenizer data/tokenizer --output data/a.bin
   tokenization encode crawl/ --text-field body --tokenizer data/tokenizer --output data/train.bin
+  tokenization encode crawl/*.jsonl.zst --tokenizer data/tokenizer --output data/crawl.tokens/ --shard-size 500MB
 """
+UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 
 
 def make_parser() -> ArgumentParser:
@@ -37,7 +51,16 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("text", nargs="+", help=TEXT_HELP)
     parser.add_argument("--tokenizer", required=True, metavar="DIR", help=TOKENIZER_HELP)
     parser.add_argument(
-        "--output", required=True, type=output_path, help="the token file to write, for example data/train.bin"
+        "--output",
+        required=True,
+        type=output_name,
+        help="the token file to write, for example data/train.bin, or the folder of a token set, data/train.tokens/",
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=size_in_bytes,
+        metavar="SIZE",
+        help="how much of the input files, as they are on the disk, makes a shard of a token set (default: 1GB)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a token file of this name")
     add_reading_options(parser)
@@ -50,12 +73,13 @@ def run(argv: Sequence[str]) -> None:
     check_processes(args.processes)
     tokenizer = Tokenizer.load(args.tokenizer)
     texts = TextFiles(args.text)
-    check_output(args.output, texts, args.text, args.tokenizer, args.overwrite)
+    makes_set = args.output.endswith(("/", os.sep, SUFFIX))
+    check = check_set_output if makes_set else check_output
+    check(args, texts)
     announce(texts)
     start, report = time.perf_counter(), EncodingReport()
-    file = tokenizer.encode_files(
-        texts.files, args.output, args.processes, args.errors, True, report, text_field=args.text_field
-    )
+    encode = encode_set if makes_set else encode_file
+    file = encode(args, tokenizer, texts, report)
     seconds, about = time.perf_counter() - start - sum(report.seconds.values()), file.description
     print(
         f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"
@@ -63,15 +87,66 @@ def run(argv: Sequence[str]) -> None:
     )
     waited = [f"; {phase} them took {spent:.1f} s more" for phase, spent in report.seconds.items()]
     print(f"computed by {report.path}{''.join(waited)}")
-    print(f"written: {file.path} and {description_path(file.path).name}")
+    beside = INDEX if makes_set else description_path(file.path).name
+    print(f"written: {file.path} and {beside}")
 
 
-def check_output(output: Path, texts: TextFiles, names: Sequence[str], tokenizer: str, overwrite: bool) -> None:
-    """Raises InputError where the token file or its JSON file cannot be written, or would be read as text next time.
+def output_name(text: str) -> str:
+    """Converts the value of --output, and keeps a / at its end."""
+    output_path(text)
+    return text
 
-    names: the files as they were given, among them folders and globs.
-    """
+
+def size_in_bytes(text: str) -> int:
+    """Converts the value of --shard-size: "500MB" -> 500,000,000."""
+    match = re.fullmatch(r"(\d{1,9}) ?([KMG]?)B?", text.strip().upper())
+    size = int(match[1]) * UNITS[match[2]] if match else 0
+    if not size:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; 500MB is 500,000,000 bytes")
+    return size
+
+
+def encode_file(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport) -> TokenFile:
+    """Encodes the files into one token file."""
+    return tokenizer.encode_files(
+        texts.files, args.output, args.processes, args.errors, True, report, text_field=args.text_field
+    )
+
+
+def encode_set(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport) -> TokenFile:
+    """Encodes the files into a token set, and says which shards are done already."""
+    settings = Settings(args.processes, args.errors, args.text_field, progress=True)
+    encoding = SetEncoding(tokenizer, texts.files, Path(args.output), args.shard_size or SHARD_BYTES, settings)
+    if encoding.done:
+        print(f"going on: {len(encoding.done):,} of {len(encoding.shards):,} shards are done", flush=True)
+    if encoding.outdated:
+        print(
+            f"{len(encoding.outdated):,} shards of other inputs or settings, or unfinished, are made anew", flush=True
+        )
+    try:
+        return encoding.run(report)
+    except KeyboardInterrupt:
+        done = f"{len(encoding.done):,} of {len(encoding.shards):,} shards are done"
+        print(f"{done}; the same command goes on with the next", file=sys.stderr)
+        raise
+
+
+def check_set_output(args: Namespace, texts: TextFiles) -> None:
+    """Raises InputError where the folder cannot be written, or its files would be read as text next time."""
+    if args.overwrite:
+        raise InputError(f"--overwrite: is for a token file; to replace the token set {args.output}, delete it first")
+    check_folder(Path(args.output))
+    if (name := reads(args.text, Path(args.output, "00000.bin"))) is not None:
+        raise InputError(f"{args.output}: would be read as text of {name} from then on; choose another place or name")
+
+
+def check_output(args: Namespace, texts: TextFiles) -> None:
+    """Raises InputError where the token file or its JSON file cannot be written, or would be read as text next time."""
+    output = Path(args.output)
+    if args.shard_size is not None:
+        raise InputError(f"--shard-size: is for a token set; {output} is one file, and a set {output.stem}.tokens/")
     for file in (output, description_path(output)):
-        check_file(file, [*texts.files, tokenizer], "a token file", lambda _: is_token_file(output), overwrite)
-        if (name := reads(names, file)) is not None:
+        inputs = [*texts.files, args.tokenizer]
+        check_file(file, inputs, "a token file", lambda _: is_token_file(output), args.overwrite)
+        if (name := reads(args.text, file)) is not None:
             raise InputError(f"{file}: would be read as text of {name} from then on; choose another place or name")

@@ -1,0 +1,247 @@
+"""Proves that the shards of a token set, one after another, are the one token file of all inputs; that an interrupted
+encoding goes on with what is done, and only with that; and that nothing else in the folder is lost."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, set_encoding
+from tokenization.__main__ import main
+from tokenization.set_encoding import SetEncoding, Settings, group
+from tokenization.token_index import INDEX, PLAN
+
+TEXTS = [
+    "a cat",
+    "",
+    f"the rain{END_OF_TEXT}",
+    "  \n",
+    f"one{END_OF_TEXT}\n\ntwo",
+    f"{END_OF_TEXT}",
+    "É 漢字 😀 " * 9,
+    json.dumps({"text": f"a record {END_OF_TEXT}"}) + "\n" + json.dumps({"text": "another"}),
+    json.dumps({"text": ""}),
+]
+PLAIN = Settings(num_processes=1)
+
+
+def write_texts(folder: Path, texts: list[str]) -> list[Path]:
+    paths = []
+    for number, text in enumerate(texts):
+        paths.append(folder / (f"{number}.jsonl" if text.startswith("{") else f"{number}.txt"))
+        paths[-1].write_text(text, encoding="utf-8", newline="")
+    return paths
+
+
+@pytest.fixture
+def paths(tmp_path) -> list[Path]:
+    return write_texts(tmp_path, [f"The cat number {n} and the rain. " * (n + 1) for n in range(5)])
+
+
+def encode(tokenizer: Tokenizer, paths: list[Path], folder: Path, shard_bytes: int = 1) -> TokenFile:
+    return SetEncoding(tokenizer, paths, folder, shard_bytes, PLAIN).run()
+
+
+def joined(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("*.bin")))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 40, 10**9])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5, 6, 7, 8), (8, 7, 3, 6, 0, 1, 5), (2, 0, 8), (1, 1, 0, 3), (5,)])
+@pytest.mark.parametrize("separator", [True, False])
+def test_the_shards_are_the_one_file(tmp_path, small, shard_bytes, order, separator):
+    tokenizer = small if separator else Tokenizer(small.vocab, small.merges, [])
+    paths = [path for number in order for path in write_texts(tmp_path, TEXTS)[number : number + 1]]
+    one = tokenizer.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    file = encode(tokenizer, paths, tmp_path / "set.tokens", shard_bytes)
+    assert joined(tmp_path / "set.tokens") == (tmp_path / "one.bin").read_bytes()
+    assert file.description == one.description
+    assert not (tmp_path / "set.tokens" / PLAN).exists()
+
+
+def test_groups_are_of_consecutive_files_of_the_wanted_size(tmp_path):
+    sizes = (3, 4, 2, 9, 1, 0, 10, 5, 5, 1)
+    paths = write_texts(tmp_path, ["x" * size for size in sizes])
+    assert [[path.stat().st_size for path in part] for part in group(paths, 10)] == [
+        [3, 4, 2],
+        [9, 1],
+        [10],
+        [5, 5],
+        [1],
+    ]
+    assert [len(part) for part in group(paths, 1)] == [1] * 9
+    assert group(paths[5:6], 10) == [paths[5:6]]
+
+
+def test_no_text_at_all_leaves_nothing(tmp_path, small):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "empty.txt.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(InputError, match="no text to encode"):
+        encode(small, [tmp_path / "empty.txt.gz", tmp_path / "empty.txt"], tmp_path / "new" / "set.tokens")
+    assert names(tmp_path) == ["empty.txt", "empty.txt.gz"]
+
+
+class Interruption:
+    """Lets some shards be encoded, and raises in the next one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int):
+        self.encoded: list[str] = []
+        encode_files = set_encoding.encode_files
+
+        def encode(tokenizer, inputs, output, *arguments):
+            if len(self.encoded) == after:
+                raise KeyboardInterrupt
+            file = encode_files(tokenizer, inputs, output, *arguments)
+            self.encoded.append(output.name)
+            return file
+
+        monkeypatch.setattr(set_encoding, "encode_files", encode)
+
+
+def interrupt(monkeypatch, after: int, tokenizer: Tokenizer, paths: list[Path], folder: Path) -> None:
+    """Begins an encoding that is interrupted when so many shards are done."""
+    with monkeypatch.context() as patch:
+        Interruption(patch, after)
+        with pytest.raises(KeyboardInterrupt):
+            encode(tokenizer, paths, folder)
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_an_interrupted_encoding_goes_on(tmp_path, small, paths, monkeypatch, after):
+    folder = tmp_path / "set.tokens"
+    one = small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    interrupt(monkeypatch, after, small, paths, folder)
+    assert folder.exists() is bool(after)
+    if after:
+        with pytest.raises(InputError, match="interrupted; the same `tokenization encode` command goes on"):
+            TokenFile.open(folder)
+    second = Interruption(monkeypatch, 9)
+    assert encode(small, paths, folder).description == one.description
+    assert second.encoded == [f"{number:05}.bin" for number in range(after, 5)]
+    assert names(folder) == sorted([*(f"{n:05}.bin{beside}" for n in range(5) for beside in ("", ".json")), INDEX])
+
+
+def test_what_is_done_is_verified_and_what_has_changed_is_made_anew(tmp_path, small, paths, monkeypatch):
+    folder = tmp_path / "set.tokens"
+    interrupt(monkeypatch, 4, small, paths, folder)
+    (folder / "00001.bin").write_bytes(bytes((folder / "00001.bin").stat().st_size))
+    paths[2].write_text("another text")
+    second = Interruption(monkeypatch, 9)
+    file = encode(small, paths, folder)
+    assert second.encoded == ["00001.bin", "00002.bin", "00004.bin"]
+    one = small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    assert file.description == one.description
+
+
+@pytest.mark.parametrize("change", ["tokenizer", "errors", "fewer", "larger"])
+def test_other_settings_begin_anew(tmp_path, small, paths, monkeypatch, change):
+    folder, plain = tmp_path / "set.tokens", Tokenizer(small.vocab, small.merges[:20], small.special_tokens)
+    interrupt(monkeypatch, 4, small, paths, folder)
+    settings = Settings(1, "replace" if change == "errors" else "strict")
+    inputs = paths[2:] if change == "fewer" else paths
+    tokenizer = plain if change == "tokenizer" else small
+    encoding = SetEncoding(tokenizer, inputs, folder, 10**9 if change == "larger" else 1, settings)
+    assert encoding.done == []
+    assert len(encoding.outdated) == 5
+    assert encoding.run().description == tokenizer.encode_files(inputs, tmp_path / "one.bin", 1).description
+    assert joined(folder) == (tmp_path / "one.bin").read_bytes()
+
+
+def test_the_number_of_processes_does_not_matter(tmp_path, small, paths):
+    SetEncoding(small, paths, tmp_path / "set.tokens", 10**9, Settings(2)).run()
+    small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    assert joined(tmp_path / "set.tokens") == (tmp_path / "one.bin").read_bytes()
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(tmp_path, paths, small, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    small.save("tok")
+    return tmp_path
+
+
+def run(line: str) -> int:
+    return main(["encode", *line.split(), "--tokenizer", "tok", "--processes", "1"])
+
+
+@pytest.mark.parametrize("output", ["new/set.tokens", "set/", "set.tokens/"])
+def test_a_name_decides_what_is_written(work, small, capsys, output):
+    assert run(f"0.txt 1.txt 2.txt --output {output} --shard-size 100") == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"written: {Path(output)} and index.json"
+    one = small.encode_files(["0.txt", "1.txt", "2.txt"], "one.bin", num_processes=1)
+    assert TokenFile.open(output).description == one.description
+    assert f"3 documents -> {len(one):,} uint16 tokens" in out
+    assert len(list(Path(output).glob("*.bin"))) == 2
+
+
+def test_the_command_says_what_is_done(work, capsys, monkeypatch):
+    line = "0.txt 1.txt 2.txt --output set.tokens --shard-size 1"
+    with monkeypatch.context() as patch:
+        Interruption(patch, 1)
+        assert run(line) == 130
+    assert "1 of 3 shards are done; the same command goes on with the next" in capsys.readouterr().err
+    os.utime("0.txt", ns=(1, 1))
+    with monkeypatch.context() as patch:
+        Interruption(patch, 2)
+        assert run(line) == 130
+    assert "shards of other inputs or settings, or unfinished, are made anew" in capsys.readouterr().out
+    assert run(line) == 0
+    assert "going on: 2 of 3 shards are done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0.txt --output x.bin --shard-size 5MB", "--shard-size: is for a token set; x.bin is one file"),
+        ("0.txt --output x.tokens --overwrite", "--overwrite: is for a token file"),
+        ("0.txt --output x.tokens --shard-size 0", "'0' is not a size"),
+        ("0.txt --output x.tokens --shard-size 1.5GB", "'1.5GB' is not a size"),
+        ("0.txt --output x.tokens --shard-size -1", "'-1' is not a size"),
+        ("0.txt --output done.tokens", "done.tokens: holds a token set already"),
+        ("0.txt --output tok/", "tok: holds other files"),
+        ("0.txt --output 0.txt/", "0.txt: cannot be written"),
+        ("0.txt --output 0.txt/deeper/", "cannot be written"),
+        ("0.txt --output foreign.tokens", "foreign.tokens/plan.json: is not the plan"),
+        ("0.txt --output evil.tokens", "evil.tokens/plan.json: is not the plan"),
+        ("0.txt x*/* --output x.tokens", "would be read as text of x*/*"),
+        ("0.txt --output x.tokens --text-field body", "--text-field body: there are fields in"),
+        ("bad.txt --output x.tokens", "bad.txt: not UTF-8 at byte 0"),
+        ("none.txt --output x.tokens", "none.txt: no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_nothing_changes(work, capsys, line, message):
+    (work / "bad.txt").write_bytes(b"\xff")
+    (work / "xx").mkdir()
+    (work / "xx" / "a.txt").write_text("a text")
+    assert run("1.txt --output done.tokens") == 0
+    for name, plan in (("foreign", "[]"), ("evil", json.dumps({"shards": {"../../0.bin": "x"}}))):
+        (work / f"{name}.tokens").mkdir()
+        (work / f"{name}.tokens" / PLAN).write_text(plan)
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(line) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
+    assert not (work / "x.tokens").exists()
+
+
+def test_fields_may_be_named_where_some_files_have_none(work):
+    (work / "r.jsonl").write_text('{"body": "a record"}')
+    assert run("0.txt r.jsonl 1.txt --output x.tokens --text-field body --shard-size 1") == 0
+    assert TokenFile.open("x.tokens").description.documents == 3

@@ -1,0 +1,50 @@
+"""`tokenization index`: make a token set of the token files in a folder."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenization.commands import ArgumentParser, command_parser, output_path
+from tokenization.errors import InputError
+from tokenization.token_index import INDEX, PLAN, holds_index, write_index
+
+HELP = """Make a token set of the token files in a folder: read and verify each, and write index.json over them. The
+folder is then used as if it were one token file that has theirs one after another, sorted by name. All must be of one
+tokenizer.
+
+  tokenization index shared/crawl.tokens
+  tokenization index shared/crawl.tokens --overwrite        after token files were added or taken out
+"""
+
+
+def make_parser() -> ArgumentParser:
+    """Returns the parser of this command."""
+    parser = command_parser("index", HELP)
+    parser.add_argument("folder", type=output_path, help="a folder with token files")
+    parser.add_argument("--overwrite", action="store_true", help="replace the index that the folder has")
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Writes the index and prints what it holds."""
+    args = make_parser().parse_args(argv)
+    check(args)
+    index = write_index(args.folder)
+    about = index.description
+    print(f"{len(index.shards):,} shards, {about.documents:,} documents, {about.tokens:,} {about.dtype} tokens")
+    print(f"written: {args.folder / INDEX}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises InputError where the folder is none, its encoding was interrupted, or another index.json is there."""
+    folder: Path = args.folder
+    path = folder / INDEX
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one with token files")
+    if path.exists():
+        if not holds_index(folder) or not path.is_file():
+            raise InputError(f"{path}: exists, and is not the index of a token set; move it away")
+        if not args.overwrite:
+            raise InputError(f"{path}: exists already; replace it with --overwrite")
+    elif (folder / PLAN).exists():
+        raise InputError(f"{folder}: its encoding was interrupted; the same `tokenization encode` command goes on")
