@@ -5,13 +5,14 @@ tests/training/test_lightning_inside.py checks each function against the install
 and how. torch's private parts are in torch_inside.py.
 """
 
+import argparse
 import contextlib
 import inspect
 import time
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import yaml
@@ -36,6 +37,19 @@ HARMLESS_WARNINGS = (
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
+
+
+class Option(NamedTuple):
+    """What a parser says of an option; choices as in "{adamw,muon}", None where any value may do."""
+
+    help: str
+    default: Any
+    choices: str | None
+
+
+def describe_option(parser: argparse.ArgumentParser, name: str, words: str) -> None:
+    """Replaces what --help says of an option that a library has declared."""
+    parser._option_string_actions[f"--{name}"].help = words
 
 
 class CommandLine(LightningCLI):
@@ -66,6 +80,15 @@ class CommandLine(LightningCLI):
     def option_names(self, subcommand: str) -> list[str]:
         """Returns every option of a subcommand, without its dashes."""
         return [option.lstrip("-") for option in self._subcommand_parsers[subcommand]._option_string_actions]
+
+    def options(self, subcommand: str) -> dict[str, Option]:
+        """Returns what a subcommand's parser says of each option that takes a value, by its name without dashes."""
+        options = {}
+        for name, action in self._subcommand_parsers[subcommand]._option_string_actions.items():
+            if name.startswith("--") and action.nargs != 0 and not name.endswith(("+", ".help")):
+                choices = action.metavar if str(action.metavar).startswith("{") else None
+                options[name.removeprefix("--")] = Option(action.help or "", action.default, choices)
+        return options
 
     def make_classes(self) -> Namespace:
         """Instantiates model, data module and callbacks from the settings, and returns them by name."""

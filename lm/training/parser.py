@@ -1,6 +1,7 @@
 """Defines the settings of `lm fit` and `lm validate`, and reads them from arguments and configurations."""
 
 import logging
+import sys
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, Namespace
@@ -15,6 +16,7 @@ from lm.training.data import TokenDataModule
 from lm.training.lightning_inside import (
     CommandLine,
     HelpFormatter,
+    describe_option,
     read_settings_strictly,
     silence_harmless_warnings,
     tell_one_batch_from_all,
@@ -22,6 +24,7 @@ from lm.training.lightning_inside import (
 from lm.training.module import LanguageModel
 from lm.training.plugins import SaveConfig
 from lm.training.recovery import Checkpoints
+from lm.training.short_help import short_help
 from tokenization import InputError
 
 LINKED = {  # settings that follow from another and cannot be set themselves
@@ -48,6 +51,7 @@ A run's folder, trainer.default_root_dir, holds config.yaml, last.ckpt, best.ckp
 
 The settings are those of the run's config.yaml; -c names another configuration.""",
 }
+USAGE = "lm {} [-c CONFIG] [--SETTING VALUE ...]"
 DEFAULTS: dict[str, Any] = {  # of the trainer, where they differ from Lightning's
     "default_root_dir": "checkpoints/run",
     "max_steps": 1000,
@@ -57,6 +61,24 @@ DEFAULTS: dict[str, Any] = {  # of the trainer, where they differ from Lightning
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
     "log_every_n_steps": 10,
+}
+
+
+WORDS = {  # on settings that do something else here than Lightning's help says, or that it does not explain
+    "config": "the configuration, a YAML file; several may be given, and later ones override earlier ones",
+    "seed_everything": "seed of all random numbers; true draws one, and false seeds nothing",
+    "trainer.default_root_dir": "the run's folder",
+    "trainer.max_steps": "the last optimizer step, at which the schedule ends",
+    "trainer.max_time": "end the run after so long, as DD:HH:MM:SS",
+    "trainer.accumulate_grad_batches": "batches of each device in an optimizer step",
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed, ...; null is bf16-mixed where the device multiplies bfloat16"
+    " natively, else 32-true",
+    "trainer.devices": "how many devices to use, a list of them, or auto",
+    "trainer.strategy": "how several devices train together: ddp, fsdp, or auto",
+    "trainer.val_check_interval": "training batches from one validation to the next",
+    "trainer.limit_val_batches": "validate on the first batches of the file: 10 is ten, 1 is one, 1.0 is all of them",
+    "trainer.log_every_n_steps": "optimizer steps from one logged step to the next",
+    "trainer.enable_progress_bar": "false prints a line at each logged step instead of a bar",
 }
 
 
@@ -76,8 +98,7 @@ class SettingsCLI(CommandLine):
         logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # on request
         self.asked = argv[0]
         parser_settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
-        usage = f"lm {self.asked} [-c CONFIG] [--SETTING VALUE ...]"
-        texts = {"usage": usage, "description": DESCRIPTIONS[self.asked]}
+        texts = {"usage": USAGE.format(self.asked), "description": DESCRIPTIONS[self.asked]}
         super().__init__(
             LanguageModel,
             TokenDataModule,
@@ -134,11 +155,20 @@ class SettingsCLI(CommandLine):
             default=None,
             help=f"{HELP}; replaces trainer.accelerator, and is recorded there",
         )
+        parser.add_argument("--help-all", action="help", help="describe every setting, and leave")
+        for name, words in WORDS.items():
+            describe_option(parser, name, words)
         for target, source in LINKED.items():
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the arguments; InputError, on one line, if the parser refuses them."""
+        if not {"-h", "--help"}.isdisjoint(args):
+            print(
+                short_help(self.asked, USAGE.format(self.asked), DESCRIPTIONS[self.asked], self.options(self.asked)),
+                end="",
+            )
+            sys.exit(0)
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:

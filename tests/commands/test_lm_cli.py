@@ -2,6 +2,7 @@
 changed by it; and that every committed configuration is complete and its model can be built."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -244,6 +245,24 @@ def test_help(lm, work):
         assert result.out.startswith(f"usage: lm {command} ")
         assert f"\n  lm {command} " in result.out  # an example, on a line of its own
     assert contents(work) == before
+
+
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_the_short_help_shows_options_that_exist_and_names_the_long_one(lm, command):
+    from lm.training.short_help import USUAL
+
+    short, everything = (lm(command, option).out for option in ("--help", "--help-all"))
+    offered = set(re.findall(r"^  (?:-\w \w+, )?--([\w.-]+)", everything, flags=re.MULTILINE))
+    shown = re.findall(r"^  --([\w.-]+)", short, flags=re.MULTILINE)
+    assert shown == [name for names in USUAL[command].values() for name in names]
+    assert set(shown) <= offered
+    assert len(set(shown)) == len(shown) < len(offered) / 2
+    assert len(short.splitlines()) < 100
+    assert max(map(len, short.splitlines())) <= 120
+    last = short.splitlines()[-1]
+    assert f"`lm {command} --help-all`" in last
+    assert "--print_config" in last
+    assert "help" not in yaml.safe_load(lm(command, "-c", ROOT / "configs/debug.yaml", "--print_config").out)
 
 
 @pytest.mark.parametrize(

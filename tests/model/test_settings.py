@@ -34,8 +34,8 @@ OTHERS |= {"feed_forward": "silu", "vocab_multiple": 16, "tie_embeddings": True,
 
 @pytest.fixture(scope="module")
 def options(lm) -> dict[str, str]:
-    """What `lm fit --help` says of each --model option, on one line."""
-    text = " ".join(lm("fit", "--help").out.partition("\nTrains a TransformerLM")[2].split())
+    """What `lm fit --help-all` says of each --model option, on one line."""
+    text = " ".join(lm("fit", "--help-all").out.partition("\nTrains a TransformerLM")[2].split())
     parts = re.split(r" --model\.(\w+) ", text.partition(" --data CONFIG ")[0])[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 

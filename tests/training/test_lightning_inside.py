@@ -137,6 +137,22 @@ def test_the_command_line_only_reads(line_cli):
     assert line_cli.settings.seed_everything == 7
 
 
+def test_options(line_cli):
+    options, part = line_cli.options("fit"), "argparse's Action.help, default or metavar"
+    assert options["trainer.devices"].default == "auto", changed("jsonargparse", part)
+    assert options["trainer.devices"].help.startswith("The devices to use."), changed("jsonargparse", part)
+    assert options["trainer.enable_progress_bar"].choices == "{true,false,null}", changed("jsonargparse", part)
+    assert options["trainer.devices"].choices is None
+    assert not {"help", "trainer.devices+", "trainer.accelerator.help"} & options.keys()
+
+
+def test_a_description_is_replaced():
+    parser = ArgumentParser()
+    parser.add_argument("--a", type=int, help="theirs")
+    lightning_inside.describe_option(parser, "a", "ours")
+    assert "  --a A       ours (type: int" in parser.format_help(), changed("jsonargparse", "_option_string_actions")
+
+
 def test_option_names(line_cli):
     names = line_cli.option_names("fit")
     part = "LightningCLI._subcommand_parsers, or argparse's _option_string_actions"
