@@ -15,7 +15,6 @@ from lm.generation.sampling import Sampling
 from lm.generation.writer import PRECISIONS
 from lm.loading import load
 from lm.machine.terminal import keys_ignored
-from lm.model.transformer import TransformerLM
 from lm.strict_json import to_json
 from tokenization import InputError, Tokenizer
 from tokenization.commands import ArgumentParser
@@ -135,22 +134,30 @@ def run(argv: list[str]) -> None:
         return
     continuations = trained.begin(prompts, args.max_new_tokens, sampling, args.seed, args.stop, args.logprobs)
     writing = trained.write(continuations, min(args.batch_size, len(prompts)))  # which may refuse the model
-    announce_sliding(continuations, trained.model, args.max_new_tokens)
     if args.json:
         print_records(writing, continuations, trained.tokenizer)
     elif len(continuations) == 1:
         print_as_written(writing, prompts[0])
     else:
         print_texts(writing, continuations)
+    announce_sliding(continuations, trained.model.context_length)
 
 
-def announce_sliding(continuations: list[Continuation], model: TransformerLM, max_new_tokens: int) -> None:
-    """Says on stderr that a text may outgrow the context."""
+def announce_sliding(continuations: list[Continuation], context_length: int) -> None:
+    """Says on stderr, once the texts are written, that the model has not seen the whole of a prompt or of a text."""
     longest = max(len(continuation.text.prompt) for continuation in continuations)
-    if longest + max_new_tokens > model.context_length:
+    grown = max(len(continuation.text.ids) for continuation in continuations)
+    half = max(1, context_length // 2)
+    if longest > context_length:
         print(
-            f"[{longest} + up to {max_new_tokens} tokens do not fit the context: the window slides, and the model"
-            f" sees the last {model.context_length // 2} to {model.context_length} tokens]",
+            f"[the prompt has {longest} tokens, and the model sees {context_length} at once: only its last {half} were"
+            " read]",
+            file=sys.stderr,
+        )
+    elif grown > context_length + 1:  # the last token drawn is not read
+        print(
+            f"[the text has {grown} tokens, and the model sees {context_length} at once: the end was written from the"
+            f" last {half} to {context_length}]",
             file=sys.stderr,
         )
 

@@ -86,7 +86,8 @@ class CommandLine(LightningCLI):
         options = {}
         for name, action in self._subcommand_parsers[subcommand]._option_string_actions.items():
             if name.startswith("--") and action.nargs != 0 and not name.endswith(("+", ".help")):
-                choices = action.metavar if str(action.metavar).startswith("{") else None
+                shown = str(action.metavar)
+                choices = shown if shown.startswith("{") else None
                 options[name.removeprefix("--")] = Option(action.help or "", action.default, choices)
         return options
 

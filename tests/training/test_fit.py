@@ -3,6 +3,7 @@ uninterrupted one bit for bit, and that validation and generation follow from th
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -443,13 +444,20 @@ def test_generate_needs_the_folder_alone(lm, copy, monkeypatch, tmp_path):
     assert len(greedy) == 1
 
 
-def test_a_text_beyond_the_context_slides_and_says_so_once(lm, run):
+def test_a_text_beyond_the_context_slides_and_says_so_once_and_last(lm, run):
     result = lm("generate", run / "best.ckpt", "--prompt", "The cat saw a red ball. " * 9, "--max-new-tokens", 5)
     assert result.code == 0
     assert result.out.startswith("The cat saw a red ball. " * 9)
-    assert len(result.err.splitlines()) == 1
-    assert "tokens do not fit the context: " in result.err
-    assert lm("generate", run / "best.ckpt", "--max-new-tokens", 2, "--prompt", "The cat").err == ""
+    assert re.fullmatch(
+        r"\[the prompt has \d+ tokens, and the model sees 16 at once: only its last 8 were read\]\n", result.err
+    )
+    arguments = ["generate", run / "best.ckpt", "--temperature", 0, "--prompt", "The cat"]
+    length = len(load_tokenizer(run / "best.ckpt").encode("The cat"))
+    assert lm(*arguments, "--max-new-tokens", 17 - length).err == ""  # the last one is drawn from a full context
+    one_more = lm(*arguments, "--max-new-tokens", 18 - length).err
+    assert (
+        one_more == "[the text has 18 tokens, and the model sees 16 at once: it wrote the end from the last 8 to 16]\n"
+    )
 
 
 def test_generation_is_the_models(lm, run):
