@@ -456,7 +456,8 @@ def test_a_text_beyond_the_context_slides_and_says_so_once_and_last(lm, run):
     assert lm(*arguments, "--max-new-tokens", 17 - length).err == ""  # the last one is drawn from a full context
     one_more = lm(*arguments, "--max-new-tokens", 18 - length).err
     assert (
-        one_more == "[the text has 18 tokens, and the model sees 16 at once: it wrote the end from the last 8 to 16]\n"
+        one_more
+        == "[the text has 18 tokens, and the model sees 16 at once: the end was written from the last 8 to 16]\n"
     )
 
 
