@@ -1,11 +1,13 @@
-"""Spares `lm` what torchmetrics imports beside the two classes that Lightning uses: all its metrics, and transformers.
+"""Spares `lm` what torchmetrics imports beside the two classes that Lightning uses: all its metrics, transformers and
+matplotlib.
 
 The package becomes a module that imports its parts when they are asked for, and is whole for whoever asks for more.
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
@@ -16,6 +18,7 @@ PARTS = {  # what Lightning imports from torchmetrics
     "MetricCollection": "torchmetrics.collections",
     "__version__": "torchmetrics.__about__",
 }
+PLOTS = "torchmetrics.utilities.plot"  # where torchmetrics imports matplotlib
 
 
 def import_torchmetrics_on_demand() -> None:
@@ -40,8 +43,9 @@ def _finder(package: ModuleType, execute: Callable[[ModuleType], None]) -> Calla
     def find(name: str) -> Any:
         if name in PARTS:
             try:
-                import_module("torchmetrics.utilities")  # first: it and torchmetrics.metric import each other
-                return getattr(import_module(PARTS[name]), name)
+                with _plots_on_demand():
+                    import_module("torchmetrics.utilities")  # first: it and torchmetrics.metric import each other
+                    return getattr(import_module(PARTS[name]), name)
             except (ImportError, AttributeError):  # another version keeps it elsewhere: the whole package, from anew
                 for part in [part for part in sys.modules if part.startswith("torchmetrics.")]:
                     del sys.modules[part]
@@ -52,3 +56,22 @@ def _finder(package: ModuleType, execute: Callable[[ModuleType], None]) -> Calla
         return getattr(package, name)
 
     return find
+
+
+@contextmanager
+def _plots_on_demand() -> Iterator[None]:
+    """Gives the modules imported meanwhile a stand-in for PLOTS, which imports the real one when something is drawn."""
+    if PLOTS in sys.modules:
+        yield
+        return
+
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        return import_module(PLOTS).plot_single_or_multi_val(*args, **kwargs)
+
+    plots = ModuleType(PLOTS)
+    vars(plots).update(plot_single_or_multi_val=draw, _AX_TYPE=object, _PLOT_OUT_TYPE=object)
+    sys.modules[PLOTS] = plots
+    try:
+        yield
+    finally:
+        del sys.modules[PLOTS]

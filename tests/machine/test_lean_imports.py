@@ -19,16 +19,24 @@ FILES = {
         class Accuracy(Metric): pass
     """,
     "__about__.py": "__version__ = '9.9'",
-    "utilities.py": """
+    "utilities/__init__.py": """
         from torchmetrics import _logger
         from torchmetrics.metric import Metric
         CHECKED = Metric
     """,
     "metric.py": """
         import torchmetrics.utilities
-        class Metric: pass
+        from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE, plot_single_or_multi_val
+        class Metric:
+            def plot(self, value):
+                return plot_single_or_multi_val(value)
     """,
     "collections.py": "class MetricCollection: pass",
+    "utilities/plot.py": """
+        _AX_TYPE, _PLOT_OUT_TYPE = int, str
+        def plot_single_or_multi_val(value):
+            return f"drawn: {value}"
+    """,
 }
 WITH_LOGGER = "_logger = 'its own'\n"
 
@@ -47,6 +55,7 @@ def write_package(monkeypatch, tmp_path):
         folder.mkdir()
         for name, text in (FILES | {f"{stem}.py": text for stem, text in changed.items()}).items():
             if text is not None:
+                (folder / name).parent.mkdir(exist_ok=True)
                 lines = [line.removeprefix("        ") for line in text.splitlines()]
                 (folder / name).write_text((WITH_LOGGER if name == "__init__.py" else "") + "\n".join(lines))
         monkeypatch.syspath_prepend(tmp_path)
@@ -67,6 +76,14 @@ def test_only_the_parts_are_imported(write_package):
     assert package.__version__ == "9.9"
     assert not hasattr(package, "__wrapped__")  # as inspect asks of every module
     assert "Accuracy" not in vars(package)
+    assert "torchmetrics.utilities.plot" not in sys.modules
+
+
+def test_what_draws_is_imported_when_something_is_drawn(write_package):
+    write_package()
+    import_torchmetrics_on_demand()
+    assert import_module("torchmetrics").Metric().plot(3) == "drawn: 3"
+    assert import_module("torchmetrics.utilities.plot")._AX_TYPE is int
 
 
 def test_any_other_name_imports_the_whole_with_the_same_parts(write_package):
@@ -81,7 +98,9 @@ def test_any_other_name_imports_the_whole_with_the_same_parts(write_package):
         _ = package.Nothing
 
 
-@pytest.mark.parametrize("moved", [{"metric": None}, {"metric": "Renamed = 1"}, {"utilities": None}])
+@pytest.mark.parametrize(
+    "moved", [{"metric": None}, {"metric": "Renamed = 1"}, {"utilities/__init__": None, "utilities/plot": None}]
+)
 def test_a_package_whose_parts_have_moved_is_imported_whole(write_package, moved):
     write_package(**moved, __init__="class Metric: pass\nclass MetricCollection: pass\n__version__ = '10'")
     import_torchmetrics_on_demand()

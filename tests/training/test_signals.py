@@ -69,7 +69,7 @@ class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == sys.argv[1]:
             os.kill(os.getpid(), int(sys.argv[2]))
-        if name in ("transformers", "torchmetrics.functional"):
+        if name in ("transformers", "torchmetrics.functional", "matplotlib"):
             print(name, "is not needed")  # nor is a second and a half; see lm/machine/lean_imports.py
 sys.meta_path.insert(0, Finder())
 from lm.__main__ import main
