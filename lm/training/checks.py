@@ -18,7 +18,7 @@ from lm.machine.resources import available_memory, held_memory
 from lm.model.transformer import FEED_FORWARDS, MODEL_SETTINGS
 from lm.runs.folder import LAST
 from lm.training.config_files import with_current_names
-from tokenization import InputError, outputs
+from tokenization import InputError, Tokenizer, outputs
 
 MAY_BE_INFINITE = {"model.max_gradient_norm"}  # never scales
 LARGEST = 3.4028234e38  # of float32: anything beyond is infinite where it is used
@@ -106,10 +106,15 @@ def check_precision(precision: Any) -> None:
 
 
 def check_paths(config: Namespace) -> None:
-    """Raises InputError for an empty path, as a script's unset variable gives: it would mean the current folder."""
+    """Raises InputError for an empty path, as a script's unset variable gives: it would mean the current folder.
+
+    And for a tokenizer that does not exist, as before the first run: a large model takes seconds to make.
+    """
     for name in ("data.train_path", "data.val_path", "data.tokenizer", "ckpt_path", "init_from"):
         if config.get(name) is not None and not str(config[name]).strip():
             raise InputError(f"{name} is empty; name a path")
+    if not Path(config.data.tokenizer).is_dir():
+        Tokenizer.load(config.data.tokenizer)  # says what makes it
 
 
 def check_length(trainer: Namespace, model: Namespace) -> None:
