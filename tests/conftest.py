@@ -1,6 +1,7 @@
 """Shared by the tests: GPT-2's own vocabulary, rebuilt from its merges; a small tokenizer; random text; token files
 to train on, and the command `lm` on a tiny model. What only one file needs stands in that file."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from helpers import FIXTURES, ROOT
 from helpers.commands import run_lm
-from helpers.processes import ForkServer, free_port
+from helpers.processes import ForkServer, fork_server_process, free_port
 from helpers.runs import SETTINGS
 
+from lm.machine.lean_imports import import_torchmetrics_on_demand
 from tokenization import END_OF_TEXT, Tokenizer, formats
 from tokenization.bpe import learn_merges
 from tokenization.files import write_text
@@ -24,6 +26,7 @@ from tokenization.pretokenization import count_pretokens
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tiny tensors gain nothing from more
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # tests run side by side; see lm/machine/contention.py
+import_torchmetrics_on_demand()  # as `lm` does
 
 
 LEFT_BY_LIGHTNING = (
@@ -158,12 +161,30 @@ def lm():
     return run_lm
 
 
+SHARED, FOLDER = pytest.StashKey[contextlib.ExitStack](), pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Gives each of xdist's workers the folder of one fork server, which they share and this process ends."""
+    stash = node.config.stash
+    if SHARED not in stash:
+        stash[SHARED] = contextlib.ExitStack()
+        stash[FOLDER] = stash[SHARED].enter_context(fork_server_process())
+    node.workerinput["fork_server"] = str(stash[FOLDER])
+
+
+def pytest_unconfigure(config) -> None:
+    if SHARED in config.stash:
+        config.stash[SHARED].close()
+
+
 @pytest.fixture(scope="session")
-def fork_server():
+def fork_server(request):
     """Runs commands in processes of their own, which start at once."""
-    server = ForkServer()
-    yield server
-    server.end()
+    shared = getattr(request.config, "workerinput", {}).get("fork_server")
+    with contextlib.nullcontext(shared) if shared else fork_server_process() as folder:
+        yield ForkServer(Path(folder))
 
 
 @pytest.fixture(scope="session")

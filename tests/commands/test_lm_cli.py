@@ -266,19 +266,20 @@ def test_the_short_help_shows_options_that_exist_and_names_the_long_one(lm, comm
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "forked"),
     [
-        "fit -c {config} --data.train_path none.bin",
-        "fit -c {config} --model.d_modle 8",
-        "generate none.ckpt",
+        ("fit -c {config} --data.train_path none.bin", False),
+        ("fit -c {config} --model.d_modle 8", True),
+        ("generate none.ckpt", False),
     ],
 )
-def test_a_real_process_writes_one_line_and_no_traceback(work, line):
-    """stderr as a user sees it, imports, logging and warnings among it."""
+def test_a_real_process_writes_one_line_and_no_traceback(work, line, forked, fork_server):
+    """stderr as a user sees it, logging and warnings among it; and imports, where it is not forked after them."""
     before = contents(work)
     arguments = line.format(config=ROOT / "configs" / "debug.yaml").split()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.run([sys.executable, "-m", "lm", *arguments], capture_output=True, text=True, env=environment)
+    command = [fork_server.python if forked else sys.executable, "-m", "lm", *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert process.returncode == 2
     assert process.stdout == ""
     assert len(process.stderr.splitlines()) == 1

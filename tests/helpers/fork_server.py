@@ -25,9 +25,9 @@ def serve(path: str, python: str) -> None:
     for name in ("lm.training.cli", "lm.generation.writer", "tokenization.native"):
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(f"{path}.new")
         listener.listen()
-        print("ready", flush=True)
+        os.rename(f"{path}.new", path)  # whoever sees it can connect
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
@@ -67,6 +67,7 @@ def run(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     import traceback
 
     if "HOST_NAME" in environment:  # of a host that there is only in a test

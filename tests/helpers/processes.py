@@ -1,5 +1,6 @@
 """`lm` in processes of their own: as a user starts it, and forked from a server that has imported everything."""
 
+import contextlib
 import os
 import random
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers import ROOT
@@ -59,36 +61,39 @@ exec "{sys.executable}" -I -S "$(dirname "$0")/fork_server.py" "$(dirname "$0")/
 """
 
 
+@contextlib.contextmanager
+def fork_server_process() -> Iterator[Path]:
+    """Runs a fork server meanwhile, and yields its folder, for ForkServer; it imports everything first."""
+    with tempfile.TemporaryDirectory() as name:  # a short path: that of a socket has 100 characters at most
+        folder = Path(name)
+        program, python = folder / "fork_server.py", folder / "python"
+        program.symlink_to(Path(__file__).with_name("fork_server.py"))
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+        command = [sys.executable, str(program), "serve", str(folder / "socket"), str(python)]
+        with subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdin=subprocess.PIPE) as process:
+            yield folder
+            process.communicate(timeout=120)
+
+
 class ForkServer:
     """Runs commands in processes of their own, each forked when everything is imported.
 
     python is the path of an interpreter whose `-m lm` and `-m tokenization` are such forks.
     """
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()  # a short path: that of a socket has 100 characters at most
-        folder = Path(self._folder.name)
-        self._socket, self.python, program = str(folder / "socket"), str(folder / "python"), folder / "fork_server.py"
-        program.symlink_to(Path(__file__).with_name("fork_server.py"))
-        (folder / "python").write_text(PYTHON)
-        (folder / "python").chmod(0o755)
-        command = [sys.executable, str(program), "serve", self._socket, self.python]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen(command, env=os.environ | ENVIRONMENT, **pipes)
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
+    def __init__(self, folder: Path) -> None:
+        """folder: that of a fork_server_process, perhaps of another process's; waits until it is ready."""
+        self._socket, self.python = str(folder / "socket"), str(folder / "python")
+        wait_until((folder / "socket").exists)
 
-    def start(self, arguments: list[object], log: Path) -> Forked:
+    def start(self, arguments: list[object], log: Path, **environment: str) -> Forked:
         """Starts a command that writes into a log."""
         words = [str(argument) for argument in arguments]
         with open(os.devnull) as nothing, open(log, "a") as output:
             streams = [nothing.fileno(), output.fileno(), output.fileno()]
-            return Forked(self._socket, "lm", words, streams, os.environ | ENVIRONMENT)
+            return Forked(self._socket, "lm", words, streams, os.environ | ENVIRONMENT | environment)
 
     def run(self, arguments: list[object], log: Path) -> int:
         """Runs a command to its end and returns its exit code."""
         return self.start(arguments, log).wait()
-
-    def end(self) -> None:
-        self._process.communicate(timeout=120)
-        self._folder.cleanup()

@@ -156,53 +156,59 @@ def kill_within(function, *arguments):
     os._exit(9)
 
 
-def save_with_fault(path: Path, chosen: int, fault) -> int:
-    """In a forked process -> its exit code: 9 killed, 5 the error has come out, 0 saved; calls go to path.calls."""
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    code = 1
-    try:
-        faulty, fsync, replace = Faulty(chosen, fault), os.fsync, os.replace
-        files.open = faulty.open  # type: ignore[attr-defined]
-        os.fsync = lambda descriptor: faulty.call(fsync, descriptor)  # type: ignore[assignment]
-        os.replace = lambda *names: faulty.call(replace, *names)  # type: ignore[assignment]
+def save_with_fault(path: Path, chosen: int, fault) -> None:
+    """Saves step 2, with a fault at the chosen operation; their number goes to path.calls."""
+    faulty, fsync, replace = Faulty(chosen, fault), os.fsync, os.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "open", faulty.open, raising=False)
+        patch.setattr(os, "fsync", lambda descriptor: faulty.call(fsync, descriptor))
+        patch.setattr(os, "replace", lambda *names: faulty.call(replace, *names))
         save_checkpoint(small_checkpoint(2), path)
-        (path.parent / "calls").write_text(str(faulty.calls))
-        code = 0
-    except OSError:
-        code = 5
-    finally:
-        os._exit(code)
+    (path.parent / "calls").write_text(str(faulty.calls))
+
+
+def assert_it_ends_the_process(path: Path, chosen: int, fault) -> None:
+    pid = os.fork()
+    if not pid:
+        try:
+            save_with_fault(path, chosen, fault)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+
+
+def assert_it_comes_out(path: Path, chosen: int, fault) -> None:
+    with pytest.raises(OSError, match=r"No space left|Input/output error|Read-only"):
+        save_with_fault(path, chosen, fault)
 
 
 FAULTS = {
-    "killed before": (kill_before, 9),
-    "killed within": (kill_within, 9),
-    "no space left": (error(errno.ENOSPC), 5),
-    "input/output error": (error(errno.EIO), 5),
-    "read-only": (error(errno.EROFS), 5),
+    "killed before": (kill_before, assert_it_ends_the_process),
+    "killed within": (kill_within, assert_it_ends_the_process),
+    "no space left": (error(errno.ENOSPC), assert_it_comes_out),
+    "input/output error": (error(errno.EIO), assert_it_comes_out),
+    "read-only": (error(errno.EROFS), assert_it_comes_out),
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_fault_at_every_operation_of_a_save(kind, figure, tmp_path):
-    fault, expected = FAULTS[kind]
+    fault, assert_its_end = FAULTS[kind]
     path = tmp_path / "last.ckpt"
-    assert save_with_fault(path, -1, None) == 0
+    save_with_fault(path, -1, None)
     operations = int((tmp_path / "calls").read_text())
     assert operations > 10
     seen = set()
     for chosen in range(1, operations + 1):
         save_checkpoint(small_checkpoint(1), path)
-        assert save_with_fault(path, chosen, fault) == expected
+        assert_its_end(path, chosen, fault)
         newest, _ = find_newest(tmp_path)
         assert newest == path
         content = load_checkpoint(path)
         assert same(content, small_checkpoint(content["global_step"]))
         seen.add(content["global_step"])
         left = delete_leftovers(tmp_path)
-        assert len(left) <= 1 if expected == 9 else not left
+        assert len(left) <= 1 if assert_its_end is assert_it_ends_the_process else not left
         assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", "calls"}
     assert 1 in seen  # 2 where the fault came after the rename
     figure(f"a save, {kind} at each of its {operations} writes, flushes and renames: {operations} whole checkpoints")

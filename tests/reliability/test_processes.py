@@ -1,71 +1,31 @@
 """Several processes: of two runs for one folder one wins, whatever the moment; and of two that train together, one
 that is killed brings the other to its end, from which they go on exactly."""
 
+import json
 import os
 import signal
 import time
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from helpers.events import read_events
 from helpers.processes import ForkServer, start, wait_until
 from helpers.runs import TIMED, same
 
-from lm.runs import lock
 from lm.runs.checkpoint import load_checkpoint
-from lm.runs.folder import LOCK
-from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
-from tokenization import InputError
-
-
-def race(folder: Path, stale: bool, delay: float) -> list[str]:
-    """Two processes that want the folder at once -> how each ended."""
-    folder.mkdir()
-    if stale:
-        pid = os.fork()
-        if not pid:
-            with run_lock(folder):
-                os._exit(0)  # without giving it back
-        os.waitpid(pid, 0)
-        assert (folder / LOCK).exists()
-    start, go = os.pipe()
-    pids = []
-    for number in range(2):
-        pid = os.fork()
-        if pid:
-            pids.append(pid)
-            continue
-        code = 1
-        try:
-            os.close(go)
-            os.read(start, 1)
-            time.sleep(number * delay)
-            with run_lock(folder):
-                with open(folder / "winners", "a") as file:
-                    file.write("x")
-                time.sleep(0.05)
-            code = 10
-        except InputError:
-            code = 20
-        finally:
-            os._exit(code)
-    os.close(start)
-    os.close(go)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    assert not (folder / LOCK).exists()
-    return sorted({10: "won", 20: "refused"}.get(code, "failed") for code in codes)
 
 
 @pytest.mark.parametrize("races", [40, pytest.param(1000, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("locks", ["with", "without"])
-def test_of_two_runs_one_has_the_folder(races, locks, rng, figure, monkeypatch, capfd, tmp_path):
-    if locks == "without":
-        monkeypatch.setattr(lock, "fcntl", None)
-    for number in range(races):
-        assert race(tmp_path / str(number), number % 2 == 1, rng.choice([0, 0, 0.001])) == ["refused", "won"]
-        assert (tmp_path / str(number) / "winners").read_text() == "x"
+def test_of_two_runs_one_has_the_folder(races, locks, rng, figure, tmp_path):
+    program = (Path(helpers.__file__).with_name("races.py"), tmp_path, races, locks, rng.randrange(1 << 32))
+    out, errors = start([], program).communicate()
+    assert errors == ""
+    assert json.loads(out.splitlines()[-1]) == [["refused", "won"]] * races
+    assert [(tmp_path / str(number) / "winners").read_text() for number in range(races)] == ["x"] * races
     figure(
         f"{races} races of two processes for one folder, half of them over a stale lock, {locks} the kernel's locks:"
         " one winner each"

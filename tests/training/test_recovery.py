@@ -117,41 +117,46 @@ def test_a_signal_saves_and_the_run_goes_on(moment, variant, signum, lm, fit_arg
 ENDLESS = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", "--checkpoints.every_n_steps=20"]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_exit_code_of_a_real_process(signum, code, fit_arguments, tmp_path):
-    run = tmp_path / "run"
-    process = start(fit_arguments(run, *ENDLESS, "--data.num_workers=1"), start_new_session=True)
+@pytest.mark.parametrize(("signum", "code", "forked"), [(signal.SIGTERM, 143, True), (signal.SIGINT, 130, False)])
+def test_the_exit_code_of_a_real_process(signum, code, forked, fork_server, fit_arguments, tmp_path):
+    """As a user starts it, and as the fork server does, which has imported everything before."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = fit_arguments(run, *ENDLESS, "--data.num_workers=1")
+    process = fork_server.start(arguments, log) if forked else start(arguments, start_new_session=True)
     wait_until((run / "last.ckpt").exists)
     os.killpg(process.pid, signum)  # as a terminal does: to the workers, too
-    out, errors = process.communicate(timeout=30)
-    assert process.returncode == code, errors
+    if forked:
+        assert process.wait(30) == code, log.read_text()
+        out = errors = log.read_text()
+    else:
+        out, errors = process.communicate(timeout=30)
+        assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert f"resumes from step {read_manifest(run / 'last.ckpt')['step']}" in out
     assert not (run / LOCK).exists()
 
 
-def test_a_second_interrupt_leaves_at_once(fit_arguments, tmp_path):
+def test_a_second_interrupt_leaves_at_once(fork_server, fit_arguments, tmp_path):
     """A save that takes for ever, as on a disk that hangs."""
-    run, program = tmp_path / "run", tmp_path / "slow.py"
-    program.write_text(
-        "import sys, time\n"
+    run, log = tmp_path / "run", tmp_path / "log"
+    (tmp_path / "slow.py").write_text(
+        "import time\n"
+        "from lightning.pytorch.callbacks import Callback\n"
         "from lm.training import recovery\n"
-        "recovery.Checkpoints._save = lambda *_: (print('saving', flush=True), time.sleep(100))\n"
-        "from lm.__main__ import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "class Slow(Callback):\n"
+        "    def setup(self, *_, **__):\n"
+        "        recovery.Checkpoints._save = lambda *_: (print('saving', flush=True), time.sleep(100))\n"
     )
-    arguments = fit_arguments(run, *ENDLESS, "--checkpoints.every_n_steps=100000")
-    process = start(arguments, (program,), stderr=None)
+    arguments = fit_arguments(run, *ENDLESS, "--checkpoints.every_n_steps=100000", "--trainer.callbacks+=slow.Slow")
+    process = fork_server.start(arguments, log, PYTHONPATH=str(tmp_path))
     wait_until(lambda: (run / "config.yaml").exists())
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.stdout is not None
-    wait_until(lambda: "saving" in process.stdout.readline())
+    os.kill(process.pid, signal.SIGINT)
+    wait_until(lambda: "saving\n" in log.read_text())
     before = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == 130
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(5) == 130
     assert time.monotonic() - before < 2
-    process.stdout.close()
 
 
 def test_a_clock_that_is_behind_loses_no_curve(lm, fit_arguments, whole, monkeypatch, tmp_path):

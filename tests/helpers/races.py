@@ -1,0 +1,63 @@
+"""Races of two processes for one folder, forked from one that has imported nothing but the lock.
+
+As a program: `races.py FOLDER RACES LOCKS SEED` prints for each race how the two ended, as JSON.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+from lm.runs import lock
+from lm.runs.folder import LOCK
+from lm.runs.lock import run_lock
+from tokenization import InputError
+
+
+def race(folder: Path, stale: bool, delay: float) -> list[str]:
+    """Two processes that want the folder at once -> how each ended."""
+    folder.mkdir()
+    if stale:
+        pid = os.fork()
+        if not pid:
+            with run_lock(folder):
+                os._exit(0)  # without giving it back
+        os.waitpid(pid, 0)
+        assert (folder / LOCK).exists()
+    start, go = os.pipe()
+    pids = []
+    for number in range(2):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        code = 1
+        try:
+            os.close(go)
+            os.read(start, 1)
+            time.sleep(number * delay)
+            with run_lock(folder):
+                with open(folder / "winners", "a") as file:
+                    file.write("x")
+                time.sleep(0.05)
+            code = 10
+        except InputError:
+            code = 20
+        finally:
+            os._exit(code)
+    os.close(start)
+    os.close(go)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    assert not (folder / LOCK).exists()
+    return sorted({10: "won", 20: "refused"}.get(code, "failed") for code in codes)
+
+
+if __name__ == "__main__":
+    folder, races, locks, seed = sys.argv[1:]
+    if locks == "without":
+        lock.fcntl = None  # type: ignore[assignment]
+    rng = random.Random(int(seed))
+    ends = [race(Path(folder, str(number)), number % 2 == 1, rng.choice([0, 0, 0.001])) for number in range(int(races))]
+    print(json.dumps(ends))
