@@ -18,7 +18,8 @@ from tokenization.errors import InputError, describe_os_error, did_you_mean, dro
 from tokenization.kernels import announcing
 from tokenization.version import own_version
 
-HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify} ...
+HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify,\
+consolidate} ...
 
   lm init work                                    copy the configurations and sample stories into a folder
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
@@ -39,6 +40,7 @@ HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,ser
                                                   export the model for transformers, llama.cpp and others
   lm import exported --output checkpoints/again   import a Hugging Face Llama as a run
   lm verify checkpoints/demo                      check that every checkpoint is still what was saved
+  lm consolidate checkpoints/demo                 make one file of a sharded checkpoint (--checkpoints.sharded true)
   lm account -c configs/demo.yaml                 what a run will cost: parameters, memory, FLOPs; with --probe
                                                   also its time, estimated from some of its steps
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 4e-3 1.6e-2 --trainer.max_steps 200
@@ -62,6 +64,7 @@ COMMANDS = {  # each is a file in commands/
     "export": "export",
     "import": "import_",
     "verify": "verify",
+    "consolidate": "consolidate",
 }
 TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # commands that read the settings of a run
 COMPUTING = (*TRAINING, "generate", "serve", "test")  # commands that use as many threads as there are cores

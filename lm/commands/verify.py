@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lm.commands import new_parser
 from lm.runs.checkpoint import verify
-from lm.runs.folder import CONFIG
+from lm.runs.folder import CONFIG, SHARDS
 from tokenization.commands import ArgumentParser
 from tokenization.files import file_sha256
 
@@ -41,7 +41,11 @@ def findings(checkpoint: Path) -> Iterator[str]:
     """Yields lines on what is known of a checkpoint; InputError if it does not verify."""
     manifest, config = verify(checkpoint), checkpoint.parent / CONFIG
     same = config.is_file() and file_sha256(config) == manifest.get("config_sha256")
-    yield f"{checkpoint}: whole, step {manifest['step']}, {checkpoint.stat().st_size:,} bytes"
+    shards = [checkpoint.parent / name for name in manifest.get(SHARDS, {})]
+    size = sum(path.stat().st_size for path in (checkpoint, *shards))
+    yield f"{checkpoint}: whole, step {manifest['step']}, {size:,} bytes" + (
+        f" in {len(shards)} shards" if shards else ""
+    )
     for name in DIGESTS:
         if manifest.get(name) is not None:
             yield f"  {name:18}{manifest[name]}"

@@ -3,22 +3,18 @@
 The state and its manifest change together, in the one rename that gives them their name. The file is written beside its
 target and flushed to the disk first, and the folder afterwards, so that the name always stands for a whole file. It is
 verified before use, and loaded with weights_only from an archive restricted to what ours hold: no code in it can run.
-The format of the file's end is in manifest.py.
+The format of the file's end is in manifest.py. The tensors of a sharded checkpoint lie in files beside it (shards.py).
 """
 
 import os
-import pickletools
-import warnings
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import Any
 
 from lm.model.transformer import DEFAULTS, MODEL_SETTINGS, TransformerLM
-from lm.runs.finite import in_words, named_tensors, nonfinite_names
-from lm.runs.folder import BEST, LAST, TOKENIZER
+from lm.runs.archive import map_archive, read_archive, write_archive
+from lm.runs.finite import in_words, nonfinite_names
+from lm.runs.folder import BEST, LAST, SHARDS, TOKENIZER
 from lm.runs.manifest import (
     DigestingFile,
     make_manifest,
@@ -27,26 +23,30 @@ from lm.runs.manifest import (
     verify_bytes,
     verify_tokenizer,
 )
+from lm.runs.shards import SHAPES, Shards, put_rows
+from lm.runs.states import named_tensors
 from lm.strict_json import to_json
 from tokenization import InputError, Tokenizer
 from tokenization.files import writing
 
 OLDER: dict[str, Any] = {**DEFAULTS, "optimizer": "adamw"}  # the settings that a checkpoint from before them had
-PICKLED_NAMES = {"torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "collections OrderedDict"}
-WEIGHTS, MOMENTS = "state_dict", "optimizer_states"
+STATES = WEIGHTS, MOMENTS = "state_dict", "optimizer_states"
+UNREADABLE = "cannot be read as a checkpoint; it is not one of ours"
 TABLE_BYTES = 1 << 30  # of position tables at most, in the model of a checkpoint from anywhere
 
 
-def save_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes a checkpoint, whole or not at all."""
+def save_checkpoint(
+    checkpoint: dict[str, Any], path: str | os.PathLike[str], shards: Mapping[str, str] | None = None
+) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    shards: the SHA-256 of each file of a sharded one, which must have been written; by name, relative to the folder.
+    """
     path = Path(path)
-    manifest = to_json(make_manifest(checkpoint, path.parent))
+    manifest = to_json(make_manifest(checkpoint, path.parent) | ({SHARDS: dict(shards)} if shards else {}))
     with writing(path) as file:
         digesting = DigestingFile(file)
-        try:
-            torch.save(checkpoint, digesting)  # type: ignore[arg-type]
-        except RuntimeError as error:  # torch hides a failed write behind one
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        write_archive(checkpoint, digesting)
         digesting.write(f"\n{manifest}\n".encode())
         file.write(f"sha256 {digesting.sha256.hexdigest()}\n".encode())
 
@@ -62,7 +62,7 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     The checkpoint and its tokenizer must be byte for byte what was saved, and its numbers finite.
     """
-    load_checkpoint(path)
+    check_checkpoint(path)
     manifest = read_manifest(path)
     verify_tokenizer(path, manifest)
     return manifest
@@ -71,60 +71,77 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def check_archive(file: BinaryIO) -> None:
-    """Raises ValueError unless an archive holds only what ours hold: no compression, no other callables.
-
-    torch's own list of permitted callables includes bytearray, which allocates whatever size a file asks for.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if file.read(4) != b"PK\x03\x04":
-        raise ValueError("not an archive")
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
-            raise ValueError("compressed")
-        (pickled,) = (entry for entry in entries if entry.filename.endswith("/data.pkl"))
-        for opcode, argument, _ in pickletools.genops(archive.read(pickled)):
-            storage = str(argument).startswith("torch ") and str(argument).endswith("Storage")
-            if opcode.name in ("GLOBAL", "INST") and argument not in PICKLED_NAMES and not storage:
-                raise ValueError(f"calls {argument}")
-            if opcode.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-                raise ValueError("calls what cannot be read off the file")
-
-
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) < 100 and all(type(entry) in (int, float, str, bool, type(None)) for entry in value)
     return type(value) in (int, float, str, bool, type(None))
 
 
-def load_checkpoint(path: str | os.PathLike[str], finite: Iterable[str] = (WEIGHTS, MOMENTS)) -> dict[str, Any]:
+def load_checkpoint(
+    path: str | os.PathLike[str], finite: Iterable[str] = STATES, parts: Collection[str] = STATES
+) -> dict[str, Any]:
     """Verifies a checkpoint and loads it from the very bytes it has verified; InputError if anything is wrong.
 
-    finite: the parts that must hold no NaN and no infinity.
+    finite: the parts that must hold no NaN and no infinity. parts: those that are needed of a sharded checkpoint.
     """
+    checkpoint, shards = open_state(path)
+    if shards is not None:
+        checkpoint = put_rows(checkpoint, shards.read(parts=parts))
+    _refuse_nonfinite(checkpoint, path, finite)
+    return checkpoint
+
+
+def check_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Does as load_checkpoint, but of a sharded checkpoint only verifies the shards, one at a time."""
+    checkpoint, shards = open_state(path)
+    if shards is not None:
+        shards.verify()
+    _refuse_nonfinite(checkpoint, path, STATES)
+    return checkpoint
+
+
+def peek_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Loads a checkpoint that another process has verified, and reads none of its tensors until one is used."""
+    with open_checkpoint(path):
+        pass
+    try:
+        checkpoint = map_archive(Path(path))
+    except Exception:
+        raise InputError(f"{path}: {UNREADABLE}") from None
+    return _with_all_settings(checkpoint, path)
+
+
+def open_state(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Shards | None]:
+    """Returns the verified content of a checkpoint's file, and its shards, which are still unread."""
     with open_checkpoint(path) as file:
-        verify_bytes(file, path)
+        manifest = verify_bytes(file, path)
         try:
-            check_archive(file)
-            file.seek(0)
-            with warnings.catch_warnings(action="ignore"):  # torch's, about bytes that are no checkpoint
-                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            checkpoint = read_archive(file)
         except Exception:  # arbitrary bytes raise anything
-            raise InputError(f"{path}: cannot be read as a checkpoint; it is not one of ours") from None
+            raise InputError(f"{path}: {UNREADABLE}") from None
+    checkpoint = _with_all_settings(checkpoint, path)
+    if SHAPES not in checkpoint:
+        return checkpoint, None
+    return checkpoint, Shards.find(Path(path), manifest.get(SHARDS, {}), checkpoint[SHAPES])
+
+
+def _with_all_settings(checkpoint: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns a checkpoint with the settings that older ones lack; InputError if `lm fit` has not written it."""
     ours = isinstance(checkpoint, dict) and {"state_dict", "hyper_parameters", "global_step"} <= checkpoint.keys()
     settings = checkpoint["hyper_parameters"] if ours else None
     settings = OLDER | settings if isinstance(settings, dict) else {}
     if not (set(MODEL_SETTINGS) <= set(settings) and all(map(_is_plain, settings.values()))):
         raise InputError(f"{path}: is not a checkpoint of `lm fit`")
-    if bad := nonfinite_names(named_tensors({part: checkpoint.get(part) for part in finite})):
+    complete: dict[str, Any] = checkpoint | {"hyper_parameters": settings}
+    return complete
+
+
+def _refuse_nonfinite(checkpoint: dict[str, Any], path: str | os.PathLike[str], parts: Iterable[str]) -> None:
+    if bad := nonfinite_names(named_tensors({part: checkpoint.get(part) for part in parts})):
         raise InputError(
             f"{path}: is from a run that has diverged: {in_words(bad)}; use an earlier one, or let --ckpt_path auto"
             " find one"
         )
-    loaded: dict[str, Any] = checkpoint | {"hyper_parameters": settings}
-    return loaded
 
 
 def load_model(path: str | os.PathLike[str], finite: bool = True) -> TransformerLM:
@@ -132,7 +149,7 @@ def load_model(path: str | os.PathLike[str], finite: bool = True) -> Transformer
 
     finite: refuse weights that are not; an evaluation may want to see what they give.
     """
-    checkpoint, prefix = load_checkpoint(path, (WEIGHTS,) if finite else ()), "model."
+    checkpoint, prefix = load_checkpoint(path, (WEIGHTS,) if finite else (), (WEIGHTS,)), "model."
     settings = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
     weights = {
         name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)

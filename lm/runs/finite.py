@@ -4,21 +4,11 @@ A non-finite number never goes away: every matrix product spreads it further. So
 good checkpoint, and nothing resumes from it or exports it.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-
-
-def named_tensors(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors of nested dicts and lists, under dotted names."""
-    if isinstance(state, Tensor):
-        yield prefix, state
-    elif isinstance(state, dict | list | tuple):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from named_tensors(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 @torch.no_grad()

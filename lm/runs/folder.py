@@ -4,6 +4,8 @@
     tokenizer/   a copy of the tokenizer           best.ckpt      the state of the lowest validation loss
     events.*     TensorBoard's curves              step-N.ckpt    states kept on request
 
+    shards/        the tensors of sharded checkpoints (shards.py)
+
     diverged.json  how a run of `lm sweep` diverged
 
 While a run writes to it, its .lock names the process and the host (lock.py). This file refuses other commands' outputs
@@ -17,9 +19,9 @@ from pathlib import Path
 
 from tokenization import InputError
 
-LAST, BEST, TOKENIZER, CONFIG = "last.ckpt", "best.ckpt", "tokenizer", "config.yaml"
+LAST, BEST, SHARDS, TOKENIZER, CONFIG = "last.ckpt", "best.ckpt", "shards", "tokenizer", "config.yaml"
 DIVERGED, LOCK = "diverged.json", ".lock"
-OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, LOCK, DIVERGED)
+OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, SHARDS, LOCK, DIVERGED)
 
 
 def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path]) -> None:

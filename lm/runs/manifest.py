@@ -1,7 +1,7 @@
 """Reads and verifies the end of a checkpoint file: a manifest and a digest, as text.
 
     PK...                                      the archive; torch.load reads the file as it is
-    {"step": 120, "tokenizer": "6f1c...", ...} what it was saved from, and the SHA-256 of the tokenizer's files
+    {"step": 120, "tokenizer": "6f1c...", ...} what it was saved from; the SHA-256 of the tokenizer's files and shards
     sha256 9b04...                             of every byte before this line
 
 It imports no torch, so that a command can verify bytes without it. The archive is checkpoint.py's.
@@ -10,14 +10,16 @@ It imports no torch, so that a command can verify bytes without it. The archive 
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lm.runs.folder import CONFIG, TOKENIZER
+from lm.runs.folder import CONFIG, SHARDS, TOKENIZER
 from tokenization import InputError
 from tokenization.files import file_sha256
 
-MANIFEST_BYTES = 1 << 16  # at most
+MANIFEST_BYTES = 1 << 20  # at most
+SHARD_NAME = re.compile(rf"{SHARDS}/step-\d+-[0-9a-f]+/\d+-of-\d+\.pt")
 DIGEST_LINE = len("sha256 \n") + 64  # bytes
 
 
@@ -76,11 +78,14 @@ def _read_end(file: BinaryIO, path: str | os.PathLike[str]) -> tuple[dict[str, A
     manifest, _, line = file.read().removesuffix(b"\n").rpartition(b"\n")
     try:
         parsed = json.loads(manifest[manifest.rindex(b"\n") :])
-        digest, files = line.decode("ascii"), parsed.get("files", {})
+        digest, files, shards = line.decode("ascii"), parsed.get("files", {}), parsed.get(SHARDS, {})
         if len(digest) != DIGEST_LINE - 1 or not isinstance(parsed["step"], int):
             raise ValueError
-        if not isinstance(files, dict) or not all(isinstance(sha256, str) for sha256 in files.values()):
-            raise TypeError
+        for names in (files, shards):
+            if not isinstance(names, dict) or not all(isinstance(sha256, str) for sha256 in names.values()):
+                raise TypeError
+        if not all(map(SHARD_NAME.fullmatch, shards)):
+            raise ValueError
         return parsed, digest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(

@@ -27,9 +27,10 @@ from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
 from lm.training.nonfinite import StopWhenDiverged
 from lm.training.parser import SettingsCLI
-from lm.training.plugins import FullySharded, RunCheckpointIO, RunLogger
+from lm.training.plugins import RunCheckpointIO, RunLogger
 from lm.training.progress import ProgressLines, ending, time_is_up
 from lm.training.resume import Resume, compare_processes, find_resume, from_here_on, locate_checkpoint, take_folder
+from lm.training.sharding import FullySharded
 from lm.training.throughput import Throughput
 from tokenization import InputError
 
@@ -143,7 +144,12 @@ class RunCLI(SettingsCLI):
             others = [logger for logger in others if isinstance(logger, Logger)]
             parts["logger"] = [RunLogger(settings.default_root_dir, resume.step), *others]
         if settings.strategy == "fsdp":
-            parts["strategy"] = FullySharded()
+            parts["strategy"] = FullySharded(self.settings.checkpoints.sharded)
+        elif self.settings.checkpoints.sharded:
+            raise InputError(
+                f"checkpoints.sharded is true, and trainer.strategy is {settings.strategy}, which shards nothing; take"
+                " fsdp, or leave checkpoints.sharded out"
+            )
         if self.world is not None:
             parts["plugins"].append(self.world.environment)
             parts |= self.world.parts_of_trainer(settings)

@@ -13,9 +13,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lm.runs.finite import named_tensors, nonfinite_names
+from lm.runs.finite import nonfinite_names
 from lm.runs.folder import LAST
 from lm.runs.manifest import read_manifest
+from lm.runs.states import named_tensors
 from tokenization import InputError
 from tokenization.files import writing
 

@@ -1,4 +1,4 @@
-"""Replaces parts of Lightning's Trainer: what writes configuration, checkpoints and curves, and shards weights."""
+"""Replaces parts of Lightning's Trainer: what writes configuration, checkpoints and curves."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +11,6 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -20,7 +19,7 @@ from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.runs.events import CODE, EVENT_FILES, MACHINE
 from lm.runs.folder import CONFIG
 from lm.training.checks import settings_of
-from lm.training.lightning_inside import has_event_file, shard_over_all, stamped_event_file, write_summary
+from lm.training.lightning_inside import has_event_file, stamped_event_file, write_summary
 from tokenization import InputError
 from tokenization.files import write_text
 
@@ -91,20 +90,6 @@ class RunCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return load_checkpoint(path)
-
-
-class FullySharded(ModelParallelStrategy):
-    """Shards weights, gradients and optimizer state over all devices: --trainer.strategy fsdp.
-
-    By FSDP's second version, under which clip_gradients sees whole gradients; a checkpoint is still one whole file.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
-
-    def setup_environment(self) -> None:
-        shard_over_all(self)
-        super().setup_environment()
 
 
 class RunLogger(TensorBoardLogger):

@@ -30,7 +30,7 @@ from lm.training.lightning_inside import (
     whole_checkpoint,
 )
 from lm.training.nonfinite import Diverged, last_good, lost_tensors
-from lm.training.plugins import FullySharded
+from lm.training.sharding import FullySharded
 from tokenization import InputError
 
 
@@ -53,9 +53,12 @@ class Checkpoints(Checkpoint):
     Args:
         every_n_steps: optimizer steps from one save of last.ckpt to the next; each validation saves it too.
         keep_every_n_steps: every so many steps, keep the state for good as step-N.ckpt; null keeps none.
+        sharded: each process of a run with trainer.strategy fsdp writes its own part of the weights and moments, into
+            shards/ in the run's folder, which must be on a disk that all hosts share; `lm consolidate` makes one file
+            of it. False gathers them in the first process.
     """
 
-    def __init__(self, every_n_steps: int = 500, keep_every_n_steps: int | None = None):
+    def __init__(self, every_n_steps: int = 500, keep_every_n_steps: int | None = None, sharded: bool = False):
         for name, value in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"checkpoints.{name} is {value}; it must be at least 1")
@@ -225,9 +228,9 @@ class Checkpoints(Checkpoint):
                     raise
             self._save_last(trainer)
         except OSError as error:
-            print(
-                f"step {self.boundary.step}: not saved ({' '.join(str(error).split())}); earlier checkpoints are kept"
-            )
+            if trainer.is_global_zero:  # of a sharded run, all processes come here
+                reason = " ".join(str(error).split())
+                print(f"step {self.boundary.step}: not saved ({reason}); earlier checkpoints are kept")
 
     def _save_last(self, trainer: Trainer) -> None:
         if self.boundary is self.saved:

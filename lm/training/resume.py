@@ -18,6 +18,7 @@ from lm.runs.folder import TOKENIZER, delete_leftovers
 from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from lm.runs.newest import find_newest, make_last
+from lm.runs.shards import delete_unused_shards
 from lm.training.checks import (
     check_continuation,
     check_folder,
@@ -162,4 +163,5 @@ def take_folder(settings: Namespace, resume: Resume) -> Iterator[list[str]]:
                 raise InputError(f"{resume.checkpoint}: has just been replaced by another run; start again")
             if resume.automatic:
                 make_last(resume.checkpoint)
-        yield [f"{path}: left half-written by a killed run; deleted" for path in delete_leftovers(folder)]
+        leftovers = [*delete_leftovers(folder), *delete_unused_shards(Path(folder))]
+        yield [f"{path}: left half-written by a killed run; deleted" for path in leftovers]

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from helpers import ROOT
 from helpers.models import save_run
+from helpers.shards import scatter
 from torch.utils.tensorboard import SummaryWriter
 
 import tokenization.__main__
@@ -42,6 +43,7 @@ WORKS = {  # for each option that names an output, a call that works
     "lm sweep --output": ["sweep -c config.yaml --param model.learning_rate --values 0.001 0.01 --output"],
     "lm find-lr --output": ["find-lr -c config.yaml --steps 20 --output"],
     "lm init folder": ["init"],
+    "lm consolidate --output": ["consolidate sharded --output"],
 }
 COSTLY = ("lm sweep", "lm find-lr", "lm init")  # read a whole configuration first, and train; write megabytes
 REPLACED = {"lm report --output": "page.html"}
@@ -95,6 +97,8 @@ def pristine(lm, token_data, tmp_path_factory) -> Path:
     for name in ("train", "valid"):
         tokenizer.encode_files([token_data / f"{name}.txt"], folder / f"{name}.bin", num_processes=1)
     save_run(folder / "run", token_data, d_model=16, num_layers=1)
+    scatter(folder / "run/best.ckpt", 2, folder / "sharded", "best.ckpt")
+    tokenizer.save(folder / "sharded/tokenizer")
     with SummaryWriter(str(folder / "run")) as events:
         events.add_scalar("train/loss", 1.0, 1)
     (folder / "notes.md").write_text("notes")

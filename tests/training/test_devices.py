@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.events import read_events
 from helpers.faults import Moment, send
+from helpers.runs import same
 
 from lm.runs.checkpoint import load_checkpoint
 from lm.training.module import LanguageModel
@@ -31,7 +32,8 @@ TWO = ("--trainer.devices=2", "--trainer.val_check_interval=4")
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def two_processes(request, fork_server, fit_arguments):
     def run(folder: Path, *settings: object) -> None:
-        settings = (f"--trainer.strategy={request.param}", *settings)
+        sharded = request.param == "fsdp"
+        settings = (f"--trainer.strategy={request.param}", f"--checkpoints.sharded={sharded}", *settings)
         log = folder.with_suffix(".log")
         process = fork_server.start(fit_arguments(folder, *STEPS, *TWO, *settings), log)
         assert process.wait() == 0, log.read_text()
@@ -59,7 +61,8 @@ def test_two_processes_are_one_that_accumulates(lm, fit_arguments, whole, tmp_pa
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-6, msg=name)
     names = {path.name for path in whole.iterdir() if not path.name.startswith("events")}
-    assert names == {"config.yaml", "tokenizer", "last.ckpt", "best.ckpt"}
+    assert names - {"shards"} == {"config.yaml", "tokenizer", "last.ckpt", "best.ckpt"}
+    assert len(list(whole.glob("shards/step-8-*/*-of-2.pt"))) == (2 if "shards" in names else 0)
     (curves, texts), (expected, expected_texts) = read_events(whole), read_events(tmp_path / "one")
     assert texts["sample/text_summary"][-1] == expected_texts["sample/text_summary"][-1]
     for tag in ("train/loss", "val/loss"):
@@ -79,8 +82,8 @@ def test_a_resumed_run_of_two_processes(two_processes, whole, tmp_path):
     two_processes(tmp_path / "parts", f"--ckpt_path={tmp_path / 'parts/last.ckpt'}")
     expected, resumed = (load_checkpoint(run / "last.ckpt") for run in (whole, tmp_path / "parts"))
     assert expected["global_step"] == resumed["global_step"] == 8
-    for name, weight in expected["state_dict"].items():
-        assert torch.equal(weight, resumed["state_dict"][name]), name
+    for key in ("state_dict", "optimizer_states", "callbacks"):
+        assert same(expected[key], resumed[key]), key
 
 
 # --- another number of processes -------------------------------------------------------------------------------------
