@@ -42,7 +42,7 @@ FLOORS = (  # of lm/: whoever stands in a row imports from the rows below it, an
     {"commands"},
     {"experiments", "course"},
     {"training", "serving", "interchange", "loading"},
-    {"accounting", "generation", "runs", "evaluation"},
+    {"accounting", "generation", "runs", "evaluation", "ngrams"},
     {"model", "optim"},
     {"machine"},
     {"durations", "strict_json"},

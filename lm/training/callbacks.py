@@ -136,6 +136,8 @@ class TrainingBar(ProgressBar):
             if "train/tokens_per_second" in metrics:
                 figures["tokens/s"] = f"{float(metrics['train/tokens_per_second']):,.0f}"
                 figures["MFU"] = f"{float(metrics['train/mfu']):.0%}"
+            if "train/passes" in metrics:
+                figures["passes"] = f"{float(metrics['train/passes']):.2f}"
             if "left" in metrics:
                 figures["left"] = format_duration(float(metrics["left"]))
             bar.set_postfix(figures, refresh=False)

@@ -26,6 +26,7 @@ from lm.training.launchers import find_world
 from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
 from lm.training.nonfinite import StopWhenDiverged
+from lm.training.overfitting import Overfitting
 from lm.training.parser import SettingsCLI
 from lm.training.plugins import RunCheckpointIO, RunLogger
 from lm.training.progress import ProgressLines, ending, time_is_up
@@ -159,7 +160,7 @@ class RunCLI(SettingsCLI):
         """Makes the trainer from the settings, these parts and a run's own callbacks."""
         settings = self.settings.trainer
         progress = ProgressLines() if settings.enable_progress_bar is False else TrainingBar()
-        self.trainer_defaults["callbacks"] = [Throughput(), StopWhenDiverged(), progress]
+        self.trainer_defaults["callbacks"] = [Throughput(), StopWhenDiverged(), Overfitting(), progress]
         trainer = super().instantiate_trainer(**parts)
         if self.world is not None:
             self.world.check(trainer)

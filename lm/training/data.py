@@ -169,6 +169,16 @@ class TokenDataModule(LightningDataModule):
         tokens = self.files["fit"].tokens
         return RandomWindows(tokens, self.context_length, self.batch_size, self.seed, num_batches, first_batch)
 
+    def tokens_after(self, step: int) -> int:
+        """Returns the training tokens that this many optimizer steps read, on all devices together."""
+        assert self.trainer is not None
+        batches = step * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return batches * self.batch_size * self.context_length
+
+    def passes_after(self, step: int) -> float:
+        """Returns how often this many optimizer steps read the training file, on average."""
+        return self.tokens_after(step) / len(self.files["fit"])
+
     def training_batches(self, numbers: range) -> Batch:
         """Returns these batches of the run once more, joined in one."""
         windows = self._windows(len(numbers), numbers.start)

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lm.machine.devices import HELP, find_device
 from lm.machine.resources import native_precision
+from lm.training.baselines import Baselines
 from lm.training.callbacks import Norms, TextSamples
 from lm.training.checks import check_numbers, check_trainer
 from lm.training.command_line import arrange, explain
@@ -129,6 +130,7 @@ class SettingsCLI(CommandLine):
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Norms, "norms")
+        parser.add_lightning_class_args(Baselines, "baselines")
         parser.add_argument(
             "--ckpt_path",
             type=str | None,

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, Timer
 
 from lm.durations import format_duration
 from lm.runs.folder import CONFIG, LAST
+from lm.training.baselines import Baselines, standing
 
 
 def say(trainer: Trainer, line: str) -> None:
@@ -19,10 +20,12 @@ def say(trainer: Trainer, line: str) -> None:
 
 def validation_line(trainer: Trainer) -> str:
     """Returns the line about the validation that has just ended."""
-    metrics = trainer.callback_metrics
+    metrics, callbacks = trainer.callback_metrics, trainer.callbacks  # type: ignore[attr-defined]
+    lines = next((callback.lines for callback in callbacks if isinstance(callback, Baselines)), {})
+    bits = float(metrics["val/bits_per_byte"])
     return (
         f"step {trainer.global_step}: validation loss {metrics['val/loss']:.4f},"
-        f" perplexity {metrics['val/perplexity']:.2f}, {metrics['val/bits_per_byte']:.4f} bits per byte"
+        f" perplexity {metrics['val/perplexity']:.2f}, {bits:.4f} bits per byte{standing(lines, bits)}"
     )
 
 
@@ -39,6 +42,8 @@ class ProgressLines(Callback):
         self.printed = step
         speed = metrics.get("train/tokens_per_second", math.nan)
         line = f"step {step} of {trainer.max_steps}: loss {metrics['train/loss']:.4f}, {speed:,.0f} tokens/s"
+        if "train/passes" in metrics:
+            line += f", pass {float(metrics['train/passes']):.2f}"
         if "left" in metrics:
             line += f", {format_duration(float(metrics['left']))} to go"
         say(trainer, line)

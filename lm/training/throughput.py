@@ -73,8 +73,7 @@ class Throughput(Callback):
 
     def _announce(self, trainer: Trainer, model: TransformerLM) -> None:
         steps = trainer.max_steps - trainer.global_step
-        batch = trainer.datamodule.batch_size * trainer.accumulate_grad_batches * trainer.world_size  # type: ignore[attr-defined]
-        tokens, now = steps * batch * model.context_length, self.peak.now
+        tokens, now = trainer.datamodule.tokens_after(steps), self.peak.now  # type: ignore[attr-defined]
         seconds = training_seconds(model, tokens, now * trainer.world_size, TYPICAL_MFU)
         say(
             trainer,
@@ -101,6 +100,7 @@ class Throughput(Callback):
         self.tokens += tokens
         seen = trainer.global_step * trainer.accumulate_grad_batches * tokens
         pl_module.log("train/tokens_seen", float(seen))
+        pl_module.log("train/passes", trainer.datamodule.passes_after(trainer.global_step), prog_bar=True)  # type: ignore[attr-defined]
         if trainer.global_step == self.start_step:
             return  # within a step that accumulates batches
         logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]

@@ -1,0 +1,63 @@
+"""Watches the gap between training and validation loss, and tells when a model begins to learn its text by heart.
+
+    gap = validation loss - mean loss of the RECENT last training batches
+
+The model improves within these batches, so that its training loss lags behind: an early gap is negative.
+"""
+
+import math
+from collections import deque
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lm.training.progress import say
+
+RECENT = 100  # batches
+IN_A_ROW = 2  # validations above the best, after which the model counts as overfitting
+
+
+class Overfitting(Callback):
+    """Logs the gap at each validation; prints a hint when the validation loss rises while the training loss falls."""
+
+    def __init__(self) -> None:
+        self.losses: deque[Tensor | float] = deque(maxlen=RECENT)
+        self.best = {"validation": math.inf, "training": math.inf, "step": 0}
+        self.above = 0  # validations in a row above the best
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(map(float, self.losses)), "best": dict(self.best), "above": self.above}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses = deque(state_dict["losses"], maxlen=RECENT)
+        self.best, self.above = state_dict["best"], state_dict["above"]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.losses.append(pl_module.step_losses[-1])  # type: ignore[index]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self.losses:
+            return
+        finite = list(filter(math.isfinite, map(float, self.losses)))
+        training = sum(finite) / len(finite) if finite else math.nan
+        validation = float(trainer.callback_metrics["val/loss"])
+        for logger in trainer.loggers:
+            logger.log_metrics({"val/gap": validation - training}, trainer.global_step)
+        if validation <= self.best["validation"]:
+            self.best, self.above = {"validation": validation, "training": training, "step": trainer.global_step}, 0
+        elif training < self.best["training"]:
+            self.above += 1
+            if self.above == IN_A_ROW:
+                say(trainer, self._hint(trainer, training, validation))
+
+    def _hint(self, trainer: Trainer, training: float, validation: float) -> str:
+        best, data = self.best, trainer.datamodule  # type: ignore[attr-defined]
+        after = f" after {data.passes_after(trainer.global_step):.1f} passes over the text" if data else ""
+        return (
+            f"step {trainer.global_step}: overfitting{after}: the validation loss was lowest at step {best['step']},"
+            f" {best['validation']:.4f}, and is now {validation:.4f}, while the training loss fell from"
+            f" {best['training']:.4f} to {training:.4f}. More text, a higher --model.weight_decay or a smaller model"
+            f" would help. best.ckpt holds step {best['step']}; --trainer.max_steps {best['step']} would end there"
+        )
