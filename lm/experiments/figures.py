@@ -129,7 +129,10 @@ LOSSES = {
     "train/loss": Quantity("Training loss", "nats per token"),
     "val/loss": Quantity("Validation loss", "nats per token"),
 }
+BITS, BASELINES = "val/bits_per_byte", "baselines/"
 OTHERS = {
+    BITS: Quantity("Validation and baselines", "bits per byte"),
+    "val/gap": Quantity("Gap to training", "nats per token"),
     "lr": Quantity("Learning rate", "dimensionless"),
     "train/gradient_norm": Quantity("Gradient norm before clipping", "l2 norm"),
     "train/tokens_per_second": Quantity("Speed", "tokens per second"),
@@ -181,7 +184,9 @@ def _draw_on(axes: "Axes", tag: str, quantity: Quantity, unit: str, runs: list[d
             axes.plot(places, values, style, color=colour, marker="." if len(places) < 40 else "")
         finite = [value for value in values if math.isfinite(value)]
         bounds += [(min(finite), finite[0])] if finite else []
-    if bounds and tag in LOSSES:  # curves that diverge leave the picture
+    if tag == BITS:
+        bounds += [(bits, bits) for bits in _draw_baselines(axes, runs)]
+    if bounds and tag in (*LOSSES, BITS):  # curves that diverge leave the picture
         low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
         axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
     axes.set(xlabel=AXES[unit], ylabel=quantity.unit)
@@ -189,6 +194,16 @@ def _draw_on(axes: "Axes", tag: str, quantity: Quantity, unit: str, runs: list[d
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if quantity.unit == "tokens per second":
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _draw_baselines(axes: "Axes", runs: list[dict[str, Curve]]) -> list[float]:
+    """Draws a dotted line, with its name, for each baseline that a run's model had to beat; returns where they are."""
+    lines = {(tag, curve.values[-1]) for curves in runs for tag, curve in curves.items() if tag.startswith(BASELINES)}
+    for tag, bits in sorted(lines):
+        axes.axhline(bits, color=INK, linestyle=":", linewidth=1, alpha=0.6)
+        name = axes.text(1, bits, tag.removeprefix(BASELINES), fontsize=7, ha="right", va="bottom", clip_on=True)
+        name.set_transform(axes.get_yaxis_transform())
+    return [bits for _, bits in lines]
 
 
 def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:

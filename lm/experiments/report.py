@@ -122,6 +122,7 @@ def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
         ("bits per byte", "val/bits_per_byte", last, ".4f"),
         ("training loss, mean of the last 10", "train/loss", end, ".4f"),
         ("tokens", "train/tokens_seen", last, ",.0f"),
+        ("passes over the text", "train/passes", last, ",.2f"),
         ("tokens/s, median", "train/tokens_per_second", statistics.median, ",.0f"),
         ("MFU, median", "train/mfu", statistics.median, ".1%"),
         ("peak memory, GB", "train/peak_memory_gb", max, ",.2f"),

@@ -141,12 +141,14 @@ def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
     reader, content = Reader(), (tmp_path / "page.html").read_text()
     reader.feed(content)
     assert not {"script", "link", "b", "iframe", "img"} & set(reader.tags)
-    assert reader.tags.count("svg") == reader.tags.count("figcaption") == 11
+    assert reader.tags.count("svg") == reader.tags.count("figcaption") == 13
     assert all(address.startswith("#") and address[1:] in reader.ids for address in reader.addresses)
     assert "url(" not in content.replace("url(#", "")
     assert not re.search(r"\b(train|val)/[a-z_]+", reader.text)  # raw tags
     for axis in ("nats per token", "optimizer steps", "tokens", "minutes", "tokens per second", "GB"):
         assert f">{axis}</text>" in content
+    for name in ("unigram", "4-gram", "xz"):  # dotted lines beside the bits per byte
+        assert f">{name}</text>" in content
     assert 'name="viewport"' in content
     assert "</pre><script>alert(1)</script>" in reader.text
     assert "<b>two & $x$" in reader.text
