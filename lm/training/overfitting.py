@@ -1,21 +1,21 @@
 """Watches the gap between training and validation loss, and tells when a model begins to learn its text by heart.
 
-    gap = validation loss - mean loss of the RECENT last training batches
+    gap = validation loss - mean loss of the RECENT last training steps
 
-The model improves within these batches, so that its training loss lags behind: an early gap is negative.
+The model improves within these steps, so that its training loss lags behind: an early gap is negative.
 """
 
 import math
-from collections import deque
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lm.training.progress import say
 
-RECENT = 100  # batches
+RECENT = 100  # optimizer steps
 IN_A_ROW = 2  # validations above the best, after which the model counts as overfitting
 
 
@@ -23,24 +23,30 @@ class Overfitting(Callback):
     """Logs the gap at each validation; prints a hint when the validation loss rises while the training loss falls."""
 
     def __init__(self) -> None:
-        self.losses: deque[Tensor | float] = deque(maxlen=RECENT)
+        self.losses: dict[int, Tensor | float] = {}  # by the number of the step
         self.best = {"validation": math.inf, "training": math.inf, "step": 0}
         self.above = 0  # validations in a row above the best
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(map(float, self.losses)), "best": dict(self.best), "above": self.above}
+        return {
+            "losses": {step: float(loss) for step, loss in self.losses.items()},
+            "best": dict(self.best),
+            "above": self.above,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses = deque(state_dict["losses"], maxlen=RECENT)
+        self.losses = dict(state_dict["losses"])
         self.best, self.above = state_dict["best"], state_dict["above"]
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.losses.append(pl_module.step_losses[-1])  # type: ignore[index]
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step + 1  # one that fails is made again, and then has the same number
+        self.losses[step] = torch.stack(pl_module.step_losses).mean()  # type: ignore[arg-type]
+        self.losses.pop(step - RECENT, None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self.losses:
             return
-        finite = list(filter(math.isfinite, map(float, self.losses)))
+        finite = list(filter(math.isfinite, map(float, self.losses.values())))
         training = sum(finite) / len(finite) if finite else math.nan
         validation = float(trainer.callback_metrics["val/loss"])
         for logger in trainer.loggers:
