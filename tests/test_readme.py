@@ -6,7 +6,6 @@ The texts and the model are made small, and nothing else is changed.
 
 import gzip
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,18 +14,14 @@ from typing import Any
 import pytest
 import yaml
 from helpers import ROOT
+from helpers.pages import blocks, commands
 from helpers.processes import ForkServer
 from lightning import Trainer
 
 PAGES = ("docs/walkthrough.md", "README.md")
 
 
-def blocks(language: str) -> list[str]:
-    text = "".join((ROOT / page).read_text() for page in PAGES)
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-
-
-COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if not line.startswith("make ")]
+COMMANDS = [line for line in commands(*PAGES) if not line.startswith("make ")]
 
 
 def shorten(text: str, documents: int) -> str:
@@ -86,7 +81,7 @@ def test_readme_commands_run_in_order(
         names = {path.name for path in (workplace / "checkpoints" / run).iterdir()}
         assert {"config.yaml", "last.ckpt", "best.ckpt", "tokenizer"} <= names
     monkeypatch.chdir(workplace)
-    train, write = blocks("python")
+    train, write = blocks("python", *PAGES)
     exec(write, {})
     text = capsys.readouterr().out
     assert text.startswith("Once upon a time")

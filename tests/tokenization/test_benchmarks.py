@@ -154,3 +154,12 @@ def test_wrong_input_of_the_comparison_of_versions(changed, line, monkeypatch, c
     options = [part for name, value in given.items() if name.startswith("--") for part in (name, value)]
     err = refusal("tokenizer_versions.py", [given["old"], given["text"], *options], monkeypatch, capsys)
     assert err.startswith(f"tokenizer_versions.py: {line}")
+
+
+def test_the_courses_experiments_in_small(monkeypatch, capsys):
+    """Five ways to learn and six to encode give the same, which the script itself checks."""
+    small = ("--merges", "3", "5", "--vocab-size", "300", "--characters", "300")
+    monkeypatch.setattr(sys, "argv", ["cs336.py", "--text", str(ROOT / "tests/fixtures/README.md"), *small])
+    runpy.run_path(str(BENCHMARKS / "cs336.py"), run_name="__main__")
+    tables = capsys.readouterr().out.strip().split("\n\n")
+    assert [len(table.splitlines()) for table in tables] == [7, 7, 3, 7]

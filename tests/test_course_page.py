@@ -1,0 +1,87 @@
+"""Proves that docs/cs336.md answers every problem of the assignment, and names nothing that is not there."""
+
+import ast
+import re
+import runpy
+import shlex
+from importlib import import_module
+
+import pytest
+from helpers import ROOT
+from helpers.pages import commands
+
+from lm.__main__ import COMMANDS
+from lm.commands import account, read_with_settings, sweep
+
+PAGE = "docs/cs336.md"
+TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
+PROBLEMS = """
+    unicode1 unicode2 train_bpe train_bpe_tinystories train_bpe_expts_owt tokenizer tokenizer_experiments
+    linear embedding rmsnorm positionwise_feedforward rope softmax scaled_dot_product_attention
+    multihead_self_attention transformer_block transformer_lm transformer_accounting
+    cross_entropy learning_rate_tuning adamw adamwAccounting learning_rate_schedule gradient_clipping
+    data_loading checkpointing training_together decoding
+    experiment_log learning_rate batch_size_experiment generate layer_norm_ablation pre_norm_ablation no_pos_emb
+    swiglu_ablation main_experiment leaderboard
+"""  # as the handout names them, in its order
+
+
+def test_every_problem_has_its_heading():
+    assert re.findall(r"^### (.*)$", TEXT, re.MULTILINE) == PROBLEMS.split()
+
+
+def definitions(path: str) -> set[str]:
+    """Returns the names of a file's functions and classes, and of methods as Class.method."""
+    nodes = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    methods = {f"{c.name}.{node.name}" for c in classes for node in c.body if isinstance(node, ast.FunctionDef)}
+    return methods | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_the_functions_it_names_exist():
+    places = re.findall(r"`([\w.]+)` in\s+`((?:lm|tokenization)/[\w/]+\.py)`", TEXT)
+    assert len(places) > 20
+    assert [(name, path) for name, path in places if name not in definitions(path)] == []
+    adapters = set(re.findall(r"lm\.course\.(\w+)", TEXT))
+    assert adapters == {name for name in definitions("lm/course.py") if name != "compute" and name[0] != "_"}
+
+
+def test_the_files_it_names_exist():
+    paths = set(re.findall(r"(?:lm|tokenization|configs|benchmarks|examples)/[\w/.-]+\.(?:py|yaml)", TEXT))
+    assert len(paths) > 25
+    paths |= {f"docs/{target}" for target in re.findall(r"\]\(([^):]+)\)", TEXT)}
+    assert sorted(path for path in paths if not (ROOT / path).is_file()) == []
+
+
+def test_the_sections_it_refers_to_exist():
+    sections = re.findall(r'\]\((\S+\.md)\),\s+"([^"]+)"', TEXT)
+    assert len(sections) > 5
+    for page, heading in sections:
+        words = r"\s+".join(map(re.escape, heading.split()))
+        assert re.search(f"^##+ {words}", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE), heading
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(commands(PAGE)))
+def test_its_commands_are_understood(command, monkeypatch):
+    """By the parsers of the programs."""
+    from lm.training.parser import SettingsCLI
+
+    monkeypatch.chdir(ROOT)
+    program, name, *arguments = shlex.split(command)
+    if program == "python":
+        parts = runpy.run_path(name)
+        assert not arguments or parts["make_parser"]().parse_args(arguments)
+    elif program == "tokenization":
+        import_module(f"tokenization.commands.{name}").make_parser().parse_args(arguments)
+    elif name == "account":
+        args, rest = account.make_parser().parse_known_args(arguments[1:])
+        account.check(args, arguments[0])
+        assert rest == []
+    elif name == "fit":
+        SettingsCLI([name, *arguments])
+    elif name == "validate":  # a run has the settings of the configuration that has its name
+        SettingsCLI([name, "-c", arguments[0].replace("checkpoints", "configs") + ".yaml", *arguments[1:]])
+    elif name == "sweep":
+        SettingsCLI(["fit", *read_with_settings(sweep.make_parser(), arguments)[1]])
+    else:
+        import_module(f"lm.commands.{COMMANDS[name]}").make_parser().parse_args(arguments)
