@@ -18,8 +18,9 @@ from tokenization.native.instructions import (
     shift_right,
     store64,
 )
+from tokenization.native.lanes import learn, merge_pretoken
 from tokenization.native.listing import list_ids, numbers_below
-from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of
+from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of, large_zeros
 from tokenization.native.merging import (
     BYTE_IDS,
     BYTE_MERGES,
@@ -34,7 +35,6 @@ from tokenization.native.merging import (
     WORK,
     WORK_BYTES,
     fill_merges,
-    merge_pretoken,
     store_id,
 )
 from tokenization.native.scanner import CODE, call
@@ -88,12 +88,12 @@ class Encoder:
         self._and_between = SpecialTokens({**special_ids, BETWEEN_CHARACTER: self._mark})
         self._has_separator = END_OF_TEXT in special_ids
         self._of_documents = SpecialTokens({BETWEEN_CHARACTER: special_ids.get(END_OF_TEXT, self._mark)})
-        bits = (2 * len(ranks) + 1).bit_length()
+        bits = max(4, (2 * len(ranks) + 1).bit_length())
         self._head = Head(
             ENCODER_FIELDS,
             {
-                MERGES: np.zeros(1 << bits, np.int64),
-                MERGES_SHIFT: 64 - bits,
+                MERGES: large_zeros(1 << bits, np.int64),
+                MERGES_SHIFT: 67 - bits,
                 MERGED_IDS: np.zeros(max((rank for rank, _ in ranks.values()), default=0) + 1, np.uint32),
                 BYTE_MERGES: np.empty(1 << 16, np.uint32),
                 BYTE_IDS: np.array(byte_ids, np.int64),
@@ -255,6 +255,7 @@ def encode_window(
             slots, shift, arena = load64(table + SLOTS), load64(table + SHIFT), load64(table + ARENA)
             count = call(load64(scanner + CODE), position, stop, CHUNK, scanner, scratch)
             find_homes(scratch, count, homes, slots, shift)
+            learnt = 0
             for index in range(count):
                 address = load64(scratch + 8 * index)
                 length = load64(scratch + 8 * index + 8) - address
@@ -262,6 +263,10 @@ def encode_window(
                 slot = load64(homes + 8 * index)
                 if load_shared(slot + 8) != high or load64(slot) != low or length > INLINE_BYTES:
                     slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
+                    if not known and not learnt:
+                        learn(scratch, homes, index, count, table, encoder)
+                        learnt = 1
+                        slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
                     if not known:
                         number = merge_pretoken(address, length, out, encoder)
                         if number < 0:

@@ -1,13 +1,15 @@
-"""Merges the bytes of a pre-token into ids: the table of merges, short pre-tokens pair by pair, long ones with a heap.
+"""Merges the bytes of a pre-token into ids: the table of merges, and pre-tokens of any length, with a heap.
 
 A merge is known by its rank; the oldest has the lowest. A slot of the table of merges is 8 bytes, so that the table
-stays in the cache: 21 bits of the left id, 21 of the right id, 22 of the rank + 1; a free slot is 0.
+stays in the cache: 21 bits of the left id, 21 of the right id, 22 of the rank + 1; a free slot is 0. Eight slots are a
+bucket, a line of the cache.
 """
 
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import (
     LOW_HALF,
     MIX_1,
+    equal_above_22,
     load8,
     load32,
     load64,
@@ -15,11 +17,12 @@ from tokenization.native.instructions import (
     store16,
     store32,
     store64,
+    trailing_zeros,
 )
 
 (  # fields of an encoder's head
     MERGES,  # address of the table of merges
-    MERGES_SHIFT,  # 64 - log2(its slots)
+    MERGES_SHIFT,  # 64 - log2(its buckets)
     MERGED_IDS,  # address of the ids that merges give, uint32, by rank
     BYTE_MERGES,  # address of the ranks of the merges of two bytes, 65,536 uint32
     BYTE_IDS,  # address of the ids of the bytes, 256 int64; -1 where a byte has no token
@@ -29,28 +32,43 @@ from tokenization.native.instructions import (
 ) = ENCODER_FIELDS = range(0, 8 * 8, 8)
 
 ID_BITS, RANK_BITS = 21, 22  # a larger vocabulary is left to plain Python
+BUCKET = (
+    64  # bytes: 8 slots that are compared at once; the last one is taken where there may be more in the next bucket
+)
 NO_MERGE = LOW_HALF  # the rank of a pair that does not merge
-SHORT = 64  # bytes of the longest pre-token for which looking at every pair again is faster than a heap
 WORK_BYTES = 2 * 48  # twice the ids, following, preceding, merges and two words of the heap
 
 
 @compiled
-def merge_slot(merges: int, shift: int, key: int) -> int:
-    """Returns the slot of a key, left id << ID_BITS | right id, or the free slot where it belongs."""
-    slot = merges + 8 * shift_right(key * MIX_1, shift)
-    last = merges + (8 << 64 - shift)
-    while load64(slot) != 0 and shift_right(load64(slot), RANK_BITS) != key:
-        slot += 8
-        if slot == last:
-            slot = merges
-    return slot
+def home_merge(merges: int, shift: int, key: int) -> int:
+    """Returns the bucket at which the search for a key, left id << ID_BITS | right id, begins."""
+    return merges + BUCKET * shift_right(key * MIX_1, shift)
 
 
 @compiled
 def find_merge(merges: int, shift: int, left: int, right: int) -> int:
     """Returns the rank of the merge of two ids, or NO_MERGE."""
-    found = load64(merge_slot(merges, shift, left << ID_BITS | right))
-    return (found & ((1 << RANK_BITS) - 1)) - 1 if found else NO_MERGE
+    key = left << ID_BITS | right
+    bucket = home_merge(merges, shift, key)
+    found = equal_above_22(bucket, key)
+    while found == 0 and load64(bucket + BUCKET - 8):
+        bucket += BUCKET
+        if bucket == merges + (BUCKET << 64 - shift):
+            bucket = merges
+        found = equal_above_22(bucket, key)
+    slot = load64(bucket + 8 * (trailing_zeros(found) & 7))
+    return (slot & ((1 << RANK_BITS) - 1)) - 1 if found else NO_MERGE
+
+
+@compiled
+def add_merge(merges: int, shift: int, key: int, rank: int) -> None:
+    """Enters a key that is not yet there into the first free slot of its bucket, or of one that follows."""
+    slot = home_merge(merges, shift, key)
+    while load64(slot):
+        slot += 8
+        if slot == merges + (BUCKET << 64 - shift):
+            slot = merges
+    store64(slot, key << RANK_BITS | rank + 1)
 
 
 @compiled
@@ -59,7 +77,7 @@ def fill_merges(rows: int, count: int, encoder: int) -> None:
     merges, shift, byte_ids = load64(encoder + MERGES), load64(encoder + MERGES_SHIFT), load64(encoder + BYTE_IDS)
     for row in range(rows, rows + 32 * count, 32):
         key, rank = load64(row) << ID_BITS | load64(row + 8), load64(row + 16)
-        store64(merge_slot(merges, shift, key), key << RANK_BITS | rank + 1)
+        add_merge(merges, shift, key, rank)
         store32(load64(encoder + MERGED_IDS) + 4 * rank, load64(row + 24))
     for left in range(256):
         for right in range(256):
@@ -89,43 +107,6 @@ def load_bytes(address: int, length: int, ids: int, merges: int, encoder: int) -
         store64(merges + 8 * index, load32(byte_merges + 4 * (byte << 8 | load8(address + index + 1))))
     store64(merges + 8 * (length - 1), NO_MERGE)
     return known >= 0
-
-
-@compiled
-def merge_short(address: int, length: int, out: int, encoder: int) -> int:
-    """Writes the ids of at most SHORT bytes, looking for the oldest merge again and again.
-
-    Returns their number, or -1 if a byte has no token.
-    """
-    table, shift, merged_ids = load64(encoder + MERGES), load64(encoder + MERGES_SHIFT), load64(encoder + MERGED_IDS)
-    ids = load64(encoder + WORK)
-    merges = ids + 8 * SHORT
-    if not load_bytes(address, length, ids, merges, encoder):
-        return -1
-    while length > 1:
-        best, at = NO_MERGE, 0
-        for index in range(length - 1):
-            merge = load64(merges + 8 * index)
-            if merge < best:
-                best, at = merge, index
-        if best == NO_MERGE:
-            break
-        length -= 1
-        for index in range(at + 1, length):
-            store64(ids + 8 * index, load64(ids + 8 * index + 8))
-            store64(merges + 8 * index, load64(merges + 8 * index + 8))
-        merged = load32(merged_ids + 4 * best)
-        store64(ids + 8 * at, merged)
-        if at > 0:
-            store64(merges + 8 * at - 8, find_merge(table, shift, load64(ids + 8 * at - 8), merged))
-        merge = NO_MERGE
-        if at + 1 < length:
-            merge = find_merge(table, shift, merged, load64(ids + 8 * at + 8))
-        store64(merges + 8 * at, merge)
-    width = load64(encoder + WIDTH)
-    for index in range(length):
-        store_id(out, index, width, load64(ids + 8 * index))
-    return length
 
 
 @compiled
@@ -261,11 +242,3 @@ def merge_long(address: int, length: int, out: int, encoder: int) -> int:
         count += 1
         token = load64(work + 8 * (capacity + token))
     return count
-
-
-@compiled
-def merge_pretoken(address: int, length: int, out: int, encoder: int) -> int:
-    """Writes the ids of a pre-token; returns their number, or -1 or -2 as merge_long does."""
-    if length <= SHORT:
-        return merge_short(address, length, out, encoder)
-    return merge_long(address, length, out, encoder)

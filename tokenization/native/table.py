@@ -31,7 +31,7 @@ from tokenization.native.instructions import (
     store_shared,
     take_shared,
 )
-from tokenization.native.memory import Head, address_of
+from tokenization.native.memory import Head, address_of, large_zeros
 
 FIRST_SLOTS = 1 << 15
 FIRST_ARENA = 1 << 18
@@ -59,7 +59,7 @@ class Table:
     """The memory of a hash table of pre-tokens."""
 
     def __init__(self, num_slots: int = FIRST_SLOTS, arena_bytes: int = FIRST_ARENA) -> None:
-        self.slots = np.zeros((num_slots, 4), np.int64)
+        self.slots = large_zeros((num_slots, 4), np.int64)
         self.arena = np.empty(arena_bytes, np.uint8)
         self.head = Head(
             TABLE_FIELDS,
