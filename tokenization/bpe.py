@@ -12,19 +12,22 @@ The compiled kernels in native/ give the same results on large files.
 """
 
 import heapq
+import operator
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from tqdm import tqdm
+import numpy as np
 
+from tokenization.errors import InputError
 from tokenization.pretokenization import check_special_tokens
 
 Vocabulary = dict[int, bytes]
 Merges = list[tuple[bytes, bytes]]
 Pair = tuple[int, int]
-Ranks = dict[Pair, tuple[int, int]]  # (left id, right id) -> (rank, merged id)
+Ranks = dict[int, int]  # left id << 32 | right id -> rank << 32 | merged id; see rank_merges
+LOW_HALF = (1 << 32) - 1
 TIES = ("lexicographic", "huggingface")
 
 
@@ -147,6 +150,8 @@ def learn_merges(
     merges: Merges = []
     pairs = PairCounts([list(pretoken) for pretoken in counts], list(counts.values()), vocab, ties)
     counted = time.perf_counter()
+    from tqdm import tqdm
+
     with tqdm(total=vocab_size - len(vocab), desc="merging", unit="merge", disable=not progress, delay=0.5) as bar:
         while len(vocab) < vocab_size and (pair := pairs.most_frequent()) is not None:
             left, right = vocab[pair[0]], vocab[pair[1]]
@@ -161,6 +166,35 @@ def learn_merges(
     return vocab, merges
 
 
+def find_merge_ids(merges: Merges, ids: Mapping[bytes, int]) -> np.ndarray:
+    """Returns the ids of each merge: left, right and merged, int64, shape (merges, 3). ids: of all tokens.
+
+    Raises InputError for a token that has no id.
+    """
+    lefts, rights = zip(*merges, strict=True) if merges else ((), ())
+    id_of = ids.__getitem__
+    try:
+        columns = [list(map(id_of, tokens)) for tokens in (lefts, rights, map(operator.add, lefts, rights))]
+    except KeyError:
+        for rank, (left, right) in enumerate(merges, start=1):
+            for token in (left, right, left + right):
+                if token not in ids:
+                    reason = f"merge {rank}, {left!r} with {right!r}: {token!r} is not in the vocabulary"
+                    raise InputError(reason) from None
+        raise
+    return np.array(columns, np.int64).T
+
+
+def rank_merges(merge_ids: np.ndarray) -> Ranks:
+    """Returns the rank and the merged id of each pair; of a merge that is listed twice, the first counts.
+
+    Each two numbers are one, for pairs of Python's would take more time and memory.
+    """
+    lefts, rights, merged = merge_ids[::-1].T
+    ranks = np.arange(len(merge_ids) - 1, -1, -1)
+    return dict(zip((lefts << 32 | rights).tolist(), (ranks << 32 | merged).tolist(), strict=True))
+
+
 def merge_by_rank(token_ids: list[int], ranks: Ranks, applied: list[int] | None = None) -> list[int]:
     """Applies merges to the token ids of one pre-token, the oldest merge first, each from the left; O(n log n).
 
@@ -171,22 +205,22 @@ def merge_by_rank(token_ids: list[int], ranks: Ranks, applied: list[int] | None 
     token_ids = list(token_ids)
     end = len(token_ids)
     following, preceding = list(range(1, end + 1)), list(range(-1, end - 1))
-    heap: list[tuple[int, int, int, int, int]] = []
+    heap: list[tuple[int, int, int, int]] = []
 
     def push(left: int, right: int) -> None:
-        if left >= 0 and right < end and (merge := ranks.get((token_ids[left], token_ids[right]))):
-            heapq.heappush(heap, (merge[0], left, token_ids[left], token_ids[right], merge[1]))
+        if left >= 0 and right < end and (merge := ranks.get(token_ids[left] << 32 | token_ids[right])) is not None:
+            heapq.heappush(heap, (merge, left, token_ids[left], token_ids[right]))
 
     for left in range(end - 1):
         push(left, left + 1)
     while heap:
-        rank, left, left_id, right_id, merged_id = heapq.heappop(heap)
+        merge, left, left_id, right_id = heapq.heappop(heap)
         right = following[left]
         if token_ids[left] != left_id or right == end or token_ids[right] != right_id:
             continue
         if applied is not None:
-            applied.append(rank)
-        token_ids[left], token_ids[right] = merged_id, -1  # -1: no longer in the list
+            applied.append(merge >> 32)
+        token_ids[left], token_ids[right] = merge & LOW_HALF, -1  # -1: no longer in the list
         following[left] = following[right]
         if following[left] < end:
             preceding[following[left]] = left

@@ -12,12 +12,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
-from typing import Any, TypeVar
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, PARQUET, holds_documents
 from tokenization.errors import InputError
@@ -26,6 +23,9 @@ from tokenization.parquet import decompressed_size
 from tokenization.places import Place, Url, size_of
 from tokenization.reading import BLOCK_BYTES, open_text
 from tokenization.text_files import TextFiles
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,6 +53,8 @@ class Corpus:
         self.read_seconds = 0.0
         self.num_bytes = 0  # of text, decompressed
         self.file_bytes = sum(map(size_of, self.files))
+        from tqdm import tqdm  # which takes long
+
         self.bar = tqdm(
             total=self.file_bytes, desc=progress, unit="B", unit_scale=True, disable=not progress, delay=0.5
         )
@@ -160,6 +162,8 @@ def map_in_order(
         initializer(*initargs)
         yield from ((item, function(item)) for item in items)
         return
+    from concurrent.futures import ProcessPoolExecutor
+
     pool = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(initializer, initargs))
     try:
         under_way: deque[tuple[Item, Future[Result]]] = deque()

@@ -22,8 +22,9 @@ class Decoder:
     def __init__(self, vocab: Vocabulary, vocab_size: int):
         self._vocab, self._vocab_size = vocab, vocab_size
         self.native: Any = None  # a native.Decoder, once the kernels are loaded
-        # A list is looked up faster than a dict, but the ids of a sparse vocabulary go up to 2**32.
-        self._tokens = list(map(vocab.get, range(min(vocab_size, 2 * len(vocab)))))
+        # It is looked up faster than a dict, but the ids of a sparse vocabulary go up to 2**32. And Python's search for
+        # garbage, which all threads wait for, passes over a tuple of bytes, and not over a list.
+        self._tokens = tuple(map(vocab.get, range(min(vocab_size, 2 * len(vocab)))))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"native": None}  # its memory is this process's

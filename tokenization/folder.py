@@ -71,6 +71,11 @@ def config_text(config: dict[str, Any]) -> str:
     return json.dumps(config | {"config_sha256": digest}, ensure_ascii=False, indent=2) + "\n"
 
 
+def tokenizer_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Returns the files that decide what `read_folder` returns; some or all may be missing."""
+    return [Path(folder) / name for name in (*FILES, TOKENIZER_JSON, ADDED_TOKENS_FILE)]
+
+
 def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
     """Reads a tokenizer's folder of any of the layouts. Raises InputError where it is damaged or cannot be used."""
     folder = Path(folder)

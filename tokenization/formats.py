@@ -11,6 +11,7 @@ import functools
 import json
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,12 +65,11 @@ def text_to_bytes(text: str) -> bytes:
         raise KeyError(text[error.start]) from None
 
 
-class _Tokens(dict[str, bytes]):
-    """Tokens that were read before, as many occur in several merges."""
-
-    def __missing__(self, text: str) -> bytes:
-        token = self[text] = text_to_bytes(text)
-        return token
+def texts_to_bytes(texts: Sequence[str]) -> list[bytes]:
+    """Reads many tokens in GPT-2's alphabet, in one go. Raises KeyError for a character outside it."""
+    data = text_to_bytes("".join(texts))  # as long as the text, for a character is a byte
+    ends = list(accumulate(map(len, texts)))
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def read_vocabulary(path: str | os.PathLike[str], special_tokens: Sequence[str]) -> Vocabulary:
@@ -82,27 +82,39 @@ def parse_vocabulary(path: str | os.PathLike[str], table: dict[str, Any], specia
 
     Raises InputError unless the ids are distinct and every single byte has a token.
     """
-    vocab: Vocabulary = {}
-    special = set(special_tokens)
-    for text, token_id in table.items():
-        if type(token_id) is not int or not 0 <= token_id <= MAX_ID or token_id in vocab:
-            raise InputError(
-                f"{path}: token {text!r} has id {token_id!r}; ids must be distinct whole numbers from 0 to {MAX_ID}"
-            )
-        try:
-            vocab[token_id] = text.encode() if text in special else text_to_bytes(text)
-        except KeyError as error:
-            raise InputError(
-                f"{path}: token {text!r} has the character {error.args[0]!r}, which is not in GPT-2's byte alphabet;"
-                " if it is a special token, name it as one"
-            ) from None
+    check_ids(path, table)
+    special = table.keys() & set(special_tokens)
+    ordinary = ["" if text in special else text for text in table] if special else list(table)
+    try:
+        vocab = dict(zip(table.values(), texts_to_bytes(ordinary), strict=True))
+    except KeyError as error:
+        text = next(text for text in ordinary if error.args[0] in text)
+        raise InputError(
+            f"{path}: token {text!r} has the character {error.args[0]!r}, which is not in GPT-2's byte alphabet;"
+            " if it is a special token, name it as one"
+        ) from None
+    vocab |= {table[text]: text.encode() for text in special}
     check_single_bytes(path, vocab)
     return vocab
 
 
+def check_ids(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
+    """Raises InputError unless the ids are distinct whole numbers from 0 to MAX_ID."""
+    ids = table.values()
+    if set(map(type, ids)) <= {int} and len(set(ids)) == len(ids) and (not ids or 0 <= min(ids) <= max(ids) <= MAX_ID):
+        return
+    seen: set[int] = set()
+    for text, token_id in table.items():
+        if type(token_id) is not int or not 0 <= token_id <= MAX_ID or token_id in seen:
+            raise InputError(
+                f"{path}: token {text!r} has id {token_id!r}; ids must be distinct whole numbers from 0 to {MAX_ID}"
+            )
+        seen.add(token_id)
+
+
 def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
     """Raises InputError where one of the 256 bytes has no token of its own."""
-    missing = {bytes([value]) for value in range(256)} - set(vocab.values())
+    missing = {bytes([value]) for value in range(256)} - {token for token in vocab.values() if len(token) == 1}
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of the 256 single bytes have no token (the first is {min(missing)!r});"
@@ -112,17 +124,21 @@ def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
 
 def read_merges(path: str | os.PathLike[str]) -> Merges:
     """Reads a merges.txt: pairs of byte strings, in order of creation."""
-    merges: Merges = []
-    tokens = _Tokens()
-    for number, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), start=1):
-        if not line or (number == 1 and line.startswith("#version")):  # "# #" is a merge like any other
-            continue
-        try:
-            left, right = line.split(" ")
-            merges.append((tokens[left], tokens[right]))
-        except (KeyError, ValueError):
-            raise InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them") from None
-    return merges
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    if lines[0].startswith("#version"):  # "# #" is a merge like any other
+        lines[0] = ""
+    outside, tokens = None, {}
+    texts = " ".join(filter(None, lines)).split(" ") if any(lines) else []
+    different = list(dict.fromkeys(texts))
+    try:
+        tokens = dict(zip(different, texts_to_bytes(different), strict=True))
+    except KeyError as error:
+        outside = error.args[0]
+    for number, line in enumerate(lines, start=1):
+        if line and (line.count(" ") != 1 or (outside and outside in line)):
+            raise InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them")
+    merged = list(map(tokens.__getitem__, texts))
+    return list(zip(merged[::2], merged[1::2], strict=True))
 
 
 def check_merges(

@@ -12,9 +12,7 @@ while the interpreter ends. So loading goes step by step; whoever forks or exits
 import atexit
 import functools
 import importlib
-import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +33,6 @@ LOADED_BEHIND_FROM_CHARACTERS = 100_000  # where only a tokenizer's tables must 
 # These have something done before and after each fork. If the thread imported them while a fork waits for it, the fork
 # would do the second without the first.
 HOOKED = ("concurrent.futures.thread", "logging")
-
-
-logger = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
@@ -118,20 +113,19 @@ def load_kernels(work: str, pattern: str) -> tuple[ModuleType | None, str, str]:
 
 @functools.cache  # once per process, whatever is missing
 def _log_compiling(kept: bool) -> None:
-    logger.info("compiling the tokenizer's kernels, about 2 s%s", ", once" if kept else "; no folder can keep them")
+    import logging
 
-
-class _Printer(logging.Handler):
-    """Prints messages on stderr as they are."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=sys.stderr, flush=True)
+    line = "compiling the tokenizer's kernels, about 2 s" + (", once" if kept else "; no folder can keep them")
+    logging.getLogger(__name__).info(line)
 
 
 @contextmanager
 def announcing() -> Iterator[None]:
     """Prints on stderr, within the block, when kernels must be compiled."""
-    printer, level = _Printer(), logger.level
+    import logging
+
+    logger, printer = logging.getLogger(__name__), logging.StreamHandler()
+    level = logger.level
     logger.addHandler(printer)
     logger.setLevel(logging.INFO)
     try:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from tokenization.bpe import Ranks
+import numpy as np
+
 from tokenization.decoding import Decoder
 from tokenization.kernels import (
     BEHIND_FROM_CHARACTERS,
@@ -31,23 +32,23 @@ from tokenization.token_format import token_dtype
 class EncoderSwitch:
     """The kernels' encoder of one tokenizer, from the moment it is there.
 
-    pattern, byte_ids, ranks, special_ids: what native.Encoder takes. decoder: uses the kernels from the same moment on.
+    pattern, byte_ids, merge_ids, special_ids: what native.Encoder takes. decoder: uses the kernels from the same moment
+    on.
     """
 
     def __init__(
         self,
         pattern: str,
         vocab_size: int,
-        num_merges: int,
         byte_ids: Sequence[int],
-        ranks: Ranks,
+        merge_ids: np.ndarray,
         special_ids: Mapping[str, int],
         decoder: Decoder,
     ):
         self.encoder: Any = None  # a native.Encoder, once the kernels are loaded
         self.can_switch = have_kernels(pattern)
-        self._pattern, self._vocab_size, self._num_merges = pattern, vocab_size, num_merges
-        self._tables, self._decoder = (byte_ids, ranks, special_ids), decoder
+        self._pattern, self._vocab_size, self._num_merges = pattern, vocab_size, len(merge_ids)
+        self._tables, self._decoder = (byte_ids, merge_ids, special_ids), decoder
         self._encoded_plainly = 0  # characters since a thread was last asked to load the kernels
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class EncoderSwitch:
             load_behind(self.load)
 
     def load(self) -> None:
-        """Loads or compile the kernels and make the encoder, if that is possible."""
+        """Loads or compiles the kernels and makes the encoder, if that is possible."""
         if native := self.choose(KERNELS_FROM_BYTES).native:
             with step():
                 self.encoder_of(native)

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
-from urllib.request import url2pathname
 
 from tokenization.documents import JSON_LINES, PARQUET
 from tokenization.errors import InputError
@@ -102,6 +101,8 @@ class TextFiles:
 
     def _add_url(self, url: str) -> None:
         if url.startswith("file://"):
+            from urllib.request import url2pathname
+
             path = Path(url2pathname(url.removeprefix("file://")))
             self._add_folder(path) if path.is_dir() else self._add_glob(str(path))
             return

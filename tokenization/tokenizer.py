@@ -4,7 +4,7 @@
     decode    ids -> bytes -> text; what is not UTF-8 becomes U+FFFD
 
 Vocabulary and merges come from training.py, or from files: folder.py, interchange.py. Whole files are encoded by
-encoding.py.
+encoding.py. What only some calls need is imported by them, so that a program that encodes a line starts soon.
 """
 
 import hashlib
@@ -12,18 +12,18 @@ import json
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenization import formats
-from tokenization.bpe import Merges, Ranks, Vocabulary, merge_by_rank
-from tokenization.corpus import available_cores
+from tokenization.bpe import Merges, Ranks, Vocabulary, find_merge_ids, merge_by_rank, rank_merges
 from tokenization.decoding import Decoder
-from tokenization.encoding import EncodingReport, encode_files
 from tokenization.errors import InputError
-from tokenization.folder import read_folder, write_folder
+from tokenization.folder import read_folder, tokenizer_files, write_folder
+from tokenization.kept_tables import Table, key_of, read_table, write_table
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -36,8 +36,11 @@ from tokenization.pretokenization import (
     split_on_special_tokens,
 )
 from tokenization.switching import EncoderSwitch
-from tokenization.token_file import TokenFile
 from tokenization.token_format import token_dtype
+
+if TYPE_CHECKING:
+    from tokenization.encoding import EncodingReport
+    from tokenization.token_file import TokenFile
 
 MAX_CACHED_PRETOKENS = 1 << 18
 PIECE_CHARACTERS = 1 << 16  # of a long text or a stream, encoded at once
@@ -48,23 +51,25 @@ class Tokenizer:
 
     vocab: {id: bytes}. merges: pairs of byte strings, in order of creation. special_tokens: never split; where two of
     them overlap, the longer one wins; one that the vocabulary lacks is appended to it. pattern: a regular expression
-    that splits text before any merge. Raises InputError where these do not fit together.
+    that splits text before any merge. merge_ids: the ids of each merge, (left, right, merged), int64, shape (merges,
+    3), where they are known and merges is None. Raises InputError where these do not fit together.
     """
 
     def __init__(
         self,
         vocab: Vocabulary,
-        merges: Merges,
+        merges: Merges | None,
         special_tokens: Sequence[str] | None = None,
         pattern: str = GPT2_PATTERN,
+        merge_ids: np.ndarray | None = None,
     ):
         self.vocab = dict(vocab)
-        self.merges = list(merges)
         check_special_tokens(special_tokens or [])
         self.special_tokens = list(dict.fromkeys(special_tokens or []))
         self.pattern = pattern
         check_pattern(pattern)
-        ids = {token: token_id for token_id, token in self.vocab.items()}
+        wanted = {bytes([value]) for value in range(256)} | {special.encode() for special in self.special_tokens}
+        ids = {token: token_id for token_id, token in vocab.items() if merges is not None or token in wanted}
         for special in self.special_tokens:
             if special.encode() not in ids:
                 ids[special.encode()] = new_id = max(self.vocab, default=-1) + 1
@@ -73,22 +78,13 @@ class Tokenizer:
         self._decoder = Decoder(self.vocab, self.vocab_size)
         self._special_ids = {special: ids[special.encode()] for special in self.special_tokens}
         self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
-        self._ranks: Ranks = {}
-        for rank, (left, right) in enumerate(self.merges):
-            try:
-                self._ranks.setdefault((ids[left], ids[right]), (rank, ids[left + right]))
-            except KeyError as error:
-                missing = error.args[0]
-                raise InputError(
-                    f"merge {rank + 1}, {left!r} with {right!r}: {missing!r} is not in the vocabulary"
-                ) from None
+        self._merge_ids = find_merge_ids(merges or [], ids) if merge_ids is None else merge_ids
         self._cache: dict[str, list[int]] = {}
         self.switch = EncoderSwitch(
             pattern,
             self.vocab_size,
-            len(self.merges),
             self._byte_ids,
-            self._ranks,
+            self._merge_ids,
             self._special_ids,
             self._decoder,
         )
@@ -128,11 +124,30 @@ class Tokenizer:
 
         Raises InputError where it is damaged, or would give other ids here than with its own library.
         """
-        return cls(*read_folder(folder))
+        files = tokenizer_files(folder)
+        key = key_of(files)
+        if key and (kept := read_table(key)):
+            return cls(kept.vocab, None, kept.special_tokens, kept.pattern, kept.merge_ids)
+        tokenizer = cls(*read_folder(folder))
+        if key and key == key_of(files):
+            table = Table(tokenizer.vocab, tokenizer._merge_ids, tokenizer.special_tokens, tokenizer.pattern)
+            write_table(key, table)
+        return tokenizer
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes vocab.json, merges.txt and tokenizer_config.json into a folder; all of them or none."""
         write_folder(folder, formats.TokenizerDefinition(self.vocab, self.merges, self.special_tokens, self.pattern))
+
+    @cached_property
+    def merges(self) -> Merges:
+        """The merges, pairs of byte strings in order of creation; made when they are first asked for."""
+        lefts, rights, _ = self._merge_ids.T.tolist()
+        token_of = self.vocab.__getitem__
+        return list(zip(map(token_of, lefts), map(token_of, rights), strict=True))
+
+    @cached_property
+    def _ranks(self) -> Ranks:
+        return rank_merges(self._merge_ids)
 
     @property
     def digest(self) -> str:
@@ -172,6 +187,10 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             raise InputError("texts is a string; it must be a list of them")
+        from concurrent.futures import ThreadPoolExecutor
+
+        from tokenization.corpus import available_cores
+
         groups = list(group_texts(texts, PIECE_CHARACTERS))
         threads = min(num_threads or available_cores(), len(groups))
         if threads < 2 or self.switch.encoder_for(sum(len(text) for group in groups for text in group)) is None:
@@ -269,9 +288,9 @@ class Tokenizer:
         num_processes: int | None = None,
         errors: str = "strict",
         progress: bool = False,
-        report: EncodingReport | None = None,
+        report: "EncodingReport | None" = None,
         text_field: str | None = None,
-    ) -> TokenFile:
+    ) -> "TokenFile":
         """Encodes files into one token file, in parallel; the same bytes for any number of processes.
 
         A file of text is one document or several: where one does not end with <|endoftext|> and another follows, that
@@ -280,6 +299,8 @@ class Tokenizer:
         errors: "strict" or "replace", for bytes that are not UTF-8. report: filled in. Raises InputError for unreadable
         or empty text, and an output that cannot be written.
         """
+        from tokenization.encoding import encode_files
+
         title = "encoding" if progress else ""
         return encode_files(self, inputs, output, num_processes, errors, title, report, text_field)
 

@@ -14,9 +14,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
-from tokenization.bpe import Merges, Ranks, merge_by_rank
+from tokenization.bpe import Merges, merge_by_rank, rank_merges
 from tokenization.plots import curve_colour, curve_style, new_figure, plain, save
 from tokenization.pretokenization import CHUNK_CHARACTERS, cut_into_chunks, pretokenize, split_on_special_tokens
 from tokenization.tokenizer import Tokenizer, to_utf8
@@ -66,10 +67,9 @@ def chunks(texts: Sequence[str], tokenizer: Tokenizer, progress: bool) -> Iterat
 def count_applied(merges: Merges, pretokens: Mapping[str, int], progress: bool = False) -> Counter[int]:
     """Returns, for each rank, how many merges in all the pre-tokens need that merge, and none of a higher rank."""
     numbers = {bytes([value]): value for value in range(256)}
-    ranks: Ranks = {}
-    for rank, (left, right) in enumerate(merges):
-        first, second, merged = (numbers.setdefault(token, len(numbers)) for token in (left, right, left + right))
-        ranks.setdefault((first, second), (rank, merged))
+    spelt = ((left, right, left + right) for left, right in merges)
+    rows = [[numbers.setdefault(token, len(numbers)) for token in tokens] for tokens in spelt]
+    ranks = rank_merges(np.array(rows, np.int64).reshape(-1, 3))
     needed: Counter[int] = Counter()
     bar = tqdm(pretokens.items(), desc="merging", unit="pre-token", unit_scale=True, disable=not progress, delay=0.5)
     for pretoken, count in bar:

@@ -12,7 +12,7 @@ import pytest
 from helpers.native import NEVER, take_kernels_from
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, corpus, train_bpe, training
-from tokenization.bpe import learn_merges, merge_by_rank, merge_word
+from tokenization.bpe import find_merge_ids, learn_merges, merge_by_rank, merge_word, rank_merges
 from tokenization.pretokenization import count_pretokens, cut_into_chunks
 
 HANDOUT = {b"low": 5, b"lower": 2, b"widest": 3, b"newest": 6}
@@ -73,7 +73,7 @@ def test_merges_equal_brute_force(seed):
     assert vocab == dict(enumerate([*(bytes([value]) for value in range(256)), *(a + b for a, b in expected)]))
     assert len(set(vocab.values())) == len(vocab)
     ids = {token: token_id for token_id, token in vocab.items()}
-    ranks = {(ids[a], ids[b]): (rank, ids[a + b]) for rank, (a, b) in enumerate(merges)}
+    ranks = rank_merges(find_merge_ids(merges, ids))
     for pretoken, word in zip(counts, words, strict=True):  # encoding a pre-token ends where training ended
         assert tuple(vocab[token_id] for token_id in merge_by_rank(list(pretoken), ranks)) == word
 

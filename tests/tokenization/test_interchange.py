@@ -357,14 +357,14 @@ def test_commands(small, tmp_path, monkeypatch, capsys) -> None:
 def merges_by_merging(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Merges the bytes of each token by all older ones, as tiktoken itself would."""
     merges: list[tuple[bytes, bytes]] = []
-    known: dict[tuple[int, int], tuple[int, int]] = {}
+    known: dict[int, int] = {}
     by_rank = sorted((rank, token) for token, rank in ranks.items())
     tokens = dict(by_rank)
     for rank, token in by_rank:
         if len(token) > 1:
             pair = merge_by_rank([ranks[bytes([value])] for value in token], known)
             if len(pair) == 2:
-                known[pair[0], pair[1]] = (rank, rank)
+                known[pair[0] << 32 | pair[1]] = rank << 32 | rank
                 merges.append((tokens[pair[0]], tokens[pair[1]]))
     return merges
 

@@ -29,6 +29,7 @@ API = {
     "PyList_SetItem": (WORD, [POINTER, LONG, POINTER]),
     "PyLong_AsLongLong": (LONG, [POINTER]),
     "PyLong_FromLongLong": (POINTER, [LONG]),
+    "PyTuple_GetItem": (POINTER, [POINTER, LONG]),
     "PyTuple_New": (POINTER, [LONG]),
     "PyTuple_SetItem": (WORD, [POINTER, LONG, POINTER]),
     "PyUnicode_DecodeUTF8": (POINTER, [POINTER, LONG, POINTER]),

@@ -1,7 +1,6 @@
 """Characters as kernels see them: UTF-8, and the classes of a split pattern, one bit each, for every code point."""
 
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 import regex
@@ -19,6 +18,8 @@ from tokenization.patterns import Parts
     SPACE,
     CUT,  # before white space, and after a line end: text may be cut between the two (see text.last_cut)
 ) = (1 << bit for bit in range(7))
+
+PLANE = 1 << 16  # code points
 
 
 def class_table(parts: Parts) -> np.ndarray:
@@ -40,19 +41,14 @@ def _class_table(any_lead: bool, marks: bool, cased: bool, mark_signs: bool, cut
         kinds |= {r"\p{L}": LOWER | CUT}
         if marks:
             kinds |= {r"\p{M}": LOWER | mark}
-    for kind, classes in kinds.items():
-        for start, end in code_points(kind):
-            table[start:end] = classes
+    for first in range(0, len(table), PLANE):  # one after the other, for other threads wait meanwhile
+        plane = np.arange(first, first + PLANE, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
+        for kind, classes in kinds.items():
+            for match in regex.finditer(f"{kind}+", plane):
+                table[first + match.start() : first + match.end()] = classes
     table[ord(" ")] |= LEAD
     table[[ord("\r"), ord("\n")]] = SPACE
     return table
-
-
-def code_points(kind: str) -> Iterator[tuple[int, int]]:
-    """Yields the ranges (first, behind the last) of the code points that a class of `regex` matches."""
-    text = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    for match in regex.finditer(f"{kind}+", text):
-        yield match.span()
 
 
 @compiled

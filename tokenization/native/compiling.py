@@ -10,7 +10,6 @@ no process has used them for a day.
 import functools
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,12 +21,12 @@ from typing import Any, TypeVar, cast
 import llvmlite  # type: ignore[import-untyped]
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
+from tokenization.caches import places
 from tokenization.files import writing
 from tokenization.native.calling import add_symbols, built_in
 from tokenization.native.source import Source
 from tokenization.native.translation import translate
 
-CACHE_VARIABLE = "TOKENIZATION_CACHE_DIR"
 PREFIX = "kernels-"
 UNUSED_SECONDS = 24 * 3600  # after which the cache of other sources is deleted
 
@@ -181,19 +180,10 @@ def sources_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def places() -> list[Path]:
-    """Returns where the cache may lie, the best place first: beside the sources, or in the user's cache."""
-    if told := os.environ.get(CACHE_VARIABLE):
-        return [Path(told)]
-    home = Path.home()
-    users = {"darwin": home / "Library/Caches", "win32": home / "AppData/Local"}.get(sys.platform, home / ".cache")
-    return [Path(__file__).parent / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or users) / "tokenization"]
-
-
 @functools.cache
 def cache_folder() -> str:
     """Returns the folder that caches the kernels of these very sources; "" where no place can be written."""
-    for place in places():
+    for place in places(Path(__file__).parent):
         folder = place / (PREFIX + sources_digest())
         try:
             mark_used(folder)

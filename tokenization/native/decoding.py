@@ -28,15 +28,17 @@ class Decoder:
     """The bytes of each token as kernels read them. tokens: by id, None where an id is unknown."""
 
     def __init__(self, tokens: Sequence[bytes | None]) -> None:
+        known = np.fromiter((token is not None for token in tokens), np.bool_, len(tokens))
         lengths = np.fromiter((len(token or b"") for token in tokens), np.int64, len(tokens))
-        entries = np.cumsum(lengths) - lengths << LENGTH_BITS | lengths
-        entries[[token is None for token in tokens]] = -1
+        entries = np.where(known, np.cumsum(lengths) - lengths << LENGTH_BITS | lengths, -1)
+        step = 1 << 14  # tokens joined at once: other threads wait for each step, and not for all of them
+        parts = [b"".join(filter(None, tokens[start : start + step])) for start in range(0, len(tokens), step)]
         self._head = Head(
             DECODER_FIELDS,
             {
                 ENTRIES: entries,
                 NUM_TOKENS: len(tokens),
-                TOKENS: np.frombuffer(b"".join(filter(None, tokens)) + bytes(PADDING), np.uint8),
+                TOKENS: np.frombuffer(b"".join([*parts, bytes(PADDING)]), np.uint8),
                 ERRORS: np.frombuffer(b"replace\0", np.uint8),
                 TEXT: 0,  # each worker has its own
                 ROOM: 0,

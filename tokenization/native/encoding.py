@@ -71,13 +71,13 @@ def can_encode(vocab_size: int, num_merges: int) -> bool:
 class Encoder:
     """A tokenizer's merges and ids as kernels read them, and a table of pre-tokens that all threads share.
 
-    byte_ids: 256, -1 where a byte has no token. ranks: {(left id, right id): (rank, merged id)}.
+    byte_ids: 256, -1 where a byte has no token. merge_ids: left, right and merged id of each merge, the oldest first.
     """
 
     def __init__(
         self,
         byte_ids: Sequence[int],
-        ranks: Mapping[tuple[int, int], tuple[int, int]],
+        merge_ids: np.ndarray,
         special_ids: Mapping[str, int],
         pattern: str,
         dtype: np.dtype,
@@ -88,13 +88,16 @@ class Encoder:
         self._and_between = SpecialTokens({**special_ids, BETWEEN_CHARACTER: self._mark})
         self._has_separator = END_OF_TEXT in special_ids
         self._of_documents = SpecialTokens({BETWEEN_CHARACTER: special_ids.get(END_OF_TEXT, self._mark)})
+        pairs = merge_ids[:, 0] << ID_BITS | merge_ids[:, 1]
+        ranks = np.unique(pairs, return_index=True)[1]  # of a merge that is listed twice, the first counts
+        rows = np.column_stack([merge_ids[ranks, :2], ranks, merge_ids[ranks, 2]])
         bits = max(4, (2 * len(ranks) + 1).bit_length())
         self._head = Head(
             ENCODER_FIELDS,
             {
                 MERGES: large_zeros(1 << bits, np.int64),
                 MERGES_SHIFT: 67 - bits,
-                MERGED_IDS: np.zeros(max((rank for rank, _ in ranks.values()), default=0) + 1, np.uint32),
+                MERGED_IDS: np.zeros(len(merge_ids) + 1, np.uint32),
                 BYTE_MERGES: np.empty(1 << 16, np.uint32),
                 BYTE_IDS: np.array(byte_ids, np.int64),
                 WIDTH: dtype.itemsize,
@@ -102,8 +105,7 @@ class Encoder:
                 CAPACITY: 0,
             },
         )
-        rows = np.fromiter((value for pair, merge in ranks.items() for value in (*pair, *merge)), np.int64)
-        largest = max(*byte_ids, *special_ids.values(), int(rows[3::4].max(initial=0)))
+        largest = max(*byte_ids, *special_ids.values(), int(rows[:, 3].max(initial=0)))
         self._mark_is_free = self._mark > largest
         self._numbers, self._width = numbers_below(largest + 1), dtype.itemsize
         self._list: Callable[..., Any] = built_in_of(list_ids)

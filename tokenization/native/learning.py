@@ -15,7 +15,6 @@ Pairs rarer than a floor are not listed. If the heap runs empty too early, learn
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from tokenization.errors import InputError
 from tokenization.native.cells import (
@@ -121,6 +120,8 @@ def begin_training(trainer: Trainer, vocab: Sequence[bytes], tie_order: Sequence
 def run_trainer(trainer: Trainer, vocab_size: int, progress: bool) -> int:
     """Makes merges until the vocabulary is full (DONE) or no pair is as frequent as the floor (UNDER_FLOOR)."""
     known = trainer[NUM_TOKENS]
+    from tqdm import tqdm  # which takes long to import
+
     with tqdm(total=vocab_size - known, desc="merging", unit="merge", disable=not progress, delay=0.5) as bar:
         while trainer[NUM_TOKENS] < vocab_size:
             status = make_merges(trainer.address, STEPS)

@@ -8,9 +8,12 @@ from tokenization.native.objects import new_list, share_item
 
 
 @functools.cache
-def numbers_below(count: int) -> list[int]:
+def numbers_below(count: int) -> tuple[int, ...]:
     """Returns the numbers from 0 on, which all lists share."""
-    return list(range(count))
+    numbers: list[int] = []
+    for start in range(0, count, 1 << 14):  # other threads wait for each step, and not for all of them
+        numbers += range(start, min(start + (1 << 14), count))
+    return tuple(numbers)  # which Python's search for garbage passes over
 
 
 @compiled

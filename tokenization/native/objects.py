@@ -39,8 +39,8 @@ def number_at(builder: Any, listed: Any, index: Any) -> Any:
 
 @instruction
 def share_item(builder: Any, source: Any, place: Any, target: Any, index: Any) -> None:
-    """Puts the object at a place of one list, which has it, at an index of another."""
-    item = _call(builder, "PyList_GetItem", source, place)
+    """Puts the object at a place of a tuple, which has it, at an index of a list."""
+    item = _call(builder, "PyTuple_GetItem", source, place)
     _call(builder, "Py_IncRef", item)
     _call(builder, "PyList_SetItem", target, index, item)
 

@@ -63,7 +63,7 @@ def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
 def new_encoder(tokenizer: Tokenizer, dtype: str = "<u2") -> native.Encoder:
     """An encoder with tables of its own."""
     return native.Encoder(
-        tokenizer._byte_ids, tokenizer._ranks, tokenizer._special_ids, tokenizer.pattern, np.dtype(dtype)
+        tokenizer._byte_ids, tokenizer._merge_ids, tokenizer._special_ids, tokenizer.pattern, np.dtype(dtype)
     )
 
 
