@@ -198,7 +198,7 @@ def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     from lm.model.transformer import TransformerLM
     from lm.optim.adamw import AdamW
     from lm.optim.clipping import clip_gradients
-    from lm.training.data import RandomWindows
+    from lm.training.windows import RandomWindows
     from tokenization import TokenFile
 
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ from lm.runs.folder import DIVERGED
 from lm.runs.lock import run_lock
 from lm.strict_json import to_json
 from lm.training.checks import check_length
+from lm.training.mixture import read_sources
 from lm.training.parser import SettingsCLI
 from tokenization import InputError
 from tokenization.outputs import check_folder
@@ -47,7 +48,8 @@ class Settings(SettingsCLI):
 def read_files(paths: list[str], config: Namespace) -> list[Path]:
     """Lists the files and folders that a run reads."""
     data = config.data
-    return [Path(path) for path in (*paths, data.train_path, data.val_path, data.tokenizer)]
+    sources = (source.path for source in read_sources(data.train_path))
+    return [Path(path) for path in (*paths, *sources, data.val_path, data.tokenizer)]
 
 
 class Sweep:

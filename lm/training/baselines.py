@@ -47,7 +47,7 @@ class Baselines(Callback):
         if self.order and trainer.is_global_zero and isinstance(data, TokenDataModule) and data.num_val_batches:
             self.lines = kept_or_measured(data, self.order)
             if self.lines:
-                trainer.print(f"{data.paths['validate']}: {in_words(self.lines)}", flush=True)
+                trainer.print(f"{data.val_path}: {in_words(self.lines)}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.lines or trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -60,7 +60,7 @@ class Baselines(Callback):
         if not self.lines or reached is None or "trigram" not in self.lines:
             return
         tokens = data.tokens_after(trainer.global_step)
-        enough = min(ENOUGH_TOKENS, len(data.files["fit"]))
+        enough = min(ENOUGH_TOKENS, data.num_train_tokens)
         if tokens >= enough and float(reached) > self.lines["trigram"]:
             print(
                 f"lm fit: {float(reached):.3f} bits per byte after {tokens:,} tokens: a trigram table has"
@@ -96,17 +96,18 @@ def kept_or_measured(data: TokenDataModule, order: int) -> Lines:
     The file is a cache: one about other tokens is replaced, one that is damaged or another program's is left alone, and
     where none can be written, they are measured at each start.
     """
-    training, validation = data.files["fit"], data.files["validate"]
+    validation = data.files["validate"]
     windows = data.num_val_batches * data.batch_size * data.context_length
     scored = min(MOST_SCORED, len(validation), windows + 1)
     about = {
-        "train_sha256": training.description.data_sha256,
+        "train_sha256": data.train_sha256,
         "val_sha256": validation.description.data_sha256,
-        "counted_tokens": min(MOST_TOKENS, len(training)),
+        "counted_tokens": min(MOST_TOKENS, data.num_train_tokens),
         "scored_tokens": scored,
         "order": order,
     }
-    path = Path(f"{data.paths['fit'].rstrip('/')}.baselines.json")
+    name = data.sources[0].path.rstrip("/") + (".mixture" if len(data.sources) > 1 else "")
+    path = Path(f"{name}.baselines.json")
     kept = read_kept(path)
     if kept is not None and kept["about"] == about:
         return dict(kept["bits_per_byte"])
@@ -134,7 +135,7 @@ def digest(content: dict[str, Any]) -> str:
 
 def measure(data: TokenDataModule, scored: int, order: int) -> Lines:
     """Returns the lines; none for files too short to say anything."""
-    training, validation = data.files["fit"].tokens[:MOST_TOKENS], data.files["validate"].tokens[:scored]
+    training, validation = data.first_train_tokens(MOST_TOKENS), data.files["validate"].tokens[:scored]
     if min(len(training), len(validation)) < FEWEST_TOKENS:
         return {}
     about = data.files["validate"].description

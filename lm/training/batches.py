@@ -3,6 +3,7 @@
 Token files are data.py's; another loader's mistake is reported in one line.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,14 @@ Batch = tuple[Tensor, Tensor]  # inputs and targets, each (batch, seq), int64
 
 def gather_windows(tokens: Tokens, starts: np.ndarray, context_length: int) -> Batch:
     """Returns inputs and targets, each (len(starts), context_length), int64; targets are the inputs' next tokens."""
+    return gather_mixed_windows([tokens] * len(starts), starts, context_length)
+
+
+def gather_mixed_windows(tokens: Sequence[Tokens], starts: np.ndarray, context_length: int) -> Batch:
+    """Returns inputs and targets as `gather_windows` does; window r is of tokens[r]."""
     windows = np.empty((len(starts), context_length + 1), np.int64)
-    for row, start in zip(windows, starts.tolist(), strict=True):
-        row[:] = tokens[start : start + context_length + 1]
+    for row, of_row, start in zip(windows, tokens, starts.tolist(), strict=True):
+        row[:] = of_row[start : start + context_length + 1]
     windows_tensor = torch.from_numpy(windows)
     # Contiguous: a strided tensor reaches a GPU through memory that is not pinned, and that blocks.
     return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()

@@ -32,6 +32,7 @@ from lm.training.plugins import RunCheckpointIO, RunLogger
 from lm.training.progress import ProgressLines, ending, time_is_up
 from lm.training.resume import Resume, compare_processes, find_resume, from_here_on, locate_checkpoint, take_folder
 from lm.training.sharding import FullySharded
+from lm.training.source_figures import SourceFigures
 from lm.training.throughput import Throughput
 from tokenization import InputError
 
@@ -160,7 +161,9 @@ class RunCLI(SettingsCLI):
         """Makes the trainer from the settings, these parts and a run's own callbacks."""
         settings = self.settings.trainer
         progress = ProgressLines() if settings.enable_progress_bar is False else TrainingBar()
-        self.trainer_defaults["callbacks"] = [Throughput(), StopWhenDiverged(), Overfitting(), progress]
+        sources = [SourceFigures(self.datamodule)] if len(self.datamodule.sources) > 1 else []
+        own = [Throughput(), StopWhenDiverged(), Overfitting(), *sources, progress]
+        self.trainer_defaults["callbacks"] = own
         trainer = super().instantiate_trainer(**parts)
         if self.world is not None:
             self.world.check(trainer)

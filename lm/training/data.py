@@ -1,6 +1,7 @@
 """Makes batches from token files, each a pure function of its number:
 
-    training    batch i = batch_size windows of context_length + 1 tokens, at offsets drawn from (seed, i)
+    training    batch i = batch_size windows of context_length + 1 tokens, at offsets drawn from (seed, i); with
+                several sources (mixture.py), each from one that is drawn by its weight
     validation  batch i = the next batch_size adjacent windows, from the beginning of the file
 
 So a run has a length, a resumed run needs only its step to continue with the same batches, and every validation sees
@@ -17,9 +18,10 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from lm.machine.signals import SIGNALS, SYNONYMS
-from lm.training.batches import Batch, gather_windows
+from lm.training.batches import Batch
+from lm.training.mixture import Drawn, Mixture, compare_shares, read_sources, sources_of
+from lm.training.windows import MixedWindows, RandomWindows, SequentialWindows
 from tokenization import InputError, TokenFile, Tokenizer
-from tokenization.token_set import Tokens
 
 
 class InOrder(DistributedSampler[int]):
@@ -30,61 +32,13 @@ class InOrder(DistributedSampler[int]):
         return (number % batches for number in range(self.rank, self.total_size, self.num_replicas))
 
 
-def random_starts(seed: int, batch_index: int, batch_size: int, num_starts: int) -> np.ndarray:
-    """Returns offsets uniform in [0, num_starts), (batch_size,) int64, the same with every version of NumPy.
-
-    NumPy guarantees the words of a SeedSequence across versions, but not what its generators make of them.
-    """
-    words = np.random.SeedSequence((seed, batch_index)).generate_state(batch_size, np.uint64)
-    return (words % np.uint64(num_starts)).astype(np.int64)
-
-
-class RandomWindows(Dataset[Batch]):
-    """A dataset of num_batches batches of random windows; item i is batch number first_batch + i."""
-
-    def __init__(
-        self,
-        tokens: Tokens,
-        context_length: int,
-        batch_size: int,
-        seed: int,
-        num_batches: int,
-        first_batch: int = 0,
-    ):
-        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
-        self.seed, self.num_batches, self.first_batch = seed, num_batches, first_batch
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __getitem__(self, index: int) -> Batch:
-        num_starts = len(self.tokens) - self.context_length
-        starts = random_starts(self.seed, self.first_batch + index, self.batch_size, num_starts)
-        return gather_windows(self.tokens, starts, self.context_length)
-
-
-class SequentialWindows(Dataset[Batch]):
-    """A dataset of all adjacent windows, in batches; a remainder too short for a window is left out."""
-
-    def __init__(self, tokens: Tokens, context_length: int, batch_size: int):
-        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
-        self.num_windows = (len(tokens) - 1) // context_length
-
-    def __len__(self) -> int:
-        return -(-self.num_windows // self.batch_size)
-
-    def __getitem__(self, index: int) -> Batch:
-        first = index * self.batch_size
-        windows = np.arange(first, min(first + self.batch_size, self.num_windows))
-        return gather_windows(self.tokens, windows * self.context_length, self.context_length)
-
-
 class TokenDataModule(LightningDataModule):
     """Serves a training and a validation token file encoded by the same tokenizer.
 
     Args:
-        train_path: token file to draw training windows from, written by `tokenization encode`.
-        val_path: token file to validate on.
+        train_path: token file, or folder of a token set, to draw training windows from, made by `tokenization encode`;
+            several with weights, as stories.bin:0.7,english.tokens:0.3, or a list of {path, weight}.
+        val_path: token file or token set to validate on.
         tokenizer: folder of the tokenizer that encoded both; it is copied into the run's folder.
         context_length: tokens per window; the model's.
         vocab_size: the model's; every token id must be below it.
@@ -95,7 +49,7 @@ class TokenDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train_path: str,
+        train_path: str | list[dict[str, Any]],
         val_path: str,
         tokenizer: str,
         context_length: int,
@@ -109,19 +63,24 @@ class TokenDataModule(LightningDataModule):
             raise ValueError(
                 f"batch_size {batch_size} must be at least 1, num_workers {num_workers} and seed {seed} at least 0"
             )
-        self.paths = {"fit": train_path, "validate": val_path}
+        self.sources = read_sources(train_path)
+        names = ", ".join(source.path for source in self.sources)
+        self.train_name = names if len(self.sources) == 1 else f"data.train_path: {names}"
+        self.val_path = val_path
         self.tokenizer_path = tokenizer
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
-        self.files: dict[str, TokenFile] = {}
+        self.files: dict[str, TokenFile] = {}  # "fit" if there is one source, and "validate"
+        self.mixture: Mixture | None = None  # of several sources
+        self.drawn: Drawn | None = None
         self.num_val_batches = 0  # on all devices together
 
     def setup(self, stage: str) -> None:
         """Opens and checks the files that a stage needs, once; "validate" needs no training file."""
-        if stage in self.files:
+        if "validate" in self.files and (stage != "fit" or self.mixture is not None or "fit" in self.files):
             return
         self.tokenizer = Tokenizer.load(self.tokenizer_path)
         if self.tokenizer.vocab_size > self.vocab_size:
@@ -129,32 +88,42 @@ class TokenDataModule(LightningDataModule):
                 f"{self.tokenizer_path}: has {self.tokenizer.vocab_size} tokens, too many for model.vocab_size"
                 f" {self.vocab_size}; set --model.vocab_size {self.tokenizer.vocab_size}"
             )
-        names = ("fit", "validate") if stage == "fit" else ("validate",)
-        # The first process on a node reads every byte; the others, and those that load batches, rely on it.
-        verify = self.trainer is None or self.trainer.local_rank == 0
-        others = self.num_workers > 0 or (self.trainer is not None and self.trainer.world_size > 1)
-        for name in names:
-            file = TokenFile.open(self.paths[name], verify)
-            if others:
-                file.verify_rest()
-            file.check_tokenizer(
-                self.tokenizer_path,
-                self.tokenizer.digest,
-                "encode the text with it again: `tokenization encode TEXT --tokenizer"
-                f" {self.tokenizer_path} --output {file.path}`",
+        if stage == "fit":
+            self._open_sources()
+        self.files["validate"] = self._open(self.val_path)
+
+    def _open_sources(self) -> None:
+        files = [self._open(source.path) for source in self.sources]
+        windows = sum(len(file) - self.context_length for file in files)
+        if windows < self.batch_size:
+            raise InputError(
+                f"{self.train_name}: {sum(map(len, files))} tokens have {windows} windows of {self.context_length + 1},"
+                f" fewer than data.batch_size {self.batch_size}; use more text or smaller batches"
             )
-            if len(file) <= self.context_length:
-                raise InputError(
-                    f"{file.path}: holds {len(file)} tokens, too few for a context_length of {self.context_length};"
-                    " use more text or a shorter context"
-                )
-            if name == "fit" and len(file) - self.context_length < self.batch_size:
-                raise InputError(
-                    f"{file.path}: {len(file)} tokens have {len(file) - self.context_length} windows of"
-                    f" {self.context_length + 1}, fewer than data.batch_size {self.batch_size}; use more text or"
-                    " smaller batches"
-                )
-            self.files[name] = file
+        if len(files) == 1:
+            self.files["fit"] = files[0]
+        else:
+            self.mixture = Mixture(self.sources, files)
+            self.drawn = Drawn(self.mixture, self.seed, self.batch_size)
+
+    def _open(self, path: str) -> TokenFile:
+        """Opens a token file, and checks that it fits the tokenizer and the context."""
+        # The first process on a node reads every byte; the others, and those that load batches, rely on it.
+        file = TokenFile.open(path, verify=self.trainer is None or self.trainer.local_rank == 0)
+        if self.num_workers > 0 or (self.trainer is not None and self.trainer.world_size > 1):
+            file.verify_rest()
+        file.check_tokenizer(
+            self.tokenizer_path,
+            self.tokenizer.digest,
+            f"encode the text with it again: `tokenization encode TEXT --tokenizer {self.tokenizer_path} --output"
+            f" {file.path}`",
+        )
+        if len(file) <= self.context_length:
+            raise InputError(
+                f"{file.path}: holds {len(file)} tokens, too few for a context_length of {self.context_length};"
+                " use more text or a shorter context"
+            )
+        return file
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
@@ -163,11 +132,21 @@ class TokenDataModule(LightningDataModule):
         batches_per_step = self.trainer.accumulate_grad_batches * self.trainer.world_size
         # The dataset keeps its full length after a resume: Lightning counts the earlier batches too.
         num_batches = self.trainer.max_steps * batches_per_step
+        self.source_figures()  # counting begins here
         return self._loader(self._windows(num_batches, first_batch=self.trainer.global_step * batches_per_step))
 
-    def _windows(self, num_batches: int, first_batch: int) -> RandomWindows:
-        tokens = self.files["fit"].tokens
-        return RandomWindows(tokens, self.context_length, self.batch_size, self.seed, num_batches, first_batch)
+    def _windows(self, num_batches: int, first_batch: int) -> RandomWindows | MixedWindows:
+        how = (self.context_length, self.batch_size, self.seed, num_batches, first_batch)
+        if self.mixture is not None:
+            return MixedWindows(self.mixture, *how)
+        return RandomWindows(self.files["fit"].tokens, *how)
+
+    def source_figures(self) -> dict[str, tuple[float, float]]:
+        """Returns each source's share of the windows so far, and the passes over it; nothing for a single one."""
+        if self.drawn is None or self.trainer is None:
+            return {}
+        self.drawn.count_to(self.trainer.global_step, self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        return self.drawn.figures(self.context_length)
 
     def tokens_after(self, step: int) -> int:
         """Returns the training tokens that this many optimizer steps read, on all devices together."""
@@ -176,8 +155,29 @@ class TokenDataModule(LightningDataModule):
         return batches * self.batch_size * self.context_length
 
     def passes_after(self, step: int) -> float:
-        """Returns how often this many optimizer steps read the training file, on average."""
-        return self.tokens_after(step) / len(self.files["fit"])
+        """Returns how often this many optimizer steps read the training tokens, on average."""
+        return self.tokens_after(step) / self.num_train_tokens
+
+    @property
+    def train_files(self) -> list[TokenFile]:
+        """The opened token files to train on."""
+        return [self.files["fit"]] if self.mixture is None else self.mixture.files
+
+    @property
+    def train_sha256(self) -> str:
+        """The digest of the training tokens; of a mixture, that of its sources and their shares."""
+        return self.files["fit"].description.data_sha256 if self.mixture is None else self.mixture.digest
+
+    @property
+    def num_train_tokens(self) -> int:
+        """The number of all tokens to train on."""
+        return sum(map(len, self.train_files))
+
+    def first_train_tokens(self, most: int) -> np.ndarray:
+        """Returns the beginning of the training tokens, (most,) at most; of a mixture, of each source by its share."""
+        shares = [1.0] if self.mixture is None else map(float, self.mixture.shares)
+        parts = [file.tokens[: int(share * most)] for file, share in zip(self.train_files, shares, strict=True)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def training_batches(self, numbers: range) -> Batch:
         """Returns these batches of the run once more, joined in one."""
@@ -214,13 +214,14 @@ class TokenDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint records of its data."""
+        self.source_figures()
         return {
             "tokenizer_sha256": self.tokenizer.digest,
-            "train_sha256": self.files["fit"].description.data_sha256,
+            "train_sha256": self.train_sha256,
             "val_sha256": self.files["validate"].description.data_sha256,
             "batch_size": self.batch_size,
             "seed": self.seed,
-        }
+        } | ({} if self.drawn is None else {"mixture": self.drawn.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises InputError if the checkpoint had another tokenizer, whose token ids mean something else."""
@@ -229,23 +230,28 @@ class TokenDataModule(LightningDataModule):
                 f"{self.tokenizer_path}: is not the tokenizer that the checkpoint was trained with (digest"
                 f" {self.tokenizer.digest[:12]}, not {state_dict['tokenizer_sha256'][:12]}); use the one in its folder"
             )
+        if self.drawn is not None and "mixture" in state_dict:
+            self.drawn.load_state_dict(state_dict["mixture"])
 
     def compare(self, old: dict[str, Any], allow_changed_data: bool) -> list[str]:
         """Lists what has changed since a checkpoint's data, a line each; InputError if a change is not allowed.
 
-        old: the checkpoint's state_dict of this class. Other token files need allow_changed_data.
+        old: the checkpoint's state_dict of this class. Other token files need allow_changed_data, and other weights
+        of the same files do not.
         """
         self.load_state_dict(old)
         changes, new = [], self.state_dict()
-        for name, path in (("train_sha256", self.paths["fit"]), ("val_sha256", self.paths["validate"])):
+        for name, path in (("train_sha256", self.train_name), ("val_sha256", self.val_path)):
             was, now = old[name][:12], new[name][:12]
-            if was != now and not allow_changed_data:
+            if was == now or (name == "train_sha256" and sources_of(old) == sources_of(new)):
+                continue
+            if not allow_changed_data:
                 raise InputError(
                     f"{path}: is not the data that the checkpoint was trained with (digest {now}, not {was}); put it"
                     " back, or go on with this one by --allow_changed_data true"
                 )
-            if was != now:
-                changes.append(f"{path}: digest {was} -> {now}")
+            changes.append(f"{path}: digest {was} -> {now}")
+        changes += compare_shares(old.get("mixture"), new.get("mixture"))
         for name in ("batch_size", "seed"):
             if old[name] != new[name]:
                 changes.append(f"data.{name}: {old[name]} -> {new[name]}")

@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 
 from lm.optim.schedule import cosine_warmup
 from lm.runs.checkpoint import load_checkpoint, load_model, load_tokenizer
-from lm.training.data import RandomWindows, SequentialWindows, TokenDataModule
+from lm.training.data import TokenDataModule
 from lm.training.module import LanguageModel
 from lm.training.recovery import Checkpoints
+from lm.training.windows import RandomWindows, SequentialWindows
 from tokenization import InputError, TokenFile
 
 

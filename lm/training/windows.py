@@ -1,0 +1,83 @@
+"""Windows of token files as batches, which follow from their numbers alone: random ones of one file or of several, and
+all of a file, one after another."""
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from lm.training.batches import Batch, gather_mixed_windows, gather_windows
+from lm.training.mixture import Mixture
+from tokenization.token_set import Tokens
+
+
+def random_starts(seed: int, batch_index: int, batch_size: int, num_starts: int) -> np.ndarray:
+    """Returns offsets uniform in [0, num_starts), (batch_size,) int64, the same with every version of NumPy.
+
+    NumPy guarantees the words of a SeedSequence across versions, but not what its generators make of them.
+    """
+    words = np.random.SeedSequence((seed, batch_index)).generate_state(batch_size, np.uint64)
+    return (words % np.uint64(num_starts)).astype(np.int64)
+
+
+class RandomWindows(Dataset[Batch]):
+    """A dataset of num_batches batches of random windows; item i is batch number first_batch + i."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        num_batches: int,
+        first_batch: int = 0,
+    ):
+        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
+        self.seed, self.num_batches, self.first_batch = seed, num_batches, first_batch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, index: int) -> Batch:
+        num_starts = len(self.tokens) - self.context_length
+        starts = random_starts(self.seed, self.first_batch + index, self.batch_size, num_starts)
+        return gather_windows(self.tokens, starts, self.context_length)
+
+
+class SequentialWindows(Dataset[Batch]):
+    """A dataset of all adjacent windows, in batches; a remainder too short for a window is left out."""
+
+    def __init__(self, tokens: Tokens, context_length: int, batch_size: int):
+        self.tokens, self.context_length, self.batch_size = tokens, context_length, batch_size
+        self.num_windows = (len(tokens) - 1) // context_length
+
+    def __len__(self) -> int:
+        return -(-self.num_windows // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        first = index * self.batch_size
+        windows = np.arange(first, min(first + self.batch_size, self.num_windows))
+        return gather_windows(self.tokens, windows * self.context_length, self.context_length)
+
+
+class MixedWindows(Dataset[Batch]):
+    """A dataset of num_batches batches of random windows of a mixture; item i is batch number first_batch + i."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        num_batches: int,
+        first_batch: int = 0,
+    ):
+        self.mixture, self.context_length, self.batch_size = mixture, context_length, batch_size
+        self.seed, self.num_batches, self.first_batch = seed, num_batches, first_batch
+        self.num_starts = np.array([len(file) - context_length for file in mixture.files], np.uint64)
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, index: int) -> Batch:
+        sources, words = self.mixture.draw(self.seed, self.first_batch + index, self.batch_size)
+        tokens = [self.mixture.files[number].tokens for number in sources.tolist()]
+        return gather_mixed_windows(tokens, (words % self.num_starts[sources]).astype(np.int64), self.context_length)
