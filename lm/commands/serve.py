@@ -12,6 +12,7 @@ from lm.commands import add_device, add_run, new_parser
 from lm.generation.writer import PRECISIONS
 from lm.loading import load
 from lm.machine.signals import heeded
+from lm.runs.manifest import training_facts
 from lm.serving.completions import Limits
 from lm.serving.engine import Engine
 from lm.serving.server import Server, run_server
@@ -67,7 +68,8 @@ def run(argv: list[str]) -> None:
     trained = load(args.run, args.device, args.precision)
     engine = Engine(trained.writer(args.slots), args.slots, args.queue)
     limits = replace(Limits(), max_tokens=args.max_tokens, seconds=float(args.timeout))
-    server = Server(engine, trained.tokenizer, trained.checkpoint.resolve().parent.name, limits, names, key)
+    name, facts = trained.checkpoint.resolve().parent.name, training_facts(trained.checkpoint)
+    server = Server(engine, trained.tokenizer, name, limits, names, key, facts)
 
     def ready(address: str, stop: asyncio.Event) -> None:
         for signum in heeded():

@@ -9,12 +9,13 @@ It imports no torch, so that a command can verify bytes without it. The archive 
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lm.runs.folder import CONFIG, SHARDS, TOKENIZER
+from lm.runs.folder import BEST, CONFIG, SHARDS, TOKENIZER
 from tokenization import InputError
 from tokenization.files import file_sha256
 
@@ -39,12 +40,14 @@ class DigestingFile:
 
 def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the step, the digests of data, tokenizer and configuration, and the SHA-256 of the tokenizer's files."""
+    best_loss = checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("best_loss", math.inf)
     config, tokenizer = folder / CONFIG, sorted(path for path in (folder / TOKENIZER).glob("[!.]*") if path.is_file())
     return {
         "format": 1,
         "step": checkpoint["global_step"],
         **checkpoint.get("TokenDataModule", {}),
         "config_sha256": file_sha256(config) if config.is_file() else None,
+        **({"best_loss": best_loss} if math.isfinite(best_loss) else {}),  # in validation, until this step
         "files": {f"{TOKENIZER}/{path.name}": file_sha256(path) for path in tokenizer},
     }
 
@@ -63,6 +66,18 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the manifest, unverified; reads only the end of the file."""
     with open_checkpoint(path) as file:
         return _read_end(file, path)[0]
+
+
+def training_facts(path: str | os.PathLike[str]) -> dict[str, int | float]:
+    """Returns a checkpoint's step and, as far as its manifest tells, its validation_loss; nothing of imported weights.
+
+    The manifest has the lowest validation loss so far, which is that of best.ckpt.
+    """
+    manifest = read_manifest(path)
+    if not manifest["step"]:
+        return {}
+    loss = manifest.get("best_loss") if Path(path).name == BEST else None
+    return {"step": manifest["step"]} | ({"validation_loss": loss} if isinstance(loss, float) else {})
 
 
 def read_digest(path: str | os.PathLike[str]) -> str:

@@ -9,7 +9,7 @@ elsewhere cannot be made to talk to it (DNS rebinding).
 import asyncio
 import hmac
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -33,7 +33,7 @@ class Server:
     """The routes of one model.
 
     names: the names that a request may use for this host; empty allows any. key: what each request must present; None
-    asks for none.
+    asks for none. facts: what is known of the model's training, for /v1/models and the page.
     """
 
     def __init__(
@@ -44,8 +44,9 @@ class Server:
         limits: Limits,
         names: tuple[str, ...],
         key: str | None = None,
+        facts: Mapping[str, Any] | None = None,
     ):
-        self.engine, self.limits, self.names, self.key = engine, limits, names, key
+        self.engine, self.limits, self.names, self.key, self.facts = engine, limits, names, key, facts or {}
         self.served = Served(model, tokenizer, engine.writer.reader.model.context_length, limits)
         self.address = ""  # known once it listens
         self.aside = ThreadPoolExecutor(1, "aside")  # does what takes long, so that the event loop goes on
@@ -114,7 +115,9 @@ class Server:
         return answer(self.description())
 
     def description(self) -> dict[str, Any]:
-        return {"id": self.served.name, "object": "model", "created": 0, "owned_by": "you"}
+        model = self.engine.writer.reader.model
+        size = {"parameters": model.num_parameters(), "context_length": model.context_length}
+        return {"id": self.served.name, "object": "model", "created": 0, "owned_by": "you", **size, **self.facts}
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         raise Refused(f"{request.path}: {self.served.name!r} is a base model; use /v1/completions", None, 404)

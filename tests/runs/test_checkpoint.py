@@ -17,6 +17,7 @@ from helpers.checkpoints import Calls, archive, sign
 
 from lm.model.transformer import MODEL_SETTINGS, TransformerLM
 from lm.runs.checkpoint import OLDER, load_checkpoint, load_model, load_tokenizer, save_checkpoint, verify
+from lm.runs.manifest import training_facts
 from lm.training.checks import compare_settings
 from tokenization import InputError
 
@@ -85,6 +86,18 @@ def test_the_file_is_an_archive_a_manifest_and_a_digest(tmp_path, small):
     }
     assert torch.load(path, weights_only=True)["global_step"] == 3
     assert zipfile.ZipFile(path).testzip() is None
+
+
+@pytest.mark.parametrize("best_loss", [1.5, float("inf"), None])
+def test_the_facts_of_the_training(tmp_path, best_loss):
+    callbacks = {} if best_loss is None else {"callbacks": {"Checkpoints": {"best_loss": best_loss}}}
+    for name in ("best.ckpt", "last.ckpt"):
+        save_checkpoint(make_checkpoint(**callbacks), tmp_path / name)
+    known = {"validation_loss": 1.5} if best_loss == 1.5 else {}
+    assert training_facts(tmp_path / "best.ckpt") == {"step": 3, **known}
+    assert training_facts(tmp_path / "last.ckpt") == {"step": 3}  # the lowest loss may be that of another state
+    save_checkpoint(make_checkpoint(global_step=0), tmp_path / "best.ckpt")  # imported
+    assert training_facts(tmp_path / "best.ckpt") == {}
 
 
 def test_every_changed_bit_and_every_cut_is_noticed(tmp_path):

@@ -131,13 +131,17 @@ def test_bad_addresses_names_and_kinds(server):
     assert server.request("GET", "/health", Host="LocalHost")[0] == 200
     assert server.request("GET", "/health", Host="[::1]:8000")[0] == 200
     assert json.loads(server.request("GET", "/v1/models")[1])["data"][0]["id"] == "tiny"
-    assert json.loads(server.request("GET", "/v1/models/tiny")[1])["id"] == "tiny"
+    described = json.loads(server.request("GET", "/v1/models/tiny")[1])
+    size = {"parameters": server.model.num_parameters(), "context_length": server.model.context_length}
+    assert described == {"id": "tiny", "object": "model", "created": 0, "owned_by": "you", **size}
     assert server.client().models.retrieve("tiny").id == "tiny"
     charset = {"Content-Type": "application/json; charset=UTF-8"}
     assert server.request("POST", "/v1/completions", '{"prompt": "a", "max_tokens": 1}', **charset)[0] == 200
     status, page, headers = server.request("GET", "/")
     assert (status, headers["Content-Type"].partition(";")[0]) == (200, "text/html")
-    assert not re.findall(r"(?:src|href)=|https?://", page)  # nothing comes from elsewhere
+    icon = re.compile(r"""<link rel="icon" href="data:image/svg\+xml,<svg xmlns='http://www.w3.org/2000/svg' [^"]+">""")
+    assert not re.findall(r"(?:src|href)=|https?://|url\(", icon.sub("", page, count=1))  # nothing comes from elsewhere
+    assert len(icon.findall(page)) == 1
     assert local_names("127.0.0.1") == ("127.0.0.1", *LOCAL_NAMES)
     assert local_names("0.0.0.0") == local_names("::") == ()
 

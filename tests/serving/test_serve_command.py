@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import inspect
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -19,8 +21,10 @@ from helpers.models import save_run
 from helpers.serving import Running
 
 from lm.commands.serve import read_key
+from lm.generation.sampling import Sampling
 from lm.runs.checkpoint import save_checkpoint
 from lm.runs.folder import BEST
+from lm.serving.server import PAGE
 
 
 def test_wrong_wishes(lm, saved_run, server):
@@ -76,6 +80,47 @@ def test_the_command_serves_until_it_is_told_to_end(saved_run):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
+
+
+class Page(HTMLParser):
+    """The elements of the page, each with its attributes and those that it stands within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict, list[str]]] = []
+        self.script = ""
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes), list(self.open)))
+        if tag not in ("meta", "link", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.script += data if self.open and self.open[-1] == "script" else ""
+
+
+def test_the_page_is_one_safe_file():
+    """What the script asks for is there, what a model writes never becomes HTML, and every control has a name."""
+    page = Page()
+    page.feed(PAGE.read_text(encoding="utf-8"))
+    ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'\$\("(\w+)"\)', page.script)) <= set(ids)
+    for way in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
+        assert way not in page.script
+    fields = [
+        attributes["name"] for _, attributes, within in page.elements if "details" in within and "name" in attributes
+    ]
+    assert {"max_tokens", "seed", *inspect.signature(Sampling).parameters} == set(fields)
+    for tag, attributes, within in page.elements:
+        assert not any(name.startswith("on") for name in attributes)
+        if tag in ("input", "textarea"):
+            assert "label" in within, attributes
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}, ["html"]) in page.elements
 
 
 @pytest.mark.slow
