@@ -16,20 +16,30 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
 from tokenization import END_OF_TEXT, Tokenizer
-from tokenization.bpe import Pair, PairCounts, initial_vocabulary, learn_merges, merge_by_rank, merge_word
+from tokenization.bpe import (
+    Pair,
+    PairCounts,
+    find_merge_ids,
+    initial_vocabulary,
+    learn_merges,
+    merge_by_rank,
+    merge_word,
+    rank_merges,
+)
 from tokenization.kernels import KERNELS_FROM_BYTES, kernels_for
 from tokenization.pretokenization import GPT2_PATTERN, count_pretokens, pretokenize
 
 DATA = Path(__file__).parent.parent / "data"
 FIRST_ID = len(initial_vocabulary([END_OF_TEXT]))  # of a merge
 COUNT, CHOOSE, MERGE = PHASES = ("count", "choose", "merge")
+PairRanks = dict[Pair, tuple[int, int]]  # (left id, right id) -> (rank, merged id)
 Words = dict[bytes, int]  # pre-tokens and how often each occurs
 WayToLearn = Callable[[Words, int, "Clock"], list[Pair]]
-WayToEncode = Callable[[list[int], dict[Pair, tuple[int, int]]], list[int]]
 
 
 class Clock:
@@ -90,81 +100,75 @@ def train(text: str, num_merges: int) -> None:
         print(f"{name:<44}{phases}{total:11.3f}{slowest / total:>8,.0f}x")
 
 
-def plain(words: Words, num_merges: int, clock: Clock) -> list[Pair]:
-    """Counts all pairs anew for every merge."""
-    spelt, cells, learnt = initial_vocabulary([END_OF_TEXT]), [list(word) for word in words], []
-    for new_id in range(FIRST_ID, FIRST_ID + num_merges):
-        with clock(COUNT):
-            counts = count_pairs(cells, words)
-        with clock(CHOOSE):
-            pair = greatest(counts, spelt)
-        with clock(MERGE):
-            cells = [merge_word(word, pair, new_id) for word in cells]
-        spelt[new_id] = spelt[pair[0]] + spelt[pair[1]]
-        learnt.append(pair)
-    return learnt
+class Anew:
+    """Counts all pairs anew for every merge, and searches every word for the pair."""
+
+    def __init__(self, words: list[list[int]], frequencies: list[int], vocab: dict[int, bytes], ties: str):
+        self.words, self.frequencies, self.spelt = words, frequencies, dict(vocab)
+        self.counts: dict[Pair, int] = {}
+
+    def count(self) -> None:
+        self.counts = defaultdict(int)
+        for word, frequency in zip(self.words, self.frequencies, strict=True):
+            for pair in pairwise(word):
+                self.counts[pair] += frequency
+
+    def most_frequent(self) -> Pair | None:
+        return max(self.counts, key=lambda pair: (self.counts[pair], self.spelt[pair[0]], self.spelt[pair[1]]))
+
+    def merge(self, pair: Pair, new_id: int, new_token: bytes) -> None:
+        self.words = [merge_word(word, pair, new_id) for word in self.words]
+        self.spelt[new_id] = new_token
 
 
-def corrected(words: Words, num_merges: int, clock: Clock) -> list[Pair]:
+class Corrected(Anew):
     """Counts once, and corrects the counts where a merge changes a word; every word is searched for the pair."""
-    spelt, cells, learnt = initial_vocabulary([END_OF_TEXT]), [list(word) for word in words], []
-    frequencies = list(words.values())
-    with clock(COUNT):
-        counts = count_pairs(cells, words)
-    for new_id in range(FIRST_ID, FIRST_ID + num_merges):
-        with clock(CHOOSE):
-            pair = greatest(counts, spelt)
-        with clock(MERGE):
-            for index, word in enumerate(cells):
-                if pair in pairwise(word):
-                    cells[index] = merge_word(word, pair, new_id)
-                    for old in pairwise(word):
-                        counts[old] -= frequencies[index]
-                    for new in pairwise(cells[index]):
-                        counts[new] += frequencies[index]
-        spelt[new_id] = spelt[pair[0]] + spelt[pair[1]]
-        learnt.append(pair)
-    return learnt
+
+    def count(self) -> None:
+        if not self.counts:
+            super().count()
+
+    def merge(self, pair: Pair, new_id: int, new_token: bytes) -> None:
+        for index, word in enumerate(self.words):
+            if pair in pairwise(word):
+                self.words[index] = merge_word(word, pair, new_id)
+                for old in pairwise(word):
+                    self.counts[old] -= self.frequencies[index]
+                for new in pairwise(self.words[index]):
+                    self.counts[new] += self.frequencies[index]
+        self.spelt[new_id] = new_token
 
 
-def count_pairs(cells: list[list[int]], words: Words) -> dict[Pair, int]:
-    counts: dict[Pair, int] = defaultdict(int)
-    for word, frequency in zip(cells, words.values(), strict=True):
-        for pair in pairwise(word):
-            counts[pair] += frequency
-    return counts
+class Heaped(PairCounts):
+    """What bpe.py does: it counts when it is made, knows which words hold a pair, and keeps a heap of the pairs."""
+
+    def count(self) -> None:
+        pass
 
 
-def greatest(counts: dict[Pair, int], spelt: dict[int, bytes]) -> Pair:
-    """Returns the most frequent pair; of equally frequent ones the one whose bytes are greater."""
-    return max(counts, key=lambda pair: (counts[pair], spelt[pair[0]], spelt[pair[1]]))
-
-
-class Scanned(PairCounts):
-    """Knows which words hold a pair, and looks at all pairs for the most frequent one."""
+class Scanned(Heaped):
+    """The same without the heap: looks at all pairs for the most frequent one."""
 
     def most_frequent(self) -> Pair | None:
         return min(self.counts, key=self._entry)
 
 
-def kept(kind: type[PairCounts]) -> WayToLearn:
-    """Returns the way to learn merges by a kind of PairCounts."""
-
-    def learn(words: Words, num_merges: int, clock: Clock) -> list[Pair]:
-        spelt, learnt = initial_vocabulary([END_OF_TEXT]), []
+def learn(kind: type[Anew | Heaped], words: Words, num_merges: int, clock: Clock) -> list[Pair]:
+    """Returns the merges as pairs of ids."""
+    spelt, learnt = initial_vocabulary([END_OF_TEXT]), []
+    with clock(COUNT):
+        pairs = kind([list(word) for word in words], list(words.values()), spelt, "lexicographic")
+    for new_id in range(FIRST_ID, FIRST_ID + num_merges):
         with clock(COUNT):
-            pairs = kind([list(word) for word in words], list(words.values()), spelt, "lexicographic")
-        for new_id in range(FIRST_ID, FIRST_ID + num_merges):
-            with clock(CHOOSE):
-                pair = pairs.most_frequent()
-            assert pair is not None
-            spelt[new_id] = spelt[pair[0]] + spelt[pair[1]]
-            with clock(MERGE):
-                pairs.merge(pair, new_id, spelt[new_id])
-            learnt.append(pair)
-        return learnt
-
-    return learn
+            pairs.count()
+        with clock(CHOOSE):
+            pair = pairs.most_frequent()
+        assert pair is not None, "the text has no more pairs"
+        spelt[new_id] = spelt[pair[0]] + spelt[pair[1]]
+        with clock(MERGE):
+            pairs.merge(pair, new_id, spelt[new_id])
+        learnt.append(pair)
+    return learnt
 
 
 def by_kernels(words: Words, num_merges: int, clock: Clock) -> list[Pair]:
@@ -177,10 +181,10 @@ def by_kernels(words: Words, num_merges: int, clock: Clock) -> list[Pair]:
 
 
 WAYS_TO_LEARN: dict[str, WayToLearn] = {
-    "counted anew for each merge": plain,
-    "counts corrected, all words searched": corrected,
-    "a map from pairs to the words that hold them": kept(Scanned),
-    "and a heap of the pairs (bpe.py)": kept(PairCounts),
+    "counted anew for each merge": partial(learn, Anew),
+    "counts corrected, all words searched": partial(learn, Corrected),
+    "a map from pairs to the words that hold them": partial(learn, Scanned),
+    "and a heap of the pairs (bpe.py)": partial(learn, Heaped),
     "kernels (native/learning.py)": by_kernels,
 }
 
@@ -213,6 +217,13 @@ def encode(tokenizer: Tokenizer, text: str, num_characters: int) -> None:
     """Prints the bytes that each way encodes in a second of the processor."""
     ids = {token: token_id for token_id, token in tokenizer.vocab.items()}
     ranks = {(ids[a], ids[b]): (rank, ids[a + b]) for rank, (a, b) in enumerate(tokenizer.merges)}
+    packed = rank_merges(find_merge_ids(tokenizer.merges, ids))
+    ways: dict[str, Callable[[list[int]], list[int]]] = {
+        "every merge is tried": lambda word: all_merges(word, ranks),
+        "merges whose pair is absent are passed over": lambda word: present_merges(word, ranks),
+        "only the pairs of the word are looked up": lambda word: earliest_pair(word, ranks),
+        "a heap of them, by the age of the merge (bpe.py)": lambda word: merge_by_rank(word, packed),
+    }
     short = text[:num_characters]
     expected = tokenizer.encode_plainly(short)
     print(f"\n{f'encoding, {len(ids):,} tokens':<58}{'bytes/s':>14}{'speed':>10}")
@@ -224,9 +235,9 @@ def encode(tokenizer: Tokenizer, text: str, num_characters: int) -> None:
         print(f"{name:<58}{size / seconds:14,.0f}{size / seconds / slowest:>9,.0f}x")
 
     pretokens = [list(pretoken.encode()) for part in short.split(END_OF_TEXT) for pretoken in pretokenize(part)]
-    for name, way in WAYS_TO_ENCODE.items():
+    for name, way in ways.items():
         start = time.process_time()
-        found = list(chain.from_iterable(way(pretoken, ranks) for pretoken in pretokens))
+        found = list(chain.from_iterable(way(pretoken) for pretoken in pretokens))
         show(name, len(short.encode()), time.process_time() - start)
         assert found == [token_id for token_id in expected if token_id != ids[END_OF_TEXT.encode()]], name
     size = len(text.encode())
@@ -240,14 +251,14 @@ def encode(tokenizer: Tokenizer, text: str, num_characters: int) -> None:
     assert array.tolist() == whole
 
 
-def all_merges(word: list[int], ranks: dict[Pair, tuple[int, int]]) -> list[int]:
+def all_merges(word: list[int], ranks: PairRanks) -> list[int]:
     """Tries every merge, the oldest first."""
     for pair, (_, merged) in ranks.items():
         word = merge_word(word, pair, merged)
     return word
 
 
-def present_merges(word: list[int], ranks: dict[Pair, tuple[int, int]]) -> list[int]:
+def present_merges(word: list[int], ranks: PairRanks) -> list[int]:
     """Passes over the merges whose pair is not in the word."""
     present = set(pairwise(word))
     for pair, (_, merged) in ranks.items():
@@ -257,20 +268,12 @@ def present_merges(word: list[int], ranks: dict[Pair, tuple[int, int]]) -> list[
     return word
 
 
-def earliest_pair(word: list[int], ranks: dict[Pair, tuple[int, int]]) -> list[int]:
+def earliest_pair(word: list[int], ranks: PairRanks) -> list[int]:
     """Looks up the merges of the word's own pairs, and does the oldest."""
     while known := [pair for pair in pairwise(word) if pair in ranks]:
         pair = min(known, key=lambda pair: ranks[pair])
         word = merge_word(word, pair, ranks[pair][1])
     return word
-
-
-WAYS_TO_ENCODE: dict[str, WayToEncode] = {
-    "every merge is tried": all_merges,
-    "merges whose pair is absent are passed over": present_merges,
-    "only the pairs of the word are looked up": earliest_pair,
-    "a heap of them, by the age of the merge (bpe.py)": merge_by_rank,
-}
 
 
 if __name__ == "__main__":
