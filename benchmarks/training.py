@@ -204,8 +204,7 @@ def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     model = TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF)
     if "attention" in parts:
-        speed_up(model, "blocks", joint_products="joint" in parts)
-        model.fast = "loss" in parts
+        speed_up(model, "blocks", joint_products="joint" in parts, keep_logits="loss" not in parts)
     model.recompute = "recompute" in parts
     if "compile" in parts:
         model.compile(backend=compile_graph)
