@@ -8,13 +8,15 @@ from tokenization.errors import InputError, describe_os_error, did_you_mean, dro
 from tokenization.kernels import announcing
 from tokenization.version import own_version
 
-HELP = """usage: tokenization {train,encode,index,decode,inspect,compare,import,export} ...
+HELP = """usage: tokenization {train,encode,index,adopt,decode,inspect,compare,import,export} ...
 
   tokenization train data/tinystories-train.txt.gz --vocab-size 10000 --output data/tokenizer
                                                   learn a byte-level BPE vocabulary from text
   tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
                                                   turn text into a token file for training
   tokenization index data/crawl.tokens            make one token set of the token files in a folder
+  tokenization adopt ids.npy --tokenizer data/tokenizer --output data/train.bin
+                                                  take in a token file of nanoGPT's, llm.c's or NumPy's
   tokenization decode data/train.bin --tokenizer data/tokenizer --limit 200
                                                   print the text of a token file
   tokenization inspect data/tokenizer             show what a tokenizer has learnt
@@ -33,6 +35,7 @@ COMMANDS = {  # each is a file in commands/
     "train": "train",
     "encode": "encode",
     "index": "index",
+    "adopt": "adopt",
     "decode": "decode",
     "inspect": "inspect",
     "compare": "compare",
