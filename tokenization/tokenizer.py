@@ -7,6 +7,7 @@ Vocabulary and merges come from training.py, or from files: folder.py, interchan
 encoding.py. What only some calls need is imported by them, so that a program that encodes a line starts soon.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -149,7 +150,7 @@ class Tokenizer:
     def _ranks(self) -> Ranks:
         return rank_merges(self._merge_ids)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """The SHA-256 of everything that decides the ids, which token files and runs record."""
         vocab = sorted((token_id, token.hex()) for token_id, token in self.vocab.items())
