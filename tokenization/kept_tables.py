@@ -26,16 +26,20 @@ from tokenization.files import writing
 
 LEAST_MERGES = 10_000  # of a tokenizer that is kept; smaller ones are read in some milliseconds
 MAX_KEPT = 8  # the table of 200,000 tokens has 6 MB
-SOURCES = ("bpe.py", "folder.py", "formats.py", "kept_tables.py", "oniguruma.py", "patterns.py", "tokenizer_json.py")
+SOURCES = (
+    *("bpe.py", "folder.py", "formats.py", "kept_tables.py", "oniguruma.py", "patterns.py", "tokenizer_json.py"),
+    "tokenizer.py",
+)
 
 
 class Table(NamedTuple):
-    """What makes a tokenizer: the arguments of `Tokenizer`, with the merges as ids."""
+    """What makes a tokenizer: the arguments of `Tokenizer`, with the merges as ids, and its digest."""
 
     vocab: Vocabulary
     merge_ids: np.ndarray  # int64, shape (merges, 3)
     special_tokens: list[str]
     pattern: str
+    digest: str
 
 
 def key_of(files: list[Path]) -> str | None:
@@ -93,8 +97,9 @@ def delete_oldest(folder: Path) -> None:
 
 def pack(table: Table) -> bytes:
     """Writes a table as bytes: a line of JSON; ids, lengths and merges as uint32; the bytes of all tokens."""
-    vocab, merge_ids, special_tokens, pattern = table
-    head = {"tokens": len(vocab), "merges": len(merge_ids), "special_tokens": special_tokens, "pattern": pattern}
+    vocab, merge_ids, special_tokens, pattern, digest = table
+    head = {"tokens": len(vocab), "merges": len(merge_ids), "digest": digest}
+    head |= {"special_tokens": special_tokens, "pattern": pattern}
     ids, lengths = np.fromiter(vocab, np.uint32), np.fromiter(map(len, vocab.values()), np.uint32)
     numbers = np.concatenate([ids, lengths, merge_ids.astype(np.uint32).ravel()])
     return json.dumps(head).encode() + b"\n" + numbers.tobytes() + b"".join(vocab.values())
@@ -113,4 +118,4 @@ def unpack(content: bytes) -> Table:
     tokens = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     vocab = dict(zip(ids.tolist(), tokens, strict=True))
     rows = merge_ids.reshape(num_merges, 3).astype(np.int64)
-    return Table(vocab, rows, head["special_tokens"], head["pattern"])
+    return Table(vocab, rows, head["special_tokens"], head["pattern"], head["digest"])

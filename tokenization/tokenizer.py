@@ -128,11 +128,13 @@ class Tokenizer:
         files = tokenizer_files(folder)
         key = key_of(files)
         if key and (kept := read_table(key)):
-            return cls(kept.vocab, None, kept.special_tokens, kept.pattern, kept.merge_ids)
+            tokenizer = cls(kept.vocab, None, kept.special_tokens, kept.pattern, kept.merge_ids)
+            tokenizer.digest = kept.digest
+            return tokenizer
         tokenizer = cls(*read_folder(folder))
         if key and key == key_of(files):
-            table = Table(tokenizer.vocab, tokenizer._merge_ids, tokenizer.special_tokens, tokenizer.pattern)
-            write_table(key, table)
+            vocab, merge_ids, special_tokens = tokenizer.vocab, tokenizer._merge_ids, tokenizer.special_tokens
+            write_table(key, Table(vocab, merge_ids, special_tokens, tokenizer.pattern, tokenizer.digest))
         return tokenizer
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -46,6 +46,7 @@ def test_a_kept_table_gives_the_same_tokenizer(folder, small, cache, monkeypatch
     assert (kept.vocab, kept.merges) == (read.vocab, read.merges)
     assert list(kept.vocab) == list(read.vocab)
     assert (kept.special_tokens, kept.pattern, kept.digest) == (read.special_tokens, read.pattern, read.digest)
+    assert Tokenizer(kept.vocab, kept.merges, kept.special_tokens, kept.pattern).digest == kept.digest
     text = "Once upon a time<|é|> there was<|endoftext|> 1234 élan\n\n"
     assert kept.encode(text) == read.encode(text)
     assert kept.decode(kept.encode(text)) == text
