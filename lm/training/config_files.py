@@ -4,6 +4,8 @@ YAML 1.1 reads 010 as 8, 1:30 as 90, 1_000 as 1000 and `no` as false; here scala
 10 and three strings. Aliases may not expand to more than LIMIT values.
 """
 
+import copy
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -83,14 +85,21 @@ def children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def load(text: str) -> Any:
-    """Loads one YAML document, or one value from the command line."""
+    """Loads one YAML document, or one value from the command line.
+
+    The parser asks for the same value many times: what has been read is kept, and given out as a copy.
+    """
     try:
-        value = yaml.load(text, ConfigLoader)
+        return copy.deepcopy(_load(text))
     except RecursionError:
         raise yaml.YAMLError("is nested too deeply") from None
     except ValueError as error:  # a number of thousands of digits
         raise yaml.YAMLError(str(error)) from None
-    value = with_current_names(value)
+
+
+@functools.lru_cache(1000)
+def _load(text: str) -> Any:
+    value = with_current_names(yaml.load(text, ConfigLoader))
     only_names = isinstance(value, dict) and value and all(entry is None for entry in value.values())
     return text if only_names and "\n" not in text.strip() else value  # "Tom:" is a prompt, not a setting
 
