@@ -179,6 +179,14 @@ def pytest_unconfigure(config) -> None:
         config.stash[SHARED].close()
 
 
+LONGEST = ("reliability/", "training/", "drills/", "test_readme", "accounting/", "contracts/", "commands/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts folders of long tests first, so that none is left to one worker at the end."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
+
+
 @pytest.fixture(scope="session")
 def fork_server(request):
     """Runs commands in processes of their own, which start at once."""

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from helpers.llamas import SIZES, save_llama
 from safetensors.torch import load_file, save, save_file
-from transformers import LlamaForCausalLM
 
 from lm.interchange.foreign import INDEX, SETTINGS, WEIGHTS, WORDS
 from lm.runs.checkpoint import load_model, load_tokenizer
@@ -484,7 +484,7 @@ def transformers_agrees(folder: Path, run: Path) -> bool:
     ours = load_model(run / BEST)
     load_tokenizer(run / BEST).encode("Tom saw a red ball.<|endoftext|>")
     try:
-        theirs = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        theirs = transformers.LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except Exception:  # it is stricter about what does not change a number
         return True
     token_ids = torch.randint(320, (2, min(32, ours.context_length)), generator=torch.Generator().manual_seed(1))

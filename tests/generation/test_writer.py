@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 import torch
+import transformers
 from torch import nn
-from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from lm.generation.continuation import TextStream
 from lm.generation.decoding import CachedReader, PlainReader
@@ -437,9 +437,9 @@ def test_min_p_and_repetition_penalty_are_those_of_transformers():
     logits = torch.randn(40, generator=torch.Generator().manual_seed(3)) * 3
     seen = torch.tensor([3, 7, 7, 11])
     for p in (0.02, 0.3, 1.0):
-        torch.testing.assert_close(keep_min_p(logits, p), MinPLogitsWarper(p)(seen[None], logits[None])[0])
+        torch.testing.assert_close(keep_min_p(logits, p), transformers.MinPLogitsWarper(p)(seen[None], logits[None])[0])
     for penalty in (1.5, 0.5):
-        theirs = RepetitionPenaltyLogitsProcessor(penalty)(seen[None], logits[None].clone())[0]
+        theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)(seen[None], logits[None].clone())[0]
         torch.testing.assert_close(penalize_repetition(logits, seen, penalty), theirs)
     plain = next_token_probabilities(logits, Sampling(1.0, None, 1.0, repetition_penalty=2.0))
     torch.testing.assert_close(plain, torch.softmax(logits, -1))  # no text, no penalty

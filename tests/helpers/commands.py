@@ -38,13 +38,17 @@ def trace_once() -> None:
 def build_parser_once() -> None:
     """Lets a command take over the parser that one before it has built, if their settings are the same.
 
-    It is what most of a refused command's time goes into. A process of its own builds one, as a user's does.
+    It is what most of a refused command's time goes into; so is finding settings in it, which is kept, too. A process
+    of its own builds one, as a user's does.
     """
+    from jsonargparse import _core, _subcommands
+
     from lm.model.transformer import TransformerLM
     from lm.training.module import LanguageModel
     from lm.training.parser import SettingsCLI
 
     build, known = SettingsCLI.setup_parser, {}
+    find, built, found = _subcommands.find_action_and_subcommand, set(), {}
 
     def take_over(self: Any, *arguments: Any) -> None:
         signatures = [str(inspect.signature(model)) for model in (LanguageModel, TransformerLM)]
@@ -52,9 +56,18 @@ def build_parser_once() -> None:
         if key not in known:
             build(self, *arguments)
             known[key] = self.parser, self._subcommand_parsers, self._subcommand_method_arguments
+            built.update([self.parser, *self._subcommand_parsers.values()])
         self.parser, self._subcommand_parsers, self._subcommand_method_arguments = known[key]
 
+    def find_once(parser: Any, dest: str, exclude: Any = None) -> Any:
+        if parser not in built:
+            return find(parser, dest, exclude)
+        if (parser, dest, exclude) not in found:
+            found[parser, dest, exclude] = find(parser, dest, exclude)
+        return found[parser, dest, exclude]
+
     SettingsCLI.setup_parser = take_over  # type: ignore[method-assign]
+    _core.find_action_and_subcommand = _subcommands.find_action_and_subcommand = find_once  # type: ignore[assignment]
 
 
 def run_lm(*arguments: object) -> Result:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import gguf
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from lm.interchange.huggingface import read_llama
 from lm.interchange.llama import other_names
@@ -20,7 +20,7 @@ Scores = Callable[[Tensor], Tensor]
 
 
 def read_hf(folder: Path, model: TransformerLM) -> Iterator[Scores]:
-    theirs = LlamaForCausalLM.from_pretrained(folder, local_files_only=True)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, local_files_only=True)
     yield lambda ids: theirs(ids).logits
     settings, _, weights = read_llama(folder)
     yield loaded(settings, weights)

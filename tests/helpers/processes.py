@@ -62,7 +62,7 @@ exec "{sys.executable}" -I -S "$(dirname "$0")/fork_server.py" "$(dirname "$0")/
 
 
 @contextlib.contextmanager
-def fork_server_process() -> Iterator[Path]:
+def fork_server_process(**environment: str) -> Iterator[Path]:
     """Runs a fork server meanwhile, and yields its folder, for ForkServer; it imports everything first."""
     with tempfile.TemporaryDirectory() as name:  # a short path: that of a socket has 100 characters at most
         folder = Path(name)
@@ -71,7 +71,7 @@ def fork_server_process() -> Iterator[Path]:
         python.write_text(PYTHON)
         python.chmod(0o755)
         command = [sys.executable, str(program), "serve", str(folder / "socket"), str(python)]
-        with subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdin=subprocess.PIPE) as process:
+        with subprocess.Popen(command, env=os.environ | ENVIRONMENT | environment, stdin=subprocess.PIPE) as process:
             yield folder
             process.communicate(timeout=120)
 

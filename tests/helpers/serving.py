@@ -9,7 +9,6 @@ import threading
 import time
 from contextlib import ExitStack, closing
 
-import openai
 import torch
 
 from lm.commands.serve import LOCAL_NAMES
@@ -63,6 +62,8 @@ class Running:
 
     @functools.cache  # noqa: B019  # half a second each
     def client(self, api_key="none"):
+        import openai  # here, as collecting the tests would wait for it
+
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=api_key, max_retries=0, timeout=60)
 
     def request(self, method, path, body=None, **headers):

@@ -8,9 +8,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers.models import VARIANTS, save_run
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
@@ -33,7 +33,7 @@ def exported(request, lm, token_data, tmp_path_factory):
 @torch.inference_mode()
 def test_transformers_sees_the_same_model(exported):
     model, folder = exported
-    theirs = LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
     token_ids = torch.randint(320, (3, 32), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(theirs(token_ids).logits, model(token_ids), rtol=1e-5, atol=1e-5)
     padding = 2 * (model.token_embeddings.weight.shape[0] - 320) * 64  # rows that no token has
@@ -48,7 +48,7 @@ def test_transformers_sees_the_same_model(exported):
 def test_the_rows_must_change_places(exported):
     """The comparison above can fail: without it, the logits are others."""
     model, folder = exported
-    theirs = LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
     for layer, ours in zip(theirs.model.layers, model.layers, strict=True):
         layer.self_attn.q_proj.weight.data = ours.attn.q_proj.weight.data
     token_ids = torch.arange(32)[None]
@@ -60,7 +60,7 @@ def test_the_rows_must_change_places(exported):
 
 def test_the_tokenizer_is_the_same(exported, token_data, random_text):
     _, folder = exported
-    theirs = AutoTokenizer.from_pretrained(folder / "hf", local_files_only=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder / "hf", local_files_only=True)
     ours, rng = Tokenizer.load(token_data / "tok"), random.Random(0)
     for seed in range(3000):
         text = random_text(seed) + rng.choice(["", "<|endoftext|>", "Tom saw a red ball"])
@@ -131,8 +131,8 @@ def test_our_own_names_and_half_precision(exported, lm, tmp_path):
 def test_texts_of_different_lengths_are_padded(exported):
     """In one batch, padded on the left, each has the logits that it has alone."""
     model, folder = exported
-    tokenizer = AutoTokenizer.from_pretrained(folder / "hf", local_files_only=True, padding_side="left")
-    theirs = LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "hf", local_files_only=True, padding_side="left")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder / "hf", local_files_only=True)
     texts = ["Tom", "Tom saw a red ball.", "the"]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     assert batch["attention_mask"].min() == 0
@@ -166,7 +166,7 @@ def test_another_pattern_gives_the_same_ids_in_transformers(name, lm, token_data
     checkpoint = load_checkpoint(tmp_path / "run" / BEST)
     save_checkpoint(checkpoint, tmp_path / "run" / BEST)  # whose manifest knows the tokenizer beside it
     assert lm("export", tmp_path / "run", "--output", tmp_path / "hf").code == 0
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
     for seed in range(300):
         text = random_text(seed) + "In 1999 there was<|endoftext|> a red ball"
         assert theirs.encode(text) == ours.encode(text)

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
+import transformers
 import yaml
 from helpers.llamas import SIZES, save_llama
 from helpers.models import SHAPE, VARIANTS, save_run
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lm.interchange.llama import model_settings
 from lm.runs.checkpoint import load_checkpoint, load_model
@@ -36,7 +36,7 @@ def test_a_llama_of_transformers(settings, lm, token_data, tmp_path):
     theirs = save_llama(tmp_path / "hf", token_data, **settings).eval()
     if "dtype" in settings:
         theirs.to(torch.bfloat16).save_pretrained(tmp_path / "hf")
-        theirs = LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+        theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     assert ("shards" in settings) == (tmp_path / "hf/model.safetensors.index.json").exists()
     (tmp_path / "hf/generation_config.json").unlink()  # which not every folder has
     done = lm("import", tmp_path / "hf", "--output", tmp_path / "run")
@@ -47,7 +47,7 @@ def test_a_llama_of_transformers(settings, lm, token_data, tmp_path):
     tied = ours.lm_head.weight is ours.token_embeddings.weight
     assert tied == settings.get("tie_word_embeddings", False)
     text = "Tom saw a red ball.<|endoftext|>"
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
     assert Tokenizer.load(tmp_path / "run" / TOKENIZER).encode(text) == tokenizer.encode(text)
     written = lm("generate", tmp_path / "run", "--prompt=Tom", "--max-new-tokens=5")
     assert (written.code, written.err) == (0, "")
@@ -216,7 +216,7 @@ def test_every_other_rope_is_refused_by_name(which, llama, lm, tmp_path):
 def test_every_key_that_transformers_writes_is_known(llama):
     """Its defaults are taken, and the values that make another model are refused: no key of its own is unknown."""
     written = json.loads((llama / "config.json").read_text())
-    everything = LlamaConfig(**{**SIZES, "rms_norm_eps": 1e-5}).to_dict() | written
+    everything = transformers.LlamaConfig(**{**SIZES, "rms_norm_eps": 1e-5}).to_dict() | written
     assert model_settings(everything, llama) == model_settings(written, llama)
     older = {name: value for name, value in written.items() if name != "rope_parameters"}
     older |= {"rope_theta": 777.0, "rope_scaling": None, "torch_dtype": "float16", "pretraining_tp": 1}

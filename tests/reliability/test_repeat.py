@@ -16,6 +16,7 @@ import torch
 import yaml
 from helpers import ROOT
 from helpers.events import read_events
+from helpers.processes import ForkServer, fork_server_process
 
 from lm.runs.checkpoint import load_checkpoint
 from lm.runs.folder import LAST
@@ -44,7 +45,7 @@ def stories(tmp_path_factory) -> Path:
     """A folder with a tokenizer of the demo's size, and token files of some of its stories; and KillAt in killer.py."""
     folder = tmp_path_factory.mktemp("stories")
     with gzip.open(ROOT / "data/tinystories-valid.txt.gz", "rt", encoding="utf-8") as file:
-        text = file.read(400_000)
+        text = file.read(200_000)
     (folder / "text.txt").write_text(text, encoding="utf-8")
     counts = count_pretokens(text, [END_OF_TEXT])
     tokenizer = Tokenizer(*learn_merges(counts, 2048, [END_OF_TEXT]), [END_OF_TEXT])
@@ -55,8 +56,15 @@ def stories(tmp_path_factory) -> Path:
     return folder
 
 
-def fit(stories: Path, config: str, run: Path, settings: dict[str, object]) -> int:
-    """`lm fit` in a process of its own, on two threads -> its exit code."""
+@pytest.fixture(scope="module")
+def server():
+    """Forks runs on two threads, each from where everything has been imported."""
+    with fork_server_process(OMP_NUM_THREADS="2") as folder:
+        yield ForkServer(folder)
+
+
+def fit(stories: Path, config: str, run: Path, settings: dict[str, object], server: ForkServer | None = None) -> int:
+    """`lm fit` on two threads, as a user starts it or forked by a server -> its exit code."""
     common: dict[str, object] = {
         "trainer.default_root_dir": run,
         "trainer.accelerator": "cpu",
@@ -70,11 +78,13 @@ def fit(stories: Path, config: str, run: Path, settings: dict[str, object]) -> i
         "data.tokenizer": stories / "tokenizer",
         "ckpt_path": "auto",
     }
-    flags = [f"--{name}={value}" for name, value in (common | settings).items()]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{stories}", "OMP_NUM_THREADS": "2"}
+    arguments = ["fit", "-c", ROOT / config, *(f"--{name}={value}" for name, value in (common | settings).items())]
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{stories}", "OMP_NUM_THREADS": "2"}
+    if server is not None:
+        return server.start(arguments, Path(f"{run}.log"), **environment).wait(None)
     with open(f"{run}.log", "a") as log:
-        command = [sys.executable, "-m", "lm", "fit", "-c", ROOT / config, *flags]
-        return subprocess.run(command, env=environment, stdout=log, stderr=log).returncode
+        command = [sys.executable, "-m", "lm", *arguments]
+        return subprocess.run(command, env=os.environ | environment, stdout=log, stderr=log).returncode
 
 
 def tensors(value: object, name: str = "") -> dict[str, torch.Tensor]:
@@ -101,19 +111,19 @@ def assert_repeated(run: Path, again: Path, steps: int) -> None:
 
 
 @pytest.mark.repeat
-def test_the_demo_repeats_itself(stories, tmp_path):
-    """Twelve steps, and again: this time killed in the ninth, and gone on with after the sixth in another process."""
-    settings = {"trainer.max_steps": 12, "trainer.val_check_interval": 12, "checkpoints.every_n_steps": 6}
+def test_the_demo_repeats_itself(stories, server, tmp_path):
+    """Eight steps, and again: this time killed in the sixth, and gone on with after the fourth in another process."""
+    settings = {"trainer.max_steps": 8, "trainer.val_check_interval": 8, "checkpoints.every_n_steps": 4}
     settings |= {"model.compile": "true"}
     whole, again = tmp_path / "whole", tmp_path / "again"
     logs = [Path(f"{run}.log") for run in (whole, again)]
     assert fit(stories, "configs/demo.yaml", whole, settings) == 0, logs[0].read_text()
     assert "attention blocks, loss in chunks, compiled" in logs[0].read_text()  # as the demo is
-    kill = settings | {"trainer.callbacks+": "killer.KillAt", "trainer.callbacks.step": 9}
-    assert fit(stories, "configs/demo.yaml", again, kill) == -signal.SIGKILL, logs[1].read_text()
-    assert fit(stories, "configs/demo.yaml", again, settings) == 0, logs[1].read_text()
-    assert f"resuming from {again / LAST}, step 6" in logs[1].read_text()
-    assert_repeated(whole, again, 12)
+    kill = settings | {"trainer.callbacks+": "killer.KillAt", "trainer.callbacks.step": 6}
+    assert fit(stories, "configs/demo.yaml", again, kill, server) == -signal.SIGKILL, logs[1].read_text()
+    assert fit(stories, "configs/demo.yaml", again, settings, server) == 0, logs[1].read_text()
+    assert f"resuming from {again / LAST}, step 4" in logs[1].read_text()
+    assert_repeated(whole, again, 8)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import math
 import re
 import threading
 
-import openai
 import pytest
 
 from lm.commands.serve import LOCAL_NAMES, local_names
@@ -147,6 +146,8 @@ def test_bad_addresses_names_and_kinds(server):
 
 
 def test_messages_that_help(server):
+    import openai  # here, as collecting the tests would wait for it
+
     with pytest.raises(openai.NotFoundError, match="a base model; use /v1/completions"):
         server.client().chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hello"}])
     answer = json.loads(server.request("GET", "/health", Host="example.com")[1])
@@ -175,6 +176,8 @@ def test_prompts_are_counted_before_they_are_encoded_and_encoded_aside(server, m
 
 def test_a_key(make):
     """Everything but the page, which can be given the key, needs it."""
+    import openai  # here, as collecting the tests would wait for it
+
     server = make(key="s3cret", names=())
     body = json.dumps({"prompt": "Tom", "max_tokens": 1})
     for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/health"), ("GET", "/nothing")):

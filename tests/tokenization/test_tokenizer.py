@@ -177,18 +177,27 @@ def test_missing_special_tokens_are_appended_and_present_ones_keep_their_ids():
     assert tokenizer.end_of_text_id is None
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_special_tokens_of_gpt2_equal_tiktoken(seed, random_text, gpt2, gpt2_tiktoken):
-    extra = [END_OF_TEXT, "<|im_start|>", "<|im_end|>", "[INST]"]
-    tokenizer = Tokenizer(gpt2.vocab, gpt2.merges, extra)
+EXTRA = [END_OF_TEXT, "<|im_start|>", "<|im_end|>", "[INST]"]
+
+
+@pytest.fixture(scope="module")
+def gpt2_with_more(gpt2, gpt2_tiktoken) -> tuple[Tokenizer, tiktoken.Encoding]:
+    """GPT-2's tokenizer with the special tokens EXTRA: ours and tiktoken's."""
+    tokenizer = Tokenizer(gpt2.vocab, gpt2.merges, EXTRA)
     reference = tiktoken.Encoding(
         "more",
         pat_str=GPT2_PATTERN,
         mergeable_ranks=gpt2_tiktoken._mergeable_ranks,
-        special_tokens={token: tokenizer.encode(token)[0] for token in extra},
+        special_tokens={token: tokenizer.encode(token)[0] for token in EXTRA},
     )
+    return tokenizer, reference
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_special_tokens_of_gpt2_equal_tiktoken(seed, random_text, gpt2_with_more):
+    tokenizer, reference = gpt2_with_more
     rng = random.Random(seed)
-    text = "".join(random_text(rng.randrange(10**6), 12) + rng.choice(extra) for _ in range(20))
+    text = "".join(random_text(rng.randrange(10**6), 12) + rng.choice(EXTRA) for _ in range(20))
     assert tokenizer.encode(text) == reference.encode(text, allowed_special="all")
 
 
