@@ -16,12 +16,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lm.machine.signals import exit_if_signalled
-from lm.runs.checkpoint import load_checkpoint
+from lm.runs.checkpoint import check_checkpoint, peek_checkpoint
+from lm.training.agreement import check_shared, seen_in_training, seen_in_validation
 from lm.training.callbacks import TrainingBar
 from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
 from lm.training.command_line import one_line, warn_of_variables
 from lm.training.data import TokenDataModule
-from lm.training.hosts import Hosts, seen_here
+from lm.training.hosts import Hosts
 from lm.training.launchers import find_world
 from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
@@ -29,6 +30,7 @@ from lm.training.nonfinite import StopWhenDiverged
 from lm.training.overfitting import Overfitting
 from lm.training.parser import SettingsCLI
 from lm.training.plugins import RunCheckpointIO, RunLogger
+from lm.training.process_group import joined
 from lm.training.progress import ProgressLines, ending, time_is_up
 from lm.training.resume import Resume, compare_processes, find_resume, from_here_on, locate_checkpoint, take_folder
 from lm.training.sharding import FullySharded
@@ -65,19 +67,21 @@ class RunCLI(SettingsCLI):
         settings = self.settings
         with self.hosts.agree() as seen:
             resume, news = self.prepare()
-            seen |= seen_here(settings, resume, self.datamodule)
+            seen |= seen_in_training(settings, resume.checkpoint or resume.source, self.datamodule)
         exit_if_signalled()
         first = self.trainer.is_global_zero
         leaves_something = first and not settings.trainer.fast_dev_run
         with contextlib.ExitStack() as held:
             with self.hosts.agree():
                 news += held.enter_context(take_folder(settings, resume)) if leaves_something else []
+            with self.hosts.agree():
+                check_shared(settings)
             if first:
                 self.announce(news, resume)
             if resume.nothing_left:
                 sys.exit(0)
-            self.hosts.connect(self.trainer.strategy.root_device)
-            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume.checkpoint)
+            with joined(self.hosts, self.trainer):
+                self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume.checkpoint)
         if leaves_something:
             print(ending(self.trainer))
             print(self.trainer.profiler.summary(), end="")  # type: ignore[attr-defined]  # Lightning would only log it
@@ -85,7 +89,7 @@ class RunCLI(SettingsCLI):
     def prepare(self) -> tuple[Resume, list[str]]:
         """Decides how the run begins and makes its parts; returns also what to print of it."""
         settings = self.settings
-        resume = find_resume(settings)
+        resume = find_resume(settings, self.hosts)
         settings.ckpt_path, settings.allow_changed_data = resume.checkpoint, False  # for config.yaml
         self.make(resume)
         if resume.weights is not None:
@@ -105,16 +109,20 @@ class RunCLI(SettingsCLI):
     def validate(self) -> None:
         """Prints the loss of a checkpoint on the validation file."""
         settings = self.settings
-        with self.hosts.agree():
-            settings.ckpt_path, _ = locate_checkpoint(settings)
-            if settings.ckpt_path is None:
+        with self.hosts.agree() as seen:
+            path, _ = locate_checkpoint(settings, self.hosts)
+            if path is None:
                 raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
-            compare_settings(load_checkpoint(settings.ckpt_path), vars(settings.model), settings.ckpt_path)
+            checkpoint = (peek_checkpoint if self.hosts.rank else check_checkpoint)(path)
+            compare_settings(checkpoint, vars(settings.model), path)
+            settings.ckpt_path = path
             self.make(Resume())
-        self.hosts.connect(self.trainer.strategy.root_device)
-        self.trainer.validate(
-            self.model, datamodule=self.datamodule, ckpt_path=settings.ckpt_path, verbose=settings.verbose
-        )
+            self.datamodule.setup("validate")
+            seen |= seen_in_validation(settings, self.datamodule)
+        with joined(self.hosts, self.trainer):
+            self.trainer.validate(
+                self.model, datamodule=self.datamodule, ckpt_path=settings.ckpt_path, verbose=settings.verbose
+            )
 
     def make(self, resume: Resume) -> None:
         """Makes model, data and trainer; InputError if settings do not fit together."""
@@ -147,7 +155,7 @@ class RunCLI(SettingsCLI):
             parts["logger"] = [RunLogger(settings.default_root_dir, resume.step), *others]
         if settings.strategy == "fsdp":
             parts["strategy"] = FullySharded(self.settings.checkpoints.sharded)
-        elif self.settings.checkpoints.sharded:
+        elif self.settings.checkpoints.sharded and self.subcommand == "fit":
             raise InputError(
                 f"checkpoints.sharded is true, and trainer.strategy is {settings.strategy}, which shards nothing; take"
                 " fsdp, or leave checkpoints.sharded out"

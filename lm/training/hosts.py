@@ -2,54 +2,43 @@
 
     Hosts.meet()     they find each other through a store, before anything else
     hosts.agree()    each does its part of a stage; they go on together only if none refuses, and all see the same
-    hosts.connect()  they join torch's process group, which Lightning then uses
+    hosts.decided()  the first one does a part of a stage for all
 
-The first process decides and reports; the others leave with its exit code.
+They join torch's process group afterwards (process_group.py). The first process decides and reports; the others leave
+with its exit code.
 """
 
-import atexit
 import contextlib
-import ipaddress
 import json
 import os
 import secrets
 import socket
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from jsonargparse import Namespace
 from torch.distributed import (  # type: ignore[attr-defined]  # it exports them all the same
     DistError,
     PrefixStore,
     Store,
     TCPStore,
 )
-from torch.distributed.constants import default_pg_timeout
 
 from lm.machine.signals import Interrupted
-from lm.runs.manifest import read_digest
-from lm.training.checks import settings_of
-from lm.training.data import TokenDataModule
+from lm.training.agreement import REMEDIES
 from lm.training.launchers import World
-from lm.training.resume import Resume
 from tokenization import InputError
 from tokenization.errors import describe_os_error
-from tokenization.version import own_version
 
+T = TypeVar("T")
 MEETING = timedelta(minutes=5)  # for all processes to start
 STAGE = timedelta(minutes=30)  # for the slowest host, after the first process: it may read its data from a slow disk
 PARTING = timedelta(seconds=5)  # for the others to hear a refusal, before the first process takes the store with it
-PATHS = ("data.train_path", "data.val_path", "data.tokenizer")  # may differ; their digests may not
-CHECKPOINT = "the checkpoint to begin with"
-VERSIONS = ("torch", "lightning")
-REMEDIES = {CHECKPOINT: "all hosts need the run's folder, so put it on a disk that they share"}
-REMEDIES |= dict.fromkeys((*VERSIONS, "this package"), "install the same version on all hosts")
-REMEDIES |= dict.fromkeys(PATHS, "copy the same files to all hosts")
+
+
+class Refused(SystemExit):
+    """Raised in the other processes where the first one says why the run cannot go on."""
 
 
 class Hosts:
@@ -75,7 +64,7 @@ class Hosts:
                 _wait_for_server(address, port)
             store = TCPStore(address, port, world.size, serves, MEETING, wait_for_workers=False)
         except (DistError, OSError) as error:
-            raise InputError(f"{socket.gethostname()}: cannot {what} {address}:{port}; {_one_line(error)}") from None
+            raise InputError(f"{socket.gethostname()}: cannot {what} {address}:{port}; {in_one_line(error)}") from None
         return cls(world.rank, world.size, store)
 
     def _meet(self, store: Store) -> None:
@@ -124,6 +113,8 @@ class Hosts:
             yield seen
         except (InputError, OSError) as refusal:
             error = str(refusal) if isinstance(refusal, InputError) else describe_os_error(refusal)
+        except Refused:
+            raise
         except BaseException as failure:
             if not (isinstance(failure, SystemExit) and not failure.code):  # --help, on all of them
                 self._give_up(failure)
@@ -137,6 +128,20 @@ class Hosts:
             raise InputError(refused)
         else:
             self.store.set(f"{self.stage}/decision", json.dumps(None))
+
+    def decided(self, decide: Callable[[], T]) -> T:
+        """Returns what the first process decides, as JSON; the others wait for it. To be called within agree()."""
+        if self.store is None:
+            return decide()
+        key = f"{self.stage + 1}/choice"
+        if not self.rank:
+            choice = decide()
+            self.store.set(key, json.dumps([choice]))
+            return choice
+        if not self._wait_for(key, f"{self.stage + 1}/decision"):
+            self.stage += 1
+            self._heed()
+        return self._read(self.store, key)[0]  # type: ignore[no-any-return]
 
     def _decide(self) -> str | None:
         """Returns why the run cannot go on, from the answers of all processes."""
@@ -175,24 +180,33 @@ class Hosts:
     def _heed(self) -> None:
         """Waits for the first process's decision, and leaves if it is a refusal."""
         assert self.store is not None
+        key = f"{self.stage}/decision"
+        self._wait_for(key)
+        refused = self._read(self.store, key)
+        self.store.set(f"{self.stage}/heard/{self.rank}", "")
+        if refused is not None:
+            raise Refused(2)
+
+    def _wait_for(self, key: str, other: str | None = None) -> bool:
+        """Waits for the first process to say one of two things; whether it is the first of them."""
+        assert self.store is not None
         end = time.monotonic() + STAGE.total_seconds()
         try:
-            while not self.store.check([f"{self.stage}/decision"]):  # not store.wait, which hears no signal
+            while not self.store.check([key]):  # not store.wait, which hears no signal
+                if other is not None and self.store.check([other]):
+                    return False
                 if time.monotonic() > end:
                     raise InputError(f"{self.names[self.rank]}: no decision within {STAGE} from {self.names[0]}")
                 time.sleep(0.02)
-            refused = self._read(self.store, f"{self.stage}/decision")
-            self.store.set(f"{self.stage}/heard/{self.rank}", "")
         except DistError:
             raise InputError(f"{self.names[self.rank]}: the first process, on {self.names[0]}, has ended") from None
-        if refused is not None:
-            sys.exit(2)  # the first process says why
+        return True
 
     def _give_up(self, failure: BaseException) -> None:
         """Tells the others that this process leaves, without asking them."""
         assert self.store is not None
         self.stage += 1
-        ended = "was ended by a signal" if isinstance(failure, Interrupted) else _one_line(failure)
+        ended = "was ended by a signal" if isinstance(failure, Interrupted) else in_one_line(failure)
         with contextlib.suppress(DistError):
             if self.rank:
                 error = {"error": f"process {self.rank}: {ended}", "seen": {}}
@@ -200,29 +214,6 @@ class Hosts:
                 self.store.set(f"{self.stage}/heard/{self.rank}", "")
             else:
                 self._announce(ended)
-
-    def connect(self, device: torch.device) -> None:
-        """Joins torch's process group, which Lightning finds and uses."""
-        if self.store is None:
-            return
-        backend = torch.distributed.get_default_backend_for_device(device)
-        with self.agree():
-            if backend == "gloo" and len(set(self.names)) > 1 and not os.environ.get("GLOO_SOCKET_IFNAME"):
-                check_address(socket.gethostname())
-        own_device = {"device_id": device} if device.type == "cuda" else {}
-        try:
-            torch.distributed.init_process_group(
-                backend,
-                store=PrefixStore("group", self.store),
-                rank=self.rank,
-                world_size=self.size,
-                timeout=default_pg_timeout,
-                **own_device,  # type: ignore[arg-type]
-            )
-        except RuntimeError as error:
-            raise InputError(f"{socket.gethostname()}: cannot reach the other hosts; {_one_line(error)}") from None
-        if backend == "nccl":
-            atexit.register(torch.distributed.destroy_process_group)
 
 
 def _wait_for_server(address: str, port: int) -> None:
@@ -237,31 +228,6 @@ def _wait_for_server(address: str, port: int) -> None:
             time.sleep(0.1)
 
 
-def check_address(host: str) -> None:
-    """Raises InputError if the host's name stands for an address at which other hosts cannot reach it."""
-    try:
-        address = str(socket.getaddrinfo(host, None)[0][4][0]).partition("%")[0]
-    except OSError:
-        address = "127.0.0.1"  # gloo's choice
-    if ipaddress.ip_address(address).is_loopback:
-        raise InputError(
-            f"the name {host} stands for {address}, at which other hosts cannot reach it; set GLOO_SOCKET_IFNAME to the"
-            " network interface that they share, such as eth0"
-        )
-
-
-def seen_here(settings: Namespace, resume: Resume, data: TokenDataModule) -> dict[str, Any]:
-    """Returns what every process of a run must find the same, by name."""
-    seen = {name: version(name) for name in VERSIONS} | {"this package": own_version()}
-    seen |= {name: value for name, value in settings_of(settings).items() if name not in PATHS}
-    source = resume.checkpoint or resume.source
-    seen[CHECKPOINT] = f"{source}, step {resume.step}, digest {read_digest(source)[:12]}" if source else "none"
-    digests = data.state_dict()
-    for name, path in zip(("train_sha256", "val_sha256", "tokenizer_sha256"), PATHS, strict=True):
-        seen[path] = f"of digest {digests[name][:12]}"
-    return seen
-
-
-def _one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"

@@ -18,6 +18,7 @@ from lm.machine.identity import code_in_words, machine_in_words
 from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.runs.events import CODE, EVENT_FILES, MACHINE
 from lm.runs.folder import CONFIG
+from lm.training.broadcasting import from_first
 from lm.training.checks import settings_of
 from lm.training.lightning_inside import has_event_file, stamped_event_file, write_summary
 from tokenization import InputError
@@ -83,13 +84,13 @@ class SaveConfig(SaveConfigCallback):
 
 
 class RunCheckpointIO(TorchCheckpointIO):
-    """Writes and reads checkpoints by lm/runs/checkpoint.py."""
+    """Writes and reads checkpoints by lm/runs/checkpoint.py; of several processes the first one reads."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         save_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return load_checkpoint(path)
+        return from_first(lambda: load_checkpoint(path))
 
 
 class RunLogger(TensorBoardLogger):

@@ -1,14 +1,11 @@
-"""Saves a run's state: at its steps and validations, on SIGTERM and Ctrl-C, and when something fails.
+"""Decides when a run's state is saved: at its steps and validations, on SIGTERM and Ctrl-C, and when something fails.
 
-A run can resume from a boundary: a step has ended, and the next has not yet begun to change the weights. What is saved
-is always the state at the last boundary, without what has happened since: half a step, half a validation.
+How it is saved is in saving.py.
 """
 
 import contextlib
 import math
 import signal
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -17,7 +14,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lm.machine.signals import Interrupted, Signals, exit_if_signalled
 from lm.runs.finite import in_words
 from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER
-from lm.training.kept_tokenizer import KeptTokenizer
 from lm.training.lightning_inside import (
     add_batches_trained,
     batches_trained,
@@ -27,24 +23,11 @@ from lm.training.lightning_inside import (
     loop_counters,
     set_max_steps,
     validate_now,
-    whole_checkpoint,
 )
 from lm.training.nonfinite import Diverged, last_good, lost_tensors
+from lm.training.saving import Boundary, Saver, run_folder
 from lm.training.sharding import FullySharded
 from tokenization import InputError
-
-
-def run_folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir)
-
-
-@dataclass
-class Boundary:
-    """The end of a step. Weights and optimizer need no copy: they change only in the next step's update."""
-
-    step: int
-    loops: dict[str, Any] = field(default_factory=dict)  # Lightning's counters
-    validation_due: bool = False  # the validation of this step has not ended
 
 
 class Checkpoints(Checkpoint):
@@ -62,13 +45,10 @@ class Checkpoints(Checkpoint):
         for name, value in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"checkpoints.{name} is {value}; it must be at least 1")
-        self.every_n_steps, self.keep_every_n_steps = every_n_steps, keep_every_n_steps
-        self.best_loss = float("inf")
-        self.boundary = self.saved = Boundary(0)
+        self.every_n_steps, self.saver = every_n_steps, Saver(keep_every_n_steps)
         self.validation_loss = 0.0  # the last one
         self.unsafe = ""  # why the state at the boundary cannot be saved now
         self.signals: Signals | None = None
-        self.tokenizer = KeptTokenizer()
 
     # --- steps and validations ---------------------------------------------------------------------------------------
 
@@ -76,10 +56,10 @@ class Checkpoints(Checkpoint):
         exit_if_signalled()
         self.signals = Signals(quiet=not trainer.is_global_zero)
         if not (run_folder(trainer) / BEST).exists():
-            self.best_loss = float("inf")  # in another folder a resumed run has a best of its own
+            self.saver.best_loss = float("inf")  # in another folder a resumed run has a best of its own
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
-        if self.boundary.validation_due:
+            self.saver.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
+        if self.saver.boundary.validation_due:
             validate_now(trainer)  # the interrupted run still owes it
         set_max_steps(trainer, pl_module.hparams["max_steps"])
 
@@ -87,11 +67,11 @@ class Checkpoints(Checkpoint):
         self.unsafe = "the weights were being changed; "
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.boundary.step:
+        if trainer.global_step == self.saver.boundary.step:
             return  # within a step that accumulates batches
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # Lightning validates before it stops, at whatever step that is
-        self.boundary, self.unsafe = self._this_boundary(trainer), ""
+        self.saver.boundary, self.unsafe = self._this_boundary(trainer), ""
 
     def _this_boundary(self, trainer: Trainer) -> Boundary:
         due = is_validation_due(trainer) or trainer.should_stop
@@ -99,13 +79,12 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Saves here, not at the step's end, so that the checkpoint comes after the step's figures are logged."""
-        step = self.boundary.step
+        step = self.saver.boundary.step
         if is_mid_step(trainer):
             return
         self._exit_if_signalled(trainer)
-        kept = self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
-        if step % self.every_n_steps == 0 or kept:
-            self._try_to_save(trainer)
+        if step % self.every_n_steps == 0 or self.saver.keeps(step):
+            self.saver.try_to_save(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -117,14 +96,14 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self.boundary, self.unsafe = Boundary(trainer.global_step, loop_counters(trainer)), ""
+        self.saver.boundary, self.unsafe = Boundary(trainer.global_step, loop_counters(trainer)), ""
         self.validation_loss = trainer.callback_metrics["val/loss"].item()
-        self._try_to_save(trainer, self.validation_loss)
+        self.saver.try_to_save(trainer, self.validation_loss)
         if trainer.global_step < trainer.max_steps:
             self._exit_if_signalled(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_if_lost(trainer)
+        self.saver.stop_if_lost(trainer)
         skipped = int(pl_module.skipped_steps.in_a_row)  # type: ignore[arg-type, union-attr]
         if skipped > 1:  # one may be a bad batch; more mean bad weights
             raise Diverged(
@@ -136,9 +115,9 @@ class Checkpoints(Checkpoint):
                 f"the run has ended at step {trainer.global_step} with a validation loss of {self.validation_loss};"
                 f" {last_good(run_folder(trainer) / BEST)}; lower model.learning_rate, or inspect data.val_path"
             )
-        self._save_last(trainer)
-        self.tokenizer.put_back()
-        if self.tokenizer.was_lost:
+        self.saver.save_last(trainer)
+        self.saver.tokenizer.put_back()
+        if self.saver.tokenizer.was_lost:
             raise InputError(
                 f"{run_folder(trainer) / TOKENIZER}: was deleted or changed during the run and has been restored; find"
                 " out what did it"
@@ -160,20 +139,20 @@ class Checkpoints(Checkpoint):
         sharded = isinstance(trainer.strategy, FullySharded)
         if not trainer.is_global_zero and not (sharded and isinstance(exception, Interrupted)):
             return  # a signal ends all processes at one step, where they can still gather a sharded state
-        if trainer.global_step == self.boundary.step + 1:  # a callback failed after the step was done
-            self.boundary, self.unsafe = self._this_boundary(trainer), ""
+        if trainer.global_step == self.saver.boundary.step + 1:  # a callback failed after the step was done
+            self.saver.boundary, self.unsafe = self._this_boundary(trainer), ""
             with contextlib.suppress(Exception):
                 draw_step_now(trainer)
         outcome = self._save_after_failure(trainer, exception, sharded)
         if trainer.is_global_zero:
-            print(f"stopped after step {self.boundary.step:,} of {trainer.max_steps:,}; {outcome}")
+            print(f"stopped after step {self.saver.boundary.step:,} of {trainer.max_steps:,}; {outcome}")
 
     def _save_after_failure(self, trainer: Trainer, exception: BaseException, sharded: bool) -> str:
         """Saves the state unless it is bad or incomplete, and returns words on the outcome.
 
         A sharded state is gathered from all processes, and after a failure of one that would wait for ever.
         """
-        if self.boundary is self.saved:
+        if self.saver.boundary is self.saver.saved:
             reason = ""
         elif isinstance(exception, Diverged):
             reason = "no good state since then; "
@@ -181,77 +160,23 @@ class Checkpoints(Checkpoint):
             reason = "the state is spread over the processes, and one of them has failed; "
         elif self.unsafe:
             reason = self.unsafe
-        elif bad := self._lost_anywhere(trainer) if sharded else lost_tensors(trainer):
+        elif bad := self.saver.lost_anywhere(trainer) if sharded else lost_tensors(trainer):
             reason = f"{in_words(bad)}; "
         else:
             try:
-                self._save_last(trainer)
+                self.saver.save_last(trainer)
                 reason = ""
             except Exception as failure:  # the first exception matters more
                 reason = f"could not be saved ({' '.join(str(failure).split())}); "
-        last = run_folder(trainer) / LAST
+        last, step = run_folder(trainer) / LAST, self.saver.saved.step
         if not last.exists():
             return f"{reason}nothing saved"
-        return (
-            f"{reason}`lm fit -c {run_folder(trainer) / CONFIG} --ckpt_path {last}` resumes from step {self.saved.step}"
-        )
+        return f"{reason}`lm fit -c {run_folder(trainer) / CONFIG} --ckpt_path {last}` resumes from step {step}"
 
-    # --- saving ------------------------------------------------------------------------------------------------------
-
-    def _stop_if_lost(self, trainer: Trainer) -> None:
-        """Raises Diverged if weights or moments are not finite: they never recover, and must not replace good ones."""
-        if bad := self._lost_anywhere(trainer):
-            raise Diverged(
-                f"{in_words(bad)} at step {self.boundary.step};"
-                f" {last_good(run_folder(trainer) / LAST)}; lower model.learning_rate"
-            )
-
-    def _lost_anywhere(self, trainer: Trainer) -> list[str]:
-        """Returns the names of tensors that are not finite; asks all processes."""
-        bad = lost_tensors(trainer)
-        if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
-            return bad or ["what another device holds"]
-        return []
-
-    def _try_to_save(self, trainer: Trainer, validation_loss: float = float("inf")) -> None:
-        """Saves unless steps are being skipped; a full disk does not end the run, as the next save may find room."""
-        self._stop_if_lost(trainer)
-        if int(trainer.lightning_module.skipped_steps.in_a_row):  # type: ignore[arg-type, union-attr]
-            return
-        try:
-            if math.isfinite(validation_loss) and validation_loss < self.best_loss:
-                best_before, self.best_loss = self.best_loss, validation_loss  # best.ckpt records it
-                try:
-                    self._save(trainer, BEST)
-                except OSError:
-                    self.best_loss = best_before
-                    raise
-            self._save_last(trainer)
-        except OSError as error:
-            if trainer.is_global_zero:  # of a sharded run, all processes come here
-                reason = " ".join(str(error).split())
-                print(f"step {self.boundary.step}: not saved ({reason}); earlier checkpoints are kept")
-
-    def _save_last(self, trainer: Trainer) -> None:
-        if self.boundary is self.saved:
-            return
-        step = self.boundary.step
-        if self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0:
-            self._save(trainer, f"step-{step}.ckpt")
-        self._save(trainer, LAST)  # after the others, which a run resumed from it would not write again
-        self.saved = self.boundary
-
-    def _save(self, trainer: Trainer, name: str) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        for logger in trainer.loggers:
-            logger.save()  # the event file must not be behind the checkpoint
-        self.tokenizer.put_back()
-        # Not trainer.save_checkpoint, which waits for the other processes: one of them may have failed.
-        trainer.strategy.save_checkpoint(whole_checkpoint(trainer), run_folder(trainer) / name)
+    # --- what a checkpoint holds of this ------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["loops"]["fit_loop"] = self.boundary.loops
+        checkpoint["loops"]["fit_loop"] = self.saver.boundary.loops
         checkpoint["processes"] = trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -259,10 +184,10 @@ class Checkpoints(Checkpoint):
         state = checkpoint["callbacks"][self.state_key]
         loops, batches = checkpoint["loops"]["fit_loop"], checkpoint["global_step"] * trainer.accumulate_grad_batches
         add_batches_trained(loops, batches - batches_trained(checkpoint))  # fewer processes accumulate more of them
-        self.boundary = self.saved = Boundary(checkpoint["global_step"], loops, state["validation_due"])
+        self.saver.boundary = self.saver.saved = Boundary(checkpoint["global_step"], loops, state["validation_due"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss, "validation_due": self.boundary.validation_due}
+        return {"best_loss": self.saver.best_loss, "validation_due": self.saver.boundary.validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_loss = state_dict["best_loss"]
+        self.saver.best_loss = state_dict["best_loss"]

@@ -13,7 +13,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lm.model.transformer import MODEL_SETTINGS
-from lm.runs.checkpoint import find_checkpoint, load_checkpoint
+from lm.runs.checkpoint import check_checkpoint, find_checkpoint, load_checkpoint, peek_checkpoint
 from lm.runs.folder import TOKENIZER, delete_leftovers
 from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
@@ -28,6 +28,7 @@ from lm.training.checks import (
     validation_due,
 )
 from lm.training.data import TokenDataModule
+from lm.training.hosts import Hosts
 from lm.training.lightning_inside import batches_trained
 from tokenization import InputError, Tokenizer
 
@@ -51,16 +52,18 @@ class Resume:
     news: tuple[str, ...] = ()  # lines to print once everything has been checked
 
 
-def find_resume(settings: Namespace) -> Resume:
+def find_resume(settings: Namespace, hosts: Hosts) -> Resume:
     """Decides how `lm fit` begins; InputError if settings, the run's folder and the checkpoint do not agree.
 
-    A complete run is no error with --ckpt_path auto, which a scheduler may start again and again.
+    Of several processes the first one finds and verifies the checkpoint. A complete run is no error with --ckpt_path
+    auto, which a scheduler may start again and again.
     """
     automatic = settings.ckpt_path == AUTO
-    path, news = locate_checkpoint(settings)
+    path, news = locate_checkpoint(settings, hosts)
     settings = settings.clone()
     settings.ckpt_path = path
-    checkpoint = load_checkpoint(path) if path is not None else None
+    verified = automatic or hosts.rank > 0
+    checkpoint = (peek_checkpoint if verified else check_checkpoint)(path) if path is not None else None
     changes = compare_settings(checkpoint, vars(settings.model), path) if checkpoint and path else []
     if not settings.trainer.fast_dev_run:
         check_length(settings.trainer, settings.model)
@@ -92,15 +95,23 @@ def find_resume(settings: Namespace) -> Resume:
     )
 
 
-def locate_checkpoint(settings: Namespace) -> tuple[str | None, list[str]]:
-    """Returns the file that --ckpt_path stands for, or None for a new run, and lines on how auto chose it."""
+def locate_checkpoint(settings: Namespace, hosts: Hosts) -> tuple[str | None, list[str]]:
+    """Returns the file that --ckpt_path stands for, or None for a new run, and lines on how auto chose it.
+
+    The first process finds it. None where it is not to be seen from another host, which the hosts then notice.
+    """
     folder, path = settings.trainer.default_root_dir, settings.ckpt_path
-    if path == AUTO:
-        newest, reasons = find_newest(folder)
-        return str(newest) if newest else None, [f"--ckpt_path auto: {reason}" for reason in reasons]
     if path in ("last", "best"):
         path = str(Path(folder, f"{path}.ckpt"))
-    return path, []
+    if path != AUTO:
+        return path, []
+
+    def find() -> tuple[str | None, list[str]]:
+        newest, reasons = find_newest(folder)
+        return str(newest) if newest else None, [f"--ckpt_path auto: {reason}" for reason in reasons]
+
+    path, news = hosts.decided(find)
+    return path if path is not None and Path(path).is_file() else None, news
 
 
 def read_initial_weights(settings: Namespace) -> tuple[dict[str, Any], Path]:

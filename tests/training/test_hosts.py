@@ -3,11 +3,13 @@ number from the launcher."""
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +18,12 @@ from helpers.runs import same
 from jsonargparse import Namespace
 from torch.distributed import HashStore
 
+from lm.machine.signals import Interrupted
 from lm.runs.checkpoint import load_checkpoint
 from lm.runs.folder import LOCK
 from lm.runs.manifest import read_manifest
-from lm.training import hosts
+from lm.training import hosts, process_group
+from lm.training.agreement import check_shared
 from lm.training.hosts import Hosts
 from lm.training.launchers import find_world
 from tokenization import InputError
@@ -167,6 +171,32 @@ def test_one_that_fails_ends_the_others():
     assert second.code == 2
 
 
+def choosing(choice: object, error: Exception | None = None):
+    """The first process makes this choice, or fails to; each also sees what it got."""
+
+    def part(processes: Hosts) -> object:
+        def decide() -> object:
+            if error is not None:
+                raise error
+            return choice
+
+        with processes.agree() as seen:
+            seen["choice"] = processes.decided(decide)
+        return seen["choice"]
+
+    return part
+
+
+def test_the_first_process_decides_for_all():
+    assert together(choosing("a"), choosing("b"), choosing(None), names="abc") == ["a"] * 3
+    assert together(choosing(None), choosing("b")) == [None] * 2
+    assert Hosts().decided(lambda: 3) == 3
+    first, second = together(choosing("a", InputError("bad: x")), choosing("b"))
+    assert (str(first), second.code) == ("bad: x", 2)
+    first, second = together(choosing("a"), stage(InputError("bad: x")))
+    assert (str(first), second.code) == ("b: bad: x", 2)
+
+
 def test_one_that_does_not_appear_or_answer_is_named(monkeypatch):
     monkeypatch.setattr(hosts, "MEETING", timedelta(seconds=0.2))
     for name in ("STAGE", "PARTING"):
@@ -194,13 +224,67 @@ def test_a_name_that_stands_for_this_host_alone(address, lonely, monkeypatch):
             raise OSError("Name or service not known")
         return [(None, None, None, "", (address, 0))]
 
-    monkeypatch.setattr(hosts.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(process_group.socket, "getaddrinfo", resolve)
     with (
         pytest.raises(InputError, match=r"the name a stands for .*; set GLOO_SOCKET_IFNAME to")
         if lonely
         else (contextlib.nullcontext())
     ):
-        hosts.check_address("a")
+        process_group.check_address("a")
+
+
+@pytest.mark.parametrize("case", ["waits inside a library", "hears it", "fails as the other has left", "trains"])
+def test_of_several_that_have_not_begun_one_leaves(case, monkeypatch, capfd):
+    """It tells the others, which end by the same signal, however they wait: nobody waits for it."""
+    told, gone = threading.Event(), threading.Event()
+    signals: list[int] = []
+    monkeypatch.setattr(process_group.os, "kill", lambda pid, signum: (signals.append(signum), told.set()))
+    monkeypatch.setattr(process_group.os, "_exit", lambda code: (signals.append(code), gone.set()))
+    monkeypatch.setattr(process_group, "LEAVING", 0.5)
+    monkeypatch.setattr(process_group, "PARTING", timedelta(seconds=0.5))
+    monkeypatch.setattr(process_group, "connect", lambda hosts, device: None)
+    strategy = SimpleNamespace(root_device=torch.device("meta"))
+    trainers = [SimpleNamespace(callbacks=[], strategy=strategy) for _ in range(2)]
+
+    def first(processes: Hosts) -> str:
+        with process_group.joined(processes, trainers[0]):
+            if case == "trains":
+                trainers[0].callbacks[0].on_train_batch_end()
+                time.sleep(1)
+            elif case == "fails as the other has left":
+                raise RuntimeError("Connection closed by peer")
+            else:
+                (gone if case == "waits inside a library" else told).wait(20)
+        return "over"
+
+    def second(processes: Hosts) -> None:
+        with process_group.joined(processes, trainers[1]):
+            raise Interrupted(143)
+
+    outcomes = together(first, second)
+    assert isinstance(outcomes[1], Interrupted)
+    line = "\nlm: process 1 on b has left before all had begun; ended, nothing is lost\n"
+    if case == "fails as the other has left":
+        assert outcomes[0].code == 143
+        assert outcomes[0].__cause__ is None
+        assert capfd.readouterr().err == line
+    else:
+        assert outcomes[0] == "over"
+        expected = {"waits inside a library": [signal.SIGTERM, 143], "hears it": [signal.SIGTERM], "trains": []}
+        assert signals == expected[case]
+        assert capfd.readouterr().err == (line if case == "waits inside a library" else "")
+
+
+def test_shards_need_the_folder_that_the_first_process_has_locked(tmp_path):
+    settings = Namespace(
+        trainer=Namespace(default_root_dir=str(tmp_path), fast_dev_run=False), checkpoints=Namespace(sharded=True)
+    )
+    with pytest.raises(InputError, match=r"is not the folder that the first process has locked, and"):
+        check_shared(settings)
+    (tmp_path / LOCK).touch()
+    check_shared(settings)
+    settings.checkpoints.sharded, settings.trainer.default_root_dir = False, "nowhere"
+    check_shared(settings)
 
 
 # --- two hosts -------------------------------------------------------------------------------------------------------
@@ -302,6 +386,44 @@ def test_what_one_host_refuses_ends_both(case, two_hosts, fit_arguments, tmp_pat
     assert line.startswith(f"lm fit: {message}")
     assert two_hosts.said("b") == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_hosts_that_would_not_validate_the_same(two_hosts, one_process):
+    command = ["validate", one_process, "--trainer.accelerator=cpu"]
+    processes = two_hosts(command, [*command, "--trainer.limit_val_batches=1"])
+    assert [process.wait() for process in processes] == [2, 2]
+    (line,) = two_hosts.said("a").splitlines()
+    assert line == (
+        "lm validate: trainer.limit_val_batches is 2 on a, and 1 on b; all processes need the same settings"
+    )
+    assert two_hosts.said("b") == ""
+
+
+@pytest.mark.slow
+def test_two_hosts_validate_as_one(two_hosts, one_process):
+    command = ["validate", one_process, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    processes = two_hosts(command, command)
+    assert [process.wait() for process in processes] == [0, 0]
+    best = load_checkpoint(one_process / "best.ckpt")["callbacks"]["Checkpoints"]["best_loss"]
+    assert float(re.search(r"val/loss\D+([\d.]+)", two_hosts.said("a"))[1]) == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_before_they_train_ends_both(two_hosts, fit_arguments, tmp_path):
+    """At twelve moments from the first line on, whichever of them hears it."""
+    for number in range(12):
+        run = tmp_path / str(number)
+        processes = two_hosts(*[fit_arguments(run, *ENDLESS)] * 2)
+        wait_until((run / LOCK).exists)
+        time.sleep(number * 0.05)
+        start = time.monotonic()
+        os.kill(processes[number % 2].pid, signal.SIGTERM)
+        codes = [process.wait(60) for process in processes]
+        said = two_hosts.said("a") + two_hosts.said("b")
+        assert set(codes) <= {143, 2} or codes == [143, 0], (codes, said)  # 0: the signal came after all had begun
+        assert time.monotonic() - start < 30
+        assert "Traceback" not in said
+        assert not (run / LOCK).exists()
 
 
 def test_a_lock_that_the_first_process_respects_ends_both(two_hosts, fit_arguments, tmp_path):

@@ -25,7 +25,7 @@ from lm.runs.folder import LOCK, delete_leftovers
 from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from lm.runs.newest import find_newest
-from lm.training import nonfinite, recovery
+from lm.training import nonfinite, saving
 from lm.training.callbacks import TextSamples
 from lm.training.module import LanguageModel
 from lm.training.throughput import Throughput
@@ -142,10 +142,10 @@ def test_a_second_interrupt_leaves_at_once(fork_server, fit_arguments, tmp_path)
     (tmp_path / "slow.py").write_text(
         "import time\n"
         "from lightning.pytorch.callbacks import Callback\n"
-        "from lm.training import recovery\n"
+        "from lm.training import saving\n"
         "class Slow(Callback):\n"
         "    def setup(self, *_, **__):\n"
-        "        recovery.Checkpoints._save = lambda *_: (print('saving', flush=True), time.sleep(100))\n"
+        "        saving.Saver.save = lambda *_: (print('saving', flush=True), time.sleep(100))\n"
     )
     arguments = fit_arguments(run, *ENDLESS, "--checkpoints.every_n_steps=100000", "--trainer.callbacks+=slow.Slow")
     process = fork_server.start(arguments, log, PYTHONPATH=str(tmp_path))
@@ -220,7 +220,7 @@ def test_bad_weights_never_replace_good_ones(lm, fit_arguments, monkeypatch, tmp
 
 
 def test_a_full_disk_does_not_end_a_run(lm, fit_arguments, whole, monkeypatch, tmp_path):
-    save, calls = recovery.Checkpoints._save, []
+    save, calls = saving.Saver.save, []
 
     def full(self, trainer, name):
         calls.append((name, trainer.global_step))
@@ -228,7 +228,7 @@ def test_a_full_disk_does_not_end_a_run(lm, fit_arguments, whole, monkeypatch, t
             raise OSError(28, "No space left on device")
         save(self, trainer, name)
 
-    monkeypatch.setattr(recovery.Checkpoints, "_save", full)
+    monkeypatch.setattr(saving.Saver, "save", full)
     result = lm(*fit_arguments(tmp_path / "run", *SETTINGS))
     assert (result.code, result.err) == (0, "")
     assert "step 3: not saved ([Errno 28] No space left on device); earlier checkpoints are kept" in result.out
