@@ -10,6 +10,7 @@ from lm.commands import add_run, new_parser
 from lm.interchange.gguf import export_gguf
 from lm.interchange.huggingface import export_huggingface_folder
 from lm.interchange.llama import converted
+from lm.interchange.model_card import CARD, model_card
 from lm.model.transformer import TransformerLM
 from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.runs.folder import refuse_names_of_runs
@@ -20,7 +21,7 @@ from tokenization.outputs import check_new
 
 HELP = """Export a trained model for other programs.
 
-  lm export checkpoints/demo --format hf --output exported/demo             a folder for transformers
+  lm export checkpoints/demo --format hf --output exported/demo             a folder for transformers, with a model card
   lm export checkpoints/demo --format gguf --output demo.gguf               a file for llama.cpp
   lm export checkpoints/demo --format gguf --dtype q8_0 --output demo.gguf  the same with 8-bit weights
   lm export checkpoints/demo --format safetensors --output demo.safetensors the weights under our own names
@@ -67,6 +68,8 @@ def run(argv: list[str]) -> None:
     try:
         with making(args.output) as path:
             write(model, tokenizer, path, args.dtype)
+            if args.format == "hf":
+                (path / CARD).write_text(model_card(model, tokenizer, checkpoint, args.dtype), encoding="utf-8")
     except SafetensorError as error:  # what safetensors raises where it cannot write
         raise InputError(
             f"{args.output}: cannot be written ({error}); free some space, or choose another place"
