@@ -216,7 +216,7 @@ def get_batch(dataset: np.ndarray, batch_size: int, context_length: int, device:
     """Problem data_loading: inputs and their next tokens, each (batch_size, context_length), by gather_windows.
 
     dataset: token ids, (n,), which may be a memory map. The places are uniform in [0, n - context_length), drawn from
-    torch's global generator; `lm fit` draws them from its seed and the batch's number instead (lm/training/data.py).
+    torch's global generator; `lm fit` draws them from its seed and the batch's number instead (lm/training/windows.py).
     """
     if len(dataset) <= context_length:
         raise InputError(f"{len(dataset)} tokens are too few for windows of {context_length} and the next; take more")

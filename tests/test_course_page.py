@@ -67,6 +67,7 @@ def test_its_commands_are_understood(command, monkeypatch):
     from lm.training.parser import SettingsCLI
 
     monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as python does for a script
     program, name, *arguments = shlex.split(command)
     if program == "python":
         parts = runpy.run_path(name)

@@ -158,7 +158,8 @@ def test_wrong_input_of_the_comparison_of_versions(changed, line, monkeypatch, c
 
 def test_the_courses_experiments_in_small(monkeypatch, capsys):
     """Five ways to learn and six to encode give the same, which the script itself checks."""
-    small = ("--merges", "3", "5", "--vocab-size", "300", "--characters", "300")
+    small = ("--merges", "3", "5", "--vocab-size", "300", "--characters", "300", "--seconds", "0")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "argv", ["cs336.py", "--text", str(ROOT / "tests/fixtures/README.md"), *small])
     runpy.run_path(str(BENCHMARKS / "cs336.py"), run_name="__main__")
     tables = capsys.readouterr().out.strip().split("\n\n")
