@@ -52,9 +52,9 @@ def have_kernels(pattern: str) -> bool:
 def kernels_for(pattern: str, num_bytes: int, work: str) -> Choice:
     """Chooses the compiled kernels where they save time and can be loaded.
 
-    work: "training", "encoding" or "merging", which is training from counts under any pattern.
+    work: "training" and "encoding"; "merging" and "pieces" are the same under any pattern, from pre-tokens.
     """
-    if work != "merging" and not have_kernels(pattern):
+    if work in ("training", "encoding") and not have_kernels(pattern):
         return Choice(None, "plain Python (the kernels do not know the pattern)")
     if not worth_waiting(pattern, num_bytes, work):
         enough = CACHED_FROM_BYTES if num_bytes < CACHED_FROM_BYTES else KERNELS_FROM_BYTES

@@ -8,7 +8,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 import regex
 
@@ -84,17 +84,13 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
     After an empty match the search goes on one character further, as Oniguruma's does. Raises InputError where it
     takes more time than any reasonable pattern would.
     """
-    compiled, position = regex.compile(pattern), 0
+    compiled, position, at_once = regex.compile(pattern), 0, _MATCHES_AT_ONCE
     seconds = allowed = PATTERN_SECONDS * (1 + len(text) / CHUNK_CHARACTERS)
     while position <= len(text):
-        spans: list[tuple[int, int]] = []
         start = time.process_time()
         try:
-            for match in islice(compiled.finditer(text, pos=position, timeout=seconds), _MATCHES_AT_ONCE):
-                span = match.span()
-                if spans and span[0] == spans[-1][0]:  # after an empty match, `regex` tries the same place again
-                    break
-                spans.append(span)
+            matches = compiled.finditer(text, pos=position, timeout=seconds)
+            spans = [match.span() for match in islice(matches, at_once)]
         except TimeoutError:
             raise InputError(
                 f"the split pattern {pattern[:200]!r} backtracks in the text for more than {allowed:.1f} s;"
@@ -103,8 +99,26 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
         seconds = max(0.001, seconds - (time.process_time() - start))
         if not spans:
             return
+        at_once = min(2 * at_once, _MATCHES_AT_ONCE)
+        for number, ((begin, end), (again, _)) in enumerate(pairwise(spans), start=1):
+            if begin == end == again:  # after an empty match, `regex` tries the same place again
+                del spans[number:]
+                at_once = number + 1  # what was found behind it is lost
+                break
         yield from spans
         position = spans[-1][1] + (spans[-1][0] == spans[-1][1])
+
+
+def piece_ends(text: str, special_tokens: Sequence[str], pattern: str) -> list[int]:
+    """Returns where the special tokens and the pre-tokens of a text end, by any pattern; some places may repeat."""
+    ends: list[int] = []
+    start = 0
+    for index, stretch in enumerate(split_on_special_tokens(text, special_tokens)):
+        if index % 2 == 0:
+            ends += [start + place for span in _matches(stretch, pattern) for place in span]
+        start += len(stretch)
+        ends.append(start)
+    return ends
 
 
 def count_pretokens(text: str, special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN) -> Counter[bytes]:

@@ -214,8 +214,6 @@ class Tokenizer:
 
     def _pieces(self, texts: Iterable[str]) -> Iterator[str]:
         """Yields the joined texts in pieces that can be encoded one by one."""
-        if not self.switch.can_switch:  # there is nothing to switch to between two pieces
-            return cut_into_chunks(texts, self.special_tokens, self.pattern)
         size = PIECE_CHARACTERS
         blocks = (text[start : start + size] for text in texts for start in range(0, len(text), size))
         return cut_into_chunks(blocks, self.special_tokens, self.pattern, size)

@@ -17,10 +17,12 @@ from tokenization.native.compiling import cache_folder, is_cached, load
 from tokenization.native.counting import add_counts, add_table, count_corpus, count_window, table_of
 from tokenization.native.decoding import Decoder, copy_tokens, decode_listed, decoded_size
 from tokenization.native.encoding import Encoder, can_encode, encode_window
+from tokenization.native.given import find_given
 from tokenization.native.learning import learn_merges, make_merges
 from tokenization.native.listing import list_ids
 from tokenization.native.merging import fill_merges
 from tokenization.native.pairs import add_token
+from tokenization.native.pieces import PieceEncoder
 from tokenization.native.splitting import scanner_head, scanner_kernel
 from tokenization.native.table import rehash, summarize
 from tokenization.native.text import first_invalid, last_cut
@@ -29,6 +31,7 @@ from tokenization.native.windows import Window
 __all__ = [
     "Decoder",
     "Encoder",
+    "PieceEncoder",
     "Window",
     "are_cached",
     "cache_folder",
@@ -42,28 +45,32 @@ __all__ = [
 _COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
 _LEARNING = (summarize, fill_cells, reset_cells, add_token, list_byte_pairs, make_merges)
 _DECODING = (decode_listed, decoded_size, copy_tokens)
+_ENCODING = (first_invalid, last_cut, fill_merges, encode_window, rehash, list_ids, *_DECODING)
 _KERNELS = {
     "training": _COUNTING + _LEARNING,
     "merging": (add_counts, rehash, *_LEARNING),
-    "encoding": (first_invalid, last_cut, fill_merges, encode_window, rehash, list_ids, *_DECODING),
+    "encoding": _ENCODING,
+    "pieces": (*_ENCODING, find_given),
 }
+_SCANNING = ("training", "encoding")  # by a pattern that a scanner knows
 
 
 def are_cached(work: str, pattern: str) -> bool:
     """Returns whether none of the kernels for some work, as compile_kernels has it, must be compiled."""
-    scanners = [] if work == "merging" else [scanner_kernel(pattern)]
+    scanners = [scanner_kernel(pattern)] if work in _SCANNING else []
     return all(is_cached(kernel) for kernel in (*_KERNELS[work], *scanners))
 
 
 def compile_kernels(work: str, pattern: str, step: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
     """Compiles the kernels for some work, or loads them from the cache, before anything is timed.
 
-    work: "training"; "merging", which is training from counts made elsewhere; or "encoding".
+    work: "training"; "merging", which is training from counts made elsewhere; "encoding"; or "pieces", which is
+    encoding what is split elsewhere.
     step: makes a context that is entered for each kernel.
     """
     for kernel in _KERNELS[work]:
         with step():
             load(kernel)
-    if work != "merging":
+    if work in _SCANNING:
         with step():
             scanner_head(pattern)

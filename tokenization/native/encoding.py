@@ -12,6 +12,7 @@ import numpy as np
 from tokenization.corpus import Corpus
 from tokenization.documents import BETWEEN, BETWEEN_CHARACTER
 from tokenization.native.compiling import built_in_of, compiled
+from tokenization.native.given import give_ends
 from tokenization.native.instructions import (
     load64,
     load_shared,
@@ -82,14 +83,14 @@ class Encoder:
         pattern: str,
         dtype: np.dtype,
     ) -> None:
-        self.dtype, self._scanner = dtype, scanner_head(pattern)
+        self.dtype, self._scanner = dtype, self.scanner_of(pattern)
         self.special_tokens = SpecialTokens(special_ids)
         self._mark = int(np.iinfo(dtype).max)
         self._and_between = SpecialTokens({**special_ids, BETWEEN_CHARACTER: self._mark})
         self._has_separator = END_OF_TEXT in special_ids
         self._of_documents = SpecialTokens({BETWEEN_CHARACTER: special_ids.get(END_OF_TEXT, self._mark)})
         pairs = merge_ids[:, 0] << ID_BITS | merge_ids[:, 1]
-        ranks = np.unique(pairs, return_index=True)[1]  # of a merge that is listed twice, the first counts
+        ranks = np.sort(np.unique(pairs, return_index=True)[1])  # of a merge that is listed twice, the first counts
         rows = np.column_stack([merge_ids[ranks, :2], ranks, merge_ids[ranks, 2]])
         bits = max(4, (2 * len(ranks) + 1).bit_length())
         self._head = Head(
@@ -113,6 +114,14 @@ class Encoder:
         self.table = SharedTable()
         self._idle: list[Worker] = []  # each call takes one out, and makes one if none is left
 
+    def scanner_of(self, pattern: str) -> Head:
+        """Returns the head of what finds the pre-tokens."""
+        return scanner_head(pattern)
+
+    def ends_of(self, texts: Sequence[bytes]) -> np.ndarray | None:
+        """Returns what `give_ends` takes of texts with a byte between them; None where a scanner finds pre-tokens."""
+        return None
+
     def encode(self, window: Window) -> np.ndarray | None:
         """Returns the ids of a window, dtype; None if one of its bytes has no token, or no id is free for a mark."""
         if window.are_documents and not self._has_separator and not self._mark_is_free:
@@ -128,7 +137,7 @@ class Encoder:
         """Returns the ids of valid UTF-8; None if one of its bytes has no token."""
         worker = self._take_worker()
         try:
-            _, address, count = worker.encode_text(text, self, self.special_tokens)
+            _, address, count = worker.encode_text(text, self, self.special_tokens, self.ends_of([text]))
             return None if count < 0 else self._list(address, count, self._width, id(self._numbers))
         finally:
             self._idle.append(worker)
@@ -137,7 +146,7 @@ class Encoder:
         """Returns the ids of valid UTF-8, dtype; None if one of its bytes has no token."""
         worker = self._take_worker()
         try:
-            ids, _, count = worker.encode_text(text, self, self.special_tokens)
+            ids, _, count = worker.encode_text(text, self, self.special_tokens, self.ends_of([text]))
             return None if count < 0 else ids[:count].copy()
         finally:
             self._idle.append(worker)
@@ -151,7 +160,7 @@ class Encoder:
             return None
         worker = self._take_worker()
         try:
-            ids, address, count = worker.encode_text(BETWEEN.join(texts), self, self._and_between)
+            ids, address, count = worker.encode_text(BETWEEN.join(texts), self, self._and_between, self.ends_of(texts))
             if count < 0:
                 return None
             ends = [*np.flatnonzero(ids[:count] == self._mark).tolist(), count]
@@ -181,9 +190,9 @@ class Worker:
     """The memory of one thread that encodes."""
 
     def __init__(self, head: Head, scanner: Head, dtype: np.dtype) -> None:
-        self._head, self._scratch = head.copy(), Scratch()
+        self._head, self._scanner, self._scratch = head.copy(), scanner.copy(), Scratch()
         self._set_capacity(WORK_TOKENS)
-        self._fixed = self._head.address, self._scratch.address, scanner.address
+        self._fixed = self._head.address, self._scratch.address, self._scanner.address
         self._text, self._ids = np.empty(KEPT_BYTES + PADDING, np.uint8), np.empty(KEPT_BYTES + 8, dtype)
         self._view, self._encode_window = self._text.data, built_in_of(encode_window)
         self._addresses = address_of(self._text), address_of(self._ids)
@@ -198,19 +207,23 @@ class Worker:
         count = self._run(address_of(window.buffer), window.length, address_of(ids), encoder, specials)
         return None if count < 0 else ids[:count]
 
-    def encode_text(self, text: bytes, encoder: Encoder, specials: SpecialTokens) -> tuple[np.ndarray, int, int]:
+    def encode_text(
+        self, text: bytes, encoder: Encoder, specials: SpecialTokens, ends: np.ndarray | None
+    ) -> tuple[np.ndarray, int, int]:
         """Returns an array that begins with the ids, its address, and their number; -1 if a byte has no token.
 
-        The next call overwrites the array, unless the text is long.
+        The next call overwrites the array, unless the text is long. ends: see Encoder.ends_of.
         """
         length = len(text)
         if length > KEPT_BYTES:
             window, ids = Window.of_bytes(text), np.empty(length + 8, encoder.dtype)
-            address = address_of(ids)
-            return ids, address, self._run(address_of(window.buffer), length, address, encoder, specials)
-        self._view[:length] = text
-        position, address = self._addresses
-        return self._ids, address, self._run(position, length, address, encoder, specials)
+            position, address = address_of(window.buffer), address_of(ids)
+        else:
+            self._view[:length] = text
+            ids, (position, address) = self._ids, self._addresses
+        if ends is not None:
+            give_ends(self._scanner, position, ends)
+        return ids, address, self._run(position, length, address, encoder, specials)
 
     def _run(self, position: int, length: int, ids: int, encoder: Encoder, specials: SpecialTokens) -> int:
         """Writes the ids of a text; returns their number, or -1 if one of its bytes has no token."""

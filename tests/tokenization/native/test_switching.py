@@ -9,6 +9,7 @@ import threading
 import llvmlite.binding  # noqa: F401  # what the loading thread imports
 import numpy as np
 import pytest
+from helpers.split_patterns import PUBLISHED, hard_text
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
 from tokenization import GPT2_PATTERN, InputError, Tokenizer, kernels, native, switching
@@ -156,11 +157,42 @@ def test_a_second_tokenizer_soon_takes_the_kernels_that_are_loaded(tokenizer, mo
     assert second.switch.encoder
 
 
-def test_other_patterns_start_no_thread(monkeypatch):
-    monkeypatch.setattr(switching, "BEHIND_FROM_CHARACTERS", 1)
-    monkeypatch.setattr(switching, "load_behind", None)  # a call would fail
+@pytest.mark.parametrize(
+    "pattern", [r"\w+|\W", "[a-z]+", "x*", "|a", r"(?<=a)b|\s+(?!\S)|\S", r"[^\n]*\n?", *PUBLISHED.values()]
+)
+def test_any_other_pattern_is_split_by_regex_and_merged_by_the_kernels(pattern):
+    pattern = f"(?:{pattern})"  # no longer one that a scanner knows
+    source = random.Random(6)
+    counts = count_pretokens(SEED_TEXT + "".join(hard_text(source) for _ in range(100)), SPECIAL_TOKENS, pattern)
+    tokenizer = Tokenizer(*learn_merges(counts, 450, SPECIAL_TOKENS), SPECIAL_TOKENS, pattern)
+    tokenizer.switch.load()
+    assert type(tokenizer.switch.encoder) is native.PieceEncoder
+    texts = [draw(source) for _ in range(60) for draw in (random_text, hard_text)]
+    texts += ["", SEED_TEXT * 20, "".join(texts) * 20, SPECIAL_TOKENS[0]]
+    expected = [tokenizer.encode_plainly(text) for text in texts]
+    assert list(map(tokenizer.encode, texts)) == expected
+    assert tokenizer.encode_batch(texts, 2) == expected
+    assert [ids.tolist() for ids in map(tokenizer.encode_to_numpy, texts)] == expected
+    assert list(tokenizer.encode_iterable(texts)) == tokenizer.encode_plainly("".join(texts))
+
+
+def test_pieces_begin_again_where_the_table_or_the_memory_was_full(monkeypatch):
+    """A full table is renewed in the middle of a text, and a long piece needs more memory than there is at first."""
+    monkeypatch.setattr("tokenization.native.encoding.WORK_TOKENS", 100)
+    tokenizer = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS, r"(?:\w+|\W)")
+    tokenizer.switch.load()
+    source = random.Random(7)
+    words = ("".join(source.choices("abcdé", k=source.choice([3, 8, 20, 400]))) for _ in range(30_000))
+    text = " ".join(words)
+    assert tokenizer.encode(text) == tokenizer.encode_plainly(text)
+
+
+def test_files_of_other_patterns_are_encoded_plainly(tmp_path):
+    """Processes share that work, which threads cannot: `regex` holds Python's lock."""
     tokenizer = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS, r"\w+|\W")
-    assert tokenizer.encode(SEED_TEXT) == tokenizer.encode_plainly(SEED_TEXT)
+    native_module, reason, *_ = tokenizer.switch.choose(1 << 40)
+    assert native_module is None
+    assert reason == "plain Python (the kernels do not know the pattern)"
 
 
 def test_texts_one_after_the_other_in_the_same_memory(tokenizer, monkeypatch):
