@@ -94,7 +94,7 @@ class RunCLI(SettingsCLI):
         self.make(resume)
         if resume.weights is not None:
             self.model.load_state_dict(resume.weights)
-        self.datamodule.setup("fit")  # checks the data before Lightning opens the run's folder
+        self.open_data("fit")  # before Lightning opens the run's folder
         news = list(resume.news)
         if resume.data is not None:
             news += from_here_on(
@@ -117,12 +117,18 @@ class RunCLI(SettingsCLI):
             compare_settings(checkpoint, vars(settings.model), path)
             settings.ckpt_path = path
             self.make(Resume())
-            self.datamodule.setup("validate")
+            self.open_data("validate")
             seen |= seen_in_validation(settings, self.datamodule)
         with joined(self.hosts, self.trainer):
             self.trainer.validate(
                 self.model, datamodule=self.datamodule, ckpt_path=settings.ckpt_path, verbose=settings.verbose
             )
+
+    def open_data(self, stage: str) -> None:
+        """Opens and checks the data; shards of token sets as well, if one of several processes could meet a bad one."""
+        self.datamodule.setup(stage)
+        if self.trainer.world_size > 1:
+            self.datamodule.verify_rest()
 
     def make(self, resume: Resume) -> None:
         """Makes model, data and trainer; InputError if settings do not fit together."""

@@ -125,6 +125,11 @@ class TokenDataModule(LightningDataModule):
             )
         return file
 
+    def verify_rest(self) -> None:
+        """Verifies the shards of token sets that have not been read yet; InputError for the first damaged one."""
+        for file in (*self.files.values(), *(self.mixture.files if self.mixture is not None else [])):
+            file.verify_rest()
+
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         if self.trainer.max_steps < 1:

@@ -309,3 +309,14 @@ def test_a_damaged_shard_ends_a_run_where_it_is_first_read(settings, token_sets,
 
     with pytest.raises(InputError, match=r"train\.tokens/5\.bin: has changed since it was made"):
         read()
+
+
+def test_processes_that_train_together_find_a_damaged_shard_before_they_start(lm, fit_arguments, token_sets, tmp_path):
+    folder = Path(shutil.copytree(token_sets / "train.tokens", tmp_path / "train.tokens"))
+    content = (folder / "6.bin").read_bytes()
+    (folder / "6.bin").write_bytes(content[:-2] + b"\0\0")
+    result = lm(*fit_arguments(tmp_path / "run", f"--data.train_path={folder}", "--trainer.devices=2"))
+    assert result.code == 2
+    assert result.err.startswith(f"lm fit: {folder}/6.bin: has changed since it was made")
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
