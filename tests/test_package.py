@@ -74,6 +74,23 @@ def test_what_is_declared_is_imported():
     assert declared() - imported("lm").keys() - imported("tokenization").keys() == set()
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_requirements_with_hashes_are_the_tested_versions(name):
+    """As pip reads them: a version and at least one digest for each, whatever pyproject.toml needs, and no address."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    assert "://" not in text
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if not line.startswith("#")]
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    found = {re.sub("[._]", "-", line.partition("==")[0]).lower(): line.partition("==")[2].split()[0] for line in lines}
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {re.sub("[._]", "-", package).lower(): version for package, version in pins.items()}
+    assert {
+        package for package in found if found[package].partition("+")[0] != pins.get(package, found[package])
+    } == set()
+    assert {re.sub("[._]", "-", package).lower() for package in declared()} <= found.keys()
+    assert any(package.startswith("nvidia-") for package in found) == (name == "cuda")
+
+
 def test_floors_are_printed_for_pip_and_lie_below_the_tested_versions(capsys):
     runpy.run_path(str(ROOT / ".ci/floors.py"), run_name="__main__")
     floors = dict(line.split("==") for line in capsys.readouterr().out.splitlines())
