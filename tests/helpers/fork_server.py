@@ -63,6 +63,9 @@ def run(
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # The server's own would take a pipe for whatever the server writes to, a file that can be searched.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.setpgid(0, 0)
     os.chdir(folder)
     os.environ.clear()
