@@ -1,6 +1,6 @@
 """Measures this package and the fast libraries that are installed: who encodes what, and how fast.
 
-  python benchmarks/tokenizer.py --data FOLDER --json results.json > tables.md      everything, some minutes
+  python benchmarks/tokenizer.py --data FOLDER --json results.json --markdown docs/tokenizer.md     half an hour
   python benchmarks/tokenizer.py --data FOLDER --sections documents kinds           some sections
   python benchmarks/tokenizer.py --small                                            the script itself tried out
 
@@ -14,6 +14,7 @@ Libraries: tiktoken, tokenizers, gigatoken, fastokens, quicktok-v1, toktok-rs, g
 and left out, and so is whoever gives other ids. FOLDER holds texts and published vocabularies, see
 tokenizer_stages/texts.py; without it there are this repository's stories, random words, and small vocabularies made
 here. Times of documents are CPU seconds, taken in turn in one process, so that a machine whose speed drifts slows all.
+Results are written after every job, so that a run that is interrupted loses nothing.
 """
 
 import argparse
@@ -43,7 +44,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="texts and vocabularies")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="(default: all)")
     parser.add_argument("--only", nargs="+", metavar="LIBRARY", help="these libraries beside ours (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write the tables into this file: between its two marks, or all of it where there are none (default: print"
+        " them)",
+    )
     parser.add_argument("--megabytes", type=float, default=100, help="of text to train on and to encode (default: 100)")
     parser.add_argument("--vocab-size", type=int, default=32000, help="to train (default: 32000)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
@@ -59,11 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
         args.folder = Path(folder)
         results = measure(args)
-    from tokenizer_stages.tables import tables
+    if not args.markdown:
+        from tokenizer_stages.tables import tables
 
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    print(tables(results))
+        print(tables(results))
 
 
 def check(args: argparse.Namespace) -> None:
@@ -73,8 +80,9 @@ def check(args: argparse.Namespace) -> None:
         refuse(f"--data {args.data}: no such folder; name one with english*.txt and so on, or leave it out")
     if unknown := set(args.only or ()) - known:
         refuse(f"--only {' '.join(sorted(unknown))}: no such library; there are {', '.join(sorted(known))}")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        refuse(f"--json {args.json}: in a folder that does not exist; make it first")
+    for option, path in (("json", args.json), ("markdown", args.markdown)):
+        if path is not None and not path.absolute().parent.is_dir():
+            refuse(f"--{option} {path}: in a folder that does not exist; make it first")
     if not 0 < args.megabytes < float("inf"):
         refuse(f"--megabytes {args.megabytes:g}: must be more than 0")
     if args.vocab_size < 257:
@@ -108,17 +116,35 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "rows": [],
     }
     seconds: dict[str, float] = {}
+    todo = jobs(args, list(versions))
     try:
-        for job in jobs(args, list(versions)):
+        for number, job in enumerate(todo, start=1):
             title, start = " ".join(map(str, job.values())), time.perf_counter()
             if seconds.get(title, 0) < ONCE_FROM_SECONDS:
-                say(title, end=" ")
+                say(f"{number}/{len(todo)} {title}", end=" ")
                 results["rows"] += run_process(job, args)
                 seconds[title] = time.perf_counter() - start
                 say(f"{seconds[title]:.1f} s")
+                write(results, args)
     except KeyboardInterrupt:
         say("interrupted; what follows is what was measured until then")
-    return results | {"rows": agreeing(results["rows"])}
+    results["rows"] = agreeing(results["rows"], announce=True)
+    write(results, args)
+    return results
+
+
+def write(results: dict[str, Any], args: argparse.Namespace) -> None:
+    """Writes what has been measured so far into the files that were asked for."""
+    from tokenizer_stages.tables import into_document, tables
+
+    from tokenization.files import write_text
+
+    results = results | {"rows": agreeing(results["rows"])}
+    if args.json:
+        write_text(args.json, json.dumps(results, indent=1) + "\n")
+    if args.markdown:
+        document = args.markdown.read_text(encoding="utf-8") if args.markdown.exists() else ""
+        write_text(args.markdown, into_document(tables(results), document))
 
 
 def jobs(args: argparse.Namespace, libraries: list[str]) -> list[Job]:
@@ -134,7 +160,9 @@ def jobs(args: argparse.Namespace, libraries: list[str]) -> list[Job]:
     for _ in range(args.repeat):
         for name, vocabulary in all_of_them.items():
             loading = [library for library in libraries if library in LOAD and takes(library, vocabulary)]
-            found += [{"section": "start", "vocabulary": name, "library": library} for library in loading]
+            start = {"section": "start", "vocabulary": name}
+            found += [start | {"library": library} for library in loading]
+            found.append(start | {"library": OURS, "fresh": "the first time"})
         for name in by_size:
             training = [library for library in libraries if library in TRAINERS and can_train(library, name)]
             job = {"section": "train", "vocabulary": name}
@@ -164,13 +192,14 @@ def run_process(job: Job, args: argparse.Namespace) -> list[dict[str, Any]]:
     return []
 
 
-def agreeing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def agreeing(rows: list[dict[str, Any]], announce: bool = False) -> list[dict[str, Any]]:
     """Leaves out whoever gives other ids than ours at the start or for a file. Merges may differ; tables say so."""
     ours = {(row["section"], row["vocabulary"]): row["digest"] for row in rows if row.get("library") == OURS}
     kept = []
     for row in rows:
         if row["section"] in ("start", "files") and row["digest"] != ours[row["section"], row["vocabulary"]]:
-            say(f"left out, for its ids differ from ours: {row['library']}, {row['section']}, {row['vocabulary']}")
+            if announce:
+                say(f"left out, for its ids differ from ours: {row['library']}, {row['section']}, {row['vocabulary']}")
         else:
             kept.append(row)
     return kept
@@ -182,7 +211,7 @@ def work(job: Job, args: argparse.Namespace) -> list[dict[str, Any]]:
     if job["section"] == "start":  # before anything is imported
         from tokenizer_stages.start import measure_start
 
-        return [measure_start(vocabulary, job["library"])]
+        return [measure_start(vocabulary, job["library"], "fresh" in job)]
     from tokenizer_stages.documents import measure_documents, measure_kind
     from tokenizer_stages.processes import encode_file, measure_run, train
 

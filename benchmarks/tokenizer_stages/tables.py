@@ -16,6 +16,7 @@ FORMS = {
     "cold": "text to a list of ids, documents of 100 kB, the first time",
     "warm": "the same documents again",
 }
+MARKS = "<!-- measured by benchmarks/tokenizer.py -->", "<!-- end of what benchmarks/tokenizer.py measured -->"
 START = ("import", "load", "first call", "process")
 
 
@@ -36,6 +37,14 @@ def tables(results: dict[str, Any]) -> str:
         for vocabulary in dict.fromkeys(row["vocabulary"] for row in chosen):
             lines += run_table([row for row in chosen if row["vocabulary"] == vocabulary])
     return "\n".join(lines)
+
+
+def into_document(made: str, document: str) -> str:
+    """Returns a document with the tables between its MARKS; the tables alone where it has none."""
+    begin, end = MARKS
+    before, found, rest = document.partition(begin)
+    _, ended, after = rest.partition(end)
+    return f"{before}{begin}\n\n{made}\n{end}{after}" if found and ended else made + "\n"
 
 
 def speed_table(rows: list[Row]) -> Iterator[str]:

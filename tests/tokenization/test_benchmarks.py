@@ -37,12 +37,24 @@ def test_all_of_it_in_small(tmp_path):
     assert all(row["left_out"] == {} for row in races)
     assert all(0 < size < 1 for row in races for size in row["megabytes"])
     started = {row["library"]: row["digest"] for row in rows if row["section"] == "start"}
-    assert len(started) == 2
+    assert started.keys() == {"tokenization", "tiktoken", "tokenization, the first time"}
     assert len(set(started.values())) == 1
     assert [row["library"] for row in rows if row["section"] == "files"] == ["tokenization", "tiktoken"]
     assert "| 100 B | " in done.stdout
     assert "| gpt2, english | " in done.stdout
     assert "**gpt2: encode a file**, 0.1 MB of English" in done.stdout
+
+
+def test_tables_are_put_between_the_marks_of_a_document(documents):
+    tables = importlib.import_module("tokenizer_stages.tables")
+    begin, end = tables.MARKS
+    document = f"# Title\n\n{begin}\n\nold\n\n{end}\n\nThe rest.\n"
+    expected = f"# Title\n\n{begin}\n\n| new |\n{end}\n\nThe rest.\n"
+    assert tables.into_document("| new |", document) == expected
+    assert tables.into_document("| new |", expected) == expected
+    for unmarked in ("", "# Title\n", begin, end):
+        assert tables.into_document("| new |", unmarked) == "| new |\n"
+    assert all((ROOT / "docs/tokenizer.md").read_text().count(mark) == 1 for mark in tables.MARKS)
 
 
 # --- the race --------------------------------------------------------------------------------------------------------
@@ -122,6 +134,7 @@ def refusal(script: str, arguments: list[str], monkeypatch, capsys) -> str:
         (["--data", "none"], "--data none: no such folder; name one with english*.txt and so on, or leave it out"),
         (["--only", "tiktokn"], "--only tiktokn: no such library; there are fastokens, gigabpe, gigatoken, "),
         (["--json", "none/out.json"], "--json none/out.json: in a folder that does not exist; make it first"),
+        (["--markdown", "none/a.md"], "--markdown none/a.md: in a folder that does not exist; make it first"),
         (["--megabytes", "0"], "--megabytes 0: must be more than 0"),
         (["--vocab-size", "100"], "--vocab-size 100: 256 bytes and <|endoftext|> need 257"),
         (["--repeat", "0"], "--repeat 0: at least one is needed"),
