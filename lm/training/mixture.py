@@ -42,7 +42,8 @@ def read_sources(setting: str | list[dict[str, Any]]) -> list[Source]:
         sources = [source_of(entry) for entry in setting]
     else:
         parts = [part.strip() for part in setting.split(",")]
-        if not any(map(ends_with_number, parts)) or os.path.exists(setting):
+        forgotten = len(parts) > 1 and all(map(os.path.exists, parts))  # weights, though these are files
+        if os.path.exists(setting) or not (forgotten or any(map(ends_with_number, parts))):
             return [Source(setting, 1.0)]
         for part in parts:
             if not ends_with_number(part):

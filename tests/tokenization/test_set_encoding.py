@@ -1,12 +1,17 @@
 """Proves that the shards of a token set, one after another, are the one token file of all inputs; that an interrupted
 encoding goes on with what is done, and only with that; and that nothing else in the folder is lost."""
 
+import contextlib
 import gzip
 import json
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, set_encoding
 from tokenization.__main__ import main
@@ -245,3 +250,26 @@ def test_fields_may_be_named_where_some_files_have_none(work):
     (work / "r.jsonl").write_text('{"body": "a record"}')
     assert run("0.txt r.jsonl 1.txt --output x.tokens --text-field body --shard-size 1") == 0
     assert TokenFile.open("x.tokens").description.documents == 3
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_comes_to_the_same_end(work, small):
+    """kill -9 at random moments, in processes of their own, until one comes to its end."""
+    rng = random.Random(1)
+    for name in range(5):
+        Path(f"{name}.txt").write_text("The cat and the rain. " * 20_000)
+    one = small.encode_files([f"{n}.txt" for n in range(5)], "one.bin", num_processes=1)
+    line = "encode 0.txt 1.txt 2.txt 3.txt 4.txt --tokenizer tok --output k.tokens --shard-size 1 --processes 1"
+    command, kills = [sys.executable, "-m", "tokenization", *line.split()], 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    while not Path("k.tokens", INDEX).exists():
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert process.communicate(timeout=rng.uniform(0.2, 1.5 + kills / 5))[1] == b""
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+    assert TokenFile.open("k.tokens").description == one.description
+    assert joined(Path("k.tokens")) == Path("one.bin").read_bytes()
+    assert kills
+    assert not [name for name in names(Path("k.tokens")) if name.startswith(".")]

@@ -72,6 +72,17 @@ def test_a_file_of_that_name_is_one_source(tmp_path, monkeypatch):
     assert read_sources("a.bin:1,b:2") == [Source("a.bin:1,b:2", 1.0)]
 
 
+def test_files_without_weights_are_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_sources("a.bin,b.bin") == [Source("a.bin,b.bin", 1.0)]
+    for name in ("a.bin", "b.bin"):
+        Path(name).touch()
+    with pytest.raises(InputError, match=r"data\.train_path: 'a\.bin' has no number behind a colon for its weight"):
+        read_sources("a.bin,b.bin")
+    Path("a.bin,b.bin").touch()
+    assert read_sources("a.bin,b.bin") == [Source("a.bin,b.bin", 1.0)]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
