@@ -1,0 +1,41 @@
+"""Proves that the pictures of docs/ show the tables of their pages, all of them, and that each picture is shown."""
+
+import re
+import runpy
+
+import pytest
+from helpers import ROOT
+
+SCRIPT = ROOT / "docs" / "images" / "pictures.py"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    module = runpy.run_path(str(SCRIPT))
+    drawn = []
+    monkeypatch.setitem(module["main"].__globals__, "save", lambda figure, path: drawn.append((path.name, figure)))
+    return module, drawn
+
+
+def test_batch_sizes_and_options_show_every_row(script):
+    module, drawn = script
+    page = (ROOT / "docs/experiments.md").read_text()
+    module["PICTURES"]["batch-sizes"]()
+    module["PICTURES"]["options"]()
+    (first, batches), (second, options) = drawn
+    assert (first, second) == ("batch-sizes.png", "options.png")
+    rows = re.findall(r"^\| (1|4|16|64) \|.*?\*\*([\d.]+)\*\*", page, flags=re.MULTILINE)
+    (line,) = (line for line in batches.axes[0].lines if len(line.get_xdata()) == len(rows) == 4)
+    assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == [(float(x), float(y)) for x, y in rows]
+    table = page.partition("| NAME | SETTINGS |")[2].partition("\n\n")[0]
+    names = re.findall(r"^\| ([\w-]+) \|.*\| ([\d.]+) \|$", table, flags=re.MULTILINE)
+    shown = [label.get_text() for label in options.axes[0].get_yticklabels()]
+    assert len(names) == 13
+    assert shown == [name for name, loss in sorted(names, key=lambda row: -float(row[1]))]
+
+
+def test_every_picture_is_shown_in_a_page(script):
+    pages = "".join(path.read_text() for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+    pictures = {path.name for path in SCRIPT.parent.iterdir() if path.suffix in (".png", ".svg")}
+    assert {f"{name}.png" for name in script[0]["PICTURES"]} <= pictures
+    assert set(re.findall(r"\]\((?:docs/)?images/([\w.-]+)\)", pages)) == pictures
