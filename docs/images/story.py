@@ -17,15 +17,15 @@ import lm
 from lm.runs.events import read_curves
 from tokenization import InputError
 
-WIDTH, LINE, TOP, MARGIN = 800, 26, 64, 28
-COLUMNS, LINES = 84, 6
+WIDTH, LINE, TOP, MARGIN = 560, 28, 58, 28  # narrow, so that a phone, which shows it smaller, leaves it legible
+COLUMNS, LINES = 54, 9
 SECONDS, A_LINE = 7.0, 0.6  # that a part is shown; between one line of it and the next
 STYLE = """
-    svg { background: #fbfaf6; border-radius: 8px }
-    text { font: 17px Georgia, serif; fill: #26241f }
+    rect { fill: #fbfaf6; stroke: #ddd9cf }
+    text { font: 18px Georgia, serif; fill: #26241f }
     .title { font: 15px sans-serif; fill: #8a4b2a }
     @media (prefers-color-scheme: dark) {
-      svg { background: #1d1c1a } text { fill: #e8e4da } .title { fill: #e0a07c }
+      rect { fill: #1d1c1a; stroke: #37383b } text { fill: #e8e4da } .title { fill: #e0a07c }
     }
 """
 
@@ -59,6 +59,11 @@ def write(args: argparse.Namespace, step: int) -> list[str]:
     text = lm.load(args.run / f"step-{step}.ckpt").generate(
         args.prompt, max_new_tokens=130, temperature=args.temperature, seed=args.seed
     )
+    return wrap(text)
+
+
+def wrap(text: str) -> list[str]:
+    """Breaks a text into the lines of a part; what is too long for it is cut."""
     lines = textwrap.wrap(text, COLUMNS, max_lines=LINES, placeholder=" ...")
     # A model that has learnt little writes control characters, too, which XML does not allow.
     return ["".join(character if character.isprintable() else "\ufffd" for character in line) for line in lines]
@@ -67,7 +72,7 @@ def write(args: argparse.Namespace, step: int) -> list[str]:
 def draw(parts: list[tuple[str, list[str]]]) -> str:
     """Returns an SVG that shows the parts, (title, lines), in turn and for ever."""
     whole = SECONDS * len(parts)
-    height = TOP + LINE * max(len(lines) for _, lines in parts) + MARGIN // 2
+    height = TOP + LINE * max(len(lines) for _, lines in parts) + MARGIN - 8
     texts = []
     for number, (heading, lines) in enumerate(parts):
         start, end = number * SECONDS, (number + 1) * SECONDS
@@ -84,6 +89,7 @@ def draw(parts: list[tuple[str, list[str]]]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img"'
         f' aria-label="What the model writes: {label}">\n  <style>{STYLE}  </style>\n  '
+        f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>\n  '
         + "\n  ".join(texts)
         + "\n</svg>\n"
     )
