@@ -52,15 +52,16 @@ class RunCLI(SettingsCLI):
     def __init__(self, argv: list[str]):
         self.world = find_world()
         self.hosts = Hosts.meet(self.world)
-        with self.hosts.agree():
-            super().__init__(argv)
-            check_precision(self.settings.trainer.precision)
-            check_paths(self.settings)
-            warn_of_variables()
-        if self.subcommand == "fit":
-            self.fit()
-        else:
-            self.validate()
+        with self.hosts.staying():
+            with self.hosts.agree():
+                super().__init__(argv)
+                check_precision(self.settings.trainer.precision)
+                check_paths(self.settings)
+                warn_of_variables()
+            if self.subcommand == "fit":
+                self.fit()
+            else:
+                self.validate()
 
     def fit(self) -> None:
         """Trains a new run, or resumes one."""

@@ -1,6 +1,7 @@
 """Makes one run, or none, of the processes that a launcher has started (launchers.py):
 
     Hosts.meet()     they find each other through a store, before anything else
+    hosts.staying()  they tell the others if they leave
     hosts.agree()    each does its part of a stage; they go on together only if none refuses, and all see the same
     hosts.decided()  the first one does a part of a stage for all
 
@@ -18,12 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from torch.distributed import (  # type: ignore[attr-defined]  # it exports them all the same
-    DistError,
-    PrefixStore,
-    Store,
-    TCPStore,
-)
+from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from lm.machine.signals import Interrupted
 from lm.training.agreement import REMEDIES
@@ -48,6 +44,8 @@ class Hosts:
         self.rank, self.size, self.store = rank, size, store
         self.names = [socket.gethostname()]  # of the hosts, by rank
         self.stage = 0
+        self.deciding = False  # whether the others wait for the decision of this stage
+        self.told = False  # whether the others know, or need not know, that this process leaves
         if store is not None:
             self._meet(store)
 
@@ -99,6 +97,17 @@ class Hosts:
         return json.loads(store.get(key)) if store.check([key]) else None
 
     @contextlib.contextmanager
+    def staying(self) -> Iterator[None]:
+        """Tells the others if this process leaves between two stages, as by a signal."""
+        try:
+            yield
+        except BaseException as failure:
+            finished = isinstance(failure, SystemExit) and not failure.code  # --help, on all of them
+            if self.store is not None and not (self.told or finished or isinstance(failure, Refused)):
+                self._give_up(failure)
+            raise
+
+    @contextlib.contextmanager
     def agree(self) -> Iterator[dict[str, Any]]:
         """Ends all processes with exit code 2 if what is done inside is refused on one of them.
 
@@ -113,21 +122,18 @@ class Hosts:
             yield seen
         except (InputError, OSError) as refusal:
             error = str(refusal) if isinstance(refusal, InputError) else describe_os_error(refusal)
-        except Refused:
-            raise
-        except BaseException as failure:
-            if not (isinstance(failure, SystemExit) and not failure.code):  # --help, on all of them
-                self._give_up(failure)
-            raise
         self.stage += 1
         self.store.set(f"{self.stage}/answer/{self.rank}", json.dumps({"error": error, "seen": seen}))
         if self.rank:
             self._heed()
-        elif refused := self._decide():
+            return
+        self.deciding = True
+        if refused := self._decide():
+            self.told = True
             self._announce(refused)
             raise InputError(refused)
-        else:
-            self.store.set(f"{self.stage}/decision", json.dumps(None))
+        self.store.set(f"{self.stage}/decision", json.dumps(None))
+        self.deciding = False
 
     def decided(self, decide: Callable[[], T]) -> T:
         """Returns what the first process decides, as JSON; the others wait for it. To be called within agree()."""
@@ -154,6 +160,8 @@ class Hosts:
                     answers[rank] = answer
                     if answer["error"] is not None:
                         return self._of(rank) + str(answer["error"])
+                elif self.store.check([f"left/{rank}"]) and rank:
+                    return f"{self._of(rank)}process {rank} has left"
             if time.monotonic() > end:
                 late = sorted(set(range(self.size)) - set(answers))
                 return f"no answer within {STAGE} from process " + ", ".join(f"{r} on {self.names[r]}" for r in late)
@@ -174,6 +182,7 @@ class Hosts:
         """Tells the others, and waits until they have heard it: the store may end with this process."""
         assert self.store is not None
         self.store.set(f"{self.stage}/decision", json.dumps(refused))
+        self.store.set("left/0", "")  # for those that are past the last stage (process_group.py)
         with contextlib.suppress(DistError):
             self.store.wait([f"{self.stage}/heard/{rank}" for rank in range(1, self.size)], PARTING)
 
@@ -195,6 +204,8 @@ class Hosts:
             while not self.store.check([key]):  # not store.wait, which hears no signal
                 if other is not None and self.store.check([other]):
                     return False
+                if self.store.check(["left/0"]) and not self.store.check([key]):
+                    raise Refused(2)
                 if time.monotonic() > end:
                     raise InputError(f"{self.names[self.rank]}: no decision within {STAGE} from {self.names[0]}")
                 time.sleep(0.02)
@@ -205,13 +216,15 @@ class Hosts:
     def _give_up(self, failure: BaseException) -> None:
         """Tells the others that this process leaves, without asking them."""
         assert self.store is not None
-        self.stage += 1
+        self.told = True
+        self.stage += not self.deciding
         ended = "was ended by a signal" if isinstance(failure, Interrupted) else in_one_line(failure)
         with contextlib.suppress(DistError):
             if self.rank:
                 error = {"error": f"process {self.rank}: {ended}", "seen": {}}
                 self.store.set(f"{self.stage}/answer/{self.rank}", json.dumps(error))
                 self.store.set(f"{self.stage}/heard/{self.rank}", "")
+                self.store.set(f"left/{self.rank}", "")
             else:
                 self._announce(ended)
 

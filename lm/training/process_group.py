@@ -47,6 +47,7 @@ def joined(hosts: Hosts, trainer: Trainer) -> Iterator[None]:
     store = hosts.store.clone()  # type: ignore[attr-defined]  # the process group may be waiting in the other one
     watch = Watch(hosts, store)
     trainer.callbacks.append(watch)  # type: ignore[attr-defined]
+    hosts.told = True  # by the watch, from here on
     threading.Thread(target=watch.run, daemon=True).start()
     try:
         connect(hosts, device)

@@ -116,7 +116,8 @@ def together(*parts, store=None, names="ab") -> list[object]:
         try:
             processes = Hosts(rank, len(parts), store)
             processes.names = list(names[: len(parts)])
-            outcomes[rank] = parts[rank](processes)
+            with processes.staying():
+                outcomes[rank] = parts[rank](processes)
         except BaseException as error:
             outcomes[rank] = error
 
@@ -169,6 +170,21 @@ def test_one_that_fails_ends_the_others():
     first, second = together(stage(KeyboardInterrupt()), stage())
     assert isinstance(first, KeyboardInterrupt)
     assert second.code == 2
+
+
+def leaving(failure: BaseException):
+    def part(processes: Hosts) -> None:
+        raise failure
+
+    return part
+
+
+def test_one_that_leaves_between_two_stages_ends_the_others():
+    first, second = together(stage(), leaving(Interrupted(143)))
+    assert str(first) == "b: process 1: was ended by a signal"
+    assert second.code == 143
+    first, second = together(leaving(Interrupted(143)), stage())
+    assert (first.code, second.code) == (143, 2)
 
 
 def choosing(choice: object, error: Exception | None = None):
