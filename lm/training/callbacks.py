@@ -1,5 +1,6 @@
 """Shows how training goes: norms, a progress bar, text samples. Speed is in throughput.py."""
 
+import contextlib
 from typing import Any
 
 import torch
@@ -181,6 +182,8 @@ class TextSamples(Callback):
         if not self.max_new_tokens or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        sharded = pl_module.device_mesh is not None  # gathered as the steps use them, perhaps in bfloat16
+        precision = trainer.precision_plugin.forward_context() if sharded else contextlib.nullcontext()
         try:
             token_ids = tokenizer.encode(self.prompt or END_OF_TEXT)
             new_ids = generate(  # on every device: a sharded model needs all of them
@@ -190,9 +193,9 @@ class TextSamples(Callback):
                 self.sampling,
                 stop_id=tokenizer.end_of_text_id,
                 vocab_size=tokenizer.vocab_size,
-                use_cache=pl_module.device_mesh is None,  # a sharded model holds no whole weights to cache for
+                use_cache=not sharded,  # a sharded model holds no whole weights to cache for
             )
-            with torch.compiler.set_stance("force_eager"):  # every new length would compile again
+            with precision, torch.compiler.set_stance("force_eager"):  # every new length would compile again
                 text = self.prompt + tokenizer.decode(list(new_ids))
         except InputError as error:  # a run that diverges is a result too, and goes on
             text = f"no sample: {error}"

@@ -7,13 +7,15 @@ import sys
 from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lm.accounting.costs import worth_compiling
 from lm.machine.compiling import compile_or_run, why_not_compiled
 from lm.model.fast import speed_up
 from lm.model.fast_attention import choose_attention
 from lm.model.fast_loss import keeps_logits
+from lm.model.transformer import TransformerLM
 from tokenization import InputError
 
 if TYPE_CHECKING:
@@ -39,12 +41,25 @@ def install_fast_path(task: "LanguageModel") -> tuple[str, bool]:
     speed_up(model, attention, joint_products=device != "cpu", keep_logits=keep_logits)
     description = f"attention {attention}, loss {'from whole logits' if keep_logits else 'in chunks'}"
     if mesh is not None:  # ModelParallelStrategy: FSDP
-        for module in (*model.layers, model):
-            fully_shard(module, mesh=mesh["data_parallel"])
+        shard(model, mesh["data_parallel"], str(task.trainer.precision))
     if compiled:
         model.compile(backend=compile_or_run)
         description += ", compiled"
     return description, compiled
+
+
+def shard(model: TransformerLM, mesh: DeviceMesh, precision: str) -> None:
+    """Shards a model's weights by FSDP, which gathers them where they are used.
+
+    With bf16-mixed the weights of attention and feed-forward networks are gathered as bfloat16, which autocast would
+    make of them anyway. Gains and tables are used as float32 and travel so, and all gradients do, for the sake of their
+    sum.
+    """
+    half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = half if precision == "bf16-mixed" else MixedPrecisionPolicy()
+    for block in model.layers:
+        fully_shard([block.attn, block.ffn], mesh=mesh, mp_policy=policy)  # type: ignore[list-item]
+    fully_shard(model, mesh=mesh)
 
 
 def should_compile(task: "LanguageModel", device: str) -> bool:
