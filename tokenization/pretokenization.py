@@ -212,7 +212,8 @@ def safe_cuts(pattern: str) -> str | None:
     if parts is None:
         return None
     kind = r"[\p{L}\p{N}]" if parts.tail else r"\S"  # signs may take line ends with them
-    return rf"(?<={kind})(?=\s)" + (rf"|(?<=[\r\n])(?={kind})" if parts.lines else "")
+    words = r"|(?<=\p{L})(?=\p{N})|(?<=\p{N})(?=\p{L})|(?<=[\p{L}\p{N}])(?=[^\s\p{L}\p{M}\p{N}'])"
+    return rf"(?<={kind})(?=\s)" + (rf"|(?<=[\r\n])(?={kind})" if parts.lines else "") + words
 
 
 def _spans(text: str, position: int, token: str) -> bool:

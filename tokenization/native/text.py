@@ -4,11 +4,24 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tokenization.native.characters import CUT, character_length, classes_at, code_point, is_ascii_space
+from tokenization.native.characters import (
+    CUT,
+    LEAD,
+    LOWER,
+    NUMBER,
+    SIGN,
+    SPACE,
+    UPPER,
+    character_length,
+    classes_at,
+    code_point,
+)
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import bytes_in_range, load8, load64, same_bytes, trailing_zeros
 from tokenization.native.memory import PADDING, address_of
 from tokenization.native.scanner import CLASSES, LINES
+
+WORD = UPPER | LOWER | NUMBER  # classes
 
 SPECIAL_TEXT, SPECIAL_LENGTH, SPECIAL_ID = range(0, 24, 8)  # fields of a special token's row of int64
 SPECIAL_ROW = 24
@@ -103,22 +116,28 @@ def last_cut(begin: int, lowest: int, end: int, scanner: int, specials: int, num
 
 @compiled
 def between_pretokens(begin: int, address: int, end: int, scanner: int) -> bool:
-    """Tells whether text can be cut: between CUT and white space, or where LINES says so, between a line end and CUT.
+    """Tells whether text can be cut, for all that these two characters say.
 
-    What is not valid UTF-8, or not whole before `end`, is no place to cut.
+    It can be between CUT and white space; where LINES says so, between a line end and CUT; and at the end of letters or
+    of a number, unless an apostrophe or a mark follows. What is not valid UTF-8, or not whole before `end`, is no place
+    to cut.
     """
-    byte, before, classes = load8(address), load8(address - 1), load64(scanner + CLASSES)
-    start = address
-    if is_ascii_space(byte):
+    start = address - 1
+    while start > begin and address - start < 4 and load8(start) & 0xC0 == 0x80:
         start -= 1
-        while start > begin and address - start < 4 and load8(start) & 0xC0 == 0x80:
-            start -= 1
-    elif load64(scanner + LINES) == 0 or (before != 10 and before != 13):
+    stop, classes = address + character_length(load8(address)), load64(scanner + CLASSES)
+    if start + character_length(load8(start)) != address or stop > end or first_invalid(start, stop) != stop:
         return False
-    stop = start + character_length(load8(start))
-    if start < address and stop != address:
+    before, behind = classes_at(start, classes), classes_at(address, classes)
+    if behind & SPACE:
+        return before & CUT != 0
+    if load64(scanner + LINES) and (load8(start) == 10 or load8(start) == 13):
+        return behind & CUT != 0
+    if not before & WORD or before & (SIGN | LEAD) or load8(address) == 39:
         return False
-    return stop <= end and first_invalid(start, stop) == stop and classes_at(start, classes) & CUT != 0
+    if behind & WORD:  # a mark is a sign as well
+        return (before ^ behind) & NUMBER != 0 and behind & (SIGN | LEAD) == 0
+    return behind & SIGN != 0
 
 
 @compiled

@@ -19,6 +19,7 @@ from tokenization.native.instructions import load64
 from tokenization.native.memory import address_of
 from tokenization.native.scanner import CODE, call
 from tokenization.native.splitting import scanner_head
+from tokenization.native.text import between_pretokens
 from tokenization.patterns import Parts, parts_of
 from tokenization.pretokenization import safe_cuts
 
@@ -154,6 +155,23 @@ def test_a_scan_can_go_on_from_any_pretoken(pattern):
         part = starts_of(pattern, data, begin, wanted=64)
         assert part == expected[index : index + len(part)]
         assert len(part) >= 2
+
+
+@every_pattern
+def test_text_is_cut_between_pretokens_alone(pattern):
+    """Each part splits by itself as it does within the whole."""
+    source, scanner, cuts = random.Random(5), scanner_head(pattern).address, 0
+    for _ in range(300):
+        text = hard_text(source)
+        window = Window.of_bytes(text.encode())
+        first, whole = address_of(window.buffer), expected_starts(pattern, text)
+        for cut in range(1, window.length):
+            if between_pretokens(first, first + cut, first + window.length, scanner):
+                parts = window.buffer[:cut].tobytes().decode(), window.buffer[cut : window.length].tobytes().decode()
+                before, behind = (expected_starts(pattern, part) for part in parts)
+                assert [*before, *(cut + start for start in behind[1:])] == whole, (cut, repr(text))
+                cuts += 1
+    assert cuts > 500
 
 
 # --- which patterns are known ---
