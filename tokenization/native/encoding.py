@@ -57,6 +57,7 @@ from tokenization.native.table import (
 )
 from tokenization.native.text import SPECIAL_ID, SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens, next_special
 from tokenization.native.windows import Window, cut_into_windows, in_order
+from tokenization.native.words import WordCutter, check_first_id
 from tokenization.pretokenization import END_OF_TEXT
 
 WORK_TOKENS = 1 << 10  # tokens that a worker's memory has room for at first
@@ -84,6 +85,7 @@ class Encoder:
         dtype: np.dtype,
     ) -> None:
         self.dtype, self._scanner = dtype, self.scanner_of(pattern)
+        self._tables = byte_ids, merge_ids, special_ids
         self.special_tokens = SpecialTokens(special_ids)
         self._mark = int(np.iinfo(dtype).max)
         self._and_between = SpecialTokens({**special_ids, BETWEEN_CHARACTER: self._mark})
@@ -181,9 +183,14 @@ class Encoder:
 
         def work(window: Window) -> tuple[Window, np.ndarray | None]:
             window = window.valid(corpus.errors)
-            return window, self.encode(window)
+            ids = self.encode(window)
+            if ids is not None:
+                check_first_id(window, int(ids[0]))
+            return window, ids
 
-        return in_order(work, cut_into_windows(corpus, self.special_tokens, self._scanner), num_threads)
+        cutter = WordCutter(self.encode, self._scanner, *self._tables)
+        windows = cut_into_windows(corpus, self.special_tokens, self._scanner, cutter.cut)
+        return in_order(work, windows, num_threads)
 
 
 class Worker:

@@ -24,6 +24,8 @@ from tokenization.native.instructions import instruction
     WHOLE_END,
 ) = SCANNER_FIELDS = range(0, 11 * 8, 8)
 
+NO_LIMIT = 1 << 32  # DIGITS of a pattern that has none
+
 _LONG = ir.IntType(64)
 
 

@@ -15,6 +15,7 @@ from tokenization.native.scanner import (
     CONTRACTIONS,
     DIGITS,
     LINES,
+    NO_LIMIT,
     SCANNER_FIELDS,
     SPACED_NUMBERS,
     SUFFIX,
@@ -23,8 +24,6 @@ from tokenization.native.scanner import (
 )
 from tokenization.patterns import parts_of
 from tokenization.pretokenization import GPT2_PATTERN
-
-NO_LIMIT = 1 << 32
 
 
 def scanner_kernel(pattern: str) -> Callable[..., int]:

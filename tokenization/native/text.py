@@ -19,7 +19,7 @@ from tokenization.native.characters import (
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import bytes_in_range, load8, load64, same_bytes, trailing_zeros
 from tokenization.native.memory import PADDING, address_of
-from tokenization.native.scanner import CLASSES, LINES
+from tokenization.native.scanner import CLASSES, DIGITS, LINES, NO_LIMIT, TAIL
 
 WORD = UPPER | LOWER | NUMBER  # classes
 
@@ -147,3 +147,51 @@ def spans(begin: int, address: int, special: int, length: int) -> bool:
         if same_bytes(start, special, length):
             return True
     return False
+
+
+@compiled
+def uniform_run(begin: int, end: int, scanner: int) -> int:
+    """Returns where the last run of one kind of character in a text begins, if its pre-token may go on behind `end`.
+
+    The text is [begin, end), valid UTF-8, and may go on. Cut anywhere within the run, but for its first three
+    characters and the last (a number of at most DIGITS: after a multiple of them), the parts have the pre-tokens of the
+    whole, and what is cut is part of one. Returns `end` if there is no such run.
+    """
+    classes, kind, address = load64(scanner + CLASSES), -1, end
+    while address > begin:
+        start = address - 1
+        while load8(start) & 0xC0 == 0x80:
+            start -= 1
+        this = uniform_kind(start, classes_at(start, classes), scanner)
+        if kind == -1:
+            kind = this
+        if this != kind:
+            whole = classes_at(start, classes) & uniform_borders(kind) == 0
+            return address if whole else end
+        address = start
+        if kind == 0:
+            return end
+    return begin
+
+
+@compiled
+def uniform_kind(address: int, classes: int, scanner: int) -> int:
+    """Returns the classes that a run of such characters shares, as a number; 0 for what makes no run."""
+    byte = load8(address)
+    if classes & SPACE:
+        return 0 if load64(scanner + LINES) and (byte == 10 or byte == 13) else SPACE
+    if classes & NUMBER:
+        return 0 if load64(scanner + DIGITS) < NO_LIMIT and byte >= 0x80 else NUMBER
+    if classes & (UPPER | LOWER):
+        if classes & (SIGN | LEAD) or classes & LOWER == 0:
+            return 0
+        return classes & (UPPER | LOWER)
+    return 0 if byte == 39 or (byte == 47 and load64(scanner + TAIL) == 2) else SIGN
+
+
+@compiled
+def uniform_borders(kind: int) -> int:
+    """Returns the classes that the character before a run of a kind must not have."""
+    if kind & (SPACE | NUMBER):
+        return kind
+    return UPPER | LOWER if kind == UPPER | LOWER else 0

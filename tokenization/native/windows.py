@@ -21,6 +21,7 @@ from tokenization.native.text import SpecialTokens, first_invalid, last_cut
 from tokenization.places import Place
 
 WINDOW_BYTES = 1 << 20
+LONGEST_WINDOW = 4  # times WINDOW_BYTES: then a word is cut, if that is possible
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,6 +36,7 @@ class Window(NamedTuple):
     file: Place
     offset: int  # in the file's text, in bytes
     are_documents: bool = False  # with BETWEEN in between
+    first_id: int = -1  # with which its ids must begin, where a word was cut before it
 
     @classmethod
     def of_bytes(cls, text: bytes) -> "Window":
@@ -70,13 +72,22 @@ def padded(text: bytes) -> np.ndarray:
     return buffer
 
 
-def cut_into_windows(corpus: Corpus, special_tokens: SpecialTokens, scanner: Head) -> Iterator[Window]:
-    """Yields all files in windows of about WINDOW_BYTES; one grows where its text offers no place to cut."""
+def cut_into_windows(
+    corpus: Corpus,
+    special_tokens: SpecialTokens,
+    scanner: Head,
+    cut_word: Callable[[Window], tuple[int, int]] | None = None,
+) -> Iterator[Window]:
+    """Yields all files in windows of about WINDOW_BYTES; one grows where its text offers no place to cut.
+
+    cut_word: returns where within a word a long window can be cut (0 if nowhere), and the id that follows.
+    """
     for number, file in enumerate(corpus.files):
         are_documents = holds_documents(file.name)
         with corpus.opened(file) as (fill, offset):
             buffer = np.empty(WINDOW_BYTES + PADDING, np.uint8)
             length = searched = 0
+            first_id = following = -1
             while True:
                 room = len(buffer) - PADDING
                 count = 1
@@ -87,16 +98,19 @@ def cut_into_windows(corpus: Corpus, special_tokens: SpecialTokens, scanner: Hea
                     break
                 end = buffer.data[:length].tobytes().rfind(BETWEEN, max(searched, 1)) if are_documents else 0
                 cut = end if end > 0 else find_cut(buffer, searched, length, special_tokens, scanner)
+                if not cut and cut_word and not are_documents and length >= LONGEST_WINDOW * WINDOW_BYTES:
+                    cut, following = cut_word(Window(buffer, length, number, file, offset))
                 if not cut:  # doubling keeps the total time of vain searches linear
                     searched = length - special_tokens.longest
                     buffer = np.concatenate([buffer, np.empty(room, np.uint8)])
                     continue
                 rest = np.empty(WINDOW_BYTES + max(0, length - cut - WINDOW_BYTES // 2) + PADDING, np.uint8)
                 rest[: length - cut] = buffer[cut:length]
-                yield Window(buffer, cut, number, file, offset, are_documents)
+                yield Window(buffer, cut, number, file, offset, are_documents, first_id)
                 buffer, offset, length, searched = rest, offset + cut, length - cut, 0
+                first_id, following = following, -1
         if length:
-            yield Window(buffer, length, number, file, offset, are_documents)
+            yield Window(buffer, length, number, file, offset, are_documents, first_id)
 
 
 def find_cut(buffer: np.ndarray, searched: int, length: int, special_tokens: SpecialTokens, scanner: Head) -> int:

@@ -31,6 +31,7 @@ from tokenization.native.compiling import Kernel
 from tokenization.native.memory import PAIRS_FULL, PLACES_FULL, address_of
 from tokenization.native.pairs import Trainer
 from tokenization.native.text import first_invalid
+from tokenization.native.words import WordCutter
 from tokenization.pretokenization import PATTERNS, count_pretokens
 
 NATIVE_MODULES = [module for name, module in sys.modules.items() if name.startswith("tokenization.native.")]
@@ -418,6 +419,28 @@ def test_token_files_equal_the_reference(tokenizer, text, tmp_path, monkeypatch,
     for threads in (1, 2, 3):
         assert tokenizer.encode_files(paths, tmp_path / "ids.bin", threads).description == expected
         assert (tmp_path / "ids.bin").read_bytes() == (tmp_path / "expected.bin").read_bytes()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("alphabet", ["a", "abcdefgh", "中文字漢", "0123", " ", "!=", "aé1中!'", "<|endoftext|>"])
+def test_a_text_without_spaces_is_encoded_in_bounded_memory(tokenizer, tmp_path, monkeypatch, alphabet, pattern):
+    """No window grows with the file, and the ids are those of the whole word."""
+    tokenizer = Tokenizer(tokenizer.vocab, tokenizer.merges, SPECIAL_TOKENS, pattern)
+    run = "".join(random.Random(13).choices(alphabet, k=30_000))
+    (tmp_path / "text.txt").write_text(run + "\n")
+    monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
+    results = list(new_encoder(tokenizer).encode_corpus(Corpus([tmp_path / "text.txt"]), 2))
+    assert max(len(window.buffer) for window, _ in results) < 20_000
+    assert np.concatenate([ids for _, ids in results]).tolist() == tokenizer.encode_plainly(run + "\n")
+
+
+def test_a_word_that_was_cut_at_a_wrong_place_is_refused(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text("thethethe" * 1000)
+    monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
+    cut = WordCutter.cut
+    monkeypatch.setattr(WordCutter, "cut", lambda cutter, window: (cut(cutter, window)[0] + 1, cut(cutter, window)[1]))
+    with pytest.raises(InputError, match=r"text.txt: the word at byte \d+ is too long"):
+        list(new_encoder(tokenizer).encode_corpus(Corpus([tmp_path / "text.txt"]), 1))
 
 
 def test_no_cut_lies_inside_a_special_token(tokenizer, tmp_path, always_compiled, monkeypatch):

@@ -19,12 +19,33 @@ from tokenization.native.instructions import load64
 from tokenization.native.memory import address_of
 from tokenization.native.scanner import CODE, call
 from tokenization.native.splitting import scanner_head
-from tokenization.native.text import between_pretokens
+from tokenization.native.text import between_pretokens, uniform_run
 from tokenization.patterns import Parts, parts_of
 from tokenization.pretokenization import safe_cuts
 
 ALL_TEXT = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
 TRICKY = SEED_TEXT + "".join(WORDS + PARTS) + "x's'll\u3000\u3000's  \n's 're\xa0\xa0a''s'"
+
+RUN_LETTERS = [
+    "a",
+    "abc",
+    "éaß",
+    "中文",
+    "中",
+    "aA",
+    "A",
+    "a中",
+    "12",
+    "\u06611",
+    " ",
+    "\u3000 ",
+    " \n",
+    "\n",
+    "!",
+    "!/",
+    "!'",
+    "。!",
+]
 
 every_pattern = pytest.mark.parametrize("pattern", PUBLISHED.values(), ids=PUBLISHED)
 
@@ -171,6 +192,29 @@ def test_text_is_cut_between_pretokens_alone(pattern):
                 before, behind = (expected_starts(pattern, part) for part in parts)
                 assert [*before, *(cut + start for start in behind[1:])] == whole, (cut, repr(text))
                 cuts += 1
+    assert cuts > 500
+
+
+@every_pattern
+def test_a_uniform_run_can_be_cut_anywhere(pattern):
+    """Whatever stands before it, and whatever follows what is known of the text."""
+    source, scanner, cuts = random.Random(6), scanner_head(pattern).address, 0
+    digits = parts_of(pattern).digits
+    for _ in range(600):
+        run = "".join(source.choices(source.choice(RUN_LETTERS), k=source.randint(4, 12)))
+        text = f"{hard_text(source)[:20]}{run}"
+        following = source.choice(["", "a", "A", " ", "\n", "!", "1", "'s", hard_text(source)[:20]])
+        window = Window.of_bytes(text.encode())
+        first, whole = address_of(window.buffer), expected_starts(pattern, text + following)
+        begin = len(text.encode()[: uniform_run(first, first + window.length, scanner) - first].decode())
+        for cut in range(begin + 3, len(text) - 1):
+            if digits and text[begin].isdigit() and (cut - begin) % digits:
+                continue
+            place = len(text[:cut].encode())
+            before, behind = expected_starts(pattern, text[:cut]), expected_starts(pattern, (text + following)[cut:])
+            found = {*before, *(place + start for start in behind)}
+            assert found | {place} == {*whole, place}, (repr(text), repr(following), cut)
+            cuts += 1
     assert cuts > 500
 
 
