@@ -64,7 +64,8 @@ class SetEncoding:
         self.plan = {name: self._digest(name) for name in self.shards}
         before = read_plan(folder)
         self.done = [name for name in self.plan if before.get(name) == self.plan[name] and is_whole(folder / name)]
-        self.outdated = [name for name in before if name not in self.done]
+        self._not_done = [name for name in before if name not in self.done]
+        self.outdated = [name for name in self._not_done if (folder / name).exists()]
 
     def _digest(self, name: str) -> str:
         """Returns the digest of all that a shard follows from; of its files the names, sizes and times of change."""
@@ -77,7 +78,7 @@ class SetEncoding:
 
     def run(self, report: EncodingReport | None = None) -> TokenFile:
         """Encodes what is not done yet, writes the index, and opens the set. After a failure, what is done stays."""
-        for name in self.outdated:
+        for name in self._not_done:
             for path in (self.folder / name, description_path(self.folder / name)):
                 path.unlink(missing_ok=True)
         new_folders = missing_folders([self.folder / PLAN])

@@ -157,7 +157,7 @@ def test_other_settings_begin_anew(tmp_path, small, paths, monkeypatch, change):
     tokenizer = plain if change == "tokenizer" else small
     encoding = SetEncoding(tokenizer, inputs, folder, 10**9 if change == "larger" else 1, settings)
     assert encoding.done == []
-    assert len(encoding.outdated) == 5
+    assert len(encoding.outdated) == 4
     assert encoding.run().description == tokenizer.encode_files(inputs, tmp_path / "one.bin", 1).description
     assert joined(folder) == (tmp_path / "one.bin").read_bytes()
 
@@ -203,9 +203,11 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         Interruption(patch, 2)
         assert run(line) == 130
-    assert "shards of other inputs or settings, or unfinished, are made anew" in capsys.readouterr().out
+    assert "shards of other inputs or settings, or damaged, made anew: 1" in capsys.readouterr().out
     assert run(line) == 0
-    assert "going on: 2 of 3 shards are done" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "going on: 2 of 3 shards are done" in out
+    assert "made anew" not in out
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,7 @@ def encode_set(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: 
     if encoding.done:
         print(f"going on: {len(encoding.done):,} of {len(encoding.shards):,} shards are done", flush=True)
     if encoding.outdated:
-        print(
-            f"{len(encoding.outdated):,} shards of other inputs or settings, or unfinished, are made anew", flush=True
-        )
+        print(f"shards of other inputs or settings, or damaged, made anew: {len(encoding.outdated):,}", flush=True)
     try:
         return encoding.run(report)
     except KeyboardInterrupt:
