@@ -5,7 +5,6 @@ tests/training/test_lightning_inside.py checks each function against the install
 and how. torch's private parts are in torch_inside.py.
 """
 
-import argparse
 import contextlib
 import inspect
 import time
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import yaml
-from jsonargparse import DefaultHelpFormatter, Namespace, _loaders_dumpers, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, _loaders_dumpers, set_loader
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -47,7 +46,7 @@ class Option(NamedTuple):
     choices: str | None
 
 
-def describe_option(parser: argparse.ArgumentParser, name: str, words: str) -> None:
+def describe_option(parser: ArgumentParser, name: str, words: str) -> None:
     """Replaces what --help says of an option that a library has declared."""
     parser._option_string_actions[f"--{name}"].help = words
 
@@ -90,6 +89,12 @@ class CommandLine(LightningCLI):
                 choices = shown if shown.startswith("{") else None
                 options[name.removeprefix("--")] = Option(action.help or "", action.default, choices)
         return options
+
+    @contextlib.contextmanager
+    def another_help(self, subcommand: str, text: str) -> Iterator[None]:
+        """Makes --help print this text inside."""
+        with mock.patch.object(self._subcommand_parsers[subcommand], "format_help", return_value=text):
+            yield
 
     def make_classes(self) -> Namespace:
         """Instantiates model, data module and callbacks from the settings, and returns them by name."""

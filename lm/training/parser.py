@@ -1,7 +1,7 @@
 """Defines the settings of `lm fit` and `lm validate`, and reads them from arguments and configurations."""
 
+import contextlib
 import logging
-import sys
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError, Namespace
@@ -166,14 +166,13 @@ class SettingsCLI(CommandLine):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the arguments; InputError, on one line, if the parser refuses them."""
+        usual = contextlib.ExitStack()
         if not {"-h", "--help"}.isdisjoint(args):
-            print(
-                short_help(self.asked, USAGE.format(self.asked), DESCRIPTIONS[self.asked], self.options(self.asked)),
-                end="",
-            )
-            sys.exit(0)
+            words = short_help(self.asked, USAGE.format(self.asked), DESCRIPTIONS[self.asked], self.options(self.asked))
+            usual.enter_context(self.another_help(self.asked, words))
         try:
-            super().parse_arguments(parser, args)
+            with usual:
+                super().parse_arguments(parser, args)
         except ArgumentError as error:
             names = [name for name in self.option_names(args[0]) if name not in LINKED]
             raise InputError(explain(str(error), args, names)) from None

@@ -153,6 +153,12 @@ def test_a_description_is_replaced():
     assert "  --a A       ours (type: int" in parser.format_help(), changed("jsonargparse", "_option_string_actions")
 
 
+def test_the_help_is_replaced(line_cli, capsys):
+    with pytest.raises(SystemExit, match="0"), line_cli.another_help("fit", "short\n"):
+        line_cli.parser.parse_args(["fit", "--help"])
+    assert capsys.readouterr().out == "short\n", changed("jsonargparse", "_subcommand_parsers or print_help")
+
+
 def test_option_names(line_cli):
     names = line_cli.option_names("fit")
     part = "LightningCLI._subcommand_parsers, or argparse's _option_string_actions"
