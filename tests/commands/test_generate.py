@@ -203,8 +203,17 @@ def test_settings_in_a_conversation(saved_run, lm, monkeypatch):
     assert "/again" in out
 
 
-def test_prompts_from_the_standard_input(saved_run):
-    command = [sys.executable, "-m", "lm", "generate", str(saved_run), "--prompts=-", "--json", "--max-new-tokens=3"]
+def test_prompts_from_the_standard_input(saved_run, fork_server):
+    command = [
+        fork_server.python,
+        "-m",
+        "lm",
+        "generate",
+        str(saved_run),
+        "--prompts=-",
+        "--json",
+        "--max-new-tokens=3",
+    ]
     done = subprocess.run(command, input="Tom\nA dog\n", capture_output=True, text=True)
     assert done.returncode == 0
     assert [json.loads(line)["prompt"] for line in done.stdout.splitlines()] == ["Tom", "A dog"]
