@@ -71,7 +71,8 @@ def fork_server_process(**environment: str) -> Iterator[Path]:
         python.write_text(PYTHON)
         python.chmod(0o755)
         command = [sys.executable, str(program), "serve", str(folder / "socket"), str(python)]
-        with subprocess.Popen(command, env=os.environ | ENVIRONMENT | environment, stdin=subprocess.PIPE) as process:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}  # where a file stood, forks would seek in it
+        with subprocess.Popen(command, env=os.environ | ENVIRONMENT | environment, **pipes) as process:
             yield folder
             process.communicate(timeout=120)
 
