@@ -18,8 +18,8 @@ from tokenization.errors import InputError, describe_os_error, did_you_mean, dro
 from tokenization.kernels import announcing
 from tokenization.version import own_version
 
-HELP = """usage: lm {init,fit,validate,account,sweep,find-lr,report,generate,serve,test,export,import,verify,\
-consolidate} ...
+HELP = """usage: lm {init,fit,validate,account,sweep,race,find-lr,report,generate,serve,test,export,import,\
+verify,consolidate} ...
 
   lm init work                                    copy the configurations and sample stories into a folder
   lm fit -c configs/demo.yaml                     train; the run becomes a folder under checkpoints/
@@ -45,6 +45,9 @@ consolidate} ...
                                                   also its time, estimated from some of its steps
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 4e-3 1.6e-2 --trainer.max_steps 200
                                                   train briefly with each value; print a table and a plot
+  lm race configs/demo.yaml configs/tinystories-fast.yaml --steps 600
+                                                  compare configurations or settings, several seeds each, with
+                                                  p-values; --cpu-seconds 120 gives all the same processor time
   lm find-lr -c configs/demo.yaml                 suggest a learning rate by one short training
   lm report checkpoints/demo                      write a page about a run, or about several compared
 
@@ -56,6 +59,7 @@ COMMANDS = {  # each is a file in commands/
     "validate": "validate",
     "account": "account",
     "sweep": "sweep",
+    "race": "race",
     "find-lr": "find_lr",
     "report": "report",
     "generate": "generate",
@@ -66,7 +70,7 @@ COMMANDS = {  # each is a file in commands/
     "verify": "verify",
     "consolidate": "consolidate",
 }
-TRAINING = ("fit", "validate", "account", "sweep", "find-lr")  # commands that read the settings of a run
+TRAINING = ("fit", "validate", "account", "sweep", "race", "find-lr")  # commands that read the settings of a run
 COMPUTING = (*TRAINING, "generate", "serve", "test")  # commands that use as many threads as there are cores
 
 

@@ -6,6 +6,8 @@ imports neither torch nor Lightning, so that --help comes at once.
 """
 
 import argparse
+import shutil
+import sys
 from typing import Any
 
 from lm.machine.devices import DEVICES, HELP
@@ -44,3 +46,10 @@ def read_with_settings(parser: ArgumentParser, argv: list[str]) -> tuple[argpars
         if any(argument.partition("=")[0] == name for argument in rest):
             raise InputError(f"{name}: has no effect here; --output names the folder of the results")
     return args, [*(f"--config={path}" for path in args.config), *rest]
+
+
+def show_progress(*words: str) -> None:
+    """Replaces the last line of a terminal; writes nothing elsewhere."""
+    if sys.stderr.isatty():
+        line = "  ".join(words)[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

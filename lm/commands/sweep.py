@@ -1,11 +1,10 @@
 """`lm sweep`: trains briefly with each of several values of one setting, and compares the runs."""
 
-import shutil
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lm.commands import add_settings, new_parser, read_with_settings
+from lm.commands import add_settings, new_parser, read_with_settings, show_progress
 from lm.commands.fit import training
 from tokenization.commands import ArgumentParser
 
@@ -58,10 +57,3 @@ def run_all(sweep: "Sweep", results: "Results") -> None:
         for line in damage:
             print(f"lm sweep: {line}", file=sys.stderr)
         print(f"{title}: {results.in_words(name)}", flush=True)
-
-
-def show_progress(*words: str) -> None:
-    """Replaces the last line of a terminal; writes nothing elsewhere."""
-    if sys.stderr.isatty():
-        line = "  ".join(words)[: shutil.get_terminal_size().columns - 1]
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)

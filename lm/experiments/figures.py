@@ -1,4 +1,4 @@
-"""Draws the figures of runs, sweeps and range tests; matplotlib is imported only to draw."""
+"""Draws the figures of runs, sweeps, races and range tests; matplotlib is imported only to draw."""
 
 import io
 import math
@@ -91,6 +91,32 @@ def _draw_losses(
     axes.set(xlabel=plain(parameter), ylabel="validation loss, nats per token")
     if good or lost:
         axes.legend(fontsize=8)
+
+
+# --- a race ----------------------------------------------------------------------------------------------------------
+
+
+def draw_race(path: Path, runs: dict[str, list[Curve]], place: str, quantity: str) -> None:
+    """Draws each contestant's curves, pale, and their mean at each step, dark.
+
+    runs: by contestant; a curve's seconds are its places on the axis. place, quantity: the labels of the axes.
+    """
+    with new_figure(6.5, 4.2) as figure:
+        axes = figure.subplots()
+        for number, (name, curves) in enumerate(runs.items()):
+            look: dict[str, Any] = {"color": curve_colour(number), "linestyle": curve_style(number)}
+            for curve in curves:
+                axes.plot(curve.seconds, curve.values, alpha=0.25, linewidth=0.8, **look)
+            steps = sorted(set.intersection(*(set(curve.steps) for curve in curves)))
+            means = [
+                [mean([points[curve.steps.index(step)] for curve, points in each]) for step in steps]
+                for each in ([(c, c.seconds) for c in curves], [(c, c.values) for c in curves])
+            ]
+            axes.plot(*means, marker="." if len(steps) < 40 else "", label=plain(name), **look)
+        axes.set(xlabel=place, ylabel=quantity)
+        if runs:
+            axes.legend(fontsize=8)
+        save(figure, path)
 
 
 # --- a range test ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,7 +28,7 @@ from lm.accounting.activations import make_model
 from lm.accounting.costs import training_flops_per_token
 from lm.machine.contention import OtherPrograms
 from lm.machine.peaks import Peak
-from lm.machine.resources import peak_memory
+from lm.machine.resources import children_seconds, peak_memory
 from lm.runs.folder import LAST
 from lm.strict_json import to_json
 from lm.training.cli import RunCLI, refusals
@@ -142,14 +143,38 @@ def work() -> None:
     write_text(path, to_json(found))
 
 
-def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:
-    """Predicts what a run will take, in bytes, seconds and MFU, from some of its steps.
+@dataclass(frozen=True)
+class Probe:
+    """What a probe has seen of some steps; it predicts runs of any length of the same settings."""
+
+    wall: dict[str, Any]  # by the wall clock: what a Clock has recorded
+    processor: dict[str, Any]  # by processor time
+    validation_batches: int  # of the whole file
+    started: float  # the child process, by the wall clock
+    ended: float
+    processor_ended: float  # its processor seconds, with those of its compilers
+    peak: Peak
+    peak_bytes: int
+    checkpoint_bytes: int
+    other_programs: float  # cores that they took meanwhile
+
+    def by_wall(self, config: Namespace) -> dict[str, float]:
+        """Predicts a run in seconds by the clock, part by part."""
+        return predict(self.wall, self.validation_batches, config, self.started, self.ended)
+
+    def by_processor(self, config: Namespace) -> dict[str, float]:
+        """Predicts a run in processor seconds, part by part."""
+        return predict(self.processor, self.validation_batches, config, 0, self.processor_ended)
+
+
+def measure(arguments: list[str], config: Namespace) -> Probe:
+    """Runs some steps of a run, and returns what the clocks have seen.
 
     arguments: those of `lm fit`; config: the same, parsed.
     """
     trainer = config.trainer
     if isinstance(trainer.devices, int) and trainer.devices > 1:
-        raise InputError(f"--probe: trainer.devices is {trainer.devices}; a probe runs one process, so set it to 1")
+        raise InputError(f"trainer.devices is {trainer.devices}; a probe runs one process, so set it to 1")
     limit = limited(VALIDATION_BATCHES, trainer.limit_val_batches)
     with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
         run, answer = Path(folder, "run"), Path(folder, "answer.json")
@@ -163,30 +188,43 @@ def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:
         others.look()
         if done.returncode:
             why = "was killed; is it too large for the memory?" if done.returncode == -9 else done.stderr.strip()[-300:]
-            raise InputError(f"--probe: the run {' '.join(why.split())}")
+            raise InputError(f"the probe of some steps {' '.join(why.split())}")
         found = json.loads(answer.read_text())
         if "error" in found:
             raise InputError(found["error"])
         checkpoint = (run / LAST).stat().st_size
     wall, processor = found["clocks"]
-    batches, peak = found["validation_batches"], Peak(*found["peak"])
-    prediction = predict(wall, batches, config, start, end)
+    return Probe(
+        wall=wall,
+        processor=processor,
+        validation_batches=found["validation_batches"],
+        started=start,
+        ended=end,
+        processor_ended=processor_end,
+        peak=Peak(*found["peak"]),
+        peak_bytes=found["peak_bytes"],
+        checkpoint_bytes=checkpoint,
+        other_programs=others.taken if others.in_the_way else 0.0,
+    )
+
+
+def probe(arguments: list[str], config: Namespace) -> dict[str, Any]:
+    """Predicts what a run will take, in bytes, seconds and MFU, from some of its steps.
+
+    arguments: those of `lm fit`; config: the same, parsed.
+    """
+    seen = measure(arguments, config)
+    prediction = seen.by_wall(config)
     flops = prediction["tokens_per_second"] * training_flops_per_token(make_model(vars(config.model)))
     return prediction | {
-        "mfu": min(1.0, flops / peak.flops),
-        "peak_flops": peak.flops,
-        "peak_source": peak.source,
-        "other_programs": others.taken if others.in_the_way else 0.0,  # cores
-        "processor_seconds": predict(processor, batches, config, 0, processor_end)["seconds"],
-        "peak_bytes": found["peak_bytes"],
-        "checkpoint_bytes": checkpoint,
+        "mfu": min(1.0, flops / seen.peak.flops),
+        "peak_flops": seen.peak.flops,
+        "peak_source": seen.peak.source,
+        "other_programs": seen.other_programs,
+        "processor_seconds": seen.by_processor(config)["seconds"],
+        "peak_bytes": seen.peak_bytes,
+        "checkpoint_bytes": seen.checkpoint_bytes,
     }
-
-
-def children_seconds() -> float:
-    """Returns the processor seconds of all processes started from this one, such as compilers."""
-    times = os.times()
-    return times.children_user + times.children_system
 
 
 def predict(

@@ -9,18 +9,15 @@ proportion, so that every run has a cosine of the same shape.
 """
 
 import contextlib
-import io
 import json
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from lm.experiments.children import fit, last_line
 from lm.experiments.results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
 from lm.runs.folder import DIVERGED
 from lm.runs.lock import run_lock
@@ -32,6 +29,7 @@ from tokenization import InputError
 from tokenization.outputs import check_folder
 from tokenization.plots import is_plot
 
+WATCH = "--trainer.callbacks+=lm.training.divergence.StopWhenRisen"
 RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
 
 
@@ -87,8 +85,8 @@ class Sweep:
         settings: dict[str, Any] = json.loads(to_json(flat, default=str))
         return settings
 
-    def command(self, name: str) -> list[str]:
-        """Returns the command line of a run."""
+    def fit_arguments(self, name: str) -> list[str]:
+        """Returns a run's arguments of `lm fit`."""
         text, config = self.runs[name]
         changes = {
             self.parameter: text,
@@ -98,9 +96,7 @@ class Sweep:
         }
         if self.parameter == RATE:
             changes[LOWEST_RATE] = config.model.min_learning_rate
-        watch = "--trainer.callbacks+=lm.training.divergence.StopWhenRisen"
-        flags = [f"--{key}={setting}" for key, setting in changes.items()]
-        return [sys.executable, "-m", "lm", "fit", *self.arguments, watch, *flags]
+        return [*self.arguments, WATCH, *(f"--{key}={setting}" for key, setting in changes.items())]
 
     def lowest_rates(self) -> list[float]:
         """Returns each run's model.min_learning_rate; empty if the sweep does not change it."""
@@ -126,39 +122,5 @@ class Sweep:
         folder, log = self.output / name, self.output / f"{name}.log"
         if (folder / DIVERGED).exists():
             return
-        with open(log, "ab") as file:
-            process = subprocess.Popen(self.command(name), stdout=file, stderr=file, stdin=subprocess.DEVNULL)
-            with terminated_with_us(process):
-                while process.poll() is None:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(timeout=0.5)
-                    show(last_line(log))
-        if process.returncode and not (folder / DIVERGED).exists():
+        if fit(self.fit_arguments(name), log, show) and not (folder / DIVERGED).exists():
             raise InputError(f"{folder}: {last_line(log)}; {log} has its output; the same command resumes the sweep")
-
-
-@contextlib.contextmanager
-def terminated_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Terminates the process when the sweep is interrupted; it saves its run first."""
-
-    def leave(signum: int, frame: Any) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    except BaseException:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def last_line(log: Path) -> str:
-    """Returns the last line that a run has printed, or the newest state of its progress bar."""
-    with open(log, "rb") as file:
-        file.seek(max(0, file.seek(0, io.SEEK_END) - 2000))
-        lines = [line.strip() for line in re.split(r"[\r\n]", file.read().decode(errors="replace"))]
-    return next((line for line in reversed(lines) if line), "nothing printed")

@@ -6,8 +6,10 @@ Training with more threads than free cores loses more than its share: the thread
 product.
 """
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal: the columns of /proc/stat that are not idle
@@ -47,6 +49,22 @@ class OtherPrograms:
         cores = len(os.sched_getaffinity(0))
         remedy = "" if "GOMP_SPINCOUNT" in os.environ else "; restarted beside them, it would lose less"
         return f"other programs take {self.taken:.1f} of {cores} cores and slow this run down{remedy}"
+
+
+class Load:
+    """How many cores other programs took, on average; None until it has been measured, and where nothing tells."""
+
+    cores: float | None = None
+
+
+@contextlib.contextmanager
+def load_of_others(proc: Path = Path("/proc")) -> Iterator[Load]:
+    """Measures the load of other programs on our cores while the block runs."""
+    load, start, ran, own = Load(), time.perf_counter(), ran_on_our_cores(proc), ran_ourselves(proc)
+    yield load
+    seconds, ran_then, own_then = time.perf_counter() - start, ran_on_our_cores(proc), ran_ourselves(proc)
+    if None not in (ran, own, ran_then, own_then) and seconds >= SHORTEST:
+        load.cores = round(max(0.0, (ran_then - ran - (own_then - own)) / seconds), 2)  # type: ignore[operator]
 
 
 def choose_waiting() -> None:

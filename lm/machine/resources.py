@@ -1,4 +1,4 @@
-"""Measures and sets what a process uses of the machine: memory, cores, number formats.
+"""Measures and sets what a process uses of the machine: memory, cores, processor seconds, number formats.
 
 Every training step allocates and frees the same large tensors. glibc returns each to the system when it is freed, and
 the next step pays for fresh pages, zeroed one by one. With glibc told to keep them, a step of the handout's base model
@@ -91,6 +91,12 @@ def peak_memory(device_type: str = "cpu") -> int:
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
+
+
+def children_seconds() -> float:
+    """Returns the processor seconds of all processes that this one has started and that have ended, as compilers do."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def available_memory(folder: str | os.PathLike[str] = "/sys/fs/cgroup") -> int | None:

@@ -35,7 +35,7 @@ def sweep(lm, fork_server, arguments, tmp_path_factory):
     from lm.experiments.sweep import Sweep
 
     output = tmp_path_factory.mktemp("sweep") / "out"
-    half = Sweep("model.learning_rate", ["0.01"], arguments, output).command("learning_rate-0.01")
+    half = Sweep("model.learning_rate", ["0.01"], arguments, output).fit_arguments("learning_rate-0.01")
     start = LanguageModel.on_train_batch_start
 
     def fail(self, batch, batch_idx):
@@ -47,7 +47,7 @@ def sweep(lm, fork_server, arguments, tmp_path_factory):
         patch.setattr(LanguageModel, "on_train_batch_start", fail)
         patch.setattr(Checkpoints, "on_exception", lambda *_: None)
         with pytest.raises(RuntimeError):
-            lm(*half[3:])
+            lm("fit", *half)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patch.setattr(sys, "executable", fork_server.python)

@@ -1,0 +1,44 @@
+"""Logs the processor seconds of a run: the clock of a race, on which waiting for other programs does not count."""
+
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lm.machine.resources import children_seconds
+
+TAG, STARTS = "processor_seconds", "starts"
+
+
+class ProcessorClock(Callback):
+    """Logs processor seconds at each validation and at the end; `lm race` adds it to its runs' callbacks.
+
+    They are those of this process and of the compilers that it has started, user and system, from its first line on:
+    imports, compilation, validations, samples and saves count. A resumed run goes on from the seconds of its
+    checkpoint, so that work lost by an interruption does not count, and each start does.
+    """
+
+    def __init__(self) -> None:
+        self.before, self.starts = 0.0, 1
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.process_time() + children_seconds()
+
+    def _log(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics({TAG: self.seconds, STARTS: float(self.starts)}, trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._log(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._log(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, STARTS: self.starts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before, self.starts = state_dict["seconds"], state_dict[STARTS] + 1
