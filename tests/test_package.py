@@ -35,8 +35,8 @@ OTHER_NAMES = {
 }
 UNDECLARED = {"litgpt"}  # pins versions that exclude ours: benchmarks/training.py wants it in another environment
 EXTRAS = {
-    "lm": ("gguf", "plots"),
-    "tokenization": ("parquet", "plots"),
+    "lm": ("gguf",),
+    "tokenization": ("parquet",),
     "tests": ("test", "elsewhere"),
     "benchmarks": ("bench",),
     "examples": (),

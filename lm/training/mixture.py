@@ -101,7 +101,7 @@ class Mixture:
         weights = [Fraction(repr(source.weight)) for source, _ in pairs]  # of 0.7 exactly 7/10
         self.shares = [weight / sum(weights) for weight in weights]
         edges = [min(int(edge * 2**64), 2**64 - 1) for edge in accumulate(self.shares)]
-        self._edges = np.array(edges[:-1], np.uint64)  # what lies below the first is the first source's, and so on
+        self.edges = np.array(edges[:-1], np.uint64)  # what lies below the first is the first source's, and so on
         names = [PurePath(path).name for path in self.paths]
         self.names = names if len(set(names)) == len(names) else self.paths
 
@@ -117,7 +117,7 @@ class Mixture:
         The words for the places are those of `random_starts`.
         """
         words = np.random.SeedSequence((seed, batch_index)).generate_state(2 * batch_size, np.uint64)
-        return np.searchsorted(self._edges, words[batch_size:], side="right"), words[:batch_size]
+        return np.searchsorted(self.edges, words[batch_size:], side="right"), words[:batch_size]
 
     def count(self, seed: int, batches: range, batch_size: int) -> np.ndarray:
         """Returns how many windows of these batches each source gives, (sources,) int64."""
