@@ -164,7 +164,7 @@ def steps_within(contestant: Contestant, budget: Budget) -> int:
     if budget.cpu_seconds is None:
         return budget.steps or int(contestant.config.trainer.max_steps)
     try:
-        seen = measure(contestant.arguments, contestant.config)
+        seen = measure(["fit", *contestant.arguments], contestant.config)
     except InputError as error:
         raise InputError(f"{contestant.name}: {error}") from None
     return most_steps(seen, contestant, budget.cpu_seconds)

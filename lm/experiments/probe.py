@@ -170,7 +170,7 @@ class Probe:
 def measure(arguments: list[str], config: Namespace) -> Probe:
     """Runs some steps of a run, and returns what the clocks have seen.
 
-    arguments: those of `lm fit`; config: the same, parsed.
+    arguments: `fit` and its arguments; config: the same, parsed.
     """
     trainer = config.trainer
     if isinstance(trainer.devices, int) and trainer.devices > 1:
