@@ -189,18 +189,15 @@ def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
     """
     # A special token that begins in the last characters may be incomplete, or grow into a longer one.
     decided = max(0, len(text) - max(map(len, special_tokens), default=1) + 1)
+    cut = 0
     if places := safe_cuts(pattern):
-        for match in regex.finditer(f"(?r)(?:{places})", text[:decided]):  # (?r) searches from the end
-            if not any(_spans(text, match.start(), token) for token in special_tokens):
-                return match.start()
+        matches = regex.finditer(f"(?r)(?:{places})", text[:decided])  # (?r) searches from the end
+        spared = (m.start() for m in matches if not any(_spans(text, m.start(), token) for token in special_tokens))
+        cut = next(spared, 0)
     if special_tokens:
-        ends = [
-            match.end()
-            for match in regex.finditer(special_token_pattern(special_tokens), text)
-            if match.start() < decided
-        ]
-        return ends[-1] if ends else 0
-    return 0
+        found = regex.finditer(special_token_pattern(special_tokens), text, pos=cut)
+        cut = max((match.end() for match in found if match.start() < decided), default=cut)
+    return cut
 
 
 def safe_cuts(pattern: str) -> str | None:

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.model.loss import bits_per_byte
 from lm.ngrams import MOST_TOKENS, NAMES, ngram_losses
+from lm.strict_json import to_json
 from lm.training.data import TokenDataModule
 from tokenization.files import write_text
 
@@ -115,7 +116,7 @@ def kept_or_measured(data: TokenDataModule, order: int) -> Lines:
     if kept is not None or not path.exists():
         content = {"about": about, "bits_per_byte": lines}
         with contextlib.suppress(OSError):
-            write_text(path, json.dumps(content | {"sha256": digest(content)}, indent=2) + "\n")
+            write_text(path, to_json(content | {"sha256": digest(content)}, indent=2) + "\n")
     return lines
 
 
@@ -130,7 +131,7 @@ def read_kept(path: Path) -> dict[str, Any] | None:
 
 
 def digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return hashlib.sha256(to_json(content).encode()).hexdigest()
 
 
 def measure(data: TokenDataModule, scored: int, order: int) -> Lines:

@@ -27,12 +27,17 @@ from tokenization.files import write_text
 LAYOUT = {  # of TensorBoard's Custom Scalars tab: chapters of charts, each of the tags that its patterns match
     "loss": {
         "training and validation loss, nats per token": ["Multiline", ["^train/loss$", "^val/loss$"]],
-        "validation, bits per byte": ["Multiline", ["^val/bits_per_byte$"]],
+        "validation and baselines, bits per byte": ["Multiline", ["^val/bits_per_byte$", "^baselines/"]],
+        "validation loss minus training loss": ["Multiline", ["^val/gap$"]],
     },
     "optimization": {
         "learning rate": ["Multiline", ["^lr$"]],
         "gradient norm before clipping": ["Multiline", ["^train/gradient_norm$"]],
         "steps skipped": ["Multiline", ["^train/skipped_steps$"]],
+    },
+    "text": {
+        "passes over the training tokens": ["Multiline", ["^train/passes$", "^data/passes/"]],
+        "shares of a mixture": ["Multiline", ["^data/share/"]],
     },
     "speed": {
         "tokens per second": ["Multiline", ["^train/tokens_per_second$"]],

@@ -27,11 +27,12 @@ from torch.utils.tensorboard import SummaryWriter
 import tokenization.__main__
 from lm.__main__ import COMMANDS
 from tokenization import Tokenizer
-from tokenization.commands import ArgumentParser, output_path
+from tokenization.commands import ArgumentParser, output_name, output_path
 
 WORKS = {  # for each option that names an output, a call that works
     "tokenization train --output": ["train text.txt texts --vocab-size 270 --processes 1 --output"],
     "tokenization encode --output": ["encode text.txt texts --tokenizer tok --processes 1 --output"],
+    "tokenization adopt --output": ["adopt train.bin --tokenizer tok --output"],
     "tokenization import --output": ["import theirs.json --output", "import ours.tiktoken --pattern gpt2 --output"],
     "tokenization export --output": ["export tok --output"],
     "tokenization compare --plot": ["compare tok --text text.txt --curve --plot"],
@@ -41,11 +42,12 @@ WORKS = {  # for each option that names an output, a call that works
     "lm report --plot": ["report run --output new.html --plot"],
     "lm account --plot": ["account -c config.yaml --plot"],
     "lm sweep --output": ["sweep -c config.yaml --param model.learning_rate --values 0.001 0.01 --output"],
+    "lm race --output": ["race config.yaml --seeds 1 --steps 2 --output"],
     "lm find-lr --output": ["find-lr -c config.yaml --steps 20 --output"],
     "lm init folder": ["init"],
     "lm consolidate --output": ["consolidate sharded --output"],
 }
-COSTLY = ("lm sweep", "lm find-lr", "lm init")  # read a whole configuration first, and train; write megabytes
+COSTLY = ("lm sweep", "lm race", "lm find-lr", "lm init")  # read a whole configuration, train, or write megabytes
 REPLACED = {"lm report --output": "page.html"}
 REPLACED |= dict.fromkeys(("lm report --plot", "lm account --plot", "tokenization compare --plot"), "plot.png")
 
@@ -67,7 +69,7 @@ def outputs() -> dict[str, Action]:
         f"{name} {(action.option_strings or [action.dest])[-1]}": action
         for name, parser in parsers()
         for action in parser._actions
-        if action.type is output_path
+        if action.type in (output_path, output_name)
     }
 
 

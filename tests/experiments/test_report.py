@@ -199,7 +199,7 @@ def test_tensorboards_layout(runs):
         tags = {value.tag for value in values if value.metadata.plugin_data.plugin_name == "scalars"}
         found = [[tag for tag in tags if any(re.search(p, tag) for p in chart.multiline.tag)] for chart in charts]
         assert set(found[0]) == {"train/loss", "val/loss"}
-        assert all(found)
+        assert all(found[place] for place, chart in enumerate(charts) if chart.title != "shares of a mixture")
         left = tags.difference(*found)
         assert left == {"train/tokens_seen", "val/perplexity"}
 

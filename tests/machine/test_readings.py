@@ -197,7 +197,7 @@ def test_a_run_says_how_long_it_takes(lm, fit_arguments, tmp_path, cache, monkey
     assert before == 60 + 5 * 2  # at step 6; of a validation, only the number of its batches is known
     assert first == pytest.approx(44 * 2 + 3 * (max(batches) + 1) * 2 / 3)
     assert re.findall(r"step (\d+): by the steps so far, (.*) to go", done.out) == [("6", format_duration(first))]
-    assert re.findall(r"step (6|48) of 50: .* tokens/s, (.*) to go", done.out) == [
+    assert re.findall(r"step (6|48) of 50: .* tokens/s, pass [0-9.]+, (.*) to go", done.out) == [
         ("6", format_duration(first)),
         ("48", format_duration(clock.now - later[-1][0])),
     ]

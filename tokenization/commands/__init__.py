@@ -43,6 +43,12 @@ def output_path(text: str) -> Path:
     return Path(text)
 
 
+def output_name(text: str) -> str:
+    """Converts the value of --output, and keeps a / at its end."""
+    output_path(text)
+    return text
+
+
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the commands that read whole files in parallel."""
     parser.add_argument(

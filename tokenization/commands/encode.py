@@ -17,7 +17,7 @@ from tokenization.commands import (
     announce,
     check_processes,
     command_parser,
-    output_path,
+    output_name,
 )
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
@@ -89,12 +89,6 @@ def run(argv: Sequence[str]) -> None:
     print(f"computed by {report.path}{''.join(waited)}")
     beside = INDEX if makes_set else description_path(file.path).name
     print(f"written: {file.path} and {beside}")
-
-
-def output_name(text: str) -> str:
-    """Converts the value of --output, and keeps a / at its end."""
-    output_path(text)
-    return text
 
 
 def size_in_bytes(text: str) -> int:
