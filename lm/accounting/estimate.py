@@ -13,7 +13,7 @@ from lm.accounting.activations import arrange, make_model, run_tokens
 
 COUNTED: dict[str, tuple[object, ...]] = {  # the values of the Trainer's settings for which the figures hold
     "accelerator": ("auto", "cpu"),
-    "devices": ("auto", 1, "1"),
+    "devices": ("auto", 1),
     "num_nodes": (1,),
     "strategy": ("auto",),
     "precision": ("32", "32-true", "bf16", "bf16-mixed"),

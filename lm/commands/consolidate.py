@@ -57,7 +57,8 @@ def run(argv: list[str]) -> None:
         with surroundings(path.parent, output.parent):
             save_checkpoint(checkpoint, output)
         bar.update(1)
-    size = f"{output.stat().st_size:,} bytes from {len(shards.digests)} shards"
+    number = len(shards.digests)
+    size = f"{output.stat().st_size:,} bytes from {number} shard{'s' if number > 1 else ''}"
     print(f"{path} -> {output}: step {checkpoint['global_step']}, {size}")
 
 

@@ -23,16 +23,17 @@ import torch
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import Strategy
 
 from lm.accounting.activations import make_model
 from lm.accounting.costs import training_flops_per_token
 from lm.machine.contention import OtherPrograms
 from lm.machine.peaks import Peak
 from lm.machine.resources import children_seconds, peak_memory
-from lm.runs.folder import LAST
+from lm.runs.folder import LAST, SHARDS
+from lm.runs.manifest import read_manifest
 from lm.strict_json import to_json
 from lm.training.cli import RunCLI, refusals
-from lm.training.plugins import RunCheckpointIO
 from lm.training.throughput import Throughput
 from tokenization import InputError
 from tokenization.files import write_text
@@ -98,19 +99,24 @@ class Clock(Callback):
 SEEN = ("begun", "first_step", "steps", "batches", "samples", "saves")
 
 
-class TimedCheckpointIO(RunCheckpointIO):
-    """Tells the clocks how long each save takes."""
+def time_saves(strategy: Strategy, clocks: list[Clock]) -> None:
+    """Makes a strategy tell the clocks how long each save takes, whatever form its checkpoints have."""
+    save_checkpoint = strategy.save_checkpoint
 
-    def __init__(self, clocks: list[Clock]) -> None:
-        super().__init__()
-        self.clocks = clocks
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        starts = [clock.time() for clock in self.clocks]
-        super().save_checkpoint(checkpoint, path)
-        for clock, start in zip(self.clocks, starts, strict=True):
+    def timed(*arguments: Any, **settings: Any) -> None:
+        starts = [clock.time() for clock in clocks]
+        save_checkpoint(*arguments, **settings)
+        for clock, start in zip(clocks, starts, strict=True):
             clock.saves.append(clock.time() - start)
             clock.undisturbed = False
+
+    strategy.save_checkpoint = timed  # type: ignore[method-assign]
+
+
+def checkpoint_size(path: Path) -> int:
+    """Returns the bytes of a checkpoint, with its shards."""
+    shards = read_manifest(path).get(SHARDS, {})
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in shards)))
 
 
 class ProbeCLI(RunCLI):
@@ -120,7 +126,7 @@ class ProbeCLI(RunCLI):
         trainer = super().instantiate_trainer(**kwargs)
         self.clocks = [Clock(time.time, leader=True), Clock(time.process_time, leader=False)]
         trainer.callbacks.extend(self.clocks)  # type: ignore[attr-defined]
-        trainer.strategy.checkpoint_io = TimedCheckpointIO(self.clocks)
+        time_saves(trainer.strategy, self.clocks)
         return trainer
 
 
@@ -192,7 +198,7 @@ def measure(arguments: list[str], config: Namespace) -> Probe:
         found = json.loads(answer.read_text())
         if "error" in found:
             raise InputError(found["error"])
-        checkpoint = (run / LAST).stat().st_size
+        checkpoint = checkpoint_size(run / LAST)
     wall, processor = found["clocks"]
     return Probe(
         wall=wall,

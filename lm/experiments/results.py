@@ -91,6 +91,11 @@ def in_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def show(value: float | None, form: str) -> str:
+    """Formats a cell of a table; "-" where there is nothing to tell."""
+    return "-" if value is None else format(value, form)
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -161,9 +166,6 @@ class Results:
         return f"{loss}, {row['steps']:,} steps in {row['seconds']:,.0f} s"
 
     def table(self) -> str:
-        def show(value: float | None, form: str) -> str:
-            return "-" if value is None else format(value, form)
-
         lines = [f"{self.parameter:>22}  valid. loss     best    train  steps  seconds  tokens/s"]
         for row in self.sorted():
             loss = "diverged" if row["diverged"] else show(row["validation_loss"], ".4f")

@@ -16,6 +16,7 @@ from typing import Any
 from lm.experiments.contestants import LOSS, MEASURES, Budget
 from lm.experiments.figures import draw_race
 from lm.experiments.ledger import Entry
+from lm.experiments.results import show
 from lm.experiments.significance import lowest_by_permutation, p_value, standard_error
 from lm.machine.contention import MANY
 from lm.runs.events import Curve, read_curves
@@ -73,10 +74,6 @@ class Standings:
 
     def table(self) -> str:
         """Returns the table in lines of text."""
-
-        def show(value: float | None, form: str) -> str:
-            return "-" if value is None else format(value, form)
-
         width = max(len("contestant"), *map(len, self.entries))
         lines = [
             f"{MEASURES[self.measure]}; {self.budget}",

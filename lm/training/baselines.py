@@ -45,7 +45,8 @@ class Baselines(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if self.order and trainer.is_global_zero and isinstance(data, TokenDataModule) and data.num_val_batches:
+        wanted = self.order and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if wanted and isinstance(data, TokenDataModule) and data.num_val_batches:
             self.lines = kept_or_measured(data, self.order)
             if self.lines:
                 trainer.print(f"{data.val_path}: {in_words(self.lines)}", flush=True)
@@ -64,10 +65,9 @@ class Baselines(Callback):
         enough = min(ENOUGH_TOKENS, data.num_train_tokens)
         if tokens >= enough and float(reached) > self.lines["trigram"]:
             print(
-                f"lm fit: {float(reached):.3f} bits per byte after {tokens:,} tokens: a trigram table has"
-                f" {self.lines['trigram']:.3f}; something is wrong: look at train/loss and train/gradient_norm, seek"
-                " model.learning_rate with `lm find-lr`, and read a sample of both token files with `tokenization"
-                " inspect`",
+                f"lm fit: {float(reached):.3f} bits per byte after {tokens:,} tokens, where a trigram table has"
+                f" {self.lines['trigram']:.3f}: something is wrong. Look at train/loss and train/gradient_norm, find"
+                " a model.learning_rate with `lm find-lr`, and read both token files with `tokenization decode`",
                 file=sys.stderr,
             )
 
@@ -135,11 +135,11 @@ def digest(content: dict[str, Any]) -> str:
 
 
 def measure(data: TokenDataModule, scored: int, order: int) -> Lines:
-    """Returns the lines; none for files too short to say anything."""
+    """Returns the lines; none for files that are too short to say anything, or of unknown size in bytes."""
     training, validation = data.first_train_tokens(MOST_TOKENS), data.files["validate"].tokens[:scored]
-    if min(len(training), len(validation)) < FEWEST_TOKENS:
-        return {}
     about = data.files["validate"].description
+    if min(len(training), len(validation)) < FEWEST_TOKENS or not about.bytes:
+        return {}
     losses = ngram_losses(training, validation, data.tokenizer.vocab_size, order)
     lines = {name: bits_per_byte(loss, about.tokens, about.bytes) for name, loss in zip(NAMES, losses, strict=False)}
     text = b"".join(data.tokenizer.vocab[int(token_id)] for token_id in validation)[:MOST_COMPRESSED]

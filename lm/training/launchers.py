@@ -41,7 +41,7 @@ class World:
                 f"trainer.num_nodes is {settings.num_nodes}, and {self.launcher} has started {self.nodes}; leave"
                 " trainer.num_nodes out, as it is read from the environment"
             )
-        left_open = settings.devices in ("auto", -1, "-1")
+        left_open = settings.devices in ("auto", -1)
         return {"num_nodes": self.nodes} | ({"devices": self.per_node} if left_open else {})
 
     def check(self, trainer: Trainer) -> None:

@@ -88,6 +88,7 @@ class LanguageModel(LightningModule):
         self.arrangement, self.compile_optimizer = "", False
         self.figures = StepFigures()
         self.step_losses: list[Tensor] = []  # of the current step's batches so far
+        self.step_loss = torch.zeros(())  # their mean, on this device
         self.validation_losses = ValidationLosses()
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
             if not 0 <= self.hparams[name] < math.inf:
@@ -146,7 +147,7 @@ class LanguageModel(LightningModule):
         """Logs the mean over the step's batches so far; over those of all devices if the step is drawn."""
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self.step_losses = [loss] if first else [*self.step_losses, loss]
-        mean = torch.stack(self.step_losses).mean()
+        mean = self.step_loss = torch.stack(self.step_losses).mean()
         complete = len(self.step_losses) == self.trainer.accumulate_grad_batches
         if complete and (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             mean = self.trainer.strategy.reduce(mean, reduce_op="mean")

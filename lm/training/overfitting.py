@@ -8,7 +8,6 @@ The model improves within these steps, so that its training loss lags behind: an
 import math
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -40,7 +39,7 @@ class Overfitting(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step + 1  # one that fails is made again, and then has the same number
-        self.losses[step] = torch.stack(pl_module.step_losses).mean()  # type: ignore[arg-type]
+        self.losses[step] = pl_module.step_loss  # type: ignore[assignment]
         self.losses.pop(step - RECENT, None)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

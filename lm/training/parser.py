@@ -187,6 +187,8 @@ def settle_trainer(settings: Namespace) -> None:
     trainer = settings.trainer
     if settings.device is not None:
         trainer.accelerator, settings.device = find_device(settings.device).type, None
+    if isinstance(trainer.devices, str) and trainer.devices.strip().lstrip("-").isdecimal():
+        trainer.devices = int(trainer.devices)  # the parser takes a number on the command line for a name
     trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # YAML reads 32 as a number
     check_numbers(settings)
     check_trainer(trainer)

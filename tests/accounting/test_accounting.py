@@ -439,15 +439,20 @@ def test_a_prediction_by_hand():
         assert predict(seen, 10, settings, 10.0, 101.0)["validation_seconds"] == 4 * batches * 0.5
 
 
-def test_a_probe(lm, fit_arguments, tmp_path):
+SHARDED = ("--trainer.strategy=fsdp", "--checkpoints.sharded=true")
+
+
+@pytest.mark.parametrize("more", [(), pytest.param(SHARDED, marks=pytest.mark.slow)], ids=["one file", "sharded"])
+def test_a_probe(more, lm, fit_arguments, tmp_path):
     """Of a run that another `lm fit` then does; nothing is left of it."""
-    _, *arguments = fit_arguments(tmp_path / "run", "--trainer.max_steps=12", "--samples.max_new_tokens=0")
+    _, *arguments = fit_arguments(tmp_path / "run", "--trainer.max_steps=12", "--samples.max_new_tokens=0", *more)
     result = lm("account", *arguments, "--probe", "--json")
     assert (result.code, result.err) == (0, "")
     assert list(tmp_path.iterdir()) == []
     predicted = json.loads(result.out)["prediction"]
     assert lm("fit", *arguments).code == 0
-    size = (tmp_path / "run/last.ckpt").stat().st_size
+    newest = [tmp_path / "run/last.ckpt", *(tmp_path / "run").glob("shards/step-12-*/*.pt")]
+    size = sum(path.stat().st_size for path in newest)
     assert predicted["checkpoint_bytes"] == pytest.approx(size, rel=0.01)
     assert predicted["peak_bytes"] > 1e8
     assert predicted["steps_probed"] == 9  # not the first two, nor the one after a save

@@ -107,7 +107,7 @@ def test_a_model_that_stays_above_the_trigrams_says_so(fit, monkeypatch):
     monkeypatch.setattr(baselines, "ENOUGH_TOKENS", 200)
     result = fit("enough", "--model.learning_rate=1e-6", "--model.min_learning_rate=0")
     assert result.code == 0
-    assert "bits per byte after 256 tokens: a trigram table has" in result.err
+    assert "bits per byte after 256 tokens, where a trigram table has" in result.err
     assert "something is wrong" in result.err
 
 
@@ -128,6 +128,14 @@ LINES = {"unigram": 2.298, "bigram": 1.374, "trigram": 1.157, "4-gram": 1.127, "
 def test_in_words(reached, words):
     assert standing(LINES, reached) == words
     assert standing({}, reached) == ""
+
+
+def test_a_trial_run_leaves_nothing_beside_the_data(fit, data):
+    """As `lm find-lr` makes one."""
+    result = fit("run", "--trainer.fast_dev_run=2")
+    assert result.code == 0
+    assert "by counting" not in result.out
+    assert not (data / KEPT).exists()
 
 
 def test_too_little_text_has_no_tables(monkeypatch, fit):

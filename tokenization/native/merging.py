@@ -32,9 +32,7 @@ from tokenization.native.instructions import (
 ) = ENCODER_FIELDS = range(0, 8 * 8, 8)
 
 ID_BITS, RANK_BITS = 21, 22  # a larger vocabulary is left to plain Python
-BUCKET = (
-    64  # bytes: 8 slots that are compared at once; the last one is taken where there may be more in the next bucket
-)
+BUCKET = 64  # bytes: 8 slots, compared at once; where the last one is taken, the next bucket may hold more
 NO_MERGE = LOW_HALF  # the rank of a pair that does not merge
 WORK_BYTES = 2 * 48  # twice the ids, following, preceding, merges and two words of the heap
 
