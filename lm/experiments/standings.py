@@ -119,17 +119,18 @@ class Standings:
                 yield f"{name}: seed {', '.join(map(str, lost))} diverged and is in no mean"
         runs = [entry for entries in self.entries.values() for entry in entries]
         crowded = [taken for entry in runs if (taken := max(entry.others_before or 0, entry.others_during or 0)) > MANY]
+        budget = self.budget.cpu_seconds
         if crowded:
+            effect = "losses by steps are the same" if budget is None else "a probe beside them allows fewer steps"
             yield (
                 f"{len(crowded)} of {len(runs)} runs shared the machine with other programs, which took up to"
-                f" {max(crowded):.1f} cores: seconds are longer than on a quiet machine; losses by steps are the same"
+                f" {max(crowded):.1f} cores: seconds are longer than on a quiet machine; {effect}"
             )
         if again := sum(entry.starts > 1 for entry in runs):
             yield f"{again} of {len(runs)} runs were interrupted: their seconds hold every start"
         for what in ("machine", "code"):
             if len(found := sorted({getattr(entry, what) for entry in runs})) > 1:
                 yield f"the runs are of different {what}: {'; '.join(found)}"
-        budget = self.budget.cpu_seconds
         for row in self.rows if budget else ():
             spent = row["cpu_seconds"]
             if spent is not None and budget and abs(spent / budget - 1) > MISSED:

@@ -242,6 +242,22 @@ def test_a_busy_machine(lm, arguments, race, tmp_path, monkeypatch):
 # --- what it decides -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_a_budget_of_seconds(lm, arguments, tmp_path, monkeypatch):
+    """A probe finds the steps, runs of processes of their own take about the seconds, and the ledger has them."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    words = [word for word in arguments if word != "--steps=6"]
+    own = ["--seeds=1", "--cpu-seconds=20", "--even-if-busy", "--json", f"--output={tmp_path / 'out'}"]
+    result = lm("race", *words, *own, "--model.warmup_steps=1")
+    assert result.code == 0, result.err
+    entries = [json.loads(line) for line in (tmp_path / "out/ledger.jsonl").read_text().splitlines()]
+    assert len(entries) == 2
+    for entry in entries:
+        assert entry["steps"] > 6
+        assert 10 < entry["cpu_seconds"] < 40  # a machine's speed changes
+    assert json.loads(result.out)["budget"] == {"steps": None, "cpu_seconds": 20}
+
+
 def test_the_steps_that_a_budget_holds(arguments):
     """By a probe that takes 10 s for a start, 2 for a step and 4 for a validation; 2 validations of runs this long."""
     config, *flags = arguments
