@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -41,8 +42,12 @@ LEFT_BY_LIGHTNING = (
 def pytest_runtest_setup() -> None:
     """Prepares the environment for the processes that a test may train in together, before any fixture starts them.
 
-    They get a free port. With a LOCAL_RANK that a run in this process has left, they would wait for others for ever.
+    They get a free port. With a LOCAL_RANK that a run in this process has left, they would wait for others for ever;
+    and in a process group that it has left, later runs would find themselves distributed.
     """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()
     for name in LEFT_BY_LIGHTNING:
         os.environ.pop(name, None)
     os.environ["MASTER_PORT"] = str(free_port())

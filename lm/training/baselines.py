@@ -140,8 +140,9 @@ def measure(data: TokenDataModule, scored: int, order: int) -> Lines:
     about = data.files["validate"].description
     if min(len(training), len(validation)) < FEWEST_TOKENS or not about.bytes:
         return {}
-    losses = ngram_losses(training, validation, data.tokenizer.vocab_size, order)
+    losses = ngram_losses(training, validation, about.vocab_size, order)
     lines = {name: bits_per_byte(loss, about.tokens, about.bytes) for name, loss in zip(NAMES, losses, strict=False)}
-    text = b"".join(data.tokenizer.vocab[int(token_id)] for token_id in validation)[:MOST_COMPRESSED]
-    lines["xz"] = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
+    text = b"".join(data.tokenizer.vocab.get(int(token_id), b"") for token_id in validation)[:MOST_COMPRESSED]
+    if text:
+        lines["xz"] = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
     return lines

@@ -49,7 +49,7 @@ def special(folder: Path, data: Path) -> dict[str, list[object]]:
         "data.val_path": [str(data / "valid.bin"), str(data / "train.bin"), ""],
         "data.tokenizer": [str(data / "tok"), ""],
         "trainer.default_root_dir": [str(folder / "moved"), "", "s3://bucket/run"],
-        "trainer.devices": [1],
+        "trainer.devices": ["auto"],
         "trainer.strategy": ["ddp"],
         "trainer.precision": ["bf16-mixed", "bf16-true", "64-true", "transformer-engine"],
         "trainer.logger": [False, csv],

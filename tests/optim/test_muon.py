@@ -110,7 +110,5 @@ def test_lm_fit_with_every_option_learns_and_goes_on(lm, fit_arguments, tmp_path
     written = lm("generate", run / "last.ckpt", "--max-new-tokens=5")
     assert written.code == 0
     sharded = lm(*fit_arguments(tmp_path / "fsdp", "--model.optimizer=muon", "--trainer.strategy=fsdp"))
-    if torch.distributed.is_initialized():  # Lightning leaves the group to the end of the process
-        torch.distributed.destroy_process_group()
     assert sharded.code == 2
     assert "needs whole matrices" in sharded.err

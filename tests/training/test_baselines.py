@@ -138,6 +138,18 @@ def test_a_trial_run_leaves_nothing_beside_the_data(fit, data):
     assert not (data / KEPT).exists()
 
 
+def test_ids_without_a_token_are_counted_all_the_same(fit, data, token_data):
+    """Of a vocabulary with room for more tokens than there are."""
+    tokenizer = Tokenizer.load(token_data / "tok")
+    for name in ("train", "valid"):
+        with TokenFileWriter(data / f"{name}.bin", 400, tokenizer.digest) as writer:
+            writer.write(np.random.default_rng(0).integers(300, 400, 2000))
+            writer.num_bytes = 2000
+    result = fit("run", "--model.vocab_size=400")
+    assert (result.code, result.err) == (0, "")
+    assert "4-gram" in result.out
+
+
 def test_too_little_text_has_no_tables(monkeypatch, fit):
     monkeypatch.setattr(baselines, "FEWEST_TOKENS", 10**9)
     result = fit("run")

@@ -5,19 +5,18 @@ import numpy as np
 from tokenization.native.compiling import compiled, load
 from tokenization.native.instructions import load64, store64
 from tokenization.native.memory import Head
-from tokenization.native.scanner import CODE
+from tokenization.native.scanner import CODE, SCANNER_FIELDS
 
-(  # fields of its head, of which the first is that of any scanner
-    _CODE,
+(  # what its head has besides the fields of any scanner
     ENDS,  # address of where the text begins, and where its pieces end; none is before the one before it
     NEXT,  # address of the end that comes next, unless the scan begins elsewhere
-) = GIVEN_FIELDS = range(0, 3 * 8, 8)
-assert _CODE == CODE
+) = range(8 * len(SCANNER_FIELDS), 8 * len(SCANNER_FIELDS) + 2 * 8, 8)
 
 
 def given_head() -> Head:
     """Returns the head without any ends; compiles or loads its kernel."""
-    return Head(GIVEN_FIELDS, {_CODE: load(find_given), ENDS: 0, NEXT: 0})
+    fields = *SCANNER_FIELDS, ENDS, NEXT
+    return Head(fields, dict.fromkeys(fields, 0) | {CODE: load(find_given)})
 
 
 def give_ends(scanner: Head, position: int, ends: np.ndarray) -> None:
