@@ -37,9 +37,7 @@ class EncodingReport:
     """Which code encoded the files, why, and how long the kernels took until they were ready."""
 
     path: str = ""
-    seconds: dict[str, float] = field(
-        default_factory=dict
-    )  # {"loading" or "compiling": seconds}; empty without kernels
+    seconds: dict[str, float] = field(default_factory=dict)  # "loading" or "compiling"; empty without kernels
 
 
 class EncodedChunk(NamedTuple):
