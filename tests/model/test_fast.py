@@ -413,9 +413,9 @@ def assert_it_trained_all_the_same(code: int, out: str, err: str) -> None:
 def test_without_a_compiler_it_trains_all_the_same(lm, fit_arguments, monkeypatch, capfd, tmp_path):
     for name, value in {"PATH": "", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))  # what the variable CXX sets
     torch.compiler.reset()
-    done = lm(*fit_arguments(tmp_path / "run", *WITHOUT_COMPILER))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):  # what the variable CXX sets
+        done = lm(*fit_arguments(tmp_path / "run", *WITHOUT_COMPILER))
     torch.compiler.reset()
     assert_it_trained_all_the_same(done.code, done.out, done.err + capfd.readouterr().err)
 
