@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.model.initialization import START_SETTINGS
 from lm.model.transformer import DEFAULTS, MODEL_SETTINGS, TransformerLM
 from lm.runs.archive import map_archive, read_archive, write_archive
 from lm.runs.finite import in_words, nonfinite_names
@@ -29,7 +30,8 @@ from lm.strict_json import to_json
 from tokenization import InputError, Tokenizer
 from tokenization.files import writing
 
-OLDER: dict[str, Any] = {**DEFAULTS, "optimizer": "adamw"}  # the settings that a checkpoint from before them had
+# The settings that a checkpoint from before them had.
+OLDER: dict[str, Any] = {**DEFAULTS, **START_SETTINGS, "optimizer": "adamw"}
 STATES = WEIGHTS, MOMENTS = "state_dict", "optimizer_states"
 UNREADABLE = "cannot be read as a checkpoint; it is not one of ours"
 TABLE_BYTES = 1 << 30  # of position tables at most, in the model of a checkpoint from anywhere

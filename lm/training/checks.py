@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from lm.accounting.activations import expected_peak, make_model
 from lm.accounting.costs import state_bytes
 from lm.machine.resources import available_memory, held_memory
+from lm.model.initialization import START_SETTINGS
 from lm.model.transformer import FEED_FORWARDS, MODEL_SETTINGS
 from lm.runs.folder import LAST
 from lm.training.config_files import with_current_names
@@ -179,7 +180,7 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
             old, new = old or default, new or default
         if new == old or (isinstance(old, (tuple, list)) and list(new or ()) == list(old)):
             continue
-        if name in MODEL_SETTINGS:
+        if name in MODEL_SETTINGS or name in START_SETTINGS:
             raise InputError(
                 f"{path}: was trained with model.{name} {old}, not {new}; leave it at {old}, or start a new run"
             )

@@ -13,6 +13,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from lm.evaluation import metrics
+from lm.model.initialization import start_small
 from lm.model.transformer import TransformerLM, check_choice
 from lm.optim.clipping import clip_gradients
 from lm.optim.schedule import SCHEDULES
@@ -48,6 +49,8 @@ class LanguageModel(LightningModule):
         optimizer: adamw for all weights, or muon for the layers' matrices and AdamW for the rest.
         muon_rate: Muon's learning rate, as a multiple of learning_rate.
         schedule: the learning rate after the warmup: a cosine, or constant and then linear to the end (trapezoid).
+        zero_init: start with output projections of 0, in attention and feed-forward networks.
+        head_init: factor on lm_head's initial weights.
         max_skipped_steps: end the run after so many steps in a row whose loss or gradient is not finite; each is
             skipped.
         model: settings of the TransformerLM.
@@ -72,6 +75,8 @@ class LanguageModel(LightningModule):
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_rate: float = 1.0,
         schedule: Literal["cosine", "trapezoid"] = "cosine",
+        zero_init: bool = False,
+        head_init: float = 1.0,
         max_skipped_steps: int = 10,
         **model: Any,
     ):
@@ -81,6 +86,7 @@ class LanguageModel(LightningModule):
         self.hparams.update(self.model.settings)
         self.model.z_loss = z_loss
         self.model.recompute = recompute_activations
+        start_small(self.model, zero_init, head_init)
         if not fast and (attention not in ("auto", "plain") or compile is True):
             raise ValueError(
                 f"fast is false: attention {attention} and compile {compile} would have no effect; set fast"

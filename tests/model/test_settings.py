@@ -11,6 +11,7 @@ import pytest
 from lm.accounting.activations import make_model
 from lm.interchange.llama import llama_settings, model_settings
 from lm.model.fast_attention import CAUSAL_ATTENTIONS
+from lm.model.initialization import START_SETTINGS
 from lm.model.transformer import (
     FEED_FORWARDS,
     MODEL_SETTINGS,
@@ -88,7 +89,9 @@ def test_a_run_records_all_settings_and_the_account_reads_them(given):
 
 
 def test_a_checkpoint_without_a_setting_is_from_before_it():
-    assert OLDER.keys() - {"optimizer"} == set(MODEL_SETTINGS) - NEEDED.keys()
+    assert OLDER.keys() - {"optimizer"} - {*START_SETTINGS} == set(MODEL_SETTINGS) - NEEDED.keys()
+    own = inspect.signature(LanguageModel).parameters
+    assert {name: own[name].default for name in START_SETTINGS} == START_SETTINGS
 
 
 def test_import_and_export_have_all_settings():
