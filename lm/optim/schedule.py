@@ -3,11 +3,16 @@
 step < warmup                   lr = step / warmup * max
 warmup <= step <= end
                     cosine      lr = min + (1 + cos(pi (step - warmup) / (end - warmup))) / 2 * (max - min)
+                    linear      lr = min + (end - step) / (end - warmup) * (max - min)
                     trapezoid   lr = max;  in the last `decay` steps  min + (end - step) / decay * (max - min)
 step > end                      lr = min
 """
 
+import functools
 import math
+from collections.abc import Callable
+
+DECAY_SHARE = 0.3  # of the trapezoid
 
 
 def cosine_warmup(
@@ -28,12 +33,12 @@ def trapezoid(
     min_learning_rate: float,
     warmup_steps: int,
     end_step: int,
-    decay_share: float = 0.3,
+    decay_share: float = DECAY_SHARE,
 ) -> float:
     """Returns the learning rate of an optimizer step: warmup, constant, then linear decay (Hu et al. 2024, "WSD").
 
-    decay_share: the share of the steps after warmup that decays. Until the decay begins, the rate does not depend on
-    end_step.
+    decay_share: the share of the steps after warmup that decays; with all of them, this is the linear schedule. Until
+    the decay begins, the rate does not depend on end_step.
     """
     if step < warmup_steps:
         return step / warmup_steps * max_learning_rate
@@ -42,4 +47,8 @@ def trapezoid(
     return min_learning_rate + height * (max_learning_rate - min_learning_rate)
 
 
-SCHEDULES = {"cosine": cosine_warmup, "trapezoid": trapezoid}
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "cosine": cosine_warmup,
+    "linear": functools.partial(trapezoid, decay_share=1.0),
+    "trapezoid": trapezoid,
+}

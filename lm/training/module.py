@@ -16,7 +16,7 @@ from lm.evaluation import metrics
 from lm.model.initialization import start_small
 from lm.model.transformer import TransformerLM, check_choice
 from lm.optim.clipping import clip_gradients
-from lm.optim.schedule import SCHEDULES
+from lm.optim.schedule import DECAY_SHARE, SCHEDULES
 from lm.training.batches import Batch, check_batch
 from lm.training.data import TokenDataModule
 from lm.training.fast_path import install_fast_path
@@ -48,7 +48,9 @@ class LanguageModel(LightningModule):
         z_loss: weight of the penalty on the softmax's normalizer; validation reports the cross-entropy alone.
         optimizer: adamw for all weights, or muon for the layers' matrices and AdamW for the rest.
         muon_rate: Muon's learning rate, as a multiple of learning_rate.
-        schedule: the learning rate after the warmup: a cosine, or constant and then linear to the end (trapezoid).
+        schedule: the learning rate after the warmup: half a cosine, a straight line, or constant and then a straight
+            line (trapezoid).
+        decay_share: share of the steps after the warmup in which the trapezoid falls.
         zero_init: start with output projections of 0, in attention and feed-forward networks.
         head_init: factor on lm_head's initial weights.
         max_skipped_steps: end the run after so many steps in a row whose loss or gradient is not finite; each is
@@ -74,7 +76,8 @@ class LanguageModel(LightningModule):
         z_loss: float = 0.0,
         optimizer: Literal["adamw", "muon"] = "adamw",
         muon_rate: float = 1.0,
-        schedule: Literal["cosine", "trapezoid"] = "cosine",
+        schedule: Literal["cosine", "linear", "trapezoid"] = "cosine",
+        decay_share: float = DECAY_SHARE,
         zero_init: bool = False,
         head_init: float = 1.0,
         max_skipped_steps: int = 10,
@@ -99,6 +102,11 @@ class LanguageModel(LightningModule):
         for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
             if not 0 <= self.hparams[name] < math.inf:
                 raise ValueError(f"{name} is {self.hparams[name]}; it must be finite and not negative")
+        check_choice("schedule", schedule, SCHEDULES)
+        if not 0 < decay_share <= 1:
+            raise ValueError(f"decay_share is {decay_share}; it must be above 0 and at most 1")
+        if schedule != "trapezoid" and decay_share != DECAY_SHARE:
+            raise ValueError(f"decay_share is {decay_share}, which has no effect on schedule {schedule}; leave it out")
         check_choice("optimizer", optimizer, OPTIMIZERS)
         if optimizer != "muon" and muon_rate != 1:
             raise ValueError(f"muon_rate is {muon_rate}, which has no effect on optimizer {optimizer}; leave it out")
@@ -192,12 +200,14 @@ class LanguageModel(LightningModule):
 
     def learning_rate(self, step: int) -> float:
         """Returns the learning rate of an optimizer step, counted from 1, so that the first step moves the weights."""
+        own = {"decay_share": self.hparams["decay_share"]} if self.hparams["schedule"] == "trapezoid" else {}
         return SCHEDULES[self.hparams["schedule"]](
             step,
             self.hparams["learning_rate"],
             self.hparams["min_learning_rate"],
             self.hparams["warmup_steps"],
             self.hparams["max_steps"],
+            **own,
         )
 
     def on_train_start(self) -> None:

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from lm.optim.schedule import cosine_warmup, trapezoid
+from lm.optim.schedule import SCHEDULES, cosine_warmup, trapezoid
+from lm.training.module import LanguageModel
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,40 @@ def test_the_trapezoid():
         trapezoid(step, 1.0, 0.1, 4, 240, 0.3) for step in range(18)
     ]
     assert trapezoid(5, 1.0, 0.0, 5, 5) == 0.0
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_linear_is_torchs(warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    torch_schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.1, total_iters=40)
+    linear = SCHEDULES["linear"]
+    assert [linear(step, 0.5, 0.05, 10, 50) for step in range(0, 10, 5)] == [0, 0.25]
+    for step in range(45):
+        assert linear(step + warmup, 0.5, 0.05, warmup, 40 + warmup) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        torch_schedule.step()
+    assert linear(40, 0.5, 0.0, 10, 40) == 0.0
+
+
+SHAPE = {"vocab_size": 40, "context_length": 8, "d_model": 16, "num_layers": 1, "num_heads": 2}
+
+
+def test_the_run_takes_the_schedule_and_its_share():
+    settings = {"learning_rate": 1.0, "min_learning_rate": 0.1, "warmup_steps": 4, "max_steps": 24}
+    for schedule, middle in {"cosine": 0.55, "linear": 0.55, "trapezoid": 1.0}.items():
+        assert LanguageModel(**SHAPE, **settings, schedule=schedule).learning_rate(14) == pytest.approx(middle)
+    early = LanguageModel(**SHAPE, **settings, schedule="trapezoid", decay_share=0.8)
+    assert [early.learning_rate(step) for step in (8, 16, 24)] == pytest.approx([1.0, 0.55, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"schedule": "trapezoid", "decay_share": 0.0}, "decay_share is 0.0; it must be above 0 and at most 1"),
+        ({"schedule": "linear", "decay_share": 0.5}, "decay_share is 0.5, which has no effect on schedule linear"),
+        ({"schedule": "step"}, "schedule is 'step'; it can be cosine, linear, trapezoid"),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        LanguageModel(**SHAPE, **wrong)
