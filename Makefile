@@ -29,14 +29,16 @@ install: .venv/.installed
 	$(PYTHON) -m venv .venv
 	@touch $@
 
+# Of what pip prints, the large downloads and the end are shown; errors are, too. A pipe has its last command's exit code.
+BRIEFLY = | sed -n 's/^ *//; /[0-9][0-9]\.[0-9] MB)/p; s/^\(Installing collected packages\):.*/\1/p'; test -e $@
+
 .venv/.installed: .venv/.python pyproject.toml constraints.txt
 	@echo "installing into .venv; torch and its companions need some 1.5 GB of disk"
-	$(PIP) -e .
-	@touch $@
+	@rm -f $@; { $(PIP) -e . && touch $@; } $(BRIEFLY)
 
 .venv/.installed-test: .venv/.installed
-	$(PIP) -e '.[test,dev]'
-	@touch $@
+	@echo "installing what the tests need"
+	@rm -f $@; { $(PIP) -e '.[test,dev]' && touch $@; } $(BRIEFLY)
 
 # --- the demo --------------------------------------------------------------------------------------------------------
 
@@ -63,6 +65,7 @@ demo: .venv/.installed checkpoints/demo/.trained
 		"That story was written by a model trained here, from data/tinystories-train.txt.gz. What to type next:" \
 		"" \
 		"  $(BIN)/lm generate checkpoints/demo/best.ckpt --prompt 'The little dog' --seed 7        another story" \
+		"  $(BIN)/lm serve checkpoints/demo/best.ckpt                                              a page to write with" \
 		"  $(BIN)/tensorboard --logdir checkpoints                                                 how it learnt" \
 		"  $(BIN)/lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt \\" \
 		"      --trainer.max_steps 4000                                                           train on" \

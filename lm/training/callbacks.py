@@ -1,24 +1,19 @@
-"""Shows how training goes: norms, a progress bar, text samples. Speed is in throughput.py."""
+"""Shows how training goes: norms and a progress bar. Samples are in samples.py, speed in throughput.py."""
 
-import contextlib
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from lm.durations import format_duration
-from lm.generation.sampling import Sampling
-from lm.generation.writer import generate
 from lm.model.transformer import TransformerLM
 from lm.optim.clipping import joint_norm
-from lm.training.progress import validation_line
-from tokenization import END_OF_TEXT, InputError
+from lm.training.progress import validation_lines
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # tqdm's, without the time left
 
@@ -161,44 +156,4 @@ class TrainingBar(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.print(validation_line(trainer))
-
-
-class TextSamples(Callback):
-    """Writes a sample after each validation, to TensorBoard's Text tab, so that one can watch the model learn.
-
-    Args:
-        prompt: the beginning of the sample.
-        max_new_tokens: the most tokens to generate; 0 writes no samples.
-        temperature: sampling temperature.
-    """
-
-    def __init__(self, prompt: str = "Once upon a time", max_new_tokens: int = 100, temperature: float = 0.8):
-        self.prompt, self.max_new_tokens = prompt, max_new_tokens
-        self.sampling = Sampling(temperature)
-
-    @torch.no_grad()
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.max_new_tokens or trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        sharded = pl_module.device_mesh is not None  # gathered as the steps use them, perhaps in bfloat16
-        precision = trainer.precision_plugin.forward_context() if sharded else contextlib.nullcontext()
-        try:
-            token_ids = tokenizer.encode(self.prompt or END_OF_TEXT)
-            new_ids = generate(  # on every device: a sharded model needs all of them
-                pl_module.model,  # type: ignore[arg-type]
-                token_ids,
-                self.max_new_tokens,
-                self.sampling,
-                stop_id=tokenizer.end_of_text_id,
-                vocab_size=tokenizer.vocab_size,
-                use_cache=not sharded,  # a sharded model holds no whole weights to cache for
-            )
-            with precision, torch.compiler.set_stance("force_eager"):  # every new length would compile again
-                text = self.prompt + tokenizer.decode(list(new_ids))
-        except InputError as error:  # a run that diverges is a result too, and goes on
-            text = f"no sample: {error}"
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("sample", text, trainer.global_step)
+            self.print(validation_lines(trainer))

@@ -6,6 +6,7 @@ Every check comes before anything is written. The settings are parser.py's, the 
 import contextlib
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from lm.training.callbacks import TrainingBar
 from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
 from lm.training.command_line import one_line, warn_of_variables
 from lm.training.data import TokenDataModule
+from lm.training.ending import achieved, ending, time_is_up
 from lm.training.hosts import Hosts
 from lm.training.launchers import find_world
 from lm.training.lightning_inside import set_max_steps
@@ -31,7 +33,7 @@ from lm.training.overfitting import Overfitting
 from lm.training.parser import SettingsCLI
 from lm.training.plugins import RunCheckpointIO, RunLogger
 from lm.training.process_group import joined
-from lm.training.progress import ProgressLines, ending, time_is_up
+from lm.training.progress import ProgressLines
 from lm.training.resume import Resume, compare_processes, find_resume, from_here_on, locate_checkpoint, take_folder
 from lm.training.sharding import FullySharded
 from lm.training.source_figures import SourceFigures
@@ -81,9 +83,11 @@ class RunCLI(SettingsCLI):
                 self.announce(news, resume)
             if resume.nothing_left:
                 sys.exit(0)
+            start = time.monotonic()
             with joined(self.hosts, self.trainer):
                 self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume.checkpoint)
         if leaves_something:
+            print(achieved(self.trainer, time.monotonic() - start))
             print(ending(self.trainer))
             print(self.trainer.profiler.summary(), end="")  # type: ignore[attr-defined]  # Lightning would only log it
 

@@ -1,6 +1,7 @@
 """Proves training end to end, on configs/debug.yaml made tiny: what a run writes, that a resumed run is the
 uninterrupted one bit for bit, and that validation and generation follow from the run's folder alone."""
 
+import io
 import json
 import math
 import re
@@ -26,6 +27,7 @@ from lm.runs.checkpoint import load_checkpoint, load_model, load_tokenizer
 from lm.training.data import TokenDataModule
 from lm.training.module import LanguageModel
 from lm.training.recovery import Checkpoints
+from lm.training.samples import paragraph
 from lm.training.windows import RandomWindows, SequentialWindows
 from tokenization import InputError, TokenFile
 
@@ -634,6 +636,36 @@ def test_without_a_bar_the_losses_are_printed(lm, fit_arguments, tmp_path):
     assert f"step 5 of 14: loss {losses[5]:.4f}, " in result.out
     assert f"step 8: validation loss {validations[8]:.4f}, perplexity {math.exp(validations[8]):.2f}, " in result.out
     assert result.out.endswith(f"{tmp_path / 'run'}: ended at step 14 of 14\n")
+    step, best = min(validations.items(), key=lambda entry: entry[1])
+    bits = dict(scalars["val/bits_per_byte"])[step]
+    words = f"; the best validation loss is {best:.4f}, at step {step}: {bits:.4f} bits per byte"
+    assert re.search(r"\ntrained for \d+ s" + re.escape(words), result.out)
+
+
+def test_a_sample_is_printed_below_each_validation(lm, fit_arguments, tmp_path):
+    arguments = (*SETTINGS, "--samples.prompt=Tom", "--samples.max_new_tokens=5")
+    result = lm(*fit_arguments(tmp_path / "run", *arguments))
+    lines = result.out.splitlines()
+    below = [lines[i + 1] for i, line in enumerate(lines) if "validation loss" in line and line.startswith("step ")]
+    assert len(below) == 4
+    assert all(line.startswith("  Tom") for line in below)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "shown"),
+    [
+        ("a \n\n b\tc", "utf-8", "  a b c"),
+        ("\x1b[2J\x07 \u202e", "utf-8", "  \\x1b[2J\\x07 \\u202e"),
+        ("é日", "utf-8", "  é日"),
+        ("é日", "ascii", "  \\xe9\\u65e5"),
+        ("", "utf-8", ""),
+        ("ab " * 60, "utf-8", "\n".join(["  " + "ab " * 25 + "ab", "  " + "ab " * 25 + "ab", "  " + "ab " * 7 + "ab"])),
+    ],
+)
+def test_any_terminal_shows_a_sample(text, encoding, shown, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    assert paragraph(text) == shown
 
 
 def test_a_run_shorter_than_the_validation_interval_is_validated_at_its_end(lm, fit_arguments, tmp_path):

@@ -26,8 +26,8 @@ from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from lm.runs.newest import find_newest
 from lm.training import nonfinite, saving
-from lm.training.callbacks import TextSamples
 from lm.training.module import LanguageModel
+from lm.training.samples import TextSamples
 from lm.training.throughput import Throughput
 from tokenization import InputError, TokenFile
 

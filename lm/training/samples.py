@@ -1,0 +1,69 @@
+"""Writes a sample of the model's text after each validation, so that one can watch the model learn."""
+
+import contextlib
+import shutil
+import sys
+import textwrap
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lm.generation.sampling import Sampling
+from lm.generation.writer import generate
+from tokenization import END_OF_TEXT, InputError
+
+
+class TextSamples(Callback):
+    """Writes a sample after each validation, which is printed and goes to TensorBoard's Text tab: one sees the model
+    learn.
+
+    Args:
+        prompt: the beginning of the sample.
+        max_new_tokens: the most tokens to generate; 0 writes no samples.
+        temperature: sampling temperature.
+    """
+
+    def __init__(self, prompt: str = "Once upon a time", max_new_tokens: int = 100, temperature: float = 0.8):
+        self.prompt, self.max_new_tokens = prompt, max_new_tokens
+        self.sampling = Sampling(temperature)
+        self.text = ""  # the last sample
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.max_new_tokens or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        sharded = pl_module.device_mesh is not None  # gathered as the steps use them, perhaps in bfloat16
+        precision = trainer.precision_plugin.forward_context() if sharded else contextlib.nullcontext()
+        try:
+            token_ids = tokenizer.encode(self.prompt or END_OF_TEXT)
+            new_ids = generate(  # on every device: a sharded model needs all of them
+                pl_module.model,  # type: ignore[arg-type]
+                token_ids,
+                self.max_new_tokens,
+                self.sampling,
+                stop_id=tokenizer.end_of_text_id,
+                vocab_size=tokenizer.vocab_size,
+                use_cache=not sharded,  # a sharded model holds no whole weights to cache for
+            )
+            with precision, torch.compiler.set_stance("force_eager"):  # every new length would compile again
+                text = self.prompt + tokenizer.decode(list(new_ids))
+        except InputError as error:  # a run that diverges is a result too, and goes on
+            text = f"no sample: {error}"
+        self.text = text
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("sample", text, trainer.global_step)
+
+
+def paragraph(text: str) -> str:
+    """Returns a model's text as an indented paragraph that any terminal can show: a model writes control characters,
+    too.
+    """
+    printable = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(text.split()))
+    encoding = sys.stdout.encoding or "utf-8"
+    shown = printable.encode(encoding, "backslashreplace").decode(encoding)
+    width = min(shutil.get_terminal_size().columns, 100)
+    return textwrap.fill(shown, width, initial_indent="  ", subsequent_indent="  ")
