@@ -161,9 +161,14 @@ def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, 
 
 
 def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
-    """Counts the numbers that the optimizer keeps: two for each parameter, or one where Muon updates it."""
-    matrices = sum(weight.numel() for name, weight in model.named_parameters() if uses_muon(name, weight))
-    kept = {"adamw": 2 * model.num_parameters(), "muon": 2 * model.num_parameters() - matrices}
+    """Counts the numbers that the optimizer keeps: two for each parameter, or one where Muon updates it.
+
+    NorMuon keeps one more for each row.
+    """
+    matrices = [weight for name, weight in model.named_parameters() if uses_muon(name, weight)]
+    kept = {"adamw": 2 * model.num_parameters()}
+    kept["muon"] = kept["adamw"] - sum(weight.numel() for weight in matrices)
+    kept["normuon"] = kept["muon"] + sum(map(len, matrices))
     if optimizer not in kept:
         raise InputError(
             f"the accounting of memory does not know what optimizer {optimizer} keeps, only {' or '.join(kept)};"

@@ -5,7 +5,14 @@
 
 The gradient of a matrix is nearly of low rank: a few directions dominate it, and AdamW, which looks at single numbers,
 cannot see that. The factor 0.2 sqrt(max(rows, columns)) (Liu et al. 2025) makes a step as large as AdamW's, so that one
-learning rate suits both. Muon updates the matrices of the layers; AdamW updates embedding, head and gains.
+learning rate suits both. Muon updates the matrices of the layers; AdamW updates embedding, head and gains. How o is
+computed is in orthogonalization.py. Two options:
+
+    NorMuon             v_r <- 0.95 v_r + 0.05 mean(o_r^2)         o_r <- o_r / sqrt(v_r), then o to its old length
+    cautious decay      w decays only where o w >= 0, towards which the step pulls it anyway
+
+The rows of o, each the weights of one neuron, differ in length; NorMuon (Li et al. 2025, arXiv 2510.05491) divides each
+by a running mean. Decay that works against the step is left out by Chen et al. 2025 (arXiv 2510.12402).
 """
 
 import math
@@ -16,39 +23,30 @@ import torch
 from torch import Tensor, nn
 
 from lm.optim.adamw import AdamW
+from lm.optim.orthogonalization import JORDAN, Iteration, orthogonalize
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steep at 0; singular values end near 1, not at it
-ITERATIONS = 5
-
-
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Sets all singular values near 1, between 0.7 and 1.2: each matrix U S V^T of (..., rows, columns) -> about U V^T.
-
-    The Newton-Schulz iteration x <- a x + b (x x^T) x + c (x x^T)^2 x changes the singular values alone, and brings all
-    in (0, 1] near 1. It consists of matrix products, so bfloat16 will do.
-    """
-    a, b, c = COEFFICIENTS
-    x: Tensor = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT  # x x^T is the smaller square
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # now no singular value is above 1
-    for _ in range(ITERATIONS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return x if matrices.shape[-2] <= matrices.shape[-1] else x.mT
+BETA2 = 0.95  # NorMuon's
+TINY = 1e-8  # divides where a gradient is 0
 
 
 def muon_update(
     weights: list[Tensor],
     gradients: list[Tensor],
     ms: list[Tensor],
+    vs: list[Tensor],
     lr: float,
     momentum: float,
     weight_decay: float,
+    *,
+    iteration: Iteration = JORDAN,
+    cautious: bool = False,
     dtype: torch.dtype = torch.float32,
     take: Tensor | None = None,
 ) -> None:
-    """Updates matrices of one shape and their momenta ms, in place; dtype is that of the orthogonalization.
+    """Updates matrices of one shape and their state, in place.
 
-    take: 0-d bool on their device; where it is False, nothing changes, whatever the gradients are.
+    ms: their momenta. vs: NorMuon's means, (rows, 1) each; without any, it is plain Muon. dtype: that of the
+    orthogonalization. take: 0-d bool on their device; where it is False, nothing changes, whatever the gradients are.
     """
     step = lr * 0.2 * math.sqrt(max(weights[0].shape))
     keep: Any = 1 - lr * weight_decay
@@ -56,11 +54,28 @@ def muon_update(
         gradients = [torch.where(take, gradient, m) for gradient, m in zip(gradients, ms, strict=True)]
         keep = torch.where(take, keep, 1.0)
     torch._foreach_lerp_(ms, gradients, 1 - momentum)
-    updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, ms, momentum)).to(dtype))
+    updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, ms, momentum)).to(dtype), iteration)
+    if vs:
+        updates = normalize_rows(updates.to(weights[0].dtype), vs, take)
     if take is not None:
         updates = updates * take
     for weight, update in zip(weights, updates, strict=True):
-        weight.mul_(keep).sub_(update, alpha=step)
+        weight.mul_(torch.where(update * weight >= 0, keep, 1.0) if cautious else keep).sub_(update, alpha=step)
+
+
+def normalize_rows(updates: Tensor, vs: list[Tensor], take: Tensor | None = None) -> Tensor:
+    """Divides rows by the root of their mean square's running mean, and keeps each matrix as long as an orthogonal one.
+
+    updates: (matrices, rows, columns) -> the same shape. vs: the running means, (rows, 1) for each matrix, updated in
+    place where take is not False.
+    """
+    old, squares = torch.stack(vs), updates.square().mean(dim=-1, keepdim=True)
+    new = old.lerp(squares, 1 - BETA2)
+    torch._foreach_copy_(vs, list(new if take is None else torch.where(take, new, old)))
+    updates = updates / (new.sqrt() + TINY)
+    length = math.sqrt(min(updates.shape[-2:]))
+    scaled: Tensor = updates * (length / (torch.linalg.matrix_norm(updates, keepdim=True) + TINY))
+    return scaled
 
 
 def uses_muon(name: str, weight: Tensor) -> bool:
@@ -71,8 +86,8 @@ def uses_muon(name: str, weight: Tensor) -> bool:
 class Muon(AdamW):
     """Muon for the matrices of the layers, AdamW for everything else, with one weight decay.
 
-    named_parameters: a model's. rate: the matrices' learning rate, relative to AdamW's. dtype: that of the
-    orthogonalization. adamw: the settings of AdamW.
+    named_parameters: a model's. rate: the matrices' learning rate, relative to AdamW's. iteration, dtype: of the
+    orthogonalization. normalize: NorMuon. cautious: the matrices' decay is. adamw: the settings of AdamW.
     """
 
     def __init__(
@@ -81,6 +96,9 @@ class Muon(AdamW):
         momentum: float = 0.95,
         rate: float = 1.0,
         dtype: torch.dtype = torch.float32,
+        iteration: Iteration = JORDAN,
+        normalize: bool = False,
+        cautious: bool = False,
         **adamw: Any,
     ):
         if not 0 < rate < math.inf:
@@ -89,21 +107,30 @@ class Muon(AdamW):
         matrices = [weight for name, weight in named if uses_muon(name, weight)]
         rest = [weight for name, weight in named if not uses_muon(name, weight)]
         super().__init__([{"params": rest}, {"params": matrices, "momentum": momentum}], **adamw)
-        self.rate, self.dtype = rate, dtype
+        self.rate, self.normalize = rate, normalize
+        self.how: dict[str, Any] = {"iteration": iteration, "cautious": cautious, "dtype": dtype}
 
     def update(self, group: dict[str, Any]) -> None:
         """Updates one parameter group, matrices of one shape at once."""
         if "momentum" not in group:
             super().update(group)
             return
-        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        by_shape: dict[torch.Size, list[Tensor]] = {}
         for weight in group["params"]:
             if weight.grad is not None:
-                state = self.state[weight]
-                if not state:
-                    state.update(m=torch.zeros_like(weight))
-                by_shape.setdefault(weight.shape, []).append((weight, weight.grad, state["m"]))
+                by_shape.setdefault(weight.shape, []).append(weight)
         settings = self.rate * group["lr"], group["momentum"], group["weight_decay"]
-        for tensors in by_shape.values():
-            weights, gradients, ms = map(list, zip(*tensors, strict=True))
-            muon_update(weights, gradients, ms, *settings, self.dtype, self.take)
+        for weights in by_shape.values():
+            states = [self.state_of(weight) for weight in weights]
+            gradients, ms = [weight.grad for weight in weights], [state["m"] for state in states]
+            vs = [state["v"] for state in states if self.normalize]
+            muon_update(weights, gradients, ms, vs, *settings, **self.how, take=self.take)  # type: ignore[arg-type]
+
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        """Returns a matrix's momentum m and, for NorMuon, the running means v of its rows."""
+        state: dict[str, Tensor] = self.state[weight]
+        if not state:
+            state.update(m=torch.zeros_like(weight))
+            if self.normalize:
+                state.update(v=weight.new_zeros(len(weight), 1))
+        return state

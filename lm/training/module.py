@@ -16,6 +16,7 @@ from lm.evaluation import metrics
 from lm.model.initialization import start_small
 from lm.model.transformer import TransformerLM, check_choice
 from lm.optim.clipping import clip_gradients
+from lm.optim.orthogonalization import ITERATIONS
 from lm.optim.schedule import DECAY_SHARE, SCHEDULES
 from lm.training.batches import Batch, check_batch
 from lm.training.data import TokenDataModule
@@ -46,8 +47,11 @@ class LanguageModel(LightningModule):
         compile: use torch.compile; auto does if the run is long enough to earn it back.
         recompute_activations: recompute each block's activations in the backward pass: less memory, more time.
         z_loss: weight of the penalty on the softmax's normalizer; validation reports the cross-entropy alone.
-        optimizer: adamw for all weights, or muon for the layers' matrices and AdamW for the rest.
+        optimizer: adamw for all weights; or muon, or normuon, which evens out its rows, for the layers' matrices and
+            AdamW for the rest.
         muon_rate: Muon's learning rate, as a multiple of learning_rate.
+        muon_iteration: how Muon orthogonalizes; five steps of jordan's or of polar-express's coefficients.
+        cautious_decay: Muon's weight decay acts only where the step, too, pulls a number towards 0.
         schedule: the learning rate after the warmup: half a cosine, a straight line, or constant and then a straight
             line (trapezoid).
         decay_share: share of the steps after the warmup in which the trapezoid falls.
@@ -74,8 +78,10 @@ class LanguageModel(LightningModule):
         compile: bool | Literal["auto"] = "auto",
         recompute_activations: bool = False,
         z_loss: float = 0.0,
-        optimizer: Literal["adamw", "muon"] = "adamw",
+        optimizer: Literal["adamw", "muon", "normuon"] = "adamw",
         muon_rate: float = 1.0,
+        muon_iteration: Literal["jordan", "polar-express"] = "jordan",
+        cautious_decay: bool = False,
         schedule: Literal["cosine", "linear", "trapezoid"] = "cosine",
         decay_share: float = DECAY_SHARE,
         zero_init: bool = False,
@@ -108,8 +114,7 @@ class LanguageModel(LightningModule):
         if schedule != "trapezoid" and decay_share != DECAY_SHARE:
             raise ValueError(f"decay_share is {decay_share}, which has no effect on schedule {schedule}; leave it out")
         check_choice("optimizer", optimizer, OPTIMIZERS)
-        if optimizer != "muon" and muon_rate != 1:
-            raise ValueError(f"muon_rate is {muon_rate}, which has no effect on optimizer {optimizer}; leave it out")
+        check_choice("muon_iteration", muon_iteration, ITERATIONS)
         if not max_gradient_norm > 0:
             raise ValueError(f"max_gradient_norm is {max_gradient_norm}; it must be above 0; .inf never scales")
         if max_skipped_steps < 1:

@@ -8,12 +8,14 @@ from helpers.registries import all_values
 
 from lm.model.fast_attention import CAUSAL_ATTENTIONS
 from lm.model.transformer import TransformerLM
+from lm.optim.orthogonalization import ITERATIONS
 from lm.optim.schedule import SCHEDULES
 from lm.training.module import LanguageModel
 from lm.training.optimizers import OPTIMIZERS
 
 CHOICES = {name: of for name, of in all_values().items() if isinstance(of[0], str)}
-CHOICES |= {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "attention": ("auto", *CAUSAL_ATTENTIONS)}
+CHOICES |= {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "muon_iteration": ITERATIONS}
+CHOICES |= {"attention": ("auto", *CAUSAL_ATTENTIONS)}
 
 
 @pytest.mark.parametrize("name", CHOICES)
