@@ -126,6 +126,7 @@ class AdamW(torch.optim.Optimizer):
         self.foreach = foreach
         self.compiled_pass = torch.compile(adamw_pass, backend=compile_or_run, dynamic=False) if compiled else None
         self.take: Tensor | None = None  # 0-d bool on the device: where it is False, a step changes no tensor
+        self.rates: dict[Tensor, float] = {}  # parameters' learning rates, as multiples of their group's; 1 unless here
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -139,9 +140,8 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def update(self, group: dict[str, Any]) -> None:
-        """Updates one parameter group, those of the same t at once."""
-        settings = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        by_t: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
+        """Updates one parameter group, those of the same t and learning rate at once."""
+        alike: dict[tuple[int, float], list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {}
         for weight in group["params"]:
             if weight.grad is None:  # its t then lags behind the others'
                 continue
@@ -149,8 +149,10 @@ class AdamW(torch.optim.Optimizer):
             if not state:
                 state.update(t=0, m=torch.zeros_like(weight), v=torch.zeros_like(weight))
             state["t"] += 1
-            by_t.setdefault(state["t"], []).append((weight, weight.grad, state["m"], state["v"]))
-        for t, tensors in by_t.items():
+            lr = self.rates.get(weight, 1.0) * group["lr"]
+            alike.setdefault((state["t"], lr), []).append((weight, weight.grad, state["m"], state["v"]))
+        for (t, lr), tensors in alike.items():
+            settings = lr, group["betas"], group["eps"], group["weight_decay"]
             if self.compiled_pass is not None:
                 self.update_compiled(t, tensors, *settings)
                 continue

@@ -50,6 +50,9 @@ class LanguageModel(LightningModule):
         optimizer: adamw for all weights; or muon, or normuon, which evens out its rows, for the layers' matrices and
             AdamW for the rest.
         muon_rate: Muon's learning rate, as a multiple of learning_rate.
+        embedding_rate: the embedding's learning rate, as a multiple of learning_rate.
+        head_rate: lm_head's learning rate, likewise.
+        gain_rate: the learning rate of the norms' gains, likewise.
         muon_iteration: how Muon orthogonalizes; five steps of jordan's or of polar-express's coefficients.
         cautious_decay: Muon's weight decay acts only where the step, too, pulls a number towards 0.
         schedule: the learning rate after the warmup: half a cosine, a straight line, or constant and then a straight
@@ -80,6 +83,9 @@ class LanguageModel(LightningModule):
         z_loss: float = 0.0,
         optimizer: Literal["adamw", "muon", "normuon"] = "adamw",
         muon_rate: float = 1.0,
+        embedding_rate: float = 1.0,
+        head_rate: float = 1.0,
+        gain_rate: float = 1.0,
         muon_iteration: Literal["jordan", "polar-express"] = "jordan",
         cautious_decay: bool = False,
         schedule: Literal["cosine", "linear", "trapezoid"] = "cosine",

@@ -1,14 +1,18 @@
 """Makes the optimizer that model.optimizer names, from one entry in OPTIMIZERS for each.
 
 An optimizer skips a step whose numbers are not finite: on a CPU its parameters have no gradient then, on a GPU its
-attribute `take`, a 0-d bool tensor, is false (lm/optim/adamw.py).
+attribute `take`, a 0-d bool tensor, is false. Its attribute `rates` gives parameters a learning rate of their own
+(lm/optim/adamw.py).
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from lm.accounting.costs import part_of
 from lm.optim.adamw import AdamW
 from lm.optim.muon import Muon
 from lm.optim.orthogonalization import ITERATIONS
@@ -18,6 +22,7 @@ from tokenization import InputError
 if TYPE_CHECKING:
     from lm.training.module import LanguageModel
 
+RATES = {"embeddings": "embedding_rate", "head": "head_rate", "norms": "gain_rate"}  # the setting of each part
 MUON_SETTINGS = {"muon_rate": 1.0, "muon_iteration": "jordan", "cautious_decay": False}  # at which each does nothing
 
 
@@ -48,19 +53,40 @@ OPTIMIZERS = {"adamw": make_adamw, "muon": make_muon, "normuon": make_normuon}
 def make_optimizer(task: "LanguageModel", compiled: bool) -> torch.optim.Optimizer:
     """Returns the optimizer with learning rate 0; InputError if its class cannot skip a step on a GPU.
 
-    compiled: whether its update is compiled. Raises ValueError for a setting of Muon's that it does not have.
+    compiled: whether its update is compiled. Raises ValueError for a setting that has no effect on it.
     """
     name = task.hparams["optimizer"]
     settings = {setting: task.hparams[setting] for setting in ("weight_decay", "betas", "eps")}
     optimizer = OPTIMIZERS[name](task, lr=0.0, compiled=compiled, **settings)
+    kind, rates = type(optimizer).__name__, rates_of(task)
     if not hasattr(optimizer, "take"):
         raise InputError(
-            f"model.optimizer {name} would train on numbers that are not finite: its class, {type(optimizer).__name__},"
-            " has no `take`, by which a GPU skips a step; see AdamW"
+            f"model.optimizer {name} would train on numbers that are not finite: its class, {kind}, has no `take`, by"
+            " which a GPU skips a step; see AdamW"
         )
+    if rates and not hasattr(optimizer, "rates"):
+        raise InputError(f"model.optimizer {name} has one learning rate for all: its class, {kind}, has no `rates`")
+    optimizer.rates = rates  # type: ignore[attr-defined]
     for setting, nothing in () if isinstance(optimizer, Muon) else MUON_SETTINGS.items():
         if task.hparams[setting] != nothing:
             raise ValueError(
                 f"{setting} is {task.hparams[setting]}, which has no effect on optimizer {name}; leave it out"
             )
     return optimizer
+
+
+def rates_of(task: "LanguageModel") -> dict[Tensor, float]:
+    """Returns the parameters whose learning rate is another multiple of model.learning_rate than 1, with that multiple.
+
+    Raises ValueError for a multiple that is not above 0 and finite, and for a head that is the embedding.
+    """
+    multiples = {part: task.hparams[setting] for part, setting in RATES.items()}
+    for part, multiple in multiples.items():
+        if not 0 < multiple < math.inf:
+            raise ValueError(f"{RATES[part]} is {multiple}; it must be above 0 and finite")
+    if multiples["head"] != 1 and task.hparams["tie_embeddings"]:
+        raise ValueError(
+            f"head_rate is {multiples['head']}, but tie_embeddings makes the head the embedding; set embedding_rate"
+        )
+    rates = {weight: multiples.get(part_of(name), 1.0) for name, weight in task.model.named_parameters()}
+    return {weight: multiple for weight, multiple in rates.items() if multiple != 1}
