@@ -21,6 +21,8 @@ PARQUET = ".parquet"
 TEXT_FIELDS = ("text", "content")  # of a record, the first that it has
 BETWEEN = b"\xff"
 BETWEEN_CHARACTER = BETWEEN.decode(errors="surrogateescape")  # the same in a string, where no text has it either
+UNLIST = "`jq -c '.[]'` writes its records, one a line"
+EVERY_LINE = 'every line must be an object like {"text": "..."}'
 
 _JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -79,18 +81,21 @@ class RecordReader:
         except UnicodeDecodeError as error:
             raise self.not_utf8(f"line {number}", error) from None
         except (ValueError, RecursionError) as error:
-            where = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-            remedy = 'every line must be an object like {"text": "..."}'
-            raise self.refusal(f"line {number}", f"is not JSON ({where}); {remedy}") from None
+            where = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                where = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+            raise self.refusal(f"line {number}", f"is not JSON ({where}); {EVERY_LINE}") from None
         if type(record) is not dict:
-            raise self.refusal(f"line {number}", f"is {json_type(record)} and not an object; take the texts out first")
+            remedy = UNLIST if type(record) is list else EVERY_LINE
+            raise self.refusal(f"line {number}", f"is {json_type(record)} and not an object; {remedy}")
         name = next((name for name in self.fields if name in record), None)
         if name is None:
             raise self.refusal(f"line {number}", self.missing("field", list(record)))
         text = record[name]
         if type(text) is not str:
             what = f"the field {name!r} is {json_type(text)} and not a string"
-            raise self.refusal(f"line {number}", f"{what}; name another with --text-field")
+            remedy = "take its text out" if type(text) in (dict, list) else "name another with --text-field"
+            raise self.refusal(f"line {number}", f"{what}; {remedy}")
         try:
             return text.encode()
         except UnicodeEncodeError as error:

@@ -42,8 +42,9 @@ class Url(os.PathLike[str]):
 
     @property
     def name(self) -> str:
-        """The last part of the path, without what a web address has behind it."""
-        path = urlsplit(self._url).path if is_web_address(self._url) else self._url.partition(SEPARATOR)[2]
+        """The last part of the path, without what a web address has behind it; of a chain, that of its first link."""
+        in_chain = self._url.partition(SEPARATOR)[2].partition("::")[0]
+        path = urlsplit(self._url).path if is_web_address(self._url) else in_chain
         return PurePosixPath(path).name
 
     @property
@@ -64,17 +65,20 @@ class Url(os.PathLike[str]):
             files, path = file_system(self._url)
             in_order = is_web_address(self._url) and kind(self.name) not in NEED_ANY_PLACE
             file = files.open(path, mode, **({"block_size": 0} if in_order else {}))
-            return io.BufferedReader(RemoteFile(self._url, file, not in_order), BUFFER_BYTES)
+            return io.BufferedReader(RemoteFile(self._url, files, file, not in_order), BUFFER_BYTES)
 
 
 Place = Path | Url
 
 
 class RemoteFile(io.RawIOBase):
-    """An open file at a URL, whose errors are InputErrors."""
+    """An open file at a URL, whose errors are InputErrors.
 
-    def __init__(self, url: str, file: Any, seekable: bool):
-        self._url, self._file, self._seekable = url, file, seekable
+    files: its file system, which closes an archive when nothing holds it any longer.
+    """
+
+    def __init__(self, url: str, files: Any, file: Any, seekable: bool):
+        self._url, self._files, self._file, self._seekable = url, files, file, seekable
 
     def readable(self) -> bool:
         """Returns True."""
@@ -171,13 +175,18 @@ def named_errors(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         cause = error.__cause__  # of web servers, whatever they answered
         if cause is None or getattr(cause, "status", None) == 404:
-            raise InputError(f"{url}: no such file") from None
+            pattern = (
+                "; a web server knows no patterns, so name each file" if "*" in url and is_web_address(url) else ""
+            )
+            raise InputError(f"{url}: no such file{pattern}") from None
         raise InputError(f"{url}: cannot be read ({one_line(cause)})") from None
     except ImportError as error:
         raise InputError(f"{url}: needs a package that is not installed ({one_line(error)})") from None
     except Exception as error:
         if "range requests" in str(error) or "Cannot seek streaming" in str(error):
             reason, remedy = "the server sends whole files only, and this kind is read in parts", "download it first"
+        elif isinstance(error, (TimeoutError, ConnectionResetError)) or "payload is not completed" in str(error):
+            reason, remedy = f"the connection was lost: {one_line(error)}", "try again, or download it first"
         else:
             reason, remedy = one_line(error), "is it there, and do you have access?"
         raise InputError(f"{url}: cannot be read ({reason}); {remedy}") from None

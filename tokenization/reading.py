@@ -17,7 +17,7 @@ from tokenization.errors import InputError
 from tokenization.packing import DAMAGED, damaged, kind, unpack
 from tokenization.parquet import ParquetRows
 from tokenization.places import Place
-from tokenization.text_files import MARK, check_is_text
+from tokenization.recognition import MARK, check_is_text
 
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 4096  # enough to show what a file is

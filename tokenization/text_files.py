@@ -1,10 +1,8 @@
-"""Finding text files: those that the inputs name, those in folders, and what a file's first bytes say about it.
+"""Finding text files: those that the inputs name, and those in folders.
 
-Nothing is left out silently: every file that is passed over has a reason, and a file that is not UTF-8 text is refused
-by name.
+Nothing is left out silently: every file that is passed over has a reason. What a file holds is recognition.py's.
 """
 
-import codecs
 import glob
 import os
 import re
@@ -17,27 +15,6 @@ from tokenization.packing import kind
 from tokenization.places import Place, Url, find, is_url
 
 TEXT_KINDS = (".txt", ".md", *JSON_LINES, PARQUET)  # in a folder; a file named by itself is read whatever its suffix
-
-MARK = codecs.BOM_UTF8
-OTHER_MARKS = {  # UTF-32's before UTF-16's, which begins like it
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
-NOT_TEXT = (  # how the file begins, what it is, what to do
-    (rb"BZh[1-9](1AY&SY|\x17rE8P)", "compressed by bzip2, but not named .bz2", "give it a name that ends with .bz2"),
-    (rb"\xfd7zXZ\0", "compressed by xz, but not named .xz", "give it a name that ends with .xz"),
-    (rb"\x04\x22\x4d\x18", "compressed by lz4, which is not read", "decompress it with unlz4"),
-    (rb"\x1f\x8b", "compressed by gzip, but not named .gz", "give it a name that ends with .gz"),
-    (rb"\x28\xb5\x2f\xfd", "compressed by zstd, but not named .zst", "give it a name that ends with .zst"),
-    (rb"PK(\x03\x04|\x05\x06)", "a zip archive, which is not read", "unpack it with unzip"),
-    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive, which is not read", "unpack it"),
-    (rb"Rar!\x1a\x07", "a rar archive, which is not read", "unpack it"),
-    (rb"(?s).{257}ustar", "a tar archive, which is not read", "unpack it with tar"),
-    (rb"PAR1\x15", "a Parquet file, but not named .parquet", "give it a name that ends with .parquet"),
-    (rb"%PDF-\d", "a PDF, which is not read", "write its text to a .txt file"),
-)
 
 
 class TextFiles:
@@ -197,24 +174,3 @@ def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
         ):
             return name
     return None
-
-
-def check_is_text(file: Place, head: bytes) -> None:
-    """Raises InputError for other encodings, compressed and binary files, whatever --errors is.
-
-    head: the beginning of the file. A NUL is valid UTF-8 and does not by itself show a binary file.
-    """
-    for mark, encoding in OTHER_MARKS.items():
-        if head.startswith(mark):
-            raise InputError(f"{file}: is {encoding}, says its byte order mark; convert it to UTF-8")
-    for beginning, what, remedy in NOT_TEXT:
-        if re.match(beginning, head):
-            raise InputError(f"{file}: is {what}; {remedy}")
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if len(head) >= 16 and min(even, odd) == 0 and max(even, odd) > len(head) // 4:
-        raise InputError(f"{file}: is UTF-16, or no text at all, by its NUL bytes; convert it to UTF-8")
-    if even or odd:
-        try:
-            codecs.getincrementaldecoder("utf-8")().decode(head)
-        except UnicodeDecodeError:
-            raise InputError(f"{file}: is a binary file; write its text to a .txt file") from None

@@ -227,9 +227,9 @@ def refusal(path: Path, small: Tokenizer, **options: str) -> str:
 GOOD = b'{"text": "a good line"}\n'
 BAD_LINES = {
     "no JSON": (b"not JSON", "is not JSON (Expecting value at column 1); every line must be an object like"),
-    "cut": (GOOD[:-3], "is not JSON (Unterminated string starting at at column 10)"),
+    "cut": (GOOD[:-3], "is not JSON (Unterminated string starting at column 10)"),
     "two in a line": (GOOD[:-1] * 2, "is not JSON (Extra data at column 24)"),
-    "a line end inside": (b'{"text": "a\x01b"}', "is not JSON (Invalid control character at at column 12)"),
+    "a line end inside": (b'{"text": "a\x01b"}', "is not JSON (Invalid control character at column 12)"),
     "a long number": (b'{"text": 1' + b"0" * 5000 + b"}", "is not JSON (Exceeds the limit"),
     "too deep": (b"[" * 100_000, "is not JSON (maximum recursion depth exceeded"),
     "a list": (b'["text"]', "is a list and not an object"),
@@ -300,11 +300,11 @@ def test_the_field_can_be_named(tmp_path, small, code):
 @pytest.mark.parametrize("name", ["t.jsonl.gz", "t.jsonl.zst", "t.jsonl.bz2", "t.ndjson.xz"])
 def test_a_damaged_archive_is_named(tmp_path, small, name):
     FORMATS[name](tmp_path / name, documents_of(4))
-    whole = (tmp_path / name).read_bytes()
+    records, suffix = (tmp_path / name).read_bytes(), Path(name).suffix
     (tmp_path / name).unlink()
-    half = len(whole) // 2
-    for text_name in ("d.txt", "d.jsonl"):
-        path = tmp_path / f"{text_name}{Path(name).suffix}"
+    pack = {".gz": gzip.compress, ".zst": zstd.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    for text_name, whole in (("d.txt", pack(json_lines(documents_of(4))[1:])), ("d.jsonl", records)):
+        path, half = tmp_path / f"{text_name}{suffix}", len(whole) // 2
         for damaged in (whole[:-20], whole[:half], whole[:half] + bytes(8) + whole[half + 8 :], b"no archive"):
             path.write_bytes(damaged)
             assert re.match(rf": damaged {path.suffix} file \(.+\); copy", refusal(path, small))

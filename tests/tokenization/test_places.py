@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -147,6 +148,13 @@ def test_an_archive_is_read_as_it_is_stored(web):
     assert text_of(f"{web}/stored/t.jsonl.gz") == [END_OF_TEXT.join(TEXTS)]
 
 
+def test_a_chain_has_the_name_of_what_is_read(served, tmp_path):
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.write(served / "t.jsonl", "in/t.jsonl")
+    assert text_of(f"zip://in/t.jsonl::{tmp_path / 't.zip'}") == [END_OF_TEXT.join(TEXTS)]
+    assert Url("simplecache::https://example.org/a.txt.gz").name == "a.txt.gz"
+
+
 def test_a_length_that_is_not_said_is_measured(web):
     """Otherwise a large text would count as empty, and plain Python would do the work."""
     for name in FILES:
@@ -200,7 +208,8 @@ def test_whatever_goes_wrong_is_one_line_with_the_url(web, memory, small, tmp_pa
     wrong = {
         f"{web}/none.txt": "no such file",
         f"{web}/fails.txt": "cannot be read (500",
-        f"{web}/cut.txt": "cannot be read (",
+        f"{web}/cut.txt": "cannot be read (the connection was lost: ",
+        f"{web}/*.txt": "no such file; a web server knows no patterns, so name each file",
         "http://127.0.0.1:1/t.txt": "cannot be read (Cannot connect",
         f"{memory}/none.txt": "no such file, folder or pattern",
         f"{memory}/none*": "no such file, folder or pattern",

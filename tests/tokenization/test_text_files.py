@@ -197,6 +197,9 @@ NO_TEXTS = {
     "UTF-32": (TEXT.encode("utf-32"), "is UTF-32, says its byte order mark"),
     "UTF-16 without a mark": (("A plain text. " * 9).encode("utf-16-le"), "is UTF-16, or no text at all"),
     "UTF-16 without a mark, big end": (("A plain text. " * 9).encode("utf-16-be"), "is UTF-16, or no text at all"),
+    "UTF-32 without a mark": (("A plain text. " * 9).encode("utf-32-le"), "is UTF-32, or no text at all"),
+    "UTF-32 without a mark, big end": (("A plain text. " * 9).encode("utf-32-be"), "is UTF-32, or no text at all"),
+    "web archive": (b"WARC/1.0\r\nWARC-Type: warcinfo\r\n\r\n", "is a web archive, which is not read"),
     "small tokens": (np.arange(3, 200, dtype="<u2").tobytes(), "is UTF-16, or no text at all"),
 }
 
@@ -228,6 +231,48 @@ def test_what_is_no_text_is_refused_whatever_it_is_called(tmp_path, small, kind,
 def test_any_utf8_is_text_nul_and_odd_beginnings_among_it(tmp_path, text):
     path = tmp_path / "t.txt"
     path.write_bytes(text.encode())
+    assert "".join(Corpus([path]).blocks(path)) == text
+
+
+RECORD = b'{"id": 1, "text": "The cat"}\n'
+LIST = b'\n [\n  {"text": "The cat"}\n]\n'
+RECORDS = {
+    "list.json": (LIST, "is a JSON list, which is not read; `jq -c"),
+    "list.json.gz": (gzip.compress(LIST), "is a JSON list, which is not read; `jq -c"),
+    "marked.json": (b"\xef\xbb\xbf" + LIST, "is a JSON list"),
+    "lines.json": (
+        RECORD,
+        "is JSON, which is not read; if each line is a record, give it a name",
+    ),
+    "table.csv": (b"id,text\n", "is a table, whose separators would be text; write its text to a .jsonl or .parquet"),
+    "TABLE.TSV.GZ": (gzip.compress(b"id\ttext\n"), "is a table"),
+    "lines.txt": (
+        2 * RECORD,
+        "begins with a JSON record, but is not named .jsonl; give it a name that ends",
+    ),
+    "lines": (b'{ "url": "x", "content" : "' + b"long " * 2000 + b'"}\n', "begins with a JSON record"),
+    "c4.gz": (gzip.compress(RECORD), "begins with a JSON record"),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_records_are_not_read_as_text_unless_the_name_says_so(tmp_path, small, name):
+    path, (data, message) = tmp_path / name, RECORDS[name]
+    path.write_bytes(data)
+    with pytest.raises(InputError) as error:
+        small.encode_files([path], tmp_path / "t.bin", 1)
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("list.txt", LIST.decode()), ("table.txt", "id,text\n"), ("a.md", '{"text": '), ("a.py", '{"key": "text"}\n'),
+     ("a.json", "none"), ("a.txt", '{"text": 1}\n'), ("b.txt", '{"a": "' + "text" * 2000), ("c.txt", "{}\n" * 2000)],
+)  # fmt: skip
+def test_what_only_looks_like_records_is_text(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
     assert "".join(Corpus([path]).blocks(path)) == text
 
 
