@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from tqdm import tqdm
 
+from lm.durations import format_duration
 from lm.machine.torch_inside import (
     Graph,
     cpp_compiler,
@@ -68,9 +70,13 @@ def compiler_version() -> str:
 
 def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
     """Compiles a graph by Inductor, for torch.compile(backend=...); if that fails, says so and returns the graph."""
+    tell("compiling the model: some 10 to 40 s, less where a model of this shape was compiled before")
+    start = time.monotonic()
     try:
         with quiet():
-            return compile_graph(graph, inputs)
+            compiled = compile_graph(graph, inputs)
+        tell(f"compiled in {format_duration(time.monotonic() - start)}")
+        return compiled
     except Exception as error:
         say(f"torch.compile does not work for this model ({in_a_line(error)}); training goes on without")
         return graph
@@ -166,6 +172,11 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def tell(message: str) -> None:
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        tqdm.write(message)
 
 
 def say(message: str) -> None:
