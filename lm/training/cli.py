@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lm.machine.signals import exit_if_signalled
 from lm.runs.checkpoint import check_checkpoint, peek_checkpoint
 from lm.training.agreement import check_shared, seen_in_training, seen_in_validation
+from lm.training.broadcasting import from_first
 from lm.training.callbacks import TrainingBar
 from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
 from lm.training.command_line import one_line, warn_of_variables
@@ -70,7 +71,8 @@ class RunCLI(SettingsCLI):
         settings = self.settings
         with self.hosts.agree() as seen:
             resume, news = self.prepare()
-            seen |= seen_in_training(settings, resume.checkpoint or resume.source, self.datamodule)
+            seen |= seen_in_training(settings, resume.checkpoint, self.datamodule)
+            seen["init_from"] = "set" if resume.given_weights else "not set"
         exit_if_signalled()
         first = self.trainer.is_global_zero
         leaves_something = first and not settings.trainer.fast_dev_run
@@ -85,6 +87,8 @@ class RunCLI(SettingsCLI):
                 sys.exit(0)
             start = time.monotonic()
             with joined(self.hosts, self.trainer):
+                if resume.given_weights:
+                    self.share_weights()
                 self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume.checkpoint)
         if leaves_something:
             print(achieved(self.trainer, time.monotonic() - start))
@@ -110,6 +114,12 @@ class RunCLI(SettingsCLI):
                 # Or Lightning would not start. Checkpoints corrects it.
                 set_max_steps(self.trainer, self.trainer.max_steps + 1)
         return resume, news
+
+    def share_weights(self) -> None:
+        """Sends the weights that the first process has read to the others."""
+        weights = from_first(self.model.state_dict)
+        if self.hosts.rank:
+            self.model.load_state_dict(weights)
 
     def validate(self) -> None:
         """Prints the loss of a checkpoint on the validation file."""

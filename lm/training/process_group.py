@@ -62,7 +62,10 @@ def joined(hosts: Hosts, trainer: Trainer) -> Iterator[None]:
 def connect(hosts: Hosts, device: torch.device) -> None:
     assert hosts.store is not None
     backend = torch.distributed.get_default_backend_for_device(device)
-    own_device = {"device_id": device} if device.type == "cuda" else {}
+    own_device = {}
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # on which the processes meet; Lightning does it only in trainer.fit
+        own_device = {"device_id": device}
     try:
         torch.distributed.init_process_group(
             backend,

@@ -44,8 +44,8 @@ class Resume:
     data: dict[str, Any] | None = None  # what it records of its data
     accumulated: int = 0  # batches of each process in each step until then; 0 if there is nothing to compare
     processes: int | None = None  # until then; an older checkpoint does not record it
-    weights: dict[str, Any] | None = None  # a new run's first state dict, by --init_from
-    source: str | None = None  # the file that they are from
+    weights: dict[str, Any] | None = None  # a new run's first state dict, by --init_from; of the first process alone
+    given_weights: bool = False  # whether there are any, in every process
     automatic: bool = False  # found by --ckpt_path auto
     nothing_left: bool = False  # the run is complete, which is no error with --ckpt_path auto
     allow_changed_data: bool = False
@@ -55,8 +55,8 @@ class Resume:
 def find_resume(settings: Namespace, hosts: Hosts) -> Resume:
     """Decides how `lm fit` begins; InputError if settings, the run's folder and the checkpoint do not agree.
 
-    Of several processes the first one finds and verifies the checkpoint. A complete run is no error with --ckpt_path
-    auto, which a scheduler may start again and again.
+    Of several processes the first one finds and verifies the checkpoint, and reads the weights of --init_from. A
+    complete run is no error with --ckpt_path auto, which a scheduler may start again and again.
     """
     automatic = settings.ckpt_path == AUTO
     path, news = locate_checkpoint(settings, hosts)
@@ -70,11 +70,13 @@ def find_resume(settings: Namespace, hosts: Hosts) -> Resume:
     check_folder(settings)
     allowed = settings.allow_changed_data
     if checkpoint is None:
-        weights = source = None
-        if settings.init_from is not None:
+        weights, given = None, settings.init_from is not None
+        if given and hosts.rank == 0:
             weights, file = read_initial_weights(settings)
-            news, source = [*news, f"starting with the weights of {file}"], str(file)
-        return Resume(weights=weights, source=source, automatic=automatic, allow_changed_data=allowed, news=tuple(news))
+            news = [*news, f"starting with the weights of {file}"]
+        return Resume(
+            weights=weights, given_weights=given, automatic=automatic, allow_changed_data=allowed, news=tuple(news)
+        )
     step = checkpoint["global_step"]
     done = automatic and step == settings.trainer.max_steps and not validation_due(checkpoint)
     if not done:

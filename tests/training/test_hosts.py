@@ -4,6 +4,7 @@ number from the launcher."""
 import contextlib
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -373,6 +374,23 @@ def test_without_a_shared_disk(two_hosts, one_process, lm, fit_arguments, tmp_pa
     assert (tmp_path / "a/run/last.ckpt").read_bytes() == before
 
 
+def test_the_first_process_alone_reads_the_weights_to_begin_with(two_hosts, one_process, lm, fit_arguments, tmp_path):
+    """Host b does not have them. With FSDP, as DDP would make all weights those of the first process anyway."""
+    more = (*STEPS, "--trainer.max_steps=2", "--trainer.val_check_interval=2")
+    one = (*more, "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=4", f"--init_from={one_process}")
+    assert lm(*fit_arguments(tmp_path / "one", *one)).code == 0
+    shutil.copytree(one_process, tmp_path / "a/source")
+    command = fit_arguments(Path("run"), *more, "--trainer.strategy=fsdp", "--init_from=source")
+    processes = two_hosts(command, command)
+    assert [process.wait() for process in processes] == [0, 0], two_hosts.said("a") + two_hosts.said("b")
+    assert "starting with the weights of source/best.ckpt\n" in two_hosts.said("a")
+    expected, weights = (
+        load_checkpoint(run / "last.ckpt")["state_dict"] for run in (tmp_path / "one", tmp_path / "a/run")
+    )
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_slurms_warning_to_one_task_ends_both(two_hosts, fit_arguments, tmp_path):
     """In srun's environment: there Lightning would save and requeue the job by itself."""
     run = tmp_path / "run"
@@ -388,6 +406,7 @@ def test_slurms_warning_to_one_task_ends_both(two_hosts, fit_arguments, tmp_path
 REFUSALS = {  # settings of host b, what a says
     "another setting": (("--trainer.max_steps=7",), "trainer.max_steps is 6 on a, and 7 on b; all processes need"),
     "no data": (("--data.val_path=nowhere.bin",), "b: nowhere.bin: no such token file"),
+    "other weights": (("--init_from=x",), "init_from is not set on a, and set on b; all processes need"),
     "a mistyped setting": (("--trainer.max_step=7",), "b: "),
 }
 
