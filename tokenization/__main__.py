@@ -8,8 +8,10 @@ from tokenization.errors import InputError, describe_os_error, did_you_mean, dro
 from tokenization.kernels import announcing
 from tokenization.version import own_version
 
-HELP = """usage: tokenization {train,encode,index,adopt,decode,inspect,compare,import,export} ...
+HELP = """usage: tokenization {check,train,encode,index,adopt,decode,inspect,compare,import,export} ...
 
+  tokenization check stories.txt --valid held-out.txt
+                                                  look for duplicates, and for validation text that is in training
   tokenization train data/tinystories-train.txt.gz --vocab-size 10000 --output data/tokenizer
                                                   learn a byte-level BPE vocabulary from text
   tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
@@ -32,6 +34,7 @@ HELP = """usage: tokenization {train,encode,index,adopt,decode,inspect,compare,i
 `tokenization COMMAND --help` lists the options of each command; `tokenization --version` prints the version.
 """
 COMMANDS = {  # each is a file in commands/
+    "check": "check",
     "train": "train",
     "encode": "encode",
     "index": "index",
@@ -44,8 +47,8 @@ COMMANDS = {  # each is a file in commands/
 }
 
 
-def run_command(argv: list[str]) -> None:
-    """Runs the command that the first argument names."""
+def run_command(argv: list[str]) -> int:
+    """Runs the command that the first argument names, and returns its exit code; only `check` has another than 0."""
     if not argv:
         raise InputError("a command is required; `tokenization --help` lists what there is")
     name, *arguments = argv
@@ -54,21 +57,25 @@ def run_command(argv: list[str]) -> None:
     elif name == "--version":
         print(f"tokenization {own_version()}")
     elif name in COMMANDS:
-        import_module(f"tokenization.commands.{COMMANDS[name]}").run(arguments)
+        return import_module(f"tokenization.commands.{COMMANDS[name]}").run(arguments) or 0
     else:
         meant = did_you_mean(name, COMMANDS)
         raise InputError(f"invalid command{meant}; `tokenization --help` lists what there is")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns the exit code: 0; 2 for bad input; 130 for Ctrl-C; 141 if the reader has left."""
+    """Runs a command and returns the exit code.
+
+    0; 1 if `check` finds too much; 2 for bad input; 130 for Ctrl-C; 141 if the reader has left.
+    """
     argv = sys.argv[1:] if argv is None else argv
     command = " ".join(["tokenization", *argv[:1]])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a token that the terminal's encoding lacks
     try:
         with announcing():
-            run_command(argv)
+            code = run_command(argv)
         sys.stdout.flush()
     except InputError as error:
         print(f"{command}: {error}", file=sys.stderr)
@@ -85,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{command}: interrupted; no unfinished file is left", file=sys.stderr)
         return 130
-    return 0
+    return code
 
 
 if __name__ == "__main__":

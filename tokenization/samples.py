@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tokenization.corpus import Corpus
 from tokenization.documents import BETWEEN_CHARACTER, holds_documents
 from tokenization.errors import InputError
+from tokenization.places import Place
 from tokenization.pretokenization import END_OF_TEXT
 
 MAX_DOCUMENT = 64_000_000  # characters
@@ -64,15 +65,19 @@ def draw_documents(name: str, count: int, seed: int, text_field: str | None = No
 
 
 def documents(corpus: Corpus) -> Iterator[str]:
-    """Yields the records, or what stands between <|endoftext|> or the ends of a file, unless it is blank."""
+    """Yields the documents of all files, unless they are blank."""
     for file in corpus.files:
-        separator, rest = BETWEEN_CHARACTER if holds_documents(file.name) else END_OF_TEXT, ""
-        for block in corpus.blocks(file):
-            *ended, rest = (rest + block).split(separator)
-            yield from filter(str.strip, ended)
-            if len(rest) > MAX_DOCUMENT:
-                raise InputError(
-                    f"{file}: has a document of more than {MAX_DOCUMENT:,} characters; put {END_OF_TEXT} between"
-                    " documents, or leave --documents out"
-                )
-        yield from filter(str.strip, [rest])
+        yield from filter(str.strip, split_documents(corpus, file))
+
+
+def split_documents(corpus: Corpus, file: Place) -> Iterator[str]:
+    """Yields the records of a file, or what stands between <|endoftext|> and its ends, blank ones as well."""
+    separator, rest = BETWEEN_CHARACTER if holds_documents(file.name) else END_OF_TEXT, ""
+    for block in corpus.blocks(file):
+        *ended, rest = (rest + block).split(separator)
+        yield from ended
+        if len(rest) > MAX_DOCUMENT:
+            raise InputError(
+                f"{file}: has a document of more than {MAX_DOCUMENT:,} characters; put {END_OF_TEXT} between documents"
+            )
+    yield rest
