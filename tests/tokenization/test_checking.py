@@ -6,13 +6,15 @@ import random
 from itertools import groupby, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tokenization import END_OF_TEXT, InputError, corpus
 from tokenization.__main__ import main
 from tokenization.checking import examining, reading
 from tokenization.checking.findings import Settings, check_texts
-from tokenization.checking.words import words_of
+from tokenization.checking.signatures import SIGNATURE, near_pairs, signatures_of
+from tokenization.checking.words import HashedWords, words_of
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +136,80 @@ def test_scripts_without_spaces_have_a_word_for_each_character():
     assert words_of("") == []
 
 
+# --- near duplicates -------------------------------------------------------------------------------------------------
+
+
+def variants(seed: int, documents: int, changed: tuple[int, ...]) -> list[str]:
+    """Documents of 150 to 400 random words, shuffled; of some, a copy with so many words changed."""
+    rng, texts = random.Random(seed), []
+    for number in range(documents):
+        words = [f"w{rng.randrange(1000)}" for _ in range(rng.randint(150, 400))]
+        texts.append(" ".join(words))
+        for place in rng.sample(range(len(words)), changed[number % len(changed)]):
+            words[place] = "other"
+        texts.append(" ".join(words))
+    return rng.sample(texts, len(texts))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_near_duplicates_are_those_of_a_large_jaccard_index(seed):
+    texts = variants(seed, 24, (1, 2, 60))
+    train, valid = texts[:30], texts[30:]
+    result = found([write("train.txt", train)], [write("valid.jsonl", valid)])
+    by_hand: dict[str, dict[int, int]] = {"training": {}, "validation": {}, "near_training": {}}
+    shingles = [set(runs(text.split(), 5)) for text in texts]
+    for later, own in enumerate(shingles):
+        for earlier, other in enumerate(shingles[:later]):
+            value = len(own & other) / len(own | other)
+            assert value < 0.6 or value > 0.87
+            if value > 0.87 and later < 30:
+                by_hand["training"][later + 1] = earlier + 1
+            elif value > 0.87:
+                where = by_hand["near_training"] if earlier < 30 else by_hand["validation"]
+                where[later - 29] = earlier + 1 if earlier < 30 else earlier - 29
+    assert all(by_hand.values())
+    for name, text, wanted in (
+        ("near_duplicate", "training", by_hand["training"]),
+        ("near_duplicate", "validation", by_hand["validation"]),
+        ("near_training", "validation", by_hand["near_training"]),
+    ):
+        assert {e["document"]: e["similar_to"]["document"] for e in result[name, text]} == wanted
+
+
+def test_equal_documents_are_not_near_ones_too():
+    texts = variants(0, 4, (1,))
+    result = found([write("train.txt", texts + texts[:3])], [write("valid.txt", texts[:2])])
+    assert numbers(result["duplicate", "training"]) == [9, 10, 11]
+    assert len(result["near_duplicate", "training"]) == 4
+    assert numbers(result["whole_in_training", "validation"]) == [1, 2]
+    assert ("near_training", "validation") not in result
+    short = write("short.txt", ["one two three four", "one two three four!", "one two", "1 2 3"])
+    assert found([short], []) == {}
+
+
+@pytest.mark.parametrize("length", [12, 60, 128, 1000, 20_000])
+def test_signatures_agree_as_much_as_the_sets_do(length):
+    rng, errors = np.random.default_rng(length), []
+    for _ in range(30 if length < 20_000 else 3):
+        words = [b"%d" % word for word in rng.integers(1 << 30, size=length)]
+        kept = int(rng.integers(length // 2, length))
+        other = [*words[:kept], *(b"%d" % word for word in rng.integers(1 << 30, size=length - kept))]
+        common = kept - 4
+        exact = common / (2 * (length - 4) - common)
+        left, right = signatures_of(HashedWords([words, other]))
+        errors.append(float((left == right).mean()) - exact)
+    assert abs(np.mean(errors)) < 0.06
+    assert np.abs(errors).max() < (0.16 if length >= 128 else 0.4)
+
+
+def test_pairs_are_found_however_many_documents_agree():
+    signatures = np.tile(np.arange(1, SIGNATURE + 1, dtype=np.uint16), (100, 1))
+    earlier, later = near_pairs(signatures, 1.0)
+    assert set(later.tolist()) == set(range(1, 100))
+    assert (earlier < later).all()
+    assert [len(part) for part in near_pairs(signatures[:0], 1.0)] == [0, 0]
+
+
 # --- odd documents ---------------------------------------------------------------------------------------------------
 
 SIGNS = {
@@ -147,7 +223,7 @@ SIGNS = {
 
 def test_characters_that_text_does_not_have_are_found_and_shown():
     signs = [(name, sign) for name, characters in SIGNS.items() for sign in characters]
-    write("train.txt", ["Fine\t\r\n", *(f"{'before ' * 20}{sign}after" for _, sign in signs), "é漢😀\u00a0\u200b"])
+    write("train.txt", ["Fine\t\r\n", *(f"{'before' * 20}{sign}after" for _, sign in signs), "é漢😀\u00a0\u200b"])
     result = found(["train.txt"], [])
     assert {name for name, _ in result} == SIGNS.keys()
     for name in SIGNS:
@@ -250,6 +326,7 @@ def test_the_report_is_written_as_json(capsys, to):
         (["t.txt", "--valid", "none.txt"], "none.txt: no such file"),
         (["t.txt", "--span", "0"], "--span 0: must be at least 1"),
         (["t.txt", "--examples", "-1"], "--examples -1: must be at least 0"),
+        (["t.txt", "--similarity", "0.2"], "--similarity 0.2: must be from 0.5 to 1"),
         (["t.txt", "--tolerate", "2"], "--tolerate 2.0: is a share"),
         (["t.txt", "--text-field", "body"], "--text-field body: there are fields in"),
         (["t.txt", "--json", "t.txt"], "t.txt: is one of the inputs"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from tokenization.checking.oddities import compression, signs_of
 from tokenization.checking.reading import Batch, batches
+from tokenization.checking.signatures import signatures_of
 from tokenization.checking.spans import SpanIndex, look_up
 from tokenization.checking.words import HashedWords, words_of
 from tokenization.corpus import Corpus, map_in_order
@@ -20,7 +21,7 @@ NONE = np.empty(0, np.int64)
 
 
 class Documents(NamedTuple):
-    """What is kept of n documents: an array for each, (n,)."""
+    """What is kept of n documents: an array for each, (n,), but for the signatures."""
 
     files: np.ndarray  # int32, the number of each one's file
     numbers: np.ndarray  # int64, in the file, from 1
@@ -30,6 +31,7 @@ class Documents(NamedTuple):
     ratios: np.ndarray  # float64, see `compression`
     signs: np.ndarray  # uint8, see `signs_of`
     excerpts: np.ndarray  # UTF-8: the beginning, or where the first sign is
+    signatures: np.ndarray  # (n, SIGNATURE) uint16, see `signatures_of`
 
 
 class WordRuns(NamedTuple):
@@ -51,6 +53,8 @@ class Examiner:
         stripped = [text.strip().encode() for text in batch.texts]
         signs = [signs_of(text) for text in batch.texts]
         shown = [excerpt(text, place) for text, (_, place) in zip(batch.texts, signs, strict=True)]
+        words = [words_of(text) for text in batch.texts]
+        hashed = HashedWords(words)
         documents = Documents(
             np.array(batch.files, np.int32),
             np.array(batch.numbers, np.int64),
@@ -60,13 +64,14 @@ class Examiner:
             np.array([compression(text) for text in stripped]),
             np.array([bits for bits, _ in signs], np.uint8),
             np.array(shown, f"S{EXCERPT_BYTES}"),
+            signatures_of(hashed),
         )
-        return documents, self._find_runs([words_of(text) for text in batch.texts])
+        return documents, self._find_runs(words, hashed)
 
-    def _find_runs(self, words: Sequence[Sequence[bytes]]) -> WordRuns:
+    def _find_runs(self, words: Sequence[Sequence[bytes]], hashed: HashedWords) -> WordRuns:
         if self._known is not None and not len(self._known):
             return WordRuns(NONE, NONE, {})
-        runs = HashedWords(words).runs(self._run_words)
+        runs = hashed.runs(self._run_words)
         if self._known is None:
             return WordRuns(runs.hashes, runs.documents, {})
         found, places = look_up(runs.hashes, self._known)

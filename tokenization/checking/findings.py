@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tokenization.checking.examining import Documents, examine_training, examine_validation
 from tokenization.checking.oddities import INCOMPRESSIBLE, REPETITIVE, SIGNS
+from tokenization.checking.signatures import near_pairs
 from tokenization.checking.spans import SpanIndex, look_up
 from tokenization.corpus import Corpus
 from tokenization.documents import check_text_field
@@ -18,7 +20,9 @@ from tokenization.text_files import TextFiles
 
 TITLES = {  # of findings: what it says of a document
     "duplicate": "the same as an earlier document",
+    "near_duplicate": "nearly the same as an earlier one",
     "whole_in_training": "whole in training",
+    "near_training": "nearly the same as one of training",
     "part_in_training": "a long part in training",
     "repetitive": "very repetitive",
     "incompressible": "hardly compressible",
@@ -33,6 +37,7 @@ class Settings:
     """What is looked for, and how the files are read."""
 
     run_words: int = 50  # that training and validation must share in a row to be found
+    similarity: float = 0.8  # of nearly equal documents: the Jaccard index of their runs of 5 words
     num_processes: int = 1
     errors: str = "strict"
     text_field: str | None = None
@@ -102,10 +107,11 @@ def check_texts(
     for text in (training, *validation):
         if not len(text):
             raise InputError(f"{text.files[0]}: has no document that is not blank; there is nothing to check")
-    findings = [*in_each([training, *validation])]
+    texts = [training, *validation]
+    findings = [*in_each(texts), *near_duplicates(texts, settings.similarity)]
     for text in validation:
         findings += in_both(training, text, spans, excerpts)
-    return [training, *validation], findings
+    return texts, findings
 
 
 def in_each(texts: Sequence[Text]) -> Iterator[Finding]:
@@ -121,6 +127,28 @@ def duplicates(text: Text) -> Finding:
     first = first[group]
     again = np.flatnonzero(first != np.arange(len(text)))
     return Finding("duplicate", text, again, lambda number: {"same_as": text.place(first[number])})
+
+
+def near_duplicates(texts: Sequence[Text], similarity: float) -> Iterator[Finding]:
+    """Finds documents that an earlier one of the text, or one of training, is nearly equal to and none is equal to."""
+    digests = np.concatenate([text.documents.digests for text in texts])
+    _, first = np.unique(digests, return_index=True)
+    first.sort()
+    signatures = np.concatenate([text.documents.signatures for text in texts])[first]
+    earlier, later = (first[numbers] for numbers in near_pairs(signatures, similarity))
+    lengths = [len(text) for text in texts]
+    owners, numbers = np.repeat(np.arange(len(texts)), lengths), np.concatenate([*map(np.arange, lengths)])
+    kinds = (("near_duplicate", 0, 0), ("near_duplicate", 1, 1), ("near_training", 1, 0))
+    for name, own, other in kinds if len(texts) == 2 else kinds[:1]:
+        chosen = (owners[later] == own) & (owners[earlier] == other)
+        found, one = np.unique(numbers[later[chosen]], return_index=True)
+        near = dict(zip(found.tolist(), numbers[earlier[chosen]][one].tolist(), strict=True))
+        yield Finding(name, texts[own], list(near), partial(near_to, texts[other], near))
+
+
+def near_to(text: Text, near: Mapping[int, int], number: int) -> About:
+    """Returns which document of a text another one is nearly equal to."""
+    return {"similar_to": text.place(near[number])}
 
 
 def oddities(text: Text) -> Iterator[Finding]:

@@ -39,6 +39,7 @@ class HashedWords:
     """The words of a batch as numbers."""
 
     def __init__(self, documents: Sequence[Sequence[bytes]]):
+        self.num_documents = len(documents)
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
         self._documents = np.repeat(np.arange(len(documents)), lengths)
         hashes = np.fromiter(map(crc32, chain.from_iterable(documents)), np.uint64, len(self._documents))

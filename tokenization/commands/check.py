@@ -21,9 +21,9 @@ from tokenization.files import write_text
 from tokenization.outputs import check_file
 from tokenization.text_files import TextFiles, reads
 
-HELP = """Look for what harms training: documents that are there twice; validation documents that are in training, whole
-or in part; documents that are very repetitive or hardly compressible; characters that text does not have. Nothing is
-changed.
+HELP = """Look for what harms training: documents that are there twice, or nearly; validation documents that are
+in training, whole or in part; documents that are very repetitive or hardly compressible; characters that text does not
+have. Nothing is changed.
 
   tokenization check stories.txt.gz --valid stories-valid.txt.gz
   tokenization check crawl/ --text-field body --json report.json
@@ -49,6 +49,13 @@ def make_parser() -> ArgumentParser:
         help="how many words in a row training and validation must share to be reported (default: %(default)s)",
     )
     parser.add_argument(
+        "--similarity",
+        type=float,
+        default=Settings.similarity,
+        metavar="SHARE",
+        help="how large a share of their runs of 5 words nearly equal documents have in common (default: %(default)s)",
+    )
+    parser.add_argument(
         "--tolerate",
         type=float,
         default=0.01,
@@ -70,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
     if args.json != "-":
         announce(TextFiles([*args.train, *args.valid]))
     processes = args.processes or available_cores()
-    settings = Settings(args.span, processes, args.errors, args.text_field, progress=True)
+    settings = Settings(args.span, args.similarity, processes, args.errors, args.text_field, progress=True)
     texts, findings = check_texts(args.train, args.valid, settings)
     too_many = [finding for finding in findings if is_too_much(finding, args.tolerate)]
     report = json.dumps(as_json(texts, findings, args), indent=2, ensure_ascii=False) + "\n"
@@ -92,6 +99,8 @@ def check(args: argparse.Namespace) -> None:
     for name, least in (("span", 1), ("examples", 0)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: must be at least {least}")
+    if not 0.5 <= args.similarity <= 1:
+        raise InputError(f"--similarity {args.similarity}: must be from 0.5 to 1; less is found by chance alone")
     if not 0 <= args.tolerate <= 1:
         raise InputError(f"--tolerate {args.tolerate}: is a share, from 0 to 1")
     if args.json in (None, "-"):
@@ -128,6 +137,7 @@ def as_json(texts: Sequence[Text], findings: Sequence[Finding], args: argparse.N
             for text in texts
         },
         "span_words": args.span,
+        "similarity": args.similarity,
         "tolerate": args.tolerate,
         "findings": [
             {
@@ -184,6 +194,8 @@ def said(about: dict[str, Any]) -> str:
     """Returns what else there is to say of an example."""
     if "same_as" in about:
         return f"\n    as {where(about['same_as'])}"
+    if "similar_to" in about:
+        return f"\n    like {where(about['similar_to'])}"
     if "also_in" in about:
         shared = f"{about['shared_words']:,} words, {about['longest_words']:,} in a row"
         return f"\n    {shared}, also in {where(about['also_in'])}"
