@@ -13,7 +13,8 @@ import torch
 from lm.model.transformer import TransformerLM
 
 OUTPUTS = ("attn.output_proj.weight", "ffn.w2.weight")
-START_SETTINGS = {"zero_init": False, "head_init": 1.0}  # of lm/training/module.py, and what they were before them
+# The settings of lm/training/module.py that only a first step sees, and what they were before there were any.
+START_SETTINGS = {"zero_init": False, "head_init": 1.0, "bigram_init": False}
 
 
 @torch.no_grad()

@@ -103,6 +103,7 @@ class RunCLI(SettingsCLI):
         self.make(resume)
         if resume.weights is not None:
             self.model.load_state_dict(resume.weights)
+        self.model.starts_anew = resume.weights is None and resume.checkpoint is None
         self.open_data("fit")  # before Lightning opens the run's folder
         news = list(resume.news)
         if resume.data is not None:

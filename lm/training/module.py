@@ -13,6 +13,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from lm.evaluation import metrics
+from lm.model.bigram_start import check_bigram_start
 from lm.model.initialization import start_small
 from lm.model.transformer import TransformerLM, check_choice
 from lm.optim.clipping import clip_gradients
@@ -21,6 +22,7 @@ from lm.optim.schedule import DECAY_SHARE, SCHEDULES
 from lm.training.batches import Batch, check_batch
 from lm.training.data import TokenDataModule
 from lm.training.fast_path import install_fast_path
+from lm.training.first_weights import begin_with_bigrams
 from lm.training.lightning_inside import current_hook, has_trainer, set_drawn_steps
 from lm.training.nonfinite import SkippedSteps, spread_nonfinite
 from lm.training.optimizers import OPTIMIZERS, make_optimizer
@@ -60,6 +62,7 @@ class LanguageModel(LightningModule):
         decay_share: share of the steps after the warmup in which the trapezoid falls.
         zero_init: start with output projections of 0, in attention and feed-forward networks.
         head_init: factor on lm_head's initial weights.
+        bigram_init: start as a table of the bigrams of the training text, in embedding and head; needs zero_init.
         max_skipped_steps: end the run after so many steps in a row whose loss or gradient is not finite; each is
             skipped.
         model: settings of the TransformerLM.
@@ -92,6 +95,7 @@ class LanguageModel(LightningModule):
         decay_share: float = DECAY_SHARE,
         zero_init: bool = False,
         head_init: float = 1.0,
+        bigram_init: bool = False,
         max_skipped_steps: int = 10,
         **model: Any,
     ):
@@ -102,6 +106,9 @@ class LanguageModel(LightningModule):
         self.model.z_loss = z_loss
         self.model.recompute = recompute_activations
         start_small(self.model, zero_init, head_init)
+        if bigram_init:
+            check_bigram_start(self.model, zero_init, head_init)
+        self.starts_anew = True  # else its first weights are a checkpoint's
         if not fast and (attention not in ("auto", "plain") or compile is True):
             raise ValueError(
                 f"fast is false: attention {attention} and compile {compile} would have no effect; set fast"
@@ -146,6 +153,8 @@ class LanguageModel(LightningModule):
         """Chooses how the model is computed, once the device is known, and describes it in `arrangement`."""
         if self.arrangement or not has_trainer(self):  # load_from_checkpoint has no trainer
             return
+        if self.hparams["bigram_init"] and self.starts_anew and self.trainer.state.fn == "fit":
+            begin_with_bigrams(self)
         if not self.hparams["fast"]:
             self.arrangement = "plain"
             return
