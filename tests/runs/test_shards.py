@@ -2,6 +2,7 @@
 there with all of its shards or not there, whatever the moment of a kill; and that a shard which is missing, damaged or
 somebody else's is refused by name."""
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -294,3 +295,27 @@ def test_verify_counts_the_shards(run, lm):
     sizes = sum(path.stat().st_size for path in (run / "last.ckpt", *run.glob("shards/*/*")))
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"{run / 'last.ckpt'}: whole, step 4, {sizes:,} bytes in 3 shards\n")
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def test_lm_test_scores_shards_as_the_single_file(lm, run, token_data):
+    results = [lm("test", run / name, token_data / "valid.bin") for name in ("best.ckpt", "last.ckpt")]
+    assert [result.code for result in results] == [0, 0]
+    assert results[0].out == results[1].out
+
+
+def test_lm_serve_takes_shards_and_refuses_a_damaged_one(lm, run, monkeypatch):
+    async def serve_nobody(server, host, port, ready) -> None:
+        ready("http://here", asyncio.Event())
+
+    monkeypatch.setattr("lm.commands.serve.run_server", serve_nobody)
+    result = lm("serve", run / "last.ckpt")
+    assert (result.code, result.err) == (0, f"{run / 'last.ckpt'} is served at http://here; Ctrl-C stops it\n")
+    (shard,) = run.glob("shards/*/1-of-3.pt")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    for command in (["serve", run / "last.ckpt"], ["test", run / "last.ckpt", "nowhere.bin"]):
+        result = lm(*command)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert f"{shard}: is damaged and does not match its digest" in result.err
