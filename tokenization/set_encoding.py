@@ -10,7 +10,9 @@ these for each shard: whatever is whole and has the same digest is kept when the
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from tokenization.documents import check_text_field, holds_documents
 from tokenization.encoding import EncodingReport, NoText, encode_files
 from tokenization.errors import InputError
-from tokenization.files import delete_empty, missing_folders, write_text
+from tokenization.files import delete_empty, flush, missing_folders, write_text
 from tokenization.places import Place, Url, size_of
 from tokenization.text_files import TextFiles
 from tokenization.token_file import TokenFile
-from tokenization.token_format import description_path
+from tokenization.token_format import description_path, is_token_file
 from tokenization.token_index import INDEX, PLAN, write_index
 
 if TYPE_CHECKING:
@@ -163,7 +165,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     Raises InputError where the folder holds anything else.
     """
     if (folder / INDEX).exists():
-        raise InputError(f"{folder}: holds a token set already; choose another folder, or delete this one")
+        raise InputError(f"{folder}: holds a token set already; choose another folder, or replace it with --overwrite")
     if not (folder / PLAN).exists():
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise InputError(f"{folder}: holds other files; choose a new folder, or an empty one")
@@ -177,3 +179,32 @@ def read_plan(folder: Path) -> dict[str, Any]:
             f"{folder / PLAN}: is not the plan of an encoding; delete the folder, and begin anew"
         ) from None
     return plan
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yields the folder to encode into instead of a token set, which is replaced when the block ends.
+
+    That is a hidden one beside it, in which an interrupted encoding goes on; where there is no set, the folder itself.
+    Until the end the old set stays as it is. Between two renames there is none for a moment; after a kill at that
+    moment, the old one is put back here. Raises InputError where the folder holds anything else.
+    """
+    folder = Path(os.path.realpath(folder))
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("new", "old"))
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    if not (folder / INDEX).exists():
+        yield folder
+        return
+    for path in folder.iterdir():
+        shard = path.with_suffix("") if path.suffix == ".json" else path
+        if not (path.name == INDEX or path.name.startswith(".") or (path.is_file() and is_token_file(shard))):
+            raise InputError(f"{path}: is no part of the token set to be replaced; move it away")
+    shutil.rmtree(old, ignore_errors=True)
+    if (new / INDEX).exists():  # complete, but perhaps of other inputs
+        shutil.rmtree(new)
+    yield new
+    os.rename(folder, old)
+    os.rename(new, folder)
+    flush(folder.parent)
+    shutil.rmtree(old)

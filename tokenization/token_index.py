@@ -133,8 +133,11 @@ def has_right_types(entry: Description | Shard) -> bool:
     return all(type(getattr(entry, field.name)) is field.type for field in fields(entry))
 
 
-def check_shard(folder: Path, shard: Shard, whole: Description) -> None:
-    """Raises InputError where a shard is missing, of another kind than the set, or not the file that is listed."""
+def check_shard(folder: Path, shard: Shard, whole: Description) -> Description:
+    """Returns the description of a shard.
+
+    Raises InputError where it is missing, of another kind than the set, or not the file that is listed.
+    """
     path = folder / shard.path
     if not path.is_file():
         raise InputError(f"{path}: is missing, and {INDEX} lists it; put it back, or index the folder again")
@@ -145,6 +148,7 @@ def check_shard(folder: Path, shard: Shard, whole: Description) -> None:
             f"{path}: is another file than {INDEX} lists (digest {found.data_sha256[:12]}, not"
             f" {shard.data_sha256[:12]}); put it back, or index the folder again"
         )
+    return found
 
 
 def check_kind(path: Path, found: Description, wanted: Description, whose: str) -> None:

@@ -12,8 +12,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from tokenization.token_format import DTYPES, check_size, verify_tokens
-from tokenization.token_index import Index, progress
+from tokenization.token_format import DTYPES, Description, verify_tokens
+from tokenization.token_index import Index, check_shard, progress
 
 try:
     import resource
@@ -32,6 +32,7 @@ class ShardedTokens:
 
     def __init__(self, folder: Path, index: Index, verify: bool = True):
         self.dtype = DTYPES[index.description.dtype]
+        self._folder, self._index = folder, index
         self._paths = [folder / shard.path for shard in index.shards]
         self._bounds = [0, *accumulate(shard.tokens for shard in index.shards)]
         self._unverified = set(range(len(self._paths))) if verify else set()
@@ -79,9 +80,14 @@ class ShardedTokens:
         if number in self._unverified:
             self._verify([number])
         if len(self._mapped) < MOST_MAPPED:
+            self._check(number)  # the set may have been replaced
             self._mapped[number] = np.memmap(self._paths[number], self.dtype, mode="r").view(np.ndarray)
             return self._mapped[number][start:stop]
         return np.fromfile(self._paths[number], self.dtype, stop - start, offset=start * self.dtype.itemsize)
+
+    def _check(self, number: int) -> Description:
+        """Returns the description of a shard. Raises InputError unless it is the file that the set had when opened."""
+        return check_shard(self._folder, self._index.shards[number], self._index.description)
 
     def verify_rest(self) -> None:
         """Verifies the shards that have not been used yet. Raises InputError for the first damaged one."""
@@ -91,8 +97,7 @@ class ShardedTokens:
         size = sum(self._bounds[number + 1] - self._bounds[number] for number in numbers) * self.dtype.itemsize
         with progress("verifying", size) as bar:
             for number in numbers:
-                path = self._paths[number]
-                verify_tokens(path, check_size(path), lambda data: bar.update(data.nbytes))
+                verify_tokens(self._paths[number], self._check(number), lambda data: bar.update(data.nbytes))
                 self._unverified.remove(number)
 
 

@@ -15,7 +15,7 @@ from helpers import ROOT
 
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, set_encoding
 from tokenization.__main__ import main
-from tokenization.set_encoding import SetEncoding, Settings, group
+from tokenization.set_encoding import SetEncoding, Settings, group, replacing
 from tokenization.token_index import INDEX, PLAN
 
 TEXTS = [
@@ -214,7 +214,6 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
     ("line", "message"),
     [
         ("0.txt --output x.bin --shard-size 5MB", "--shard-size: is for a token set; x.bin is one file"),
-        ("0.txt --output x.tokens --overwrite", "--overwrite: is for a token file"),
         ("0.txt --output x.tokens --shard-size 0", "'0' is not a size"),
         ("0.txt --output x.tokens --shard-size 1.5GB", "'1.5GB' is not a size"),
         ("0.txt --output x.tokens --shard-size -1", "'-1' is not a size"),
@@ -275,3 +274,80 @@ def test_a_killed_command_goes_on_and_comes_to_the_same_end(work, small):
     assert joined(Path("k.tokens")) == Path("one.bin").read_bytes()
     assert kills
     assert not [name for name in names(Path("k.tokens")) if name.startswith(".")]
+
+
+# replacing a set
+
+
+@pytest.fixture
+def replace(tmp_path, paths, small, monkeypatch):
+    """replace(number of texts) -> the exit code of encoding so many of them over set.tokens, which holds two."""
+    monkeypatch.chdir(tmp_path)
+    small.save("tok")
+    encode(small, paths[:2], Path("set.tokens"))
+
+    def run(count: int) -> int:
+        line = "--tokenizer tok --output set.tokens --shard-size 1 --processes 1 --overwrite"
+        return main(["encode", *map(str, paths[:count]), *line.split(" ")])
+
+    return run
+
+
+def test_a_set_is_replaced(replace, paths, small, tmp_path):
+    assert replace(4) == 0
+    encode(small, paths[:4], tmp_path / "fresh.tokens")
+    assert contents(tmp_path / "set.tokens") == contents(tmp_path / "fresh.tokens")
+    assert not list(tmp_path.glob(".set*"))
+    assert main(["encode", "0.txt", "--tokenizer", "tok", "--output", "new.tokens", "--overwrite"]) == 0
+
+
+def test_the_old_set_is_whole_until_the_new_one_is(replace, paths, tmp_path, capsys):
+    before = contents(tmp_path / "set.tokens")
+    text = paths[2].read_bytes()
+    paths[2].write_bytes(b"\xff")
+    assert replace(4) == 2
+    assert "2.txt: not UTF-8" in capsys.readouterr().err
+    assert contents(tmp_path / "set.tokens") == before
+    paths[2].write_bytes(text)
+    assert replace(4) == 0
+    assert "going on: 2 of 4 shards are done" in capsys.readouterr().out
+    assert len(TokenFile.open("set.tokens").tokens) > 0
+    assert len(contents(tmp_path / "set.tokens")) == 9
+
+
+def test_killed_between_its_renames_the_old_set_is_put_back(replace, tmp_path, monkeypatch):
+    before, rename = contents(tmp_path / "set.tokens"), os.rename
+
+    def die(source, target):
+        if Path(source).name == ".set.tokens.new":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(set_encoding.os, "rename", die)
+        assert replace(4) == 130
+    assert not Path("set.tokens").exists()
+    with contextlib.suppress(KeyError), replacing(Path("set.tokens")):
+        assert contents(tmp_path / "set.tokens") == before
+        raise KeyError
+    assert replace(4) == 0
+    assert not list(tmp_path.glob(".set*"))
+
+
+def test_what_is_no_part_of_the_set_is_not_lost(replace, tmp_path, capsys):
+    (tmp_path / "set.tokens/notes.txt").write_text("mine")
+    before = contents(tmp_path / "set.tokens")
+    assert replace(3) == 2
+    assert "notes.txt: is no part of the token set to be replaced; move it away" in capsys.readouterr().err
+    assert contents(tmp_path / "set.tokens") == before
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_reader_of_the_old_set_never_takes_a_shard_of_the_new_one(replace, paths, tmp_path, verify):
+    reader = TokenFile.open("set.tokens", verify)
+    first = reader.tokens[:3].tolist()
+    paths[1].write_text("another text")
+    assert replace(2) == 0
+    assert reader.tokens[:3].tolist() == first
+    with pytest.raises(InputError, match=r"00001\.bin: is another file than index\.json lists"):
+        reader.tokens[-1]

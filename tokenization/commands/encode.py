@@ -22,7 +22,7 @@ from tokenization.commands import (
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.outputs import check_file, check_folder
-from tokenization.set_encoding import SHARD_BYTES, SetEncoding, Settings
+from tokenization.set_encoding import SHARD_BYTES, SetEncoding, Settings, replacing
 from tokenization.text_files import TextFiles, reads
 from tokenization.token_file import TokenFile
 from tokenization.token_format import description_path, is_token_file
@@ -62,7 +62,7 @@ def make_parser() -> ArgumentParser:
         metavar="SIZE",
         help="how much of the input files, as they are on the disk, makes a shard of a token set (default: 1GB)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a token file of this name")
+    parser.add_argument("--overwrite", action="store_true", help="replace a token file or token set of this name")
     add_reading_options(parser)
     return parser
 
@@ -109,8 +109,19 @@ def encode_file(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report:
 
 def encode_set(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport) -> TokenFile:
     """Encodes the files into a token set, and says which shards are done already."""
+    if not args.overwrite:
+        return encode_into(Path(args.output), args, tokenizer, texts, report)
+    with replacing(Path(args.output)) as folder:
+        encode_into(folder, args, tokenizer, texts, report)
+    return TokenFile.open(args.output)
+
+
+def encode_into(
+    folder: Path, args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport
+) -> TokenFile:
+    """Encodes the files into a folder, which may hold the shards that an interrupted encoding has left."""
     settings = Settings(args.processes, args.errors, args.text_field, progress=True)
-    encoding = SetEncoding(tokenizer, texts.files, Path(args.output), args.shard_size or SHARD_BYTES, settings)
+    encoding = SetEncoding(tokenizer, texts.files, folder, args.shard_size or SHARD_BYTES, settings)
     if encoding.done:
         print(f"going on: {len(encoding.done):,} of {len(encoding.shards):,} shards are done", flush=True)
     if encoding.outdated:
@@ -125,8 +136,6 @@ def encode_set(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: 
 
 def check_set_output(args: Namespace, texts: TextFiles) -> None:
     """Raises InputError where the folder cannot be written, or its files would be read as text next time."""
-    if args.overwrite:
-        raise InputError(f"--overwrite: is for a token file; to replace the token set {args.output}, delete it first")
     check_folder(Path(args.output))
     if (name := reads(args.text, Path(args.output, "00000.bin"))) is not None:
         raise InputError(f"{args.output}: would be read as text of {name} from then on; choose another place or name")
