@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lm.machine.signals import exit_if_signalled
+from lm.ngrams import MOST_TOKENS
 from lm.runs.checkpoint import check_checkpoint, peek_checkpoint
 from lm.training.agreement import check_shared, seen_in_training, seen_in_validation
 from lm.training.broadcasting import from_first
@@ -104,7 +105,7 @@ class RunCLI(SettingsCLI):
         if resume.weights is not None:
             self.model.load_state_dict(resume.weights)
         self.model.starts_anew = resume.weights is None and resume.checkpoint is None
-        self.open_data("fit")  # before Lightning opens the run's folder
+        self.open_data("fit", resume.step)  # before Lightning opens the run's folder
         news = list(resume.news)
         if resume.data is not None:
             news += from_here_on(
@@ -140,11 +141,17 @@ class RunCLI(SettingsCLI):
                 self.model, datamodule=self.datamodule, ckpt_path=settings.ckpt_path, verbose=settings.verbose
             )
 
-    def open_data(self, stage: str) -> None:
-        """Opens and checks the data; shards of token sets as well, if one of several processes could meet a bad one."""
+    def open_data(self, stage: str, step: int = 0) -> None:
+        """Opens and checks the data: all shards of token sets, if one of several processes could meet a bad one.
+
+        Otherwise those that are read first, so that a run which cannot begin leaves no folder. step: of the run so far.
+        """
         self.datamodule.setup(stage)
         if self.trainer.world_size > 1:
             self.datamodule.verify_rest()
+        elif stage == "fit":
+            batches = self.trainer.accumulate_grad_batches
+            self.datamodule.read_beginning(range(step * batches, (step + 1) * batches), MOST_TOKENS)
 
     def make(self, resume: Resume) -> None:
         """Makes model, data and trainer; InputError if settings do not fit together."""

@@ -130,6 +130,15 @@ class TokenDataModule(LightningDataModule):
         for file in (*self.files.values(), *(self.mixture.files if self.mixture is not None else [])):
             file.verify_rest()
 
+    def read_beginning(self, batches: range, most: int) -> None:
+        """Reads what a run reads before its first step; InputError for a shard that is damaged.
+
+        batches: of that step. most: how many training tokens are counted for comparison.
+        """
+        self.files["validate"].verify_rest()
+        self.first_train_tokens(most)
+        self.training_batches(batches)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
         if self.trainer.max_steps < 1:

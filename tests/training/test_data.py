@@ -311,6 +311,18 @@ def test_a_damaged_shard_ends_a_run_where_it_is_first_read(settings, token_sets,
         read()
 
 
+@pytest.mark.parametrize(("part", "shard"), [("train", "6.bin"), ("valid", "2.bin")])
+def test_a_damaged_shard_that_is_read_first_leaves_no_folder(lm, fit_arguments, token_sets, tmp_path, part, shard):
+    folder = Path(shutil.copytree(token_sets / f"{part}.tokens", tmp_path / f"{part}.tokens"))
+    content = (folder / shard).read_bytes()
+    (folder / shard).write_bytes(content[:-2] + b"\0\0")
+    path = f"--data.{part.removesuffix('id')}_path={folder}"
+    result = lm(*fit_arguments(tmp_path / "run", path, "--data.num_workers=0"))
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith(f"lm fit: {folder}/{shard}: has changed since it was made")
+    assert not (tmp_path / "run").exists()
+
+
 def test_processes_that_train_together_find_a_damaged_shard_before_they_start(lm, fit_arguments, token_sets, tmp_path):
     folder = Path(shutil.copytree(token_sets / "train.tokens", tmp_path / "train.tokens"))
     content = (folder / "6.bin").read_bytes()
