@@ -2,6 +2,7 @@
 to train on, and the command `lm` on a tiny model. What only one file needs stands in that file."""
 
 import contextlib
+import gc
 import gzip
 import json
 import os
@@ -9,13 +10,14 @@ import random
 import signal
 import sys
 import unicodedata
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from helpers import FIXTURES, ROOT
+from helpers import FIXTURES
 from helpers.commands import run_lm
 from helpers.processes import ForkServer, fork_server_process, free_port
-from helpers.runs import SETTINGS
+from helpers.runs import DEBUG, SETTINGS, TINY
 
 from lm.machine.lean_imports import import_torchmetrics_on_demand
 from tokenization import END_OF_TEXT, Tokenizer, formats
@@ -36,6 +38,16 @@ LEFT_BY_LIGHTNING = (
     "WORLD_SIZE",
     "MASTER_ADDR",
 )  # for a run's other processes
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keeps the garbage collector from looking through what is there for good: torch, and thousands of tests."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -157,9 +169,6 @@ def saved_run(token_data, tmp_path_factory) -> Path:
     return folder
 
 
-DEBUG = ROOT / "configs" / "debug.yaml"
-
-
 @pytest.fixture(scope="session")
 def lm():
     """lm(*arguments) runs the command in this process -> its exit code and what it wrote."""
@@ -209,10 +218,7 @@ def fit_arguments(token_data):
             "trainer.default_root_dir": folder,
             "trainer.enable_progress_bar": "false",
             "trainer.log_every_n_steps": 1,
-            "model.vocab_size": 320,
-            "model.context_length": 16,
-            "model.d_model": 16,
-            "model.num_heads": 2,
+            **TINY,
             "samples.max_new_tokens": 5,
             "data.train_path": token_data / "train.bin",
             "data.val_path": token_data / "valid.bin",

@@ -1,4 +1,5 @@
-"""Runs `lm` and `tokenization` in processes that are forked from one which has imported everything.
+"""Runs `lm` and `tokenization` in processes that are forked from one which has imported everything, has built the
+parser of `lm fit` and has measured the processor.
 
 As a program it is the server (`fork_server.py serve SOCKET PYTHON`) or a client that stands for a command
 (`fork_server.py SOCKET lm generate ...`). A client sends its three standard streams, and in one line of JSON the
@@ -15,15 +16,36 @@ import sys
 from collections.abc import Mapping
 
 
-def serve(path: str, python: str) -> None:
-    """Forks commands until standard input ends; python stands for the interpreter in what they start."""
-    import select
+def prepare() -> None:
+    """Imports and finds out beforehand what most commands would: each of them begins with it."""
+    import gc
+    from pathlib import Path
 
     from lm.machine.lean_imports import import_torchmetrics_on_demand
 
     import_torchmetrics_on_demand()  # as `lm` does
-    for name in ("lm.training.cli", "lm.generation.writer", "tokenization.native"):
+    for name in ("lm.training.cli", "lm.generation.writer", "lm.commands.fit", "tokenization.native"):
         importlib.import_module(name)
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    commands, runs = (importlib.import_module(f"helpers.{name}") for name in ("commands", "runs"))
+    from lm.accounting.activations import expected_peak
+    from lm.machine.peaks import dtype_of, measure
+    from lm.training.parser import SettingsCLI
+
+    commands.trace_once()
+    commands.build_parser_once()
+    settings = SettingsCLI(["fit", "-c", str(runs.DEBUG), *(f"--{name}={value}" for name, value in runs.TINY.items())])
+    expected_peak(settings.settings)
+    if os.environ["OMP_NUM_THREADS"] == "1":  # no fork has the other threads of its server
+        measure("cpu", dtype_of(settings.settings.trainer.precision))
+    gc.freeze()  # or every fork would copy what it looks through
+
+
+def serve(path: str, python: str) -> None:
+    """Forks commands until standard input ends; python stands for the interpreter in what they start."""
+    import select
+
+    prepare()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
         listener.listen()

@@ -1,5 +1,10 @@
-"""The short run that many tests make, and how two runs are compared."""
+"""The tiny model and the short run of many tests, and how two runs are compared."""
 
+from helpers import ROOT
+
+DEBUG = ROOT / "configs" / "debug.yaml"
+TINY: dict[str, object] = {"model.vocab_size": 320, "model.context_length": 16, "model.d_model": 16}
+TINY |= {"model.num_heads": 2}
 STEPS, INTERVAL = 14, 4
 SETTINGS = [f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={INTERVAL}", "--checkpoints.every_n_steps=3"]
 LONGER = [
