@@ -4,7 +4,6 @@ Each part is computed in the file it is imported from; how fast, in fast_path.py
 callbacks.py.
 """
 
-import math
 import sys
 from typing import Any, Literal
 
@@ -15,9 +14,8 @@ from torch import Tensor
 from lm.evaluation import metrics
 from lm.model.bigram_start import check_bigram_start
 from lm.model.initialization import start_small
-from lm.model.transformer import TransformerLM, check_choice
+from lm.model.transformer import TransformerLM
 from lm.optim.clipping import clip_gradients
-from lm.optim.orthogonalization import ITERATIONS
 from lm.optim.schedule import DECAY_SHARE, SCHEDULES
 from lm.training.batches import Batch, check_batch
 from lm.training.data import TokenDataModule
@@ -25,8 +23,9 @@ from lm.training.fast_path import install_fast_path
 from lm.training.first_weights import begin_with_bigrams
 from lm.training.lightning_inside import current_hook, has_trainer, set_drawn_steps
 from lm.training.nonfinite import SkippedSteps, spread_nonfinite
-from lm.training.optimizers import OPTIMIZERS, make_optimizer
+from lm.training.optimizers import make_optimizer
 from lm.training.step_figures import StepFigures, as_figure
+from lm.training.training_settings import check_training_settings
 from lm.training.validation_losses import ValidationLosses
 from tokenization import InputError
 
@@ -103,37 +102,20 @@ class LanguageModel(LightningModule):
         self.save_hyperparameters(logger=False)  # config.yaml is the only record of a run
         self.model = TransformerLM(**model, device=None, dtype=None)  # given, or they would be settings
         self.hparams.update(self.model.settings)
+        check_training_settings(self.hparams)
         self.model.z_loss = z_loss
         self.model.recompute = recompute_activations
         start_small(self.model, zero_init, head_init)
         if bigram_init:
             check_bigram_start(self.model, zero_init, head_init)
         self.starts_anew = True  # else its first weights are a checkpoint's
-        if not fast and (attention not in ("auto", "plain") or compile is True):
-            raise ValueError(
-                f"fast is false: attention {attention} and compile {compile} would have no effect; set fast"
-            )
         self.arrangement, self.compile_optimizer = "", False
         self.figures = StepFigures()
         self.step_losses: list[Tensor] = []  # of the current step's batches so far
         self.step_loss = torch.zeros(())  # their mean, on this device
         self.validation_losses = ValidationLosses()
-        for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
-            if not 0 <= self.hparams[name] < math.inf:
-                raise ValueError(f"{name} is {self.hparams[name]}; it must be finite and not negative")
-        check_choice("schedule", schedule, SCHEDULES)
-        if not 0 < decay_share <= 1:
-            raise ValueError(f"decay_share is {decay_share}; it must be above 0 and at most 1")
-        if schedule != "trapezoid" and decay_share != DECAY_SHARE:
-            raise ValueError(f"decay_share is {decay_share}, which has no effect on schedule {schedule}; leave it out")
-        check_choice("optimizer", optimizer, OPTIMIZERS)
-        check_choice("muon_iteration", muon_iteration, ITERATIONS)
-        if not max_gradient_norm > 0:
-            raise ValueError(f"max_gradient_norm is {max_gradient_norm}; it must be above 0; .inf never scales")
-        if max_skipped_steps < 1:
-            raise ValueError(f"max_skipped_steps is {max_skipped_steps}; it must be at least 1")
         self.skipped_steps = SkippedSteps()
-        self.configure_optimizers()  # refuses bad settings before a run begins
+        self.configure_optimizers()  # refuses its settings before a run begins
 
     @property
     def data(self) -> TokenDataModule | None:
