@@ -58,12 +58,12 @@ def stories(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server():
-    """Forks runs on two threads, each from where everything has been imported."""
+    """The folder of a server that forks runs on two threads; it imports everything while other things are done."""
     with fork_server_process(OMP_NUM_THREADS="2") as folder:
-        yield ForkServer(folder)
+        yield folder
 
 
-def fit(stories: Path, config: str, run: Path, settings: dict[str, object], server: ForkServer | None = None) -> int:
+def fit(stories: Path, config: str, run: Path, settings: dict[str, object], server: Path | None = None) -> int:
     """`lm fit` on two threads, as a user starts it or forked by a server -> its exit code."""
     common: dict[str, object] = {
         "trainer.default_root_dir": run,
@@ -81,7 +81,7 @@ def fit(stories: Path, config: str, run: Path, settings: dict[str, object], serv
     arguments = ["fit", "-c", ROOT / config, *(f"--{name}={value}" for name, value in (common | settings).items())]
     environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{stories}", "OMP_NUM_THREADS": "2"}
     if server is not None:
-        return server.start(arguments, Path(f"{run}.log"), **environment).wait(None)
+        return ForkServer(server).start(arguments, Path(f"{run}.log"), **environment).wait(None)
     with open(f"{run}.log", "a") as log:
         command = [sys.executable, "-m", "lm", *arguments]
         return subprocess.run(command, env=os.environ | environment, stdout=log, stderr=log).returncode
@@ -111,7 +111,7 @@ def assert_repeated(run: Path, again: Path, steps: int) -> None:
 
 
 @pytest.mark.repeat
-def test_the_demo_repeats_itself(stories, server, tmp_path):
+def test_the_demo_repeats_itself(server, stories, tmp_path):
     """Twelve steps, and again: this time killed in the ninth, and gone on with after the sixth in another process."""
     settings = {"trainer.max_steps": 12, "trainer.val_check_interval": 12, "checkpoints.every_n_steps": 6}
     settings |= {"model.compile": "true"}
