@@ -118,11 +118,16 @@ def code(request, monkeypatch) -> str:
 # --- the same text in every format ---
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_same_text_gives_the_same_ids_in_every_format(tmp_path, tokenizer, code, name):
+@pytest.fixture(scope="module")
+def texts_and_ids(tokenizer) -> tuple[list[str], list[int]]:
     texts = without_special_tokens(documents_of(0, 100))
+    return texts, joined_ids(tokenizer, texts)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_text_gives_the_same_ids_in_every_format(tmp_path, tokenizer, code, name, texts_and_ids):
+    texts, expected = texts_and_ids
     FORMATS[name](tmp_path / name, texts)
-    expected = joined_ids(tokenizer, texts)
     for processes in (1, 2):
         report = EncodingReport()
         file = tokenizer.encode_files([tmp_path / name], tmp_path / "t.bin", processes, report=report)
@@ -158,10 +163,11 @@ def test_the_same_text_gives_the_same_merges_in_every_format(tmp_path, code):
 def test_a_special_token_in_a_document_is_text(tmp_path, tokenizer, code, pattern):
     used = Tokenizer(tokenizer.vocab, tokenizer.merges, SPECIAL_TOKENS, PATTERNS.get(pattern, pattern))
     texts = [END_OF_TEXT, f"a{END_OF_TEXT}b", f"{END_OF_TEXT}{END_OF_TEXT}\n", *documents_of(2)]
+    expected = joined_ids(used, texts)
     for name in RECORDS:
         FORMATS[name](tmp_path / name, texts)
         file = used.encode_files([tmp_path / name], tmp_path / "t.bin", 2)
-        assert file.tokens.tolist() == joined_ids(used, texts)
+        assert file.tokens.tolist() == expected
         assert file.description.documents == len(texts) == 1 + file.tokens.tolist().count(used.end_of_text_id)
     assert any(END_OF_TEXT in text for text in texts[4:])
 

@@ -185,8 +185,8 @@ def test_pieces_begin_again_where_the_table_or_the_memory_was_full(monkeypatch):
     tokenizer = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS, r"(?:\w+|\W)")
     tokenizer.switch.load()
     source = random.Random(7)
-    words = ("".join(source.choices("abcdé", k=source.choice([3, 8, 20, 400]))) for _ in range(30_000))
-    text = " ".join(words)
+    lengths = source.choices([3, 8, 20, 400], [20, 40, 38, 2], k=30_000)
+    text = " ".join("".join(source.choices("abcdé", k=length)) for length in lengths)
     assert tokenizer.encode(text) == tokenizer.encode_plainly(text)
 
 
