@@ -48,7 +48,6 @@ def test_polar_express_is_nearer_to_the_polar_factor(dtype):
     assert errors["polar-express"] < 0.17 < 0.25 < errors["jordan"] < 0.35
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has it from 2.9 on")
 @pytest.mark.parametrize("shape", [(8, 8), (8, 24), (24, 8)])
 def test_the_step_is_torchs(shape, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # or rounding alone would tell them apart
