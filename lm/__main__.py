@@ -40,7 +40,7 @@ verify,consolidate} ...
                                                   export the model for transformers, llama.cpp and others
   lm import exported --output checkpoints/again   import a Hugging Face Llama as a run
   lm verify checkpoints/demo                      check that every checkpoint is still what was saved
-  lm consolidate checkpoints/demo                 make one file of a sharded checkpoint (--checkpoints.sharded true)
+  lm consolidate checkpoints/demo                 merge a sharded checkpoint into one file (--checkpoints.sharded true)
   lm account -c configs/demo.yaml                 what a run will cost: parameters, memory, FLOPs; with --probe
                                                   also its time, estimated from some of its steps
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 4e-3 1.6e-2 --trainer.max_steps 200
@@ -48,7 +48,7 @@ verify,consolidate} ...
   lm race configs/demo.yaml configs/tinystories-fast.yaml --steps 600
                                                   compare configurations or settings, several seeds each, with
                                                   p-values; --cpu-seconds 120 gives all the same processor time
-  lm find-lr -c configs/demo.yaml                 suggest a learning rate by one short training
+  lm find-lr -c configs/demo.yaml                 suggest a learning rate from one short training run
   lm report checkpoints/demo                      write a page about a run, or about several compared
 
 `lm COMMAND --help` lists the options of a command; `lm --version` prints the version.

@@ -154,7 +154,7 @@ class TrainedModel:
         tokens = np.array(self.tokenizer.encode(text), np.int64)
         documents = split_documents(tokens, self.tokenizer.end_of_text_id)
         if not documents:
-            raise InputError(f"the text {text[:60]!r} has no token to be predicted; take more text")
+            raise InputError(f"the text {text[:60]!r} has no token to predict; use more text")
         return total(score_documents(self.model, self.tokenizer, documents, self.tokenizer.end_of_text_id)).record()
 
     # --- what `generate`, `stream` and the commands are made of -------------------------------------------------------

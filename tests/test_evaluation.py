@@ -186,7 +186,7 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{')
     for arguments, words in {
         (run, tmp_path / "none.bin"): "no such token file",
-        (run, tmp_path / "unfinished.tokens"): "unfinished.tokens: is no token set, for it has no index.json",
+        (run, tmp_path / "unfinished.tokens"): "unfinished.tokens: is not a token set: it has no index.json",
         (run, tmp_path / "other.bin"): "was encoded by another tokenizer",
         (run, tmp_path / "one.bin"): "has one token",
         (run, tmp_path / "one.txt"): "one.txt: has one token",

@@ -163,7 +163,7 @@ def test_what_cannot_be_loaded_is_refused(saved_run, tmp_path, token_data):
 
 def test_a_text_without_a_token_has_no_score(trained):
     for text in ("", "<|endoftext|>"):
-        with pytest.raises(InputError, match="has no token to be predicted"):
+        with pytest.raises(InputError, match="has no token to predict"):
             trained.score(text)
 
 

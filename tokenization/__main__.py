@@ -16,9 +16,9 @@ HELP = """usage: tokenization {check,train,encode,index,adopt,decode,inspect,com
                                                   learn a byte-level BPE vocabulary from text
   tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
                                                   turn text into a token file for training
-  tokenization index data/crawl.tokens            make one token set of the token files in a folder
+  tokenization index data/crawl.tokens            make the token files in a folder into one token set
   tokenization adopt ids.npy --tokenizer data/tokenizer --output data/train.bin
-                                                  take in a token file of nanoGPT's, llm.c's or NumPy's
+                                                  convert a token file of nanoGPT, llm.c or NumPy
   tokenization decode data/train.bin --tokenizer data/tokenizer --limit 200
                                                   print the text of a token file
   tokenization inspect data/tokenizer             show what a tokenizer has learnt
@@ -27,7 +27,7 @@ HELP = """usage: tokenization {check,train,encode,index,adopt,decode,inspect,com
   tokenization compare data/tokenizer other/tokenizer --text stories.txt
                                                   compression and speed of tokenizers
   tokenization import tokenizer.json --output data/theirs
-                                                  read a tokenizer of Hugging Face's or tiktoken's
+                                                  import a tokenizer of Hugging Face or tiktoken
   tokenization export data/tokenizer --output tokenizer.json
                                                   write a tokenizer for Hugging Face or tiktoken
 

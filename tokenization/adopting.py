@@ -140,7 +140,7 @@ def recognise(path: Path, vocabulary: Vocabulary, dtype: str | None = None) -> F
     else:
         return recognise_raw(path, vocabulary, head, dtype)
     if dtype is not None and found.dtype != DTYPES[dtype]:
-        raise InputError(f"{path}: holds {found.dtype.name} ids, says its header; leave out --dtype {dtype}")
+        raise InputError(f"{path}: holds {found.dtype.name} ids, according to its header; leave out --dtype {dtype}")
     if not found.tokens:
         raise InputError(f"{path}: holds no ids")
     return found
@@ -175,8 +175,7 @@ def recognise_llmc(path: Path, header: np.ndarray) -> Foreign:
     there, tokens = path.stat().st_size - 4 * LLMC_HEADER, int(header[2])
     if there != tokens * DTYPES[dtype].itemsize:
         raise InputError(
-            f"{path}: should have {tokens:,} {dtype} ids, says its header, and has {there:,} bytes of them; copy it"
-            " again"
+            f"{path}: should have {tokens:,} {dtype} ids by its header, and has {there:,} bytes of them; copy it again"
         )
     return Foreign(path, "llm.c's", DTYPES[dtype], 4 * LLMC_HEADER, tokens)
 
@@ -203,7 +202,7 @@ def recognise_raw(path: Path, vocabulary: Vocabulary, head: bytes, dtype: str | 
     fitting = [name for name, reason in wrong.items() if not reason]
     if not fitting:
         reasons = "; ".join(f"as {name}, {reason}" for name, reason in wrong.items())
-        raise InputError(f"{path}: is no file of token ids of this vocabulary: {reasons}")
+        raise InputError(f"{path}: is not a file of token ids of this vocabulary: {reasons}")
     if len(fitting) > 1 or vocabulary.size > np.iinfo(np.uint16).max:
         raise InputError(
             f"{path}: has no header, and its ids could be {' or '.join(fitting)}; give --dtype, as whoever wrote it did"

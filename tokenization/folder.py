@@ -175,6 +175,6 @@ def check_gpt2_layout(folder: Path, config: Mapping[str, Any]) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise InputError(
-                f"{folder}: is not read as GPT-2's, for {reason}; let transformers write its tokenizer.json"
+                f"{folder}: is not read as GPT-2's: {reason}; let transformers write its tokenizer.json"
                 " (AutoTokenizer.from_pretrained, save_pretrained), and import that"
             )

@@ -49,7 +49,7 @@ def check_folder(path: Path, inputs: Iterable[str | os.PathLike[str]] = (), name
     if path.is_symlink() and not path.exists():
         refuse_link(path)
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: cannot be written, for it is a file and not a folder; choose another name")
+        raise InputError(f"{path}: cannot be written: it is a file, not a folder; choose another name")
     for file in (path / name for name in names):
         refuse_link(file)
         if file.exists():
@@ -68,7 +68,7 @@ def check_place(path: Path, folder: Path) -> None:
     except OSError as error:
         reason = "it is a file" if os.path.isfile(folder) else error.strerror
         raise InputError(
-            f"{path}: cannot be written, for nothing can be made in {folder} ({reason}); choose another place"
+            f"{path}: cannot be written: nothing can be created in {folder} ({reason}); choose another place"
         ) from None
 
 

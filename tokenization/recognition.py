@@ -51,7 +51,7 @@ def check_is_text(file: Place, head: bytes) -> None:
     """
     for mark, encoding in OTHER_MARKS.items():
         if head.startswith(mark):
-            raise InputError(f"{file}: is {encoding}, says its byte order mark; convert it to UTF-8")
+            raise InputError(f"{file}: is {encoding}, by its byte order mark; convert it to UTF-8")
     for beginning, what, remedy in NOT_TEXT:
         if re.match(beginning, head):
             raise InputError(f"{file}: is {what}; {remedy}")

@@ -176,7 +176,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(
-            f"{folder / PLAN}: is not the plan of an encoding; delete the folder, and begin anew"
+            f"{folder / PLAN}: is not the plan of an encoding; delete the folder, and start again"
         ) from None
     return plan
 

@@ -124,7 +124,7 @@ def read_description(path: Path) -> Description:
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{beside}: is not the description of a token file; {remedy}") from None
     if has_digest and text != description.text:
-        raise InputError(f"{beside}: has changed since it was written, says its own digest; {remedy}")
+        raise InputError(f"{beside}: has changed since it was written, according to its own digest; {remedy}")
     if description.dtype not in DTYPES:
         raise InputError(f"{beside}: dtype is {description.dtype!r}, not {' or '.join(DTYPES)}; {remedy}")
     return description

@@ -112,7 +112,7 @@ def parse_index(folder: Path) -> Index:
             raise InputError(
                 f"{folder}: its encoding was interrupted; the same `tokenization encode` command goes on"
             ) from None
-        raise InputError(f"{folder}: is no token set, for it has no {INDEX}; {remedy}") from None
+        raise InputError(f"{folder}: is not a token set: it has no {INDEX}; {remedy}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
     except InputError:
@@ -122,7 +122,7 @@ def parse_index(folder: Path) -> Index:
     names = [shard.path for shard in index.shards]
     whole = sum(shard.tokens for shard in index.shards) == index.description.tokens > 0
     if text != index.text or not whole or index.description.dtype not in DTYPES:
-        raise InputError(f"{path}: has changed since it was written, says its own digest; {remedy} --overwrite")
+        raise InputError(f"{path}: has changed since it was written, according to its own digest; {remedy} --overwrite")
     if len(set(names)) < len(names) or any(name != Path(name).name for name in names):
         raise InputError(f"{path}: lists a shard twice, or one of another folder; {remedy} --overwrite")
     return index

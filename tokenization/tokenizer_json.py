@@ -87,7 +87,7 @@ def refuse_other_keys(
     """Raises InputError for a key that is not known and requests something. where: the keys that lead there."""
     for key, value in content.items():
         if key not in known and value:
-            meaning = f" ({MEANINGS[key]})" if key in MEANINGS else ", which is not known here"
+            meaning = f" ({MEANINGS[key]})" if key in MEANINGS else ", which is not supported here"
             shown = json.dumps(value, ensure_ascii=False)
             raise InputError(f"{path}: cannot be imported: {where}{key} is {shown[:60]}{meaning}")
 
@@ -140,7 +140,7 @@ def check_steps(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         refuse_other_keys(path, "post_processor.", step, (*BYTE_LEVEL_KEYS, "add_prefix_space"))
     for step in steps(content.get("decoder"), "decoders"):
         if step["type"] != "ByteLevel":
-            raise InputError(f"{path}: cannot be imported: decoder is {step['type']}, which is not known here")
+            raise InputError(f"{path}: cannot be imported: decoder is {step['type']}, which is not supported here")
         refuse_other_keys(path, "decoder.", step, (*BYTE_LEVEL_KEYS, "add_prefix_space"))
 
 

@@ -49,7 +49,7 @@ def make_parser() -> ArgumentParser:
         help="edition of the handout, for d_ff of the GPT-2 presets and its count of activations (default: 2026)",
     )
     parser.add_argument(
-        "--memory", default="80GB", help="memory for the largest batch, as 80GB or 80GiB (default: 80GB)"
+        "--memory", default="80GB", help="memory for the largest batch, such as 80GB or 80GiB (default: 80GB)"
     )
     parser.add_argument("--tokens", type=float, help="with --device: tokens to train on (default: the run's)")
     parser.add_argument(

@@ -18,7 +18,7 @@ from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import delete_empty, making, missing_folders
 from tokenization.outputs import check_new
 
-HELP = """Make a single file of a sharded checkpoint, as a run without --checkpoints.sharded saves it.
+HELP = """Merge a sharded checkpoint into a single file, as a run without --checkpoints.sharded saves it.
 
   lm consolidate checkpoints/demo/last.ckpt                               writes last-consolidated.ckpt beside it
   lm consolidate checkpoints/demo --output published/demo.ckpt            best.ckpt, with tokenizer and config.yaml

@@ -45,11 +45,11 @@ def make_parser() -> ArgumentParser:
     parser = new_parser("export", HELP)
     add_run(parser)
     parser.add_argument("--format", choices=list(FORMATS), default="hf", help="format of the export (default: hf)")
-    parser.add_argument("--output", required=True, type=output_path, help="a new folder for hf, else a new file")
+    parser.add_argument("--output", required=True, type=output_path, help="a new folder for hf, otherwise a new file")
     parser.add_argument(
         "--dtype",
         default="fp32",
-        help="of the weights: fp32, bf16 or fp16; for gguf fp32, fp16 or q8_0 (default: fp32)",
+        help="type of the weights: fp32, bf16 or fp16; for gguf fp32, fp16 or q8_0 (default: fp32)",
     )
     return parser
 

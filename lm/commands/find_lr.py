@@ -12,7 +12,7 @@ from tokenization.commands import ArgumentParser
 if TYPE_CHECKING:
     from lm.experiments.range_test import RangeTest
 
-HELP = """Suggest a learning rate by a range test: one short training whose rate grows exponentially, step by step.
+HELP = """Suggest a learning rate by a range test: one short training run whose rate grows exponentially, step by step.
 
   lm find-lr -c configs/demo.yaml
   lm find-lr -c configs/demo.yaml --steps 200 --highest 1 --data.batch_size 16

@@ -52,12 +52,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--prompts",
         metavar="FILE",
-        help='file of prompts, one a line, or {"prompt": TEXT} in a .jsonl file; - is the standard input',
+        help='file of prompts, one per line, or {"prompt": TEXT} in a .jsonl file; - is the standard input',
     )
     parser.add_argument("--interactive", action="store_true", help="hold a conversation; /help there explains it")
     parser.add_argument("--json", action="store_true", help="print JSON lines, in the order of the prompts")
     parser.add_argument(
-        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, of each token and the N likeliest"
+        "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, of each token and the N most likely"
     )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end the text before this string; repeatable"
@@ -68,8 +68,8 @@ def make_parser() -> ArgumentParser:
         "--precision",
         choices=list(PRECISIONS),
         default="fp32",
-        help="of the weights: bf16 is up to twice as fast where the processor has bfloat16, and rounds to 3 digits;"
-        " fp32 keeps them as they are (default: fp32)",
+        help="precision of the weights: bf16 is up to twice as fast where the processor has bfloat16, and rounds to 3"
+        " digits; fp32 keeps them as they are (default: fp32)",
     )
     add_device(parser)
     return parser
@@ -82,10 +82,10 @@ def add_sampling(parser: ArgumentParser) -> None:
         parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {default or 'keep all'})")
 
     add("--max-new-tokens", int, 256, "the most tokens to generate; the model may end the text earlier")
-    add("--temperature", float, Sampling.temperature, "below 1 is more predictable; 0 takes the likeliest token")
-    add("--top-k", int, Sampling.top_k, "keep the k likeliest tokens only")
-    add("--top-p", float, Sampling.top_p, "keep the fewest likeliest tokens whose probabilities reach this sum")
-    add("--min-p", float, Sampling.min_p, "drop tokens less than this many times as likely as the likeliest")
+    add("--temperature", float, Sampling.temperature, "below 1 is more predictable; 0 takes the most likely token")
+    add("--top-k", int, Sampling.top_k, "keep only the k most likely tokens")
+    add("--top-p", float, Sampling.top_p, "keep the fewest most likely tokens whose probabilities reach this sum")
+    add("--min-p", float, Sampling.min_p, "drop tokens below this fraction of the most likely one's probability")
     parser.add_argument(
         "--repetition-penalty",
         type=float,

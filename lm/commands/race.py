@@ -23,8 +23,8 @@ HELP = """Compare configurations or settings under one budget: several seeds eac
   lm race configs/demo.yaml --variant "muon: --model.optimizer muon --model.learning_rate 8e-3" --cpu-seconds 120
   lm race configs/demo.yaml --variant "qk: --model.qk_norm true" --steps 600 --samples.max_new_tokens 0
 
-The first configuration is the base. A variant is the base with other settings; every other setting of `lm fit` that is
-given is for all. The same command resumes an interrupted race, and can add seeds and contestants. The ledger, race.csv
+The first configuration is the base. A variant is the base with other settings; any other setting of `lm fit` applies
+to all. The same command resumes an interrupted race, and can add seeds and contestants. The ledger, race.csv
 and race.png stay in --output. How to read the table: docs/experiments.md.
 """
 
@@ -32,7 +32,7 @@ and race.png stay in --output. How to read the table: docs/experiments.md.
 def make_parser() -> ArgumentParser:
     """Returns the parser of the options that are not settings of `lm fit`."""
     parser = new_parser("race", HELP, allow_abbrev=False, usage="lm race CONFIG ... [OPTION ...] [--SETTING VALUE ...]")
-    parser.add_argument("-c", "--config", action="append", default=[], help="a configuration, as one without an option")
+    parser.add_argument("-c", "--config", action="append", default=[], help="another configuration to compare")
     parser.add_argument(
         "--variant", action="append", default=[], metavar="'NAME: --SETTING VALUE ...'", help="one more contestant"
     )
@@ -52,7 +52,7 @@ def make_parser() -> ArgumentParser:
         "--output", type=output_path, help="folder for the race (default: checkpoints/race-NAME, of the first)"
     )
     parser.add_argument(
-        "--even-if-busy", action="store_true", help="compare seconds although other programs take cores, and say so"
+        "--even-if-busy", action="store_true", help="compare seconds although other programs use cores, and say so"
     )
     parser.add_argument("--json", action="store_true", help="print the table as JSON; progress goes to stderr")
     return parser
@@ -98,7 +98,7 @@ def check(args: Namespace, configs: list[str]) -> None:
     if not configs:
         raise InputError("name a configuration: lm race configs/demo.yaml --variant 'NAME: --SETTING VALUE'")
     if len(configs) + len(args.variant) < 2:
-        raise InputError("one contestant is no race; name another configuration, or a --variant")
+        raise InputError("a race needs two contestants; name another configuration, or a --variant")
     if args.seeds < 1:
         raise InputError(f"--seeds {args.seeds}: at least 1 is needed; 3 tell chance from gain")
     if args.steps is not None and args.steps < 1:

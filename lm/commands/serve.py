@@ -29,8 +29,8 @@ HELP = """Serve a trained model over HTTP.
        -d '{"prompt": "Once upon a time", "max_tokens": 100, "temperature": 0.7}'
 
 /v1/completions is OpenAI's API, streams included; it also takes top_k, min_p and repetition_penalty. /health says how
-many texts are being generated and how many wait. With a --host beyond this machine, everyone who reaches the port can
-use the model, unless there is a key: LM_API_KEY in the environment, or --api-key KEY, which lists of processes show.
+many texts are being generated and how many wait. With a --host beyond this machine, everyone who can reach the port can
+use the model, unless there is a key: LM_API_KEY in the environment, or --api-key KEY, which process lists show.
 Requests then need the header Authorization: Bearer KEY, and the page asks for the key.
 """
 

@@ -32,10 +32,10 @@ HELP = """Measure how well a trained model predicts a text: loss, perplexity and
   lm test checkpoints/demo https://example.org/news.jsonl.gz --text-field body --per-document
 
 A token file must be made by `tokenization encode` with the run's tokenizer. Any other file, folder or URL is a text,
-which is encoded first: whatever `tokenization encode` reads, one document a record of .jsonl or .parquet. The model
-computes in float32, whatever it was trained in. Bits per byte can be compared across tokenizers; loss and perplexity
-cannot. By default the file is read in adjacent windows that ignore documents; --per-document scores each document by
-itself, as lm-eval does.
+which is encoded first: anything that `tokenization encode` reads, one document per record of .jsonl or .parquet. The
+model computes in float32, whatever it was trained in. Bits per byte can be compared across tokenizers; loss and
+perplexity cannot. By default the file is read in adjacent windows that ignore documents; --per-document scores each
+document by itself, as lm-eval does.
 """
 
 
@@ -51,7 +51,7 @@ def make_parser() -> ArgumentParser:
         "--per-document", action="store_true", help="score each document by itself, and then all together"
     )
     parser.add_argument(
-        "--json", action="store_true", help="print JSON: an object, or one a line for each document and then for all"
+        "--json", action="store_true", help="print JSON: one object, or one per line for each document and then for all"
     )
     add_device(parser)
     return parser
@@ -95,7 +95,7 @@ def check(name: str, file: TokenFile, trained: TrainedModel) -> None:
         f"encode the text with {trained.checkpoint.parent / 'tokenizer'}",
     )
     if len(file) < 2:
-        raise InputError(f"{name}: has one token, and none to predict from it; use a longer text")
+        raise InputError(f"{name}: has one token, which leaves none to predict; use a longer text")
 
 
 def test_documents(model: TransformerLM, tokenizer: Tokenizer, file: TokenFile, name: str, as_json: bool) -> None:

@@ -87,4 +87,4 @@ def append(folder: Path, entry: Entry) -> None:
         with writing(path) as file:
             file.write(before + to_json(asdict(entry)).encode() + b"\n")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); the same command goes on") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror}); the same command resumes") from None

@@ -157,7 +157,7 @@ class Race:
             with tempfile.TemporaryDirectory(prefix="lm-race-") as cache, load_of_others() as load:
                 code = fit(self.fit_arguments(run), log, show, TORCHINDUCTOR_CACHE_DIR=cache)
             if code and not (folder / DIVERGED).exists():
-                raise InputError(f"{folder}: {last_line(log)}; {log} has its output; the same command goes on")
+                raise InputError(f"{folder}: {last_line(log)}; {log} has its output; the same command resumes")
             during = load.cores
         curves = read_curves(folder)
         entry = self._enter(run, curves, others_before, during)
@@ -240,7 +240,7 @@ class Gate:
             done, all_runs = len(self.race.entries), len(self.race.runs)
             raise InputError(
                 f"{busy}, beside which seconds do not compare; end them, or add --even-if-busy, which the table will"
-                f" say; {done} of {all_runs} runs have ended and are kept, and the same command goes on"
+                f" say; {done} of {all_runs} runs have ended and are kept, and the same command resumes"
             )
         warning, self.warned = "" if self.warned else f"{busy}: seconds will be longer than on a quiet machine", True
         return load.cores, warning

@@ -23,7 +23,7 @@ def read_prompts(name: str) -> list[str]:
     parse = _parse_json if name.endswith(".jsonl") else _parse_line
     prompts = [parse(line, f"{name}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
     if not prompts:
-        raise InputError(f"{name}: has no prompt; write one a line")
+        raise InputError(f"{name}: has no prompt; write one per line")
     return prompts
 
 

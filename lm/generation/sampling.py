@@ -21,7 +21,7 @@ from tokenization import InputError
 class Sampling:
     """The settings by which the next token is drawn; InputError for one out of its range.
 
-    temperature: below 1 sharpens the distribution; 0 takes the likeliest token. top_k: keeps the k likeliest tokens;
+    temperature: below 1 sharpens the distribution; 0 takes the most likely token. top_k: keeps the k most likely;
     None keeps all. top_p: keeps the fewest tokens whose probabilities reach this sum; 1 keeps all. min_p: keeps tokens
     at least this many times as likely as the likeliest; 0 keeps all. repetition_penalty: above 1 makes tokens that the
     text already has less likely. The likeliest token is always kept.

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-HELP = "the device that the model runs on; auto takes a CUDA GPU if there is one, else the CPU"
+HELP = "the device that the model runs on; auto takes a CUDA GPU if there is one, otherwise the CPU"
 
 
 def find_device(name: str) -> "torch.device":

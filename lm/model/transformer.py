@@ -102,7 +102,7 @@ class TransformerLM(nn.Module):
         d_model: width of the residual stream.
         num_layers: number of Transformer blocks.
         num_heads: attention heads in each block; must divide d_model.
-        d_ff: width of the feed-forward networks; null is 8/3 d_model to a multiple of 64 (4 d_model for silu).
+        d_ff: width of the feed-forward networks; null is 8/3 d_model rounded to a multiple of 64 (4 d_model for silu).
         rope_theta: base of the rotary embedding's wavelengths.
         norm_position: RMSNorm before each sublayer, after each addition, or nowhere.
         position_encoding: rotary embeddings, or none at all.

@@ -47,7 +47,7 @@ def read_sources(setting: str | list[dict[str, Any]]) -> list[Source]:
             return [Source(setting, 1.0)]
         for part in parts:
             if not ends_with_number(part):
-                raise InputError(f"data.train_path: {part!r} has no number behind a colon for its weight; {HOW}")
+                raise InputError(f"data.train_path: {part!r} has no weight; {HOW}")
         sources = [Source(path, float(weight)) for path, _, weight in (part.rpartition(":") for part in parts)]
     for source in sources:
         if not source.path.strip():
@@ -74,7 +74,7 @@ def ends_with_number(part: str) -> bool:
 def source_of(entry: Any) -> Source:
     """Returns the source that an entry of a list describes."""
     if not isinstance(entry, dict) or entry.keys() != {"path", "weight"} or not isinstance(entry["path"], str):
-        raise InputError(f"data.train_path: {entry!r} is no source; write {{path: stories.bin, weight: 0.7}}")
+        raise InputError(f"data.train_path: {entry!r} is not a source; write {{path: stories.bin, weight: 0.7}}")
     weight = entry["weight"]
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise InputError(f"data.train_path: the weight of {entry['path']} is {weight!r}; it must be a number above 0")

@@ -45,7 +45,7 @@ class LanguageModel(LightningModule):
         fast: false computes everything by the plain modules, written to be read: slower, the same numbers.
         attention: its implementation: blocks of queries, PyTorch's fused kernels (sdpa), or plain; auto chooses by
             device and context length.
-        compile: use torch.compile; auto does if the run is long enough to earn it back.
+        compile: use torch.compile; auto does if the run is long enough to pay for it.
         recompute_activations: recompute each block's activations in the backward pass: less memory, more time.
         z_loss: weight of the penalty on the softmax's normalizer; validation reports the cross-entropy alone.
         optimizer: adamw for all weights; or muon, or normuon, which evens out its rows, for the layers' matrices and
@@ -62,7 +62,7 @@ class LanguageModel(LightningModule):
         zero_init: start with output projections of 0, in attention and feed-forward networks.
         head_init: factor on lm_head's initial weights.
         bigram_init: start as a table of the bigrams of the training text, in embedding and head; needs zero_init.
-        max_skipped_steps: end the run after so many steps in a row whose loss or gradient is not finite; each is
+        max_skipped_steps: end the run after this many steps in a row whose loss or gradient is not finite; each is
             skipped.
         model: settings of the TransformerLM.
     """

@@ -72,7 +72,7 @@ WORDS = {  # on settings that do something else here than Lightning's help says,
     "seed_everything": "seed of all random numbers; true draws one, and false seeds nothing",
     "trainer.default_root_dir": "the run's folder",
     "trainer.max_steps": "the last optimizer step, at which the schedule ends",
-    "trainer.max_time": "end the run after so long, as DD:HH:MM:SS",
+    "trainer.max_time": "end the run after this time, as DD:HH:MM:SS",
     "trainer.accumulate_grad_batches": "batches of each device in an optimizer step",
     "trainer.precision": "32-true, bf16-mixed, 16-mixed, ...; null is bf16-mixed where the device multiplies bfloat16"
     " natively, else 32-true",
@@ -159,7 +159,7 @@ class SettingsCLI(CommandLine):
             default=None,
             help=f"{HELP}; replaces trainer.accelerator, and is recorded there",
         )
-        parser.add_argument("--help-all", action="help", help="describe every setting, and leave")
+        parser.add_argument("--help-all", action="help", help="describe every setting and exit")
         for name, words in WORDS.items():
             describe_option(parser, name, words)
         for target, source in LINKED.items():

@@ -35,7 +35,7 @@ class Checkpoints(Checkpoint):
 
     Args:
         every_n_steps: optimizer steps from one save of last.ckpt to the next; each validation saves it too.
-        keep_every_n_steps: every so many steps, keep the state for good as step-N.ckpt; null keeps none.
+        keep_every_n_steps: every this many steps, keep the state permanently as step-N.ckpt; null keeps none.
         sharded: each process of a run with trainer.strategy fsdp writes its own part of the weights and moments, into
             shards/ in the run's folder, which must be on a disk that all hosts share; `lm consolidate` makes one file
             of it. False gathers them in the first process.

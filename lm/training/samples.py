@@ -16,8 +16,7 @@ from tokenization import END_OF_TEXT, InputError
 
 
 class TextSamples(Callback):
-    """Writes a sample after each validation, which is printed and goes to TensorBoard's Text tab: one sees the model
-    learn.
+    """Writes a sample after each validation, printed and in TensorBoard's Text tab, to show the model learn.
 
     Args:
         prompt: the beginning of the sample.

@@ -218,7 +218,7 @@ def test_a_race_that_cannot_be(case, lm, arguments, race):
 
 
 def test_one_contestant_is_no_race(lm):
-    assert "one contestant is no race" in lm("race", "configs/debug.yaml").err
+    assert "a race needs two contestants" in lm("race", "configs/debug.yaml").err
 
 
 def test_a_busy_machine(lm, arguments, race, tmp_path, monkeypatch):
@@ -236,7 +236,7 @@ def test_a_busy_machine(lm, arguments, race, tmp_path, monkeypatch):
     for words in ([*seconds, "--even-if-busy"], arguments):
         result = lm("race", *words, "--output", tmp_path / words[-1].strip("-"))
         assert "seconds will be longer" in result.err.splitlines()[0]
-        assert "its output; the same command goes on" in result.err.splitlines()[1]
+        assert "its output; the same command resumes" in result.err.splitlines()[1]
 
 
 # --- what it decides -------------------------------------------------------------------------------------------------

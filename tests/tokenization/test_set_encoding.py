@@ -198,7 +198,7 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         Interruption(patch, 1)
         assert run(line) == 130
-    assert "1 of 3 shards are done; the same command goes on with the next" in capsys.readouterr().err
+    assert "1 of 3 shards are done; the same command resumes with the next" in capsys.readouterr().err
     os.utime("0.txt", ns=(1, 1))
     with monkeypatch.context() as patch:
         Interruption(patch, 2)

@@ -77,7 +77,7 @@ def test_files_without_weights_are_no_path(tmp_path, monkeypatch):
     assert read_sources("a.bin,b.bin") == [Source("a.bin,b.bin", 1.0)]
     for name in ("a.bin", "b.bin"):
         Path(name).touch()
-    with pytest.raises(InputError, match=r"data\.train_path: 'a\.bin' has no number behind a colon for its weight"):
+    with pytest.raises(InputError, match=r"data\.train_path: 'a\.bin' has no weight"):
         read_sources("a.bin,b.bin")
     Path("a.bin,b.bin").touch()
     assert read_sources("a.bin,b.bin") == [Source("a.bin,b.bin", 1.0)]
@@ -92,18 +92,18 @@ def test_files_without_weights_are_no_path(tmp_path, monkeypatch):
         ("a.bin:1,b.bin:inf", "the weight of b.bin is inf; it must be"),
         ("a.bin:1e999,b.bin:1", "the weight of a.bin is inf; it must be"),
         ("a.bin:nan", "the weight of a.bin is nan; it must be"),
-        ("a.bin:1,b.bin", "'b.bin' has no number behind a colon for its weight; write PATH:WEIGHT"),
-        ("a.bin:1,b.bin:much", "'b.bin:much' has no number"),
-        ("a.bin:1,,b.bin:1", "'' has no number"),
-        ("a.bin:1,", "'' has no number"),
-        (r"C:\x.bin,D:\y.bin:1", r"'C:\\x.bin' has no number"),
+        ("a.bin:1,b.bin", "'b.bin' has no weight; write PATH:WEIGHT"),
+        ("a.bin:1,b.bin:much", "'b.bin:much' has no weight"),
+        ("a.bin:1,,b.bin:1", "'' has no weight"),
+        ("a.bin:1,", "'' has no weight"),
+        (r"C:\x.bin,D:\y.bin:1", r"'C:\\x.bin' has no weight"),
         ("a.bin:1,:2", "the source of weight 2 has no path"),
         (",".join(f"{n}.bin:1" for n in range(101)), "has 101 sources; name 1 to 100"),
         ([], "has 0 sources"),
-        ([{"path": "a.bin"}], "{'path': 'a.bin'} is no source; write {path: stories.bin, weight: 0.7}"),
-        ([{"path": "a.bin", "weight": 1, "seed": 2}], "is no source"),
-        ([{"path": 3, "weight": 1}], "is no source"),
-        ([7], "7 is no source"),
+        ([{"path": "a.bin"}], "{'path': 'a.bin'} is not a source; write {path: stories.bin, weight: 0.7}"),
+        ([{"path": "a.bin", "weight": 1, "seed": 2}], "is not a source"),
+        ([{"path": 3, "weight": 1}], "is not a source"),
+        ([7], "7 is not a source"),
         ([{"path": "a.bin", "weight": "0.7"}], "the weight of a.bin is '0.7'; it must be a number"),
         ([{"path": "a.bin", "weight": True}], "the weight of a.bin is True"),
         ([{"path": "a.bin", "weight": float("nan")}], "the weight of a.bin is nan"),

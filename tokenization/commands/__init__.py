@@ -14,8 +14,8 @@ from tokenization.pretokenization import PATTERNS
 from tokenization.text_files import TextFiles
 
 TEXT_HELP = (
-    "files, folders (of them the .txt, .md, .jsonl, .ndjson and .parquet files), globs or URLs, compressed (.gz, .zst,"
-    " .bz2, .xz) or not; of .jsonl, .ndjson and .parquet, each record is a document"
+    "files, folders (their .txt, .md, .jsonl, .ndjson and .parquet files), globs or URLs, compressed (.gz, .zst,"
+    " .bz2, .xz) or not; each record of .jsonl, .ndjson and .parquet is a document"
 )
 TOKENIZER_HELP = "the folder of a tokenizer"
 REPLACE_TOKENIZER_HELP = "replace the tokenizer that the folder holds"
@@ -56,13 +56,13 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="how many work at the same time (default: one per core); the result does not depend on it",
+        help="how many to run in parallel (default: one per core); the result does not depend on it",
     )
     parser.add_argument(
         "--errors",
         choices=("strict", "replace"),
         default="strict",
-        help="what to do with bytes that are not UTF-8: stop and say where, or put U+FFFD (default: strict)",
+        help="what to do with bytes that are not UTF-8: stop and say where, or insert U+FFFD (default: strict)",
     )
     add_text_field(parser)
 

@@ -13,9 +13,9 @@ from tokenization.token_format import DTYPES, description_path, is_token_file
 from tokenization.token_index import SUFFIX
 from tokenization.tokenizer import Tokenizer
 
-HELP = """Take in a token file of another program: check every id, and write it as a token file for training. What it
-is, its content says: a .npy of one dimension, a .bin with the header of llm.c (and of modded-nanogpt), or a raw .bin,
-as nanoGPT's. Where a raw file could be uint16 and uint32, --dtype is asked for.
+HELP = """Convert a token file of another program: check every id, and write a token file for training. The
+content tells the format: a .npy of one dimension, a .bin with the header of llm.c (and of modded-nanogpt), or a raw
+.bin such as nanoGPT's. If a raw file could be either uint16 or uint32, give --dtype.
 
   tokenization adopt fineweb_train_000001.bin --tokenizer gpt2 --output data/fineweb/000001.bin
   tokenization adopt ids.npy --tokenizer data/tokenizer --output data/train.bin
@@ -34,7 +34,7 @@ def make_parser() -> ArgumentParser:
     made_by.add_argument("--tokenizer", metavar="DIR", help=f"{TOKENIZER_HELP} that made it")
     made_by.add_argument("--vocab-size", type=int, metavar="N", help="how many ids there are, if the tokenizer is lost")
     parser.add_argument("--output", required=True, type=output_path, help="the token file to write")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the ids of a raw file, where its content does not tell")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of a raw file's ids, if its content does not show it")
     parser.add_argument(
         "--separator-id",
         type=int,

@@ -27,7 +27,7 @@ Pile would take. Throughput is that of large texts: a short one is repeated unti
 
   tokenization compare data/tokenizer other/tokenizer --text stories.txt books.txt.gz
   tokenization compare data/tokenizer --text stories.txt --documents 10 --seed 0
-                                        ten documents drawn at random, and the one that is compressed worst and best
+                                        ten documents drawn at random, with the worst and the best compressed
   tokenization compare data/tokenizer --text stories.txt --curve --plot curve.png
                                         bytes per token of the same tokenizer cut to 512, 1,024, 2,048, ... tokens
 """
@@ -68,7 +68,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--curve", action="store_true", help="show the bytes per token by size of vocabulary, and no throughput"
     )
-    parser.add_argument("--plot", type=output_path, metavar="PNG", help="draw the curves, too")
+    parser.add_argument("--plot", type=output_path, metavar="PNG", help="also draw the curves")
     parser.add_argument("--json", action="store_true", help="print JSON: a list with an object for each row")
     return parser
 

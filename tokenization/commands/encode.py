@@ -30,12 +30,12 @@ from tokenization.token_index import INDEX, SUFFIX
 from tokenization.tokenizer import Tokenizer
 
 HELP = """Turn text into a token file for training: raw uint16 ids (uint32 for more than 65,536 tokens), with a JSON
-file beside it. <|endoftext|> is put between files, and between the documents of one. Special tokens that are written
-out in a record of .jsonl or .parquet are text there.
+file beside it. <|endoftext|> is put between files, and between the documents of one file. Special tokens written
+out in a record of .jsonl or .parquet are plain text there.
 
 An output that ends with / or .tokens is a token set: a folder of such files, which is used as if it were one. A file
-is never cut: each shard holds the tokens of some files, about --shard-size together. When the command is interrupted,
-the same command goes on with the next shard.
+is never cut: each shard holds the tokens of some files, about --shard-size together. If the command is interrupted,
+the same command continues with the next shard.
 
   tokenization encode data/tinystories-train.txt.gz --tokenizer data/tokenizer --output data/train.bin
   tokenization encode https://example.org/a.jsonl.gz --tokenizer data/tokenizer --output data/a.bin
@@ -60,7 +60,7 @@ def make_parser() -> ArgumentParser:
         "--shard-size",
         type=size_in_bytes,
         metavar="SIZE",
-        help="how much of the input files, as they are on the disk, makes a shard of a token set (default: 1GB)",
+        help="how much of the input files, by their size on the disk, makes a shard of a token set (default: 1GB)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a token file or token set of this name")
     add_reading_options(parser)
@@ -130,7 +130,7 @@ def encode_into(
         return encoding.run(report)
     except KeyboardInterrupt:
         done = f"{len(encoding.done):,} of {len(encoding.shards):,} shards are done"
-        print(f"{done}; the same command goes on with the next", file=sys.stderr)
+        print(f"{done}; the same command resumes with the next", file=sys.stderr)
         raise
 
 

@@ -8,12 +8,12 @@ from tokenization.commands import ArgumentParser, command_parser
 from tokenization.errors import InputError
 from tokenization.token_index import INDEX, PLAN, holds_index, write_index
 
-HELP = """Make a token set of the token files in a folder: read and verify each, and write index.json over them. The
-folder is then used as if it were one token file that has theirs one after another, sorted by name. All must be of one
+HELP = """Make the token files in a folder into a token set: read and verify each, and write index.json over them. The
+folder is then used as if it were one token file: all of them in sequence, sorted by name. All must use one
 tokenizer.
 
   tokenization index shared/crawl.tokens
-  tokenization index shared/crawl.tokens --overwrite        after token files were added or taken out
+  tokenization index shared/crawl.tokens --overwrite        after token files were added or removed
 """
 
 

@@ -34,7 +34,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--count", type=int, metavar="N", help=f"how many of each to show (default: {COUNT})")
     parser.add_argument("--word", metavar="TEXT", help="show how a word, or any short text, becomes tokens")
     parser.add_argument("--token", type=int, metavar="ID", help="show the merges behind the token with this id")
-    parser.add_argument("--pattern", help="of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
+    parser.add_argument("--pattern", help="pattern of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
     return parser
 
 
