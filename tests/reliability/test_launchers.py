@@ -1,5 +1,6 @@
-"""Proves that the command of docs/machines.md trains: two agents of torchrun's find each other, and when a worker is
-killed they start all workers again, which resume the run exactly."""
+"""Proves that the commands of docs/machines.md train: two agents of torchrun's find each other, and when a worker is
+killed they start all workers again, which resume the run exactly; and in the environments of Kubeflow and SkyPilot,
+four processes train as one that accumulates four batches does."""
 
 import contextlib
 import os
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT
 from helpers.processes import ENVIRONMENT, free_port, wait_until
 from helpers.runs import same
@@ -72,3 +74,36 @@ def test_torchrun_starts_a_killed_worker_again(fit_arguments, tmp_path):
     expected, resumed = load_checkpoint(whole / "last.ckpt"), load_checkpoint(run / "last.ckpt")
     for key in ("state_dict", "optimizer_states", "global_step", "callbacks"):
         assert same(expected[key], resumed[key]), key
+
+
+ENVIRONMENTS = {  # what is set where the command runs, on one node with four processes
+    "torchrun -m lm": {
+        "PET_NNODES": "1", "PET_NPROC_PER_NODE": "4", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": "127.0.0.1:PORT",
+    },
+    "torchrun --nnodes $SKYPILOT": {
+        "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NUM_GPUS_PER_NODE": "4", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2",
+        "SKYPILOT_TASK_ID": "demo",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beginning", ENVIRONMENTS)
+def test_four_processes_are_one_that_accumulates(beginning, fit_arguments, lm, tmp_path):
+    text = (ROOT / "docs/machines.md").read_text().replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if line.startswith(beginning)]
+    launcher, _, settings = line.partition(" -m lm fit ")
+    port, run = str(free_port()), tmp_path / "run"
+    steps = (*STEPS, "--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.devices=auto")
+    program = launcher.replace("torchrun", f"{sys.executable} -m torch.distributed.run").replace("29500", port)
+    arguments, more = shlex.join(map(str, fit_arguments(run, *steps))), settings[settings.index("--ckpt_path") :]
+    variables = {name: value.replace("PORT", port) for name, value in ENVIRONMENTS[beginning].items()}
+    environment = os.environ | ENVIRONMENT | variables
+    command = ["sh", "-c", f"{program} -m lm {arguments} {more}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one = (*steps, "--trainer.devices=1", "--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=8")
+    assert lm(*fit_arguments(tmp_path / "one", *one)).code == 0
+    expected, weights = (load_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("one", "run"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-5, atol=1e-6, msg=name)
