@@ -153,10 +153,10 @@ REFUSED = {
     "is not in the vocabulary": lambda content: content["model"]["merges"].append(["zz", "zz"]),
     'end_of_word_suffix is "</w>"': lambda content: content["model"].update(end_of_word_suffix="</w>"),
     "model.continuing_subword_prefix": lambda content: content["model"].update(continuing_subword_prefix="##"),
-    "model.max_token_length is 5, which is not known": lambda content: content["model"].update(max_token_length=5),
+    "model.max_token_length is 5, which is not supported": lambda content: content["model"].update(max_token_length=5),
     "truncation is .* long texts": lambda content: content.update(truncation={"max_length": 5}),
     "padding is ": lambda content: content.update(padding={"strategy": {"Fixed": 5}}),
-    "new_key is .*, which is not known": lambda content: content.update(new_key=["anything"]),
+    "new_key is .*, which is not supported": lambda content: content.update(new_key=["anything"]),
     "added_tokens.0.later is true": lambda content: content["added_tokens"][0].update(later=True),
     "has the ids 7 and 256": lambda content: content["added_tokens"][0].update(id=7),
     "post_processor is RobertaProcessing": lambda content: content.update(

@@ -21,16 +21,16 @@ from tokenization.files import write_text
 from tokenization.outputs import check_file
 from tokenization.text_files import TextFiles, reads
 
-HELP = """Look for what harms training: documents that are there twice, or nearly; validation documents that are
-in training, whole or in part; documents that are very repetitive or hardly compressible; characters that text does not
-have. Nothing is changed.
+HELP = """Look for what harms training: duplicate and nearly duplicate documents; validation documents that are in
+training, whole or in part; documents that are very repetitive or hardly compressible; characters that do not belong in
+text. Nothing is changed.
 
   tokenization check stories.txt.gz --valid stories-valid.txt.gz
   tokenization check crawl/ --text-field body --json report.json
   tokenization check crawl/*.jsonl.zst --valid held-out.jsonl --span 100 --tolerate 0.02
 
-The exit code is 1 where a finding is of more documents than --tolerate allows, or any validation document is whole in
-training; 0 where all is well; 2 where something cannot be read.
+The exit code is 1 if a finding covers more documents than --tolerate allows, or any validation document is whole in
+training; 0 if all is well; 2 if something cannot be read.
 """
 EXAMPLES = 3
 FORMAT = "tokenization check 1"
