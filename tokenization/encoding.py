@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenization.corpus import Corpus, available_cores, map_in_order
+from tokenization.document_digests import digests_path
 from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, check_text_field, holds_documents
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
@@ -69,7 +70,7 @@ def encode_files(
     """
     corpus = Corpus(inputs, errors, progress, text_field)
     check_text_field(text_field, (file.name for file in corpus.files))
-    for path in (Path(output), description_path(output)):
+    for path in (Path(output), description_path(output), digests_path(output)):
         refuse_input(path, corpus.files)
     choice = tokenizer.switch.choose(corpus.text_bytes(KERNELS_FROM_BYTES))
     if report is not None:

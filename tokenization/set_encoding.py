@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenization.document_digests import SUFFIX, digests_path
 from tokenization.documents import check_text_field, holds_documents
 from tokenization.encoding import EncodingReport, NoText, encode_files
 from tokenization.errors import InputError
@@ -81,7 +82,7 @@ class SetEncoding:
     def run(self, report: EncodingReport | None = None) -> TokenFile:
         """Encodes what is not done yet, writes the index, and opens the set. After a failure, what is done stays."""
         for name in self._not_done:
-            for path in (self.folder / name, description_path(self.folder / name)):
+            for path in (self.folder / name, description_path(self.folder / name), digests_path(self.folder / name)):
                 path.unlink(missing_ok=True)
         new_folders = missing_folders([self.folder / PLAN])
         write_text(self.folder / PLAN, json.dumps({"shards": self.plan}, indent=2) + "\n")
@@ -197,7 +198,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         yield folder
         return
     for path in folder.iterdir():
-        shard = path.with_suffix("") if path.suffix == ".json" else path
+        shard = path.with_suffix("") if path.suffix in (".json", SUFFIX) else path
         if not (path.name == INDEX or path.name.startswith(".") or (path.is_file() and is_token_file(shard))):
             raise InputError(f"{path}: is no part of the token set to be replaced; move it away")
     shutil.rmtree(old, ignore_errors=True)

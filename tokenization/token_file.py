@@ -1,7 +1,7 @@
 """The token file, which training reads: its writer, and opening it; its format is token_format.py's.
 
-Both files, ids and description, are written under temporary names and renamed when they are complete, the description
-first: a token file never lacks it. A folder of token files with an index (token_index.py) is opened as one.
+Ids, description and the digests of documents are written under temporary names and renamed when they are complete, the
+description first: a token file never lacks it. A folder of token files with an index (token_index.py) is opened as one.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
+from tokenization.document_digests import DocumentDigests, digests_path
 from tokenization.errors import InputError
 from tokenization.files import writing_together
 from tokenization.token_format import (
@@ -44,17 +45,19 @@ class TokenFileWriter:
         self.separator_id = separator_id
         self.num_tokens = self.num_documents = self.num_bytes = 0
         self._sha256 = hashlib.sha256()
+        self._digests = DocumentDigests(separator_id)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "TokenFileWriter":
-        for path in (self.path, description_path(self.path)):
+        beside = [description_path(self.path), *([] if self.separator_id is None else [digests_path(self.path)])]
+        for path in (self.path, *beside):
             if path.exists() and not path.is_file():
                 raise InputError(f"{path}: is a folder or a device, not a file to be replaced; choose another name")
         try:
-            files = self._open.enter_context(writing_together(description_path(self.path), self.path))
+            files = self._open.enter_context(writing_together(*beside, self.path))
         except OSError as error:
             raise self._cannot_write(error) from None
-        self._beside, self._file = files
+        *self._beside, self._file = files
         return self
 
     def _cannot_write(self, error: OSError) -> InputError:
@@ -64,14 +67,15 @@ class TokenFileWriter:
         """Appends token ids, of shape (n,). Raises InputError for one outside the vocabulary, and for a full disk."""
         if token_ids.size and not (token_ids.min() >= 0 and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
-        data = np.ascontiguousarray(token_ids, self.dtype).data
+        token_ids = np.ascontiguousarray(token_ids, self.dtype)
+        data = token_ids.data
         try:
             self._file.write(data)
         except OSError as error:
             raise self._cannot_write(error) from None
         self._sha256.update(data)
         self.num_tokens += token_ids.size
-        self.num_documents += int(np.count_nonzero(token_ids == self.separator_id))
+        self.num_documents += self._digests.take(token_ids)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -81,7 +85,9 @@ class TokenFileWriter:
             return
         try:
             with self._open:
-                self._beside.write(self._describe().text.encode())
+                contents = self._describe().text.encode(), self._digests.content(self._sha256.hexdigest())
+                for file, content in zip(self._beside, contents, strict=False):
+                    file.write(content)
         except OSError as failure:
             raise self._cannot_write(failure) from None
 

@@ -32,6 +32,7 @@ from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
 from lm.training.nonfinite import StopWhenDiverged
 from lm.training.overfitting import Overfitting
+from lm.training.overlap import warn_of_overlap
 from lm.training.parser import SettingsCLI
 from lm.training.plugins import RunCheckpointIO, RunLogger
 from lm.training.process_group import joined
@@ -152,6 +153,8 @@ class RunCLI(SettingsCLI):
         elif stage == "fit":
             batches = self.trainer.accumulate_grad_batches
             self.datamodule.read_beginning(range(step * batches, (step + 1) * batches), MOST_TOKENS)
+        if self.trainer.is_global_zero:
+            warn_of_overlap([source.path for source in self.datamodule.sources], self.datamodule.val_path)
 
     def make(self, resume: Resume) -> None:
         """Makes model, data and trainer; InputError if settings do not fit together."""

@@ -133,7 +133,9 @@ def test_an_interrupted_encoding_goes_on(tmp_path, small, paths, monkeypatch, af
     second = Interruption(monkeypatch, 9)
     assert encode(small, paths, folder).description == one.description
     assert second.encoded == [f"{number:05}.bin" for number in range(after, 5)]
-    assert names(folder) == sorted([*(f"{n:05}.bin{beside}" for n in range(5) for beside in ("", ".json")), INDEX])
+    assert names(folder) == sorted(
+        [*(f"{n:05}.bin{beside}" for n in range(5) for beside in ("", ".documents", ".json")), INDEX]
+    )
 
 
 def test_what_is_done_is_verified_and_what_has_changed_is_made_anew(tmp_path, small, paths, monkeypatch):
@@ -312,7 +314,7 @@ def test_the_old_set_is_whole_until_the_new_one_is(replace, paths, tmp_path, cap
     assert replace(4) == 0
     assert "going on: 2 of 4 shards are done" in capsys.readouterr().out
     assert len(TokenFile.open("set.tokens").tokens) > 0
-    assert len(contents(tmp_path / "set.tokens")) == 9
+    assert len(contents(tmp_path / "set.tokens")) == 13  # 4 shards of three files, and the index
 
 
 def test_killed_between_its_renames_the_old_set_is_put_back(replace, tmp_path, monkeypatch):

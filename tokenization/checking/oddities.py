@@ -4,7 +4,7 @@ import re
 import zlib
 
 SHORTEST = 1000  # bytes of a document that is judged by its compression: shorter ones hardly compress
-REPETITIVE = 8.0  # bytes per compressed byte, and more: prose has 2 to 4
+REPETITIVE = 8.0  # bytes per compressed byte, and more: prose has 2
 INCOMPRESSIBLE = 1.4  # and less: base64 has 1.3, random bytes 1.0
 
 SIGNS = {  # name: a character class, and what it is

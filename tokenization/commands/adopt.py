@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tokenization.adopting import Vocabulary, adopt
 from tokenization.commands import TOKENIZER_HELP, ArgumentParser, command_parser, output_path
+from tokenization.document_digests import digests_path
 from tokenization.errors import InputError
 from tokenization.outputs import check_file
 from tokenization.token_format import DTYPES, description_path, is_token_file
@@ -83,5 +84,5 @@ def check_output(args: argparse.Namespace) -> None:
             f"{args.file.stem}.bin, and then run `tokenization index {args.output}`"
         )
     inputs = [args.file, *([args.tokenizer] if args.tokenizer is not None else [])]
-    for path in (args.output, description_path(args.output)):
+    for path in (args.output, description_path(args.output), digests_path(args.output)):
         check_file(path, inputs, "a token file", lambda _: is_token_file(args.output), args.overwrite)

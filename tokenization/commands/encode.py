@@ -19,6 +19,7 @@ from tokenization.commands import (
     command_parser,
     output_name,
 )
+from tokenization.document_digests import digests_path
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.outputs import check_file, check_folder
@@ -146,7 +147,7 @@ def check_output(args: Namespace, texts: TextFiles) -> None:
     output = Path(args.output)
     if args.shard_size is not None:
         raise InputError(f"--shard-size: is for a token set; {output} is one file, and a set {output.stem}.tokens/")
-    for file in (output, description_path(output)):
+    for file in (output, description_path(output), digests_path(output)):
         inputs = [*texts.files, args.tokenizer]
         check_file(file, inputs, "a token file", lambda _: is_token_file(output), args.overwrite)
         if (name := reads(args.text, file)) is not None:
