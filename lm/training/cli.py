@@ -137,6 +137,8 @@ class RunCLI(SettingsCLI):
             self.make(Resume())
             self.open_data("validate")
             seen |= seen_in_validation(settings, self.datamodule)
+        if self.trainer.is_global_zero:
+            warn_of_overlap(self.datamodule)
         with joined(self.hosts, self.trainer):
             self.trainer.validate(
                 self.model, datamodule=self.datamodule, ckpt_path=settings.ckpt_path, verbose=settings.verbose
@@ -153,8 +155,6 @@ class RunCLI(SettingsCLI):
         elif stage == "fit":
             batches = self.trainer.accumulate_grad_batches
             self.datamodule.read_beginning(range(step * batches, (step + 1) * batches), MOST_TOKENS)
-        if self.trainer.is_global_zero:
-            warn_of_overlap([source.path for source in self.datamodule.sources], self.datamodule.val_path)
 
     def make(self, resume: Resume) -> None:
         """Makes model, data and trainer; InputError if settings do not fit together."""
@@ -228,6 +228,7 @@ class RunCLI(SettingsCLI):
         )
         if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
             announce_needs(settings)
+        warn_of_overlap(self.datamodule)
 
 
 @contextlib.contextmanager
