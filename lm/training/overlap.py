@@ -11,7 +11,8 @@ def warn_of_overlap(data: TokenDataModule) -> None:
     shared, documents = count_shared([source.path for source in data.sources], data.val_path)
     if shared:
         print(
-            f"lm: {data.val_path}: {shared:,} of its {documents:,} documents ({shared / documents:.2%}) are in the training"
-            " data, too, so its loss is too low; find them in the texts with `tokenization check TRAIN --valid VALID`",
+            f"lm: {data.val_path}: {shared:,} of its {documents:,} documents ({shared / documents:.2%}) are in the"
+            " training data, too, so its loss is too low; find them in the texts with"
+            " `tokenization check TRAIN --valid VALID`",
             file=sys.stderr,
         )
