@@ -14,7 +14,7 @@ from helpers.events import read_events
 from helpers.processes import start, wait_until
 from helpers.runs import LONGER, TIMED, same
 
-from lm.runs.checkpoint import load_checkpoint, save_checkpoint, verify
+from lm.runs.checkpoint import OLDER, load_checkpoint, save_checkpoint, verify
 from lm.runs.folder import delete_leftovers
 from lm.runs.newest import find_newest
 from tokenization import InputError, files
@@ -95,10 +95,8 @@ def test_kill_9_of_a_command_as_a_user_starts_it(unbroken, fit_arguments, fork_s
 
 def small_checkpoint(step: int) -> dict:
     settings = {"vocab_size": 8, "context_length": 4, "d_model": 4, "num_layers": 1, "num_heads": 1, "d_ff": 4}
-    settings |= {"rope_theta": 1.0, "norm_position": "pre", "position_encoding": "rope", "feed_forward": "swiglu"}
-    settings |= {"vocab_multiple": 1, "tie_embeddings": False, "qk_norm": False, "optimizer": "adamw"}
     weights = {f"model.{name}": torch.full((40, 40), float(step)) for name in "abc"}
-    return {"state_dict": weights, "hyper_parameters": settings, "global_step": step}
+    return {"state_dict": weights, "hyper_parameters": OLDER | settings, "global_step": step}
 
 
 class Faulty:
