@@ -46,6 +46,7 @@ def why_not_compiled(device_type: str) -> str:
     """
     numbers = torch.arange(64 * 64, device=device_type) % 251  # bfloat16 holds them exactly
     inputs = [x.view(64, 64).bfloat16() for x in (numbers, -numbers)]
+    tell("checking torch.compile: some 20 s the first time, then a few")
     try:
         with quiet():
             found = torch.compile(two_transposes, backend=compile_graph, dynamic=False)(*inputs)
@@ -70,7 +71,7 @@ def compiler_version() -> str:
 
 def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
     """Compiles a graph by Inductor, for torch.compile(backend=...); if that fails, says so and returns the graph."""
-    tell("compiling the model: some 10 to 40 s, less where a model of this shape was compiled before")
+    tell("compiling the model: some 20 s for a new shape, then a few")
     start = time.monotonic()
     try:
         with quiet():

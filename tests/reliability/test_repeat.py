@@ -73,6 +73,7 @@ def fit(stories: Path, config: str, run: Path, settings: dict[str, object], serv
         "trainer.enable_progress_bar": "false",
         "model.warmup_steps": 2,
         "samples.max_new_tokens": 0,
+        "baselines.order": 0,
         "data.train_path": stories / "train.bin",
         "data.val_path": stories / "valid.bin",
         "data.tokenizer": stories / "tokenizer",
