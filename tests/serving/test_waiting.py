@@ -98,9 +98,7 @@ def test_a_model_whose_scores_are_no_numbers_says_so_and_the_server_lives(make, 
 
 
 def test_a_text_that_fails_ends_no_other(make):
-    """A token that no healthy text has is NaN in this server's model. Its readers fail by name, before, beside and after
-    healthy texts.
-    """
+    """One token is NaN in this server's model: its readers fail by name, beside healthy texts, which do not have it."""
     server = make(slots=3, queue=60)
     alone = [server.alone(f"Tom {number}", 25, number, Sampling(0)) for number in range(24)]
     read = {token_id for number, ids in enumerate(alone) for token_id in ids + server.tokenizer.encode(f"Tom {number}")}
