@@ -4,7 +4,8 @@
 
 A digest is made of a document's length and of SAMPLES of its tokens, spread evenly over the first HEAD: so it costs
 next to nothing while encoding. Equal documents have equal digests; others do only if they are as long and nearly equal.
-A file without digests, or with those of other ids, is one of which nothing is known.
+A file without digests, or with those of other ids, is one of which nothing is known. Documents of fewer than SHORTEST
+tokens have none: a line break at the end of two files, or a "Yes.", says nothing about where a text comes from.
 """
 
 import os
@@ -22,6 +23,7 @@ MAGIC = b"documents 1\n"
 SAMPLES_SHIFT = 3
 SAMPLES = 1 << SAMPLES_SHIFT  # tokens
 HEAD = 4096  # tokens
+SHORTEST = 8  # tokens
 AT_ONCE = 1 << 20  # digests
 _SPREAD = np.arange(SAMPLES)
 _FACTORS = np.array([pow(0x9E3779B97F4A7C15, power, 1 << 64) for power in range(1, SAMPLES + 2)], np.uint64)
@@ -53,8 +55,9 @@ class DocumentDigests:
             starts = np.concatenate([[0], ends[:-1] + 1])
             lengths = ends - starts
             lengths[0] += self._begun_length - len(self._begun)
-            if not lengths.all():  # an empty document is none
-                starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+            enough = lengths >= SHORTEST
+            if not enough.all():
+                starts, lengths = starts[enough], lengths[enough]
             self._digests.append(digest(token_ids, starts, lengths))
             self._begun, self._begun_length = rest[:HEAD].copy(), len(rest)
         else:
@@ -64,7 +67,8 @@ class DocumentDigests:
 
     def content(self, data_sha256: str) -> bytes:
         """Returns what is written beside the token file, when all its tokens were taken."""
-        last = [digest(self._begun, np.array([0]), np.array([self._begun_length]))] if self._begun_length else []
+        enough = self._begun_length >= SHORTEST
+        last = [digest(self._begun, np.array([0]), np.array([self._begun_length]))] if enough else []
         digests = np.concatenate([np.empty(0, np.uint64), *self._digests, *last])
         return MAGIC + bytes.fromhex(data_sha256) + digests.astype("<u8").tobytes()
 

@@ -10,9 +10,10 @@ def warn_of_overlap(data: TokenDataModule) -> None:
     """Prints a line if documents of the validation token file are in those for training. Old files do not tell."""
     shared, documents = count_shared([source.path for source in data.sources], data.val_path)
     if shared:
+        verb = "seems" if shared == 1 else "seem"
         print(
-            f"lm: {data.val_path}: {shared:,} of its {documents:,} documents ({shared / documents:.2%}) are in the"
-            " training data, too, so its loss is too low; find them in the texts with"
-            " `tokenization check TRAIN --valid VALID`",
+            f"lm: {data.val_path}: {shared:,} of its {documents:,} documents ({shared / documents:.2%}) {verb} to be in"
+            " the training data, too, which lowers the loss; `tokenization check TRAIN --valid VALID` finds them in the"
+            " texts",
             file=sys.stderr,
         )

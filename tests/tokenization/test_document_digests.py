@@ -15,6 +15,12 @@ from tokenization.token_index import write_index
 SEPARATOR = 299
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Gives short documents digests, too, so that those of the tests may be short."""
+    monkeypatch.setattr(document_digests, "SHORTEST", 1)
+
+
 def write(path: Path, documents: list[list[int]], parts: int = 1, vocab_size: int = 300) -> Path:
     """Writes documents, each but the last closed by SEPARATOR, in so many parts."""
     ids = [token for document in documents for token in (*document, SEPARATOR)][:-1]
@@ -51,6 +57,17 @@ def test_empty_documents_have_none(tmp_path):
         (digests,) = read_digests(write(tmp_path / "t.bin", documents, parts))
         assert len(digests) == 3
         assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5, 40])
+def test_short_documents_have_none(parts, monkeypatch, tmp_path):
+    """Two files that end with a line break share no document."""
+    monkeypatch.setattr(document_digests, "SHORTEST", 8)
+    train = write(tmp_path / "train.bin", [[1], list(range(7)), list(range(8)), [5]], parts)
+    valid = write(tmp_path / "valid.bin", [list(range(9)), list(range(7)), [1], [5]], parts)
+    assert [len(digests) for path in (train, valid) for digests in read_digests(path)] == [1, 1]
+    assert count_shared([train], valid) == (0, 1)
+    assert read_digests(write(tmp_path / "short.bin", [[1], [2]], 2)) == []
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,8 +19,8 @@ def test_fit_and_validate_warn_of_shared_documents(lm, fit_arguments, overlappin
     result = lm(*fit_arguments(run, "--trainer.max_steps=1", f"--data.val_path={overlapping}"))
     assert result.code == 0
     line = (
-        f"lm: {overlapping}: 2 of its 3 documents (66.67%) are in the training data, too, so its loss is too low; find"
-        " them in the texts with `tokenization check TRAIN --valid VALID`\n"
+        f"lm: {overlapping}: 2 of its 3 documents (66.67%) seem to be in the training data, too, which lowers the"
+        " loss; `tokenization check TRAIN --valid VALID` finds them in the texts\n"
     )
     assert result.err == line
     again = lm("validate", "-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt")
