@@ -71,7 +71,7 @@ def compiler_version() -> str:
 
 def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
     """Compiles a graph by Inductor, for torch.compile(backend=...); if that fails, says so and returns the graph."""
-    tell("compiling the model: some 20 s for a new shape, then a few")
+    tell("compiling the model: some 30 s for a new shape, then a few")
     start = time.monotonic()
     try:
         with quiet():

@@ -39,7 +39,7 @@ def some_library() -> Path:
     return sorted(Path(sysconfig.get_path("stdlib"), "lib-dynload").glob("*.so"))[0]
 
 
-TOLD = """compiling the model: some 20 s for a new shape, then a few
+TOLD = """compiling the model: some 30 s for a new shape, then a few
 compiled in 0 s
 """
 
