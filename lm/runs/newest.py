@@ -36,11 +36,19 @@ def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]
     return None, [f"{folder}: holds no checkpoint; a new run begins"]
 
 
-def make_last(path: str | os.PathLike[str]) -> None:
-    """Copies the newest checkpoint to last.ckpt, which is older or missing if the run was killed between two saves."""
+def make_complete(path: str | os.PathLike[str], kept: str | None = None) -> None:
+    """Copies the newest checkpoint to last.ckpt, which is older or missing if the run was killed between two saves.
+
+    kept: the name under which its step is also kept for good; a copy is made if that is missing.
+    """
     path = Path(path)
     last = path.with_name(LAST)
-    if path.name == LAST or (last.exists() and file_sha256(last) == file_sha256(path)):
-        return
-    with writing(last) as file, open(path, "rb") as content:
+    if kept is not None and not path.with_name(kept).exists():
+        copy(path, path.with_name(kept))
+    if path.name != LAST and not (last.exists() and file_sha256(last) == file_sha256(path)):
+        copy(path, last)
+
+
+def copy(source: Path, target: Path) -> None:
+    with writing(target) as file, open(source, "rb") as content:
         shutil.copyfileobj(content, file)

@@ -18,7 +18,7 @@ from lm.runs import shards
 from lm.runs.checkpoint import check_checkpoint, load_checkpoint, load_model, open_state, save_checkpoint, verify
 from lm.runs.folder import delete_leftovers
 from lm.runs.manifest import read_manifest
-from lm.runs.newest import find_newest, make_last
+from lm.runs.newest import find_newest, make_complete
 from lm.runs.shards import delete_unused_shards, new_shards, rows_of, unused_shards, write_shard
 from lm.runs.states import named_tensors
 from tokenization import InputError
@@ -236,7 +236,7 @@ def test_checkpoints_share_shards_until_none_names_them(tmp_path):
     shutil.copy(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
     save(tmp_path, 2)
     assert len(list(tmp_path.glob("shards/*"))) == 2
-    make_last(tmp_path / "best.ckpt")
+    make_complete(tmp_path / "best.ckpt")
     assert [path.name[:6] for path in unused_shards(tmp_path)] == ["step-2"]
     content = (tmp_path / "last.ckpt").read_bytes()
     (tmp_path / "last.ckpt").write_bytes(content[:-9])  # whose shards are unknown

@@ -24,7 +24,7 @@ from lm.runs.events import read_curves
 from lm.runs.folder import LOCK, delete_leftovers
 from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
-from lm.runs.newest import find_newest
+from lm.runs.newest import find_newest, make_complete
 from lm.training import nonfinite, saving
 from lm.training.module import LanguageModel
 from lm.training.samples import TextSamples
@@ -562,3 +562,15 @@ def test_what_an_attempt_without_a_checkpoint_has_drawn_is_void(lm, fit_argument
         assert len(texts["sample/text_summary"]) == 1
         for path in (tmp_path / "run").glob("*.ckpt"):  # as if it had been killed before
             path.unlink()
+
+
+def test_a_kept_step_is_complete_after_a_kill_behind_best(tmp_path):
+    """best.ckpt is saved first: a run that goes on from it keeps the step, too."""
+    (tmp_path / "best.ckpt").write_bytes(b"state")
+    make_complete(tmp_path / "best.ckpt", "step-30.ckpt")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("best.ckpt", "last.ckpt", "step-30.ckpt"), b"state"
+    )
+    (tmp_path / "step-30.ckpt").write_bytes(b"other")
+    make_complete(tmp_path / "last.ckpt", "step-30.ckpt")
+    assert (tmp_path / "step-30.ckpt").read_bytes() == b"other"
