@@ -29,7 +29,8 @@ install: .venv/.installed
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-# Of what pip prints, the large downloads and the end are shown; errors are, too. A pipe has its last command's exit code.
+# Shows only the large downloads and the last step of what pip prints; errors go past it. A pipe's exit code is that of
+# its last command, so the recipe looks for the file.
 BRIEFLY = | sed -n 's/^ *//; /[0-9][0-9]\.[0-9] MB)/p; s/^\(Installing collected packages\):.*/\1/p'; test -e $@
 
 .venv/.installed: .venv/.python pyproject.toml constraints.txt

@@ -48,7 +48,7 @@ COMMANDS = {  # each is a file in commands/
 
 
 def run_command(argv: list[str]) -> int:
-    """Runs the command that the first argument names, and returns its exit code; only `check` has another than 0."""
+    """Runs the command that the first argument names, and returns its exit code: 0, but for `check`."""
     if not argv:
         raise InputError("a command is required; `tokenization --help` lists what there is")
     name, *arguments = argv

@@ -17,7 +17,12 @@ class InputError(ValueError):
         message = super().__str__()
         if len(message) > LONGEST:
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
-        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in message)
+        return printable(message)
+
+
+def printable(text: str) -> str:
+    """Returns a text that a terminal shows as it is: all but printable characters are escaped, as in "\\x1b"."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

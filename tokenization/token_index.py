@@ -110,7 +110,7 @@ def parse_index(folder: Path) -> Index:
     except FileNotFoundError:
         if (folder / PLAN).exists():
             raise InputError(
-                f"{folder}: its encoding was interrupted; the same `tokenization encode` command goes on"
+                f"{folder}: its encoding was interrupted; the same `tokenization encode` command resumes it"
             ) from None
         raise InputError(f"{folder}: is not a token set: it has no {INDEX}; {remedy}") from None
     except OSError as error:

@@ -7,7 +7,7 @@
 
 Seeds come in turn, so that a race that is stopped has compared all contestants on the first ones. Each run is an
 `lm fit` of its own, with its seed for weights and for data; it compiles into an empty cache, so that none finds the
-work of an earlier one done. The same command goes on with an interrupted race, and can add seeds and contestants.
+work of an earlier one done. The same command resumes an interrupted race, and can add seeds and contestants.
 """
 
 import contextlib

@@ -46,7 +46,7 @@ def why_not_compiled(device_type: str) -> str:
     """
     numbers = torch.arange(64 * 64, device=device_type) % 251  # bfloat16 holds them exactly
     inputs = [x.view(64, 64).bfloat16() for x in (numbers, -numbers)]
-    tell("checking torch.compile: some 20 s the first time, then a few")
+    announce("checking torch.compile: some 20 s the first time, then a few")
     try:
         with quiet():
             found = torch.compile(two_transposes, backend=compile_graph, dynamic=False)(*inputs)
@@ -71,15 +71,15 @@ def compiler_version() -> str:
 
 def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
     """Compiles a graph by Inductor, for torch.compile(backend=...); if that fails, says so and returns the graph."""
-    tell("compiling the model: some 30 s for a new shape, then a few")
+    announce("compiling the model: some 30 s for a new shape, then a few")
     start = time.monotonic()
     try:
         with quiet():
             compiled = compile_graph(graph, inputs)
-        tell(f"compiled in {format_duration(time.monotonic() - start)}")
+        announce(f"compiled in {format_duration(time.monotonic() - start)}")
         return compiled
     except Exception as error:
-        say(f"torch.compile does not work for this model ({in_a_line(error)}); training goes on without")
+        warn(f"torch.compile does not work for this model ({in_a_line(error)}); training goes on without")
         return graph
 
 
@@ -101,7 +101,7 @@ def compile_graph(graph: Graph, inputs: list[Any]) -> Graph:
         forget_compiled()
     with empty_inductor_folder():
         compiled = run_inductor(graph, inputs)
-    say(f"{cache_folder()}: torch.compile's cache cannot be used ({in_a_line(failure)}); compiled without it")
+    warn(f"{cache_folder()}: torch.compile's cache cannot be used ({in_a_line(failure)}); compiled without it")
     return compiled
 
 
@@ -155,7 +155,7 @@ def named_files(error: BaseException) -> set[Path]:
 
 
 def delete(path: Path) -> None:
-    say(f"{path}: torch.compile left it damaged in its cache; deleted, and compiled anew where it is needed")
+    warn(f"{path}: torch.compile left it damaged in its cache; deleted, and compiled anew where it is needed")
     with contextlib.suppress(OSError):
         path.unlink()
 
@@ -175,12 +175,12 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def tell(message: str) -> None:
+def announce(message: str) -> None:
     if getattr(rank_zero_only, "rank", 0) == 0:
         tqdm.write(message)
 
 
-def say(message: str) -> None:
+def warn(message: str) -> None:
     if getattr(rank_zero_only, "rank", 0) == 0:
         tqdm.write(f"lm fit: {message}", file=sys.stderr)
 

@@ -26,7 +26,7 @@ from lm.optim.adamw import AdamW
 from lm.optim.orthogonalization import JORDAN, Iteration, orthogonalize
 
 BETA2 = 0.95  # NorMuon's
-TINY = 1e-8  # divides where a gradient is 0
+TINY = 1e-8  # keeps divisions finite where a gradient is 0
 
 
 def muon_update(
@@ -87,7 +87,8 @@ class Muon(AdamW):
     """Muon for the matrices of the layers, AdamW for everything else, with one weight decay.
 
     named_parameters: a model's. rate: the matrices' learning rate, relative to AdamW's. iteration, dtype: of the
-    orthogonalization. normalize: NorMuon. cautious: the matrices' decay is. adamw: the settings of AdamW.
+    orthogonalization. normalize: whether it is NorMuon. cautious: whether the matrices decay cautiously. adamw: the
+    settings of AdamW.
     """
 
     def __init__(

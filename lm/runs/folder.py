@@ -24,6 +24,11 @@ DIVERGED, LOCK = "diverged.json", ".lock"
 OWN_FILES = ("*.ckpt", "events.*", CONFIG, TOKENIZER, SHARDS, LOCK, DIVERGED)
 
 
+def kept_name(step: int, every: int | None) -> str | None:
+    """Returns the name under which this step's state is kept for good; None if it is not one of every so many."""
+    return f"step-{step}.ckpt" if every is not None and step % every == 0 else None
+
+
 def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path]) -> None:
     """Raises InputError for an output in a run's folder under a name that the run uses itself."""
     folders = [run.resolve() for run in runs]

@@ -37,16 +37,18 @@ def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]
 
 
 def make_complete(path: str | os.PathLike[str], kept: str | None = None) -> None:
-    """Copies the newest checkpoint to last.ckpt, which is older or missing if the run was killed between two saves.
+    """Makes the copies of the newest checkpoint that are missing because the run was killed between two saves.
 
-    kept: the name under which its step is also kept for good; a copy is made if that is missing.
+    These are last.ckpt, which may also be an older one, and before it, as in a save, the file by the name `kept`, where
+    this step is one to keep. Beside a last.ckpt of the same step, a missing one has been deleted since, and stays so.
     """
     path = Path(path)
     last = path.with_name(LAST)
+    if path.name == LAST or (last.exists() and file_sha256(last) == file_sha256(path)):
+        return
     if kept is not None and not path.with_name(kept).exists():
         copy(path, path.with_name(kept))
-    if path.name != LAST and not (last.exists() and file_sha256(last) == file_sha256(path)):
-        copy(path, last)
+    copy(path, last)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -131,7 +131,7 @@ class TokenDataModule(LightningDataModule):
             file.verify_rest()
 
     def read_beginning(self, batches: range, most: int) -> None:
-        """Reads what a run reads before its first step; InputError for a shard that is damaged.
+        """Reads what a run reads before its first step. Raises InputError for a damaged shard.
 
         batches: of that step. most: how many training tokens are counted for comparison.
         """

@@ -1,4 +1,4 @@
-"""Gives a new run the first weights that follow from its text; those that are drawn are the model's own business."""
+"""Sets first weights of a new run from its text; drawing the others at random is left to the model."""
 
 from typing import TYPE_CHECKING
 

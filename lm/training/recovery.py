@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lm.machine.signals import Interrupted, Signals, exit_if_signalled
 from lm.runs.finite import in_words
-from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER
+from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER, kept_name
 from lm.training.lightning_inside import (
     add_batches_trained,
     batches_trained,
@@ -83,7 +83,7 @@ class Checkpoints(Checkpoint):
         if is_mid_step(trainer):
             return
         self._exit_if_signalled(trainer)
-        if step % self.every_n_steps == 0 or self.saver.keeps(step):
+        if step % self.every_n_steps == 0 or kept_name(step, self.saver.keep_every_n_steps):
             self.saver.try_to_save(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:

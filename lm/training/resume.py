@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 
 from lm.model.transformer import MODEL_SETTINGS
 from lm.runs.checkpoint import check_checkpoint, find_checkpoint, load_checkpoint, peek_checkpoint
-from lm.runs.folder import TOKENIZER, delete_leftovers
+from lm.runs.folder import TOKENIZER, delete_leftovers, kept_name
 from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from lm.runs.newest import find_newest, make_complete
@@ -175,8 +175,6 @@ def take_folder(settings: Namespace, resume: Resume) -> Iterator[list[str]]:
             if read_manifest(resume.checkpoint)["step"] != resume.step:
                 raise InputError(f"{resume.checkpoint}: has just been replaced by another run; start again")
             if resume.automatic:
-                every = settings.checkpoints.keep_every_n_steps
-                keeps = every is not None and resume.step > 0 and resume.step % every == 0
-                make_complete(resume.checkpoint, f"step-{resume.step}.ckpt" if keeps else None)
+                make_complete(resume.checkpoint, kept_name(resume.step, settings.checkpoints.keep_every_n_steps))
         leftovers = [*delete_leftovers(folder), *delete_unused_shards(Path(folder))]
         yield [f"{path}: left half-written by a killed run; deleted" for path in leftovers]

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
 from tokenization import END_OF_TEXT, InputError
+from tokenization.errors import printable
 
 
 class TextSamples(Callback):
@@ -58,11 +59,8 @@ class TextSamples(Callback):
 
 
 def paragraph(text: str) -> str:
-    """Returns a model's text as an indented paragraph that any terminal can show: a model writes control characters,
-    too.
-    """
-    printable = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(text.split()))
+    """Returns a model's text as an indented paragraph, with escapes for characters that the terminal cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
-    shown = printable.encode(encoding, "backslashreplace").decode(encoding)
+    shown = printable(" ".join(text.split())).encode(encoding, "backslashreplace").decode(encoding)
     width = min(shutil.get_terminal_size().columns, 100)
     return textwrap.fill(shown, width, initial_indent="  ", subsequent_indent="  ")

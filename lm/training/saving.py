@@ -12,7 +12,7 @@ from typing import Any
 from lightning import Trainer
 
 from lm.runs.finite import in_words
-from lm.runs.folder import BEST, LAST
+from lm.runs.folder import BEST, LAST, kept_name
 from lm.training.kept_tokenizer import KeptTokenizer
 from lm.training.lightning_inside import whole_checkpoint
 from lm.training.nonfinite import Diverged, last_good, lost_tensors
@@ -42,9 +42,6 @@ class Saver:
         self.best_loss = float("inf")
         self.boundary = self.saved = Boundary(0)
         self.tokenizer = KeptTokenizer()
-
-    def keeps(self, step: int) -> bool:
-        return self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
 
     def stop_if_lost(self, trainer: Trainer) -> None:
         """Raises Diverged if weights or moments are not finite: they never recover, and must not replace good ones."""
@@ -83,9 +80,8 @@ class Saver:
     def save_last(self, trainer: Trainer) -> None:
         if self.boundary is self.saved:
             return
-        step = self.boundary.step
-        if self.keeps(step):
-            self.save(trainer, f"step-{step}.ckpt")
+        if (kept := kept_name(self.boundary.step, self.keep_every_n_steps)) is not None:
+            self.save(trainer, kept)
         self.save(trainer, LAST)  # after the others, which a run resumed from it would not write again
         self.saved = self.boundary
 

@@ -128,7 +128,7 @@ def test_an_interrupted_encoding_goes_on(tmp_path, small, paths, monkeypatch, af
     interrupt(monkeypatch, after, small, paths, folder)
     assert folder.exists() is bool(after)
     if after:
-        with pytest.raises(InputError, match="interrupted; the same `tokenization encode` command goes on"):
+        with pytest.raises(InputError, match="interrupted; the same `tokenization encode` command resumes it"):
             TokenFile.open(folder)
     second = Interruption(monkeypatch, 9)
     assert encode(small, paths, folder).description == one.description
@@ -208,7 +208,7 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
     assert "shards of other inputs or settings, or damaged, made anew: 1" in capsys.readouterr().out
     assert run(line) == 0
     out = capsys.readouterr().out
-    assert "going on: 2 of 3 shards are done" in out
+    assert "resuming: 2 of 3 shards are done" in out
     assert "made anew" not in out
 
 
@@ -312,7 +312,7 @@ def test_the_old_set_is_whole_until_the_new_one_is(replace, paths, tmp_path, cap
     assert contents(tmp_path / "set.tokens") == before
     paths[2].write_bytes(text)
     assert replace(4) == 0
-    assert "going on: 2 of 4 shards are done" in capsys.readouterr().out
+    assert "resuming: 2 of 4 shards are done" in capsys.readouterr().out
     assert len(TokenFile.open("set.tokens").tokens) > 0
     assert len(contents(tmp_path / "set.tokens")) == 13  # 4 shards of three files, and the index
 

@@ -1,6 +1,7 @@
 """Examines documents, in parallel, and keeps what the findings need: a few numbers and an excerpt of each."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from tokenization.checking.signatures import signatures_of
 from tokenization.checking.spans import SpanIndex, look_up
 from tokenization.checking.words import HashedWords, words_of
 from tokenization.corpus import Corpus, map_in_order
+from tokenization.errors import printable
 
 EXCERPT = 60  # characters
 EXCERPT_BYTES = 100
@@ -151,6 +153,5 @@ def digest(text: bytes) -> int:
 def excerpt(text: str, sign: int = 0) -> bytes:
     """Returns a short, printable part of a text on one line: around a sign, or its beginning."""
     shown = text.lstrip()[: 2 * EXCERPT] if sign == 0 else text[max(0, sign - BEFORE) : sign + EXCERPT]
-    shown = "".join(c if c.isprintable() else " " if c in "\n\r\t" else ascii(c)[1:-1] for c in shown)
-    data = " ".join(shown.split())[:EXCERPT].encode()[:EXCERPT_BYTES]
+    data = printable(" ".join(re.split("[ \n\r\t]+", shown)).strip())[:EXCERPT].encode()[:EXCERPT_BYTES]
     return data.decode(errors="ignore").encode()

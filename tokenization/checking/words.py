@@ -1,6 +1,6 @@
 """Words as numbers, and hashes of every run of n words, a batch of documents at a time.
 
-A word is what stands between white space, in small letters. Scripts that put no space between words (Chinese,
+A word is what stands between white space, in lower case. Scripts that put no space between words (Chinese,
 Japanese, Thai, Lao, Burmese, Khmer; Korean, too) give a word for each character.
 
 The hash of a run is a polynomial in the words' hashes, modulo 2^64, from prefix sums: its cost does not depend on n.

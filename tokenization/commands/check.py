@@ -60,7 +60,7 @@ def make_parser() -> ArgumentParser:
         type=float,
         default=0.01,
         metavar="SHARE",
-        help="the share of the documents that a finding may be of with exit code 0 (default: %(default)s)",
+        help="the largest share of documents that a finding may cover with exit code 0 (default: %(default)s)",
     )
     parser.add_argument(
         "--examples", type=int, default=EXAMPLES, metavar="N", help="how many to show of each (default: %(default)s)"
@@ -73,9 +73,10 @@ def make_parser() -> ArgumentParser:
 def run(argv: Sequence[str]) -> int:
     """Prints what is found, and returns the exit code: 1 where it is too much."""
     args = make_parser().parse_args(argv)
-    check(args)
+    texts_read = TextFiles([*args.train, *args.valid])
+    check(args, texts_read)
     if args.json != "-":
-        announce(TextFiles([*args.train, *args.valid]))
+        announce(texts_read)
     processes = args.processes or available_cores()
     settings = Settings(args.span, args.similarity, processes, args.errors, args.text_field, progress=True)
     texts, findings = check_texts(args.train, args.valid, settings)
@@ -93,7 +94,7 @@ def run(argv: Sequence[str]) -> int:
     return 1 if too_many else 0
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace, texts: TextFiles) -> None:
     """Raises InputError for arguments that cannot be followed."""
     check_processes(args.processes)
     for name, least in (("span", 1), ("examples", 0)):
@@ -106,7 +107,7 @@ def check(args: argparse.Namespace) -> None:
     if args.json in (None, "-"):
         return
     path, inputs = Path(args.json), [*args.train, *args.valid]
-    check_file(path, TextFiles(inputs).files, "a report of this command", is_report)
+    check_file(path, texts.files, "a report of this command", is_report)
     if (reader := reads(inputs, path)) is not None:
         raise InputError(f"{path}: would be read as text of {reader} from then on; choose another place or name")
 

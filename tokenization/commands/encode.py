@@ -124,7 +124,7 @@ def encode_into(
     settings = Settings(args.processes, args.errors, args.text_field, progress=True)
     encoding = SetEncoding(tokenizer, texts.files, folder, args.shard_size or SHARD_BYTES, settings)
     if encoding.done:
-        print(f"going on: {len(encoding.done):,} of {len(encoding.shards):,} shards are done", flush=True)
+        print(f"resuming: {len(encoding.done):,} of {len(encoding.shards):,} shards are done", flush=True)
     if encoding.outdated:
         print(f"shards of other inputs or settings, or damaged, made anew: {len(encoding.outdated):,}", flush=True)
     try:

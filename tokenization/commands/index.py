@@ -47,4 +47,4 @@ def check(args: argparse.Namespace) -> None:
         if not args.overwrite:
             raise InputError(f"{path}: exists already; replace it with --overwrite")
     elif (folder / PLAN).exists():
-        raise InputError(f"{folder}: its encoding was interrupted; the same `tokenization encode` command goes on")
+        raise InputError(f"{folder}: its encoding was interrupted; the same `tokenization encode` command resumes it")
