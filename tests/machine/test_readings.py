@@ -102,6 +102,21 @@ def test_a_reading_that_makes_no_sense_is_replaced(cache, monkeypatch, reading):
     assert peak_flops("cpu", "32-true").flops == 1e11
 
 
+def test_a_slow_first_product_is_not_the_peak(monkeypatch):
+    """It starts threads and may compile a kernel: the processor would be taken for one that emulates the dtype."""
+
+    def products(device_type, dtype, size):
+        yield from [3e9] if size == peaks.SMALL else []
+        while True:
+            yield 1e9 * size
+
+    monkeypatch.setattr(peaks, "time_products", products)
+    monkeypatch.setattr(peaks.time, "perf_counter", iter(range(1000)).__next__)
+    best, size, now = measure.__wrapped__("cpu", torch.float32)
+    assert (best, size) == (4096e9, 4096)
+    assert 1e12 < now < 4096e9
+
+
 def test_a_peak_is_measured_where_none_can_be_kept(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     for dtype in (torch.float32, torch.bfloat16):

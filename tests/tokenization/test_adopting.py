@@ -64,7 +64,7 @@ def test_a_file_becomes_what_an_independent_reading_gives(name, small, capsys):
     whose, _, dtype = name.rpartition(" ")
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"theirs: {whose} {np.dtype(dtype).name} ids -> 9 uint16 tokens, 3 documents, 0.0 MB of text"
-    assert out[1] == "written: new/ours.bin and ours.bin.json"
+    assert out[1] == "written: new/ours.bin, ours.bin.json and ours.bin.documents"
     assert Path("new/ours.bin").read_bytes() == struct.pack("<9H", *IDS)
     about = TokenFile.open("new/ours.bin").description
     assert about.tokenizer_sha256 == small.digest

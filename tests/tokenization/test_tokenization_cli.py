@@ -69,7 +69,7 @@ def test_from_text_to_tokens_and_back(capsys):
     assert file.description.tokenizer_sha256 == tokenizer.digest
     out = capsys.readouterr().out
     assert f"21 documents -> {len(file):,} uint16 tokens" in out
-    assert "written: new/data/text.bin and text.bin.json" in out
+    assert "written: new/data/text.bin, text.bin.json and text.bin.documents" in out
 
     assert run("decode new/data/text.bin --tokenizer new/tok") == 0
     assert capsys.readouterr().out == TEXT

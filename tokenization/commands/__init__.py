@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
+from tokenization.document_digests import digests_path
 from tokenization.errors import InputError, did_you_mean
 from tokenization.pretokenization import PATTERNS
 from tokenization.text_files import TextFiles
+from tokenization.token_format import description_path
 
 TEXT_HELP = (
     "files, folders (their .txt, .md, .jsonl, .ndjson and .parquet files), globs or URLs, compressed (.gz, .zst,"
@@ -101,3 +103,10 @@ def announce(texts: TextFiles) -> None:
     """Prints what is read and what is passed over, unless every file was named by itself."""
     if texts.passed_over or texts.second_names or len(texts.files) != texts.num_inputs:
         print(texts.summary(), flush=True)
+
+
+def in_words(token_file: Path) -> str:
+    """Names a token file and the files that stand beside it."""
+    beside = (description_path(token_file), digests_path(token_file))
+    *names, last = [str(token_file), *(path.name for path in beside if path.exists())]
+    return f"{', '.join(names)} and {last}"

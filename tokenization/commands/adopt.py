@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenization.adopting import Vocabulary, adopt
-from tokenization.commands import TOKENIZER_HELP, ArgumentParser, command_parser, output_path
+from tokenization.commands import TOKENIZER_HELP, ArgumentParser, command_parser, in_words, output_path
 from tokenization.document_digests import digests_path
 from tokenization.errors import InputError
 from tokenization.outputs import check_file
@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> None:
     text = f", {about.bytes / 1e6:.1f} MB of text" if vocabulary.tokenizer is not None else ""
     kind = f"{foreign.kind} {foreign.dtype.name} ids"
     print(f"{args.file}: {kind} -> {about.tokens:,} {about.dtype} tokens{documents}{text}")
-    print(f"written: {file.path} and {description_path(file.path).name}")
+    print(f"written: {in_words(file.path)}")
 
 
 def read_vocabulary(args: argparse.Namespace) -> Vocabulary:

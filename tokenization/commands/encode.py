@@ -17,6 +17,7 @@ from tokenization.commands import (
     announce,
     check_processes,
     command_parser,
+    in_words,
     output_name,
 )
 from tokenization.document_digests import digests_path
@@ -88,8 +89,7 @@ def run(argv: Sequence[str]) -> None:
     )
     waited = [f"; {phase} them took {spent:.1f} s more" for phase, spent in report.seconds.items()]
     print(f"computed by {report.path}{''.join(waited)}")
-    beside = INDEX if makes_set else description_path(file.path).name
-    print(f"written: {file.path} and {beside}")
+    print(f"written: {f'{file.path} and {INDEX}' if makes_set else in_words(file.path)}")
 
 
 def size_in_bytes(text: str) -> int:
