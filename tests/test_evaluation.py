@@ -184,6 +184,7 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
         ours.encode_files([tmp_path / f"{name}.txt"], tmp_path / f"{name}.bin", num_processes=1)
     (tmp_path / "unfinished.tokens").mkdir()
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{')
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 Tom")
     for arguments, words in {
         (run, tmp_path / "none.bin"): "no such token file",
         (run, tmp_path / "unfinished.tokens"): "unfinished.tokens: is not a token set: it has no index.json",
@@ -192,8 +193,10 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
         (run, tmp_path / "one.txt"): "one.txt: has one token",
         (run, tmp_path / "none.txt"): "none.txt: no such file, folder or pattern",
         (run, tmp_path / "bad.jsonl"): "bad.jsonl, line 2: is not JSON",
+        (run, tmp_path / "latin.txt"): "latin.txt: not UTF-8 at byte 3 (0xe9); convert the file, or use --errors r",
         (run, tmp_path / "bad.jsonl", "--text-field", "body"): "bad.jsonl, line 1: has no field 'body'",
-        (run, token_data / "valid.bin", "--text-field", "body"): "is a token file, which has no fields",
+        (run, token_data / "valid.bin", "--text-field", "body"): "valid.bin is a token file; leave it out",
+        (run, token_data / "valid.bin", "--errors", "replace"): "valid.bin is a token file; leave it out",
         (run, tmp_path / "ends.txt", "--per-document"): "ends.txt: has no document",
         (run, tmp_path / "ends.bin", "--per-document"): "has no document",
         (tmp_path, token_data / "valid.bin"): "no such checkpoint",
@@ -202,3 +205,4 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
         result = lm("test", *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
         assert words in result.err
+    assert lm("test", run, tmp_path / "latin.txt", "--errors", "replace").code == 0

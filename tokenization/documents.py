@@ -14,17 +14,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tokenization.errors import InputError
+from tokenization.fields import CHATS, FieldError, find_field, json_type, remedy
 from tokenization.packing import kind
 
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
-TEXT_FIELDS = ("text", "content")  # of a record, the first that it has
 BETWEEN = b"\xff"
 BETWEEN_CHARACTER = BETWEEN.decode(errors="surrogateescape")  # the same in a string, where no text has it either
 UNLIST = "`jq -c '.[]'` writes its records, one a line"
 EVERY_LINE = 'every line must be an object like {"text": "..."}'
 
-_JSON_TYPES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _decode_json = json.JSONDecoder().decode
 
@@ -47,18 +46,13 @@ def check_text_field(text_field: str | None, names: Iterable[str]) -> None:
 class RecordReader:
     """Takes the text out of the records of a file.
 
-    text_field: the name of the field; None takes the first of TEXT_FIELDS that a record has. errors: "strict" refuses
-    what is not UTF-8, "replace" puts U+FFFD.
+    text_field: the field of a record that holds its text, see fields.py. errors: "strict" refuses what is not UTF-8,
+    "replace" puts U+FFFD.
     """
 
     file: str
     text_field: str | None = None
     errors: str = "strict"
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The names that the field may have."""
-        return TEXT_FIELDS if self.text_field is None else (self.text_field,)
 
     def json_lines(self, blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
         """Yields the documents of JSON Lines, some at a time. blocks: the file's content, cut anywhere.
@@ -86,16 +80,17 @@ class RecordReader:
                 where = f"{error.msg.removesuffix(' at')} at column {error.colno}"
             raise self.refusal(f"line {number}", f"is not JSON ({where}); {EVERY_LINE}") from None
         if type(record) is not dict:
-            remedy = UNLIST if type(record) is list else EVERY_LINE
-            raise self.refusal(f"line {number}", f"is {json_type(record)} and not an object; {remedy}")
-        name = next((name for name in self.fields if name in record), None)
-        if name is None:
-            raise self.refusal(f"line {number}", self.missing("field", list(record)))
-        text = record[name]
+            todo = UNLIST if type(record) is list else EVERY_LINE
+            raise self.refusal(f"line {number}", f"is {json_type(record)} and not an object; {todo}")
+        try:
+            path, text = find_field(record, self.text_field)
+        except FieldError as error:
+            raise self.refusal(f"line {number}", str(error)) from None
+        name = ".".join(path)
         if type(text) is not str:
             what = f"the field {name!r} is {json_type(text)} and not a string"
-            remedy = "take its text out" if type(text) in (dict, list) else "name another with --text-field"
-            raise self.refusal(f"line {number}", f"{what}; {remedy}")
+            todo = "take its text out" if type(text) in (dict, list) and path[-1] not in CHATS else remedy(path[-1])
+            raise self.refusal(f"line {number}", f"{what}; {todo}")
         try:
             return text.encode()
         except UnicodeEncodeError as error:
@@ -122,17 +117,6 @@ class RecordReader:
     def refusal(self, place: str, message: str) -> InputError:
         """Returns the error for a record at this place of the file."""
         return InputError(f"{self.file}, {place}: {message}")
-
-    def missing(self, what: str, found: list[str]) -> str:
-        """Returns the message where none of the fields is among those found. what: "field" or "column"."""
-        wanted = " or ".join(map(repr, self.fields))
-        listed = ", ".join(map(repr, found[:8])) + (", ..." if len(found) > 8 else "")
-        return f"has no {what} {wanted}, only {listed or 'none'}; name one with --text-field"
-
-
-def json_type(value: object) -> str:
-    """Returns what JSON calls a value, with its article."""
-    return _JSON_TYPES.get(type(value), "a number")
 
 
 def cut_into_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:

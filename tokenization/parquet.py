@@ -10,10 +10,16 @@ from typing import Any
 
 from tokenization.documents import RecordReader
 from tokenization.errors import InputError
+from tokenization.fields import FieldError, Kind, find_field, remedy
 from tokenization.packing import packing
 
 MAGIC = b"PAR1"
 STRINGS = ("string", "large_string", "binary", "large_binary")  # as pyarrow calls them
+ARROW = Kind(
+    "column",
+    lambda kind: {field.name: field.type for field in kind} if hasattr(kind, "get_field_index") else None,
+    lambda kind: f"holds {kind}",
+)
 ROWS_AT_ONCE = 256
 BUFFER_BYTES = 1 << 20  # of a column that are read at once, however large its row group is
 
@@ -45,31 +51,38 @@ class ParquetRows:
 
     def batches(self) -> Iterator[list[bytes]]:
         """Yields the documents, some at a time. Raises InputError, with the row's number, for a row without one."""
-        name = self._column()
+        path = self._path()
+        name = ".".join(path)
         batches = self._file.iter_batches(ROWS_AT_ONCE, columns=[name], use_threads=False)
         while True:
             with self._named_errors():
                 batch = next(batches, None)
             if batch is None:
                 return
-            values = batch.column(0)
+            values = batch.column(batch.schema.names.index(path[0]))
+            for key in path[1:]:
+                values = values.flatten()[values.type.get_field_index(key)]  # null where the whole struct is
             if self._arrow.types.is_dictionary(values.type):
                 values = values.dictionary_decode()
             yield self._texts(name, values.cast(self._arrow.large_binary()).to_pylist())
             self._rows_read += len(batch)
 
-    def _column(self) -> str:
-        """Returns the name of the column. Raises InputError where it is missing or holds no strings."""
+    def _path(self) -> list[str]:
+        """Returns the column of the texts, and the fields of structs that lead to them.
+
+        Raises InputError where there is none, or it holds no strings.
+        """
         schema, types = self._file.schema_arrow, self._arrow.types
-        name = next((name for name in self._reader.fields if name in schema.names), None)
-        if name is None:
-            raise InputError(f"{self._reader.file}: {self._reader.missing('column', schema.names)}")
-        kind = schema.field(schema.names.index(name)).type
+        columns = {name: schema.field(schema.names.index(name)).type for name in schema.names}
+        try:
+            path, kind = find_field(columns, self._reader.text_field, ARROW)
+        except FieldError as error:
+            raise InputError(f"{self._reader.file}: {error}") from None
         strings = kind.value_type if types.is_dictionary(kind) else kind
         if not any(getattr(types, f"is_{name}")(strings) for name in STRINGS):
-            what = f"the column {name!r} holds {kind} and no strings"
-            raise InputError(f"{self._reader.file}: {what}; name another with --text-field")
-        return name
+            what = f"the column {'.'.join(path)!r} holds {kind} and no strings"
+            raise InputError(f"{self._reader.file}: {what}; {remedy(path[-1])}")
+        return path
 
     def _texts(self, name: str, values: list[bytes | None]) -> list[bytes]:
         texts = []

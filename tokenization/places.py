@@ -111,6 +111,22 @@ class RemoteFile(io.RawIOBase):
             self._file.close()
 
 
+def without_file_scheme(name: str) -> str:
+    """Returns the path of this machine that a file:// URL names, and any other name as it is.
+
+    Raises InputError for a file of another host.
+    """
+    scheme, _, rest = name.partition(SEPARATOR)
+    if scheme.lower() != "file":
+        return name
+    from urllib.request import url2pathname
+
+    host, slash, path = rest.partition("/")
+    if host.lower() not in ("", "localhost"):
+        raise InputError(f"{name}: is on the host {host!r}; a file of this machine is file:///PATH, or PATH alone")
+    return url2pathname(slash + path)
+
+
 def is_url(name: str) -> bool:
     """Returns whether a name is a URL, and not a path of this machine."""
     return SEPARATOR in name

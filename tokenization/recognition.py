@@ -7,8 +7,9 @@ import codecs
 import json
 import re
 
-from tokenization.documents import JSON_LINES, TEXT_FIELDS, UNLIST
+from tokenization.documents import JSON_LINES, UNLIST
 from tokenization.errors import InputError
+from tokenization.fields import TEXT_FIELDS
 from tokenization.packing import kind
 from tokenization.places import Place
 
@@ -87,14 +88,21 @@ def check_is_no_record(file: Place, head: bytes) -> None:
 
 
 def is_json_lines(head: bytes) -> bool:
-    """Returns whether the first line is a JSON object with a field for its text, as far as the head shows it."""
+    """Returns whether the first line is a JSON object with a field for text, as far as the head shows it."""
     line, end, _ = head.partition(b"\n")
     if not line.startswith(b"{"):
         return False
     if end:
         try:
-            return any(type(json.loads(line).get(name)) is str for name in TEXT_FIELDS)
+            return has_text(json.loads(line))
         except (ValueError, RecursionError):
             return False
     fields = "|".join(TEXT_FIELDS).encode()
     return re.match(rb'\{\s*"', line) is not None and re.search(rb'"(%b)"\s*:\s*"' % fields, line) is not None
+
+
+def has_text(value: object) -> bool:
+    """Returns whether a value of JSON has a field for text at any depth, as the messages of a chat do."""
+    if isinstance(value, dict):
+        return any(type(value.get(name)) is str for name in TEXT_FIELDS) or any(map(has_text, value.values()))
+    return isinstance(value, list) and any(map(has_text, value))

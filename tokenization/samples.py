@@ -27,12 +27,12 @@ class Sample(NamedTuple):
         return sum(len(text.encode()) for text in self.texts)
 
 
-def beginning(name: str, num_bytes: int, text_field: str | None = None) -> Sample:
+def beginning(name: str, num_bytes: int, errors: str = "strict", text_field: str | None = None) -> Sample:
     """Returns the first characters of a file, folder or glob, about num_bytes of them, read block by block.
 
-    Records are joined by <|endoftext|>. text_field: of a record, see RecordReader.
+    Records are joined by <|endoftext|>. errors, text_field: see Corpus.
     """
-    corpus, blocks, length = Corpus([name], text_field=text_field), [], 0
+    corpus, blocks, length = Corpus([name], errors, text_field=text_field), [], 0
     for block in (block for file in corpus.files for block in corpus.blocks(file)):
         blocks.append(block.replace(BETWEEN_CHARACTER, END_OF_TEXT))
         length += len(block)
@@ -44,14 +44,16 @@ def beginning(name: str, num_bytes: int, text_field: str | None = None) -> Sampl
     return Sample(name, [text], 1)
 
 
-def draw_documents(name: str, count: int, seed: int, text_field: str | None = None, progress: bool = False) -> Sample:
+def draw_documents(
+    name: str, count: int, seed: int, errors: str = "strict", text_field: str | None = None, progress: bool = False
+) -> Sample:
     """Draws documents at random, each with the same probability, in one pass over a file, folder or glob.
 
     They come in the order of the text; all of them where there are no more than `count`. The same seed gives the same
-    ones.
+    ones. errors, text_field: see Corpus.
     """
     source, drawn, found = random.Random(seed), list[tuple[int, str]](), 0
-    corpus = Corpus([name], progress="drawing documents" if progress else "", text_field=text_field)
+    corpus = Corpus([name], errors, "drawing documents" if progress else "", text_field)
     with closing(corpus):
         for number, document in enumerate(documents(corpus)):
             found = number + 1

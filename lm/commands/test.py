@@ -19,7 +19,7 @@ from lm.model.fast_attention import choose_attention
 from lm.model.transformer import TransformerLM
 from lm.strict_json import to_json
 from tokenization import END_OF_TEXT, InputError, Tokenizer
-from tokenization.commands import ArgumentParser, add_text_field
+from tokenization.commands import ArgumentParser, add_text_options
 from tokenization.token_file import TokenFile
 from tokenization.token_format import description_path
 from tokenization.token_index import is_token_set
@@ -46,7 +46,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "file", help="a token file (*.bin, or one with its .json beside it), a token set (*.tokens/), or a text"
     )
-    add_text_field(parser)
+    add_text_options(parser)
     parser.add_argument(
         "--per-document", action="store_true", help="score each document by itself, and then all together"
     )
@@ -64,7 +64,7 @@ def run(argv: list[str]) -> None:
     trained = load(args.run, args.device, finite=False)
     model, tokenizer = trained.model, trained.tokenizer
     speed_up(model, choose_attention(trained.device.type, model.context_length))
-    with token_file(args.file, tokenizer, args.text_field) as file:
+    with token_file(args.file, tokenizer, args.errors, args.text_field) as file:
         check(args.file, file, trained)
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         if args.per_document:
@@ -74,16 +74,17 @@ def run(argv: list[str]) -> None:
 
 
 @contextmanager
-def token_file(name: str, tokenizer: Tokenizer, text_field: str | None) -> Iterator[TokenFile]:
+def token_file(name: str, tokenizer: Tokenizer, errors: str, text_field: str | None) -> Iterator[TokenFile]:
     """Yields the token file of this name, or one that is made of the text of this name and deleted in the end."""
     if name.endswith(".bin") or description_path(name).exists() or is_token_set(name):
-        if text_field is not None:
-            raise InputError(f"--text-field {text_field}: {name} is a token file, which has no fields; leave it out")
+        for option, value in (("text-field", text_field), ("errors", errors if errors != "strict" else None)):
+            if value is not None:
+                raise InputError(f"--{option} {value}: is for texts, and {name} is a token file; leave it out")
         yield TokenFile.open(name)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield tokenizer.encode_files(
-            [name], Path(folder, "text.bin"), 1, progress=sys.stderr.isatty(), text_field=text_field
+            [name], Path(folder, "text.bin"), 1, errors, progress=sys.stderr.isatty(), text_field=text_field
         )
 
 

@@ -11,6 +11,8 @@ import json
 import lzma
 import random
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +26,7 @@ from tokenization.__main__ import main
 from tokenization.bpe import learn_merges
 from tokenization.corpus import Corpus
 from tokenization.encoding import EncodingReport
+from tokenization.fields import CHATS
 from tokenization.native.splitting import scanner_head
 from tokenization.native.text import SpecialTokens
 from tokenization.native.windows import cut_into_windows
@@ -315,6 +318,59 @@ def test_a_damaged_archive_is_named(tmp_path, small, name):
             path.write_bytes(damaged)
             assert re.match(rf": damaged {path.suffix} file \(.+\); copy", refusal(path, small))
         path.unlink()
+
+
+NESTED = [  # a line, the name of its field, its text or the beginning of the refusal
+    ({"a": {"b": "x"}}, "a.b", "x"),
+    ({"a": {"b": {"c": "x", "b": "y"}}}, "a.b.c", "x"),
+    ({"a.b": "x", "a": {"b": "y"}}, "a.b", "x"),
+    ({"a": {"b.c": "x", "b": {"c": "y"}}}, "a.b.c", "x"),
+    ({"a.b": {"c": "x"}, "a": {"b": {"c": "y"}}}, "a.b.c", "x"),
+    ({"text": "no", "a": {"text": "x"}}, "a.text", "x"),
+    ({"": {"": "x"}}, ".", "x"),
+    ({"a": {"c": "x"}}, "a.b", "has no field 'b' in 'a', only 'c'; name one with --text-field"),
+    ({"b": 1}, "a.b", "has no field 'a.b', only 'b'; name one with --text-field"),
+    ({"a": {"b": "x"}}, "a.b.c", "the field 'a.b' is a string and has no 'c'; name another with --text-field"),
+    ({"a": None}, "a.b", "the field 'a' is null and has no 'b'; name another"),
+    ({"a": {"b": {"c": "x"}}}, "a.b", "the field 'a.b' is an object and not a string; take its text out"),
+    ({"messages": [{"role": "user", "content": "x"}]}, None, "has no field 'text' or 'content', only 'messages'; 'mes"),
+    ({"messages": [{"role": "user", "content": "x"}]}, "messages", "the field 'messages' is a list and not a string"),
+    ({"messages": []}, "messages.content", "the field 'messages' is a list and has no 'content'; 'messages' are chats"),
+    ({"a": {"conversations": []}}, "a.conversations", "the field 'a.conversations' is a list and not a string; 'conv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "name", "expected"), NESTED)
+def test_a_dotted_name_leads_through_objects(tmp_path, small, record, name, expected):
+    """In Parquet, too, as far as it can hold the same: the same text, or a refusal."""
+    (tmp_path / "t.jsonl").write_text(json.dumps(record) + "\n")
+    if expected in ("x", "y"):
+        assert "".join(Corpus([tmp_path / "t.jsonl"], text_field=name).blocks(tmp_path / "t.jsonl")) == expected
+    else:
+        assert refusal(tmp_path / "t.jsonl", small, text_field=name).startswith(f", line 1: {expected}")
+    if record.get("") is None and (pyarrow := pytest.importorskip("pyarrow")):
+        from pyarrow import parquet
+
+        path = tmp_path / "t.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist([record]), path)
+        if expected in ("x", "y"):
+            assert "".join(Corpus([path], text_field=name).blocks(path)) == expected
+        else:
+            words = expected.replace("field '", "column '").partition(" is ")[0]
+            assert refusal(path, small, text_field=name).startswith(f": {words}")
+
+
+def test_the_remedy_for_chats_does_what_it_says(tmp_path):
+    """The filter of the message, run by jq, gives a file that is read."""
+    jq = shutil.which("jq") or pytest.skip("needs jq")
+    path = tmp_path / "t.jsonl"
+    for name, key in CHATS.items():
+        path.write_text(json.dumps({name: [{"from": "a", key: "Hi"}, {"from": "b", key: "Ho"}]}) + "\n")
+        with pytest.raises(InputError) as error:
+            list(Corpus([path]).blocks(path))
+        command = re.search("`jq -c '(.+)'`", str(error.value))
+        path.write_bytes(subprocess.check_output([jq, "-c", command[1], path]))
+        assert "".join(Corpus([path]).blocks(path)) == "Hi\nHo"
 
 
 # --- the commands ---

@@ -55,6 +55,25 @@ def test_the_column_is_text_or_content_or_named(tmp_path):
         documents(path)
 
 
+def test_a_field_of_a_struct_is_named_with_a_dot(tmp_path):
+    """A column that contains the dot comes first, though pyarrow selects both by this name; a null struct is named."""
+    texts = [f"row {number}" for number in range(1000)]
+    nested = pyarrow.array([{"id": number, "in": {"text": text}} for number, text in enumerate(texts)])
+    assert documents(write(tmp_path / "t.parquet", nested, name="m"), text_field="m.in.text") == texts
+    both = pyarrow.table({"a": [{"b": "y"}] * 2, "a.b": ["x", "z"]})
+    parquet.write_table(both, tmp_path / "t.parquet")
+    assert documents(tmp_path / "t.parquet", text_field="a.b") == ["x", "z"]
+    null = pyarrow.array([{"text": "x"}, None, {"text": None}])
+    with pytest.raises(InputError, match=r"t\.parquet, row 2: the field 'm\.text' is null and not a string"):
+        documents(write(tmp_path / "t.parquet", null, name="m"), text_field="m.text")
+    with pytest.raises(InputError, match=r"the column 'm' holds struct<text: string>? and no strings"):
+        documents(tmp_path / "t.parquet", text_field="m")
+    lists = write(tmp_path / "t.parquet", [[{"content": "x"}]], name="messages")
+    for name in (None, "messages", "messages.content"):
+        with pytest.raises(InputError, match=r"t\.parquet: .*'messages' are chats, which can be written as text"):
+            documents(lists, text_field=name)
+
+
 @pytest.mark.parametrize("empty", [[], ["", ""]])
 def test_a_file_without_text_is_refused(tmp_path, small, empty):
     path = write(tmp_path / "t.parquet", empty, pyarrow.string())

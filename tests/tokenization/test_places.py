@@ -131,7 +131,8 @@ def text_of(*inputs: str) -> list[str]:
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_at_a_url_is_read_as_the_same_file_beside_us(served, web, memory, name):
     whole = [END_OF_TEXT.join(TEXTS)]
-    urls = [f"{web}/{name}", f"{web}/parts/{name}?download=true#top", f"{memory}/{name}", f"file://{served}/{name}"]
+    urls = [f"{web}/{name}", f"{web}/parts/{name}?download=true#top", f"{memory}/{name}"]
+    urls += [f"{scheme}{served}/{name}" for scheme in ("file://", "file://localhost", "FILE://LocalHost")]
     for url in urls:
         assert text_of(url) == whole
     assert text_of(f"{web}/{name}", f"{memory}/{name}", f"{web}/{name}") == 2 * whole  # each name once
@@ -184,6 +185,14 @@ def test_folders_and_patterns(memory, monkeypatch):
     assert reads([memory, f"{memory}/*"], Path("box/t.bin")) is None
 
 
+def test_a_file_url_is_the_path_that_it_names(tmp_path):
+    """A folder as well, a name with a space, and an output that a later run would read as text."""
+    (tmp_path / "a b.txt").write_text("The cat")
+    for url in (f"file://localhost{tmp_path}", f"file://{tmp_path}/a%20b.txt", f"file://{tmp_path}/*.txt"):
+        assert TextFiles([url]).files == [tmp_path / "a b.txt"]
+        assert (reads([url], tmp_path / "c.txt") is None) == ("%20" in url)
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("pyarrow"), reason="needs pyarrow")
 def test_parquet_is_read_in_parts_where_the_server_has_them(served, web, memory):
     import pyarrow
@@ -215,6 +224,7 @@ def test_whatever_goes_wrong_is_one_line_with_the_url(web, memory, small, tmp_pa
         f"{memory}/none*": "no such file, folder or pattern",
         "memory://nowhere/deep": "no such file, folder or pattern",
         "file:///nowhere/t.txt": "/nowhere/t.txt: no such file, folder or pattern",
+        "file://otherhost/t.txt": "file://otherhost/t.txt: is on the host 'otherhost'; a file of this machine is file:///",
         "nope://bucket/t.txt": "cannot be read (Protocol not known: nope",
     }
     for url, message in wrong.items():

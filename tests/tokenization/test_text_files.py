@@ -251,6 +251,7 @@ RECORDS = {
         "begins with a JSON record, but is not named .jsonl; give it a name that ends",
     ),
     "lines": (b'{ "url": "x", "content" : "' + b"long " * 2000 + b'"}\n', "begins with a JSON record"),
+    "chats.txt": (b'{"messages": [{"role": "user", "content": "Hi"}]}\n', "begins with a JSON record"),
     "c4.gz": (gzip.compress(RECORD), "begins with a JSON record"),
 }
 

@@ -60,21 +60,21 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many to run in parallel (default: one per core); the result does not depend on it",
     )
+    add_text_options(parser)
+
+
+def add_text_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how text is read: where it stands in a record, and what to do where it is not UTF-8."""
     parser.add_argument(
         "--errors",
         choices=("strict", "replace"),
         default="strict",
         help="what to do with bytes that are not UTF-8: stop and say where, or insert U+FFFD (default: strict)",
     )
-    add_text_field(parser)
-
-
-def add_text_field(parser: argparse.ArgumentParser) -> None:
-    """Adds the option that says where the text of a record stands."""
     parser.add_argument(
         "--text-field",
         metavar="NAME",
-        help="the field of a record that holds its text (default: text, or else content)",
+        help="the field of a record that holds its text, such as body or message.content (default: text or content)",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from tokenization.commands import TEXT_HELP, ArgumentParser, add_text_field, command_parser, output_path
+from tokenization.commands import TEXT_HELP, ArgumentParser, add_text_options, command_parser, output_path
 from tokenization.documents import check_text_field
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
@@ -57,7 +57,7 @@ def make_parser() -> ArgumentParser:
     parser = command_parser("compare", HELP)
     parser.add_argument("tokenizers", nargs="+", metavar="DIR", help="folders of tokenizers")
     parser.add_argument("--text", nargs="+", required=True, help=TEXT_HELP)
-    add_text_field(parser)
+    add_text_options(parser)
     parser.add_argument(
         "--megabytes", type=float, metavar="N", help=f"how much of each text to encode (default: {MEGABYTES:g})"
     )
@@ -116,8 +116,8 @@ def check(args: argparse.Namespace) -> None:
 def read_sample(name: str, args: argparse.Namespace) -> Sample:
     """Reads the part of a text that the arguments ask for."""
     if args.documents is not None:
-        return draw_documents(name, args.documents, args.seed or 0, args.text_field, progress=True)
-    return beginning(name, int((args.megabytes or MEGABYTES) * 1e6), args.text_field)
+        return draw_documents(name, args.documents, args.seed or 0, args.errors, args.text_field, progress=True)
+    return beginning(name, int((args.megabytes or MEGABYTES) * 1e6), args.errors, args.text_field)
 
 
 def measure(tokenizer: Tokenizer, sample: Sample, bar: "tqdm[NoReturn]") -> Row:
