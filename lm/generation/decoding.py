@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lm.generation.layouts import choose_layout, lay_out
 from lm.model.attention import scaled_dot_product_attention
+from lm.model.bigram_table import NONE
 from lm.model.layers import SwiGLU, silu
 from lm.model.support import Support
 from lm.model.transformer import NORM_POSITIONS, TransformerBlock, TransformerLM
@@ -36,6 +37,7 @@ SUPPORT = Support(
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
     },
+    numbers=("bigram_rows",),
 )
 
 
@@ -206,8 +208,12 @@ class CachedReader(Reader):
         token_ids = torch.tensor([window[-seq:] for window in self.windows[rows]], device=self.device)
         places = self.places(rows, seq)
         x = self.embeddings[token_ids].to(self.dtype)
+        bigrams = None
+        if self.model.bigrams is not None:
+            before = [[NONE, *window[:-1]][-seq:] for window in self.windows[rows]]
+            bigrams = self.model.bigrams(token_ids, torch.tensor(before, device=self.device)).to(self.dtype)
         for layer in self.layers:
-            x = layer(x, places)
+            x = layer(x if bigrams is None else x + bigrams, places)
         x = x if every else x[:, -1]
         if self.model.ln_final is not None:
             x = self.model.ln_final(x)

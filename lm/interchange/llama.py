@@ -38,6 +38,7 @@ CHOSEN: dict[str, Any] = {  # the settings with which our model is a Llama
     "position_encoding": "rope",
     "feed_forward": "swiglu",
     "qk_norm": False,
+    "bigram_rows": None,
 }
 SUPPORT = Support(
     part="export as a Llama",

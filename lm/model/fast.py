@@ -34,6 +34,7 @@ SUPPORT = Support(
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
     },
+    numbers=("bigram_rows",),
 )
 
 

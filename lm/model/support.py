@@ -25,12 +25,14 @@ class Support:
     """The settings that one part supports.
 
     part: its name in messages. remedy: what to do instead, for the message. options: the supported values of each
-    setting; a setting that is not listed is supported at its default alone.
+    setting; a setting that is not listed is supported at its default alone. numbers: settings of which any value is
+    supported, beside NUMBERS.
     """
 
     part: str
     remedy: str
     options: Mapping[str, tuple[Any, ...]]
+    numbers: tuple[str, ...] = ()
 
     def check(self, model: TransformerLM) -> None:
         """Raises InputError for a setting or a module of the model that the part does not support."""
@@ -38,7 +40,7 @@ class Support:
         for name, value in model.settings.items():
             default = parameters[name].default if name in parameters else None
             supported = self.options.get(name, (default,))
-            if name not in NUMBERS and value not in supported:
+            if name not in NUMBERS and name not in self.numbers and value not in supported:
                 known = " or ".join(map(str, supported))
                 raise InputError(f"{self.part} does not support {name} {value}, only {known}; {self.remedy}")
         for name, kind in foreign_modules(model).items():

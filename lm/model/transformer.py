@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lm.model.attention import MultiHeadSelfAttention, head_width
+from lm.model.bigram_table import BigramTable, tokens_before
 from lm.model.layers import Device, Dtype, Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
 from lm.model.loss import cross_entropy
 from lm.model.positions import RotaryPositionalEmbedding
@@ -110,6 +111,8 @@ class TransformerLM(nn.Module):
         vocab_multiple: embedding and head are padded to a multiple of this many rows, 64 for a GPU.
         tie_embeddings: embedding and head share one weight.
         qk_norm: RMSNorm on each head's queries and keys.
+        bigram_rows: rows of a table of hashed bigrams, whose vectors each block adds to its input; null is no table.
+            No Llama has it, so that such a model cannot be exported.
         device: where the weights are created.
         dtype: of the weights.
 
@@ -135,6 +138,7 @@ class TransformerLM(nn.Module):
         vocab_multiple: int = 1,
         tie_embeddings: bool = False,
         qk_norm: bool = False,
+        bigram_rows: int | None = None,
         device: Device = None,
         dtype: Dtype = None,
     ):
@@ -146,7 +150,8 @@ class TransformerLM(nn.Module):
         d_ff = FEED_FORWARDS[feed_forward].default_d_ff(d_model) if d_ff is None else d_ff
         self.settings = {name: given[name] for name in MODEL_SETTINGS} | {"d_ff": d_ff}
         for name in SIZES:
-            check_size(name, self.settings[name])
+            if self.settings[name] is not None:
+                check_size(name, self.settings[name])
         self.vocab_size, self.context_length = vocab_size, context_length
         self.num_heads, self.d_k = num_heads, head_width(d_model, num_heads)
         num_rows = math.ceil(vocab_size / vocab_multiple) * vocab_multiple
@@ -163,6 +168,8 @@ class TransformerLM(nn.Module):
         self.lm_head = Linear(d_model, num_rows, device, dtype)
         if tie_embeddings:  # Press and Wolf 2017; initialized as lm_head is
             self.token_embeddings.weight = self.lm_head.weight
+        # Last, so that the other weights are drawn as without it.
+        self.bigrams = None if bigram_rows is None else BigramTable(bigram_rows, d_model, device, dtype)
 
     def forward(self, token_ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """Returns the logits of the token after each one: (..., seq) -> (..., seq, vocab_size); seq <= context_length.
@@ -179,7 +186,10 @@ class TransformerLM(nn.Module):
             raise ValueError(f"{seq} tokens do not fit a context_length of {self.context_length}")
         token_positions = torch.arange(seq, device=token_ids.device)
         x: Tensor = self.token_embeddings(token_ids)
+        bigrams = None if self.bigrams is None else self.bigrams(token_ids, tokens_before(token_ids))
         for layer in self.layers:
+            if bigrams is not None:
+                x = x + bigrams
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, token_positions, use_reentrant=False)
             else:

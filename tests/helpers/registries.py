@@ -21,6 +21,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "d_ff": (None, 24),
     "rope_theta": (10000.0, 50.0),
     "vocab_multiple": (1, 32),
+    "bigram_rows": (None, 50),
 }
 NO_SETTINGS = ("device", "dtype")
 

@@ -30,7 +30,7 @@ OWN = [name for name in inspect.signature(LanguageModel).parameters if name != "
 OFFERED = {*OWN, *MODEL_SETTINGS} - {"max_steps"}  # which follows from trainer.max_steps
 NEEDED = {"vocab_size": 40, "context_length": 8, "d_model": 16, "num_layers": 1, "num_heads": 2}
 OTHERS = NEEDED | {"d_ff": 24, "rope_theta": 50.0, "norm_position": "post", "position_encoding": "none"}
-OTHERS |= {"feed_forward": "silu", "vocab_multiple": 16, "tie_embeddings": True, "qk_norm": True}
+OTHERS |= {"feed_forward": "silu", "vocab_multiple": 16, "tie_embeddings": True, "qk_norm": True, "bigram_rows": 40}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def options(lm) -> dict[str, str]:
 
 def test_the_list_of_settings_is_the_signature():
     assert [*PARAMETERS] == [*MODEL_SETTINGS, "device", "dtype"]
-    assert set(SIZES) == set(NEEDED) | {"d_ff", "vocab_multiple"}
+    assert set(SIZES) == set(NEEDED) | {"d_ff", "vocab_multiple", "bigram_rows"}
     assert OTHERS.keys() == set(MODEL_SETTINGS)  # what the tests below give another value
 
 
