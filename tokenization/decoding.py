@@ -2,7 +2,7 @@
 
 import codecs
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from types import ModuleType
 from typing import Any
@@ -21,19 +21,28 @@ class Decoder:
 
     def __init__(self, vocab: Vocabulary, vocab_size: int):
         self._vocab, self._vocab_size = vocab, vocab_size
-        self.native: Any = None  # a native.Decoder, once the kernels are loaded
+        self.native: Any = None  # a native.Decoder; see with_kernels
+        self._make: Callable[[tuple[bytes | None, ...]], Any] | None = None  # makes it, once the kernels are loaded
         # It is looked up faster than a dict, but the ids of a sparse vocabulary go up to 2**32. And Python's search for
         # garbage, which all threads wait for, passes over a tuple of bytes, and not over a list.
         self._tokens = tuple(map(vocab.get, range(min(vocab_size, 2 * len(vocab)))))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"native": None}  # its memory is this process's
+        return self.__dict__ | {"native": None, "_make": None}  # their memory is this process's
 
-    def use(self, native: ModuleType) -> None:
-        """Decodes many ids by the kernels from now on. native: the module with the kernels."""
-        decoder = native.Decoder(self._tokens)
-        if decoder.is_usable:
-            self.native = decoder
+    def use(self, kernels: ModuleType) -> None:
+        """Decodes many ids by the kernels from now on."""
+        self._make = kernels.Decoder
+
+    def with_kernels(self) -> Any:
+        """Returns the native.Decoder, made at the first call; None until the kernels are loaded."""
+        if self.native is None and (make := self._make) is not None:
+            decoder = make(self._tokens)
+            if decoder.is_usable:
+                self.native = decoder
+            else:
+                self._make = None
+        return self.native
 
     def token_bytes(self, token_id: int) -> bytes:
         """Returns the bytes of a token. Raises InputError for an unknown id."""
@@ -44,22 +53,24 @@ class Decoder:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Returns the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""
-        if type(token_ids) is list and self.native is not None:
-            text: str | None = self.native.decode_list(token_ids, True)
+        native = self.native or self.with_kernels()
+        if type(token_ids) is list and native is not None:
+            text: str | None = native.decode_list(token_ids, True)
             if text is not None:
                 return text
         return str(self.decode_bytes(token_ids), "utf-8", "replace")
 
     def decode_bytes(self, token_ids: Iterable[int]) -> bytes | memoryview:
         """Returns the bytes of token ids. Raises InputError for an unknown id."""
+        native = self.native or self.with_kernels()
         if isinstance(token_ids, np.ndarray):
-            if len(token_ids) >= NATIVE_FROM_IDS and self.native and (ids := as_int64(token_ids)) is not None:
-                data: memoryview | None = self.native.decode(ids)
+            if len(token_ids) >= NATIVE_FROM_IDS and native and (ids := as_int64(token_ids)) is not None:
+                data: memoryview | None = native.decode(ids)
                 if data is not None:
                     return data
             token_ids = token_ids.tolist()
         listed = token_ids if isinstance(token_ids, list) else list(token_ids)
-        if self.native and (joined := self.native.decode_list(listed, False)) is not None:
+        if native and (joined := native.decode_list(listed, False)) is not None:
             return bytes(joined)
         if len(listed) <= CHUNK_IDS:
             return self._join(listed)

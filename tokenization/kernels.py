@@ -23,12 +23,12 @@ from typing import NamedTuple
 from tokenization.patterns import parts_of
 
 # Bytes of text from which the kernels save more time than it takes until they are ready:
-LOADED_FROM_BYTES = 100_000  # where this process has loaded them already
+LOADED_FROM_BYTES = 30_000  # where this process has loaded them already
 CACHED_FROM_BYTES = 500_000  # where their machine code lies in the cache
 KERNELS_FROM_BYTES = 4_000_000  # where they must be compiled
 # Characters encoded in plain Python after which a program will encode more, so that the kernels are worth loading:
 BEHIND_FROM_CHARACTERS = 1_000_000
-LOADED_BEHIND_FROM_CHARACTERS = 100_000  # where only a tokenizer's tables must be made
+LOADED_BEHIND_FROM_CHARACTERS = 30_000  # where only a tokenizer's tables must be made
 
 # These have something done before and after each fork. If the thread imported them while a fork waits for it, the fork
 # would do the second without the first.

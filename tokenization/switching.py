@@ -94,3 +94,4 @@ class EncoderSwitch:
         if native := self.choose(KERNELS_FROM_BYTES, self._work).native:
             with step():
                 self.encoder_of(native)
+                self._decoder.with_kernels()

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from tokenization.native.cells import fill_cells, list_byte_pairs, reset_cells
 from tokenization.native.compiling import cache_folder, is_cached, load
 from tokenization.native.counting import add_counts, add_table, count_corpus, count_window, table_of
-from tokenization.native.decoding import Decoder, copy_tokens, decode_listed, decoded_size
+from tokenization.native.decoding import Decoder, copy_tokens, decode_listed, decoded_size, place_tokens
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.given import find_given
 from tokenization.native.learning import learn_merges, make_merges
@@ -44,7 +44,7 @@ __all__ = [
 
 _COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
 _LEARNING = (summarize, fill_cells, reset_cells, add_token, list_byte_pairs, make_merges)
-_DECODING = (decode_listed, decoded_size, copy_tokens)
+_DECODING = (place_tokens, decode_listed, decoded_size, copy_tokens)
 _ENCODING = (first_invalid, last_cut, fill_merges, encode_window, rehash, list_ids, *_DECODING)
 _KERNELS = {
     "training": _COUNTING + _LEARNING,

@@ -18,7 +18,9 @@ METH_FASTCALL = 0x80
 
 # The functions of Python's C API that `call` and objects.py use, with their results and parameters.
 API = {
+    "PyBytes_AsString": (POINTER, [POINTER]),
     "PyBytes_FromStringAndSize": (POINTER, [POINTER, LONG]),
+    "PyBytes_Size": (LONG, [POINTER]),
     "PyErr_BadArgument": (WORD, []),
     "PyErr_Clear": (ir.VoidType(), []),
     "PyErr_Occurred": (POINTER, []),

@@ -1,13 +1,11 @@
 """Decodes ids: the bytes of all tokens stand in one array, and those of the ids are copied one after the other."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from tokenization.native.compiling import built_in_of, compiled
-from tokenization.native.instructions import load64, store64
+from tokenization.native.instructions import copy_bytes, load64, store64
 from tokenization.native.memory import PADDING, Head, address_of
-from tokenization.native.objects import new_bytes, new_number, new_text, number_at
+from tokenization.native.objects import bytes_of, item_at, new_bytes, new_number, new_text, number_at, size_of
 
 (  # fields of a decoder's head
     ENTRIES,  # address of an int64 for each token: where its bytes begin, and their number; -1 where an id is unknown
@@ -27,18 +25,20 @@ UNKNOWN, NO_ROOM = -1, -2
 class Decoder:
     """The bytes of each token as kernels read them. tokens: by id, None where an id is unknown."""
 
-    def __init__(self, tokens: Sequence[bytes | None]) -> None:
-        known = np.fromiter((token is not None for token in tokens), np.bool_, len(tokens))
-        lengths = np.fromiter((len(token or b"") for token in tokens), np.int64, len(tokens))
-        entries = np.where(known, np.cumsum(lengths) - lengths << LENGTH_BITS | lengths, -1)
-        step = 1 << 14  # tokens joined at once: other threads wait for each step, and not for all of them
-        parts = [b"".join(filter(None, tokens[start : start + step])) for start in range(0, len(tokens), step)]
+    def __init__(self, tokens: tuple[bytes | None, ...]) -> None:
+        place = built_in_of(place_tokens)
+        entries = np.empty(len(tokens), np.int64)
+        size = int(place(id(tokens), len(tokens), id(None), address_of(entries), 0))  # type: ignore[call-overload]
+        self.is_usable = size >= 0
+        text = np.zeros(max(size, 0) + PADDING, np.uint8)
+        if self.is_usable:
+            place(id(tokens), len(tokens), id(None), address_of(entries), address_of(text))
         self._head = Head(
             DECODER_FIELDS,
             {
                 ENTRIES: entries,
                 NUM_TOKENS: len(tokens),
-                TOKENS: np.frombuffer(b"".join([*parts, bytes(PADDING)]), np.uint8),
+                TOKENS: text,
                 ERRORS: np.frombuffer(b"replace\0", np.uint8),
                 TEXT: 0,  # each worker has its own
                 ROOM: 0,
@@ -46,7 +46,6 @@ class Decoder:
         )
         self._decode = built_in_of(decode_listed)
         self._idle: list[Head] = []  # of workers; each call takes one out
-        self.is_usable = int(lengths.max(initial=0)) < 1 << LENGTH_BITS
 
     def decode_list(self, token_ids: list[int], as_text: bool) -> str | bytes | None:
         """Returns the text or bytes of ids; None if one of them is unknown, or no whole number."""
@@ -88,6 +87,28 @@ class Decoder:
         text = np.empty(size + 8, np.uint8)
         copy_tokens(ids, count, decoder, address_of(text))
         return text.data[:size]
+
+
+@compiled
+def place_tokens(tokens: int, count: int, none: int, entries: int, text: int) -> object:
+    """Fills the entries of a tuple of bytes and None, and the text unless its address is 0; returns the text's length.
+
+    Or -1, where a token is longer than an entry can say.
+    """
+    place = 0
+    for index in range(count):
+        token = item_at(tokens, index)
+        if token == none:
+            store64(entries + 8 * index, UNKNOWN)
+            continue
+        length = size_of(token)
+        if length >= 1 << LENGTH_BITS:
+            return new_number(-1)
+        if text:
+            copy_bytes(bytes_of(token), text + place, length)
+        store64(entries + 8 * index, place << LENGTH_BITS | length)
+        place += length
+    return new_number(place)
 
 
 @compiled

@@ -91,10 +91,7 @@ class Encoder:
         self._and_between = SpecialTokens({**special_ids, BETWEEN_CHARACTER: self._mark})
         self._has_separator = END_OF_TEXT in special_ids
         self._of_documents = SpecialTokens({BETWEEN_CHARACTER: special_ids.get(END_OF_TEXT, self._mark)})
-        pairs = merge_ids[:, 0] << ID_BITS | merge_ids[:, 1]
-        ranks = np.sort(np.unique(pairs, return_index=True)[1])  # of a merge that is listed twice, the first counts
-        rows = np.column_stack([merge_ids[ranks, :2], ranks, merge_ids[ranks, 2]])
-        bits = max(4, (2 * len(ranks) + 1).bit_length())
+        bits = max(4, (2 * len(merge_ids) + 1).bit_length())
         self._head = Head(
             ENCODER_FIELDS,
             {
@@ -108,11 +105,12 @@ class Encoder:
                 CAPACITY: 0,
             },
         )
-        largest = max(*byte_ids, *special_ids.values(), int(rows[:, 3].max(initial=0)))
+        largest = max(*byte_ids, *special_ids.values(), int(merge_ids[:, 2].max(initial=0)))
         self._mark_is_free = self._mark > largest
-        self._numbers, self._width = numbers_below(largest + 1), dtype.itemsize
+        self._numbers, self._width = address_of(numbers_below(largest + 1)), dtype.itemsize
         self._list: Callable[..., Any] = built_in_of(list_ids)
-        fill_merges(address_of(rows), len(ranks), self._head.address)
+        rows = np.ascontiguousarray(merge_ids, np.int64)
+        fill_merges(address_of(rows), len(rows), self._head.address)
         self.table = SharedTable()
         self._idle: list[Worker] = []  # each call takes one out, and makes one if none is left
 
@@ -140,7 +138,7 @@ class Encoder:
         worker = self._take_worker()
         try:
             _, address, count = worker.encode_text(text, self, self.special_tokens, self.ends_of([text]))
-            return None if count < 0 else self._list(address, count, self._width, id(self._numbers))
+            return None if count < 0 else self._list(address, count, self._width, self._numbers)
         finally:
             self._idle.append(worker)
 
@@ -167,7 +165,7 @@ class Encoder:
                 return None
             ends = [*np.flatnonzero(ids[:count] == self._mark).tolist(), count]
             spans = zip([0, *(end + 1 for end in ends)], ends, strict=False)
-            width, numbers = self._width, id(self._numbers)
+            width, numbers = self._width, self._numbers
             return [self._list(address + width * start, end - start, width, numbers) for start, end in spans]
         finally:
             self._idle.append(worker)

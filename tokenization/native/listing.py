@@ -2,26 +2,39 @@
 
 import functools
 
+import numpy as np
+
 from tokenization.native.compiling import compiled
-from tokenization.native.instructions import load32
-from tokenization.native.objects import new_list, share_item
+from tokenization.native.instructions import load32, load64, store64
+from tokenization.native.objects import new_list, new_number, release, share_item
 
 
 @functools.cache
-def numbers_below(count: int) -> tuple[int, ...]:
-    """Returns the numbers from 0 on, which all lists share."""
-    numbers: list[int] = []
-    for start in range(0, count, 1 << 14):  # other threads wait for each step, and not for all of them
-        numbers += range(start, min(start + (1 << 14), count))
-    return tuple(numbers)  # which Python's search for garbage passes over
+def numbers_below(count: int) -> np.ndarray:
+    """Returns the addresses of the ints from 0 on, int64, shape (count,); 0 for one that no list has had yet.
+
+    Lists share these ints, which live as long as the process.
+    """
+    return np.zeros(count, np.int64)
 
 
 @compiled
 def list_ids(ids: int, count: int, width: int, numbers: int) -> object:
-    """Returns a list of `count` ids of `width` bytes, which are all among the numbers; 2 more bytes can be read."""
+    """Returns a list of `count` ids of `width` bytes, all below the length of `numbers`; 2 more bytes can be read.
+
+    numbers: the address of numbers_below().
+    """
     listed = new_list(count)
     if listed:
         mask = (1 << 8 * width) - 1
         for index in range(count):
-            share_item(numbers, load32(ids + width * index) & mask, listed, index)
+            token_id = load32(ids + width * index) & mask
+            number = load64(numbers + 8 * token_id)
+            if number == 0:
+                number = new_number(token_id)
+                if number == 0:
+                    release(listed)
+                    return 0
+                store64(numbers + 8 * token_id, number)
+            share_item(number, listed, index)
     return listed

@@ -13,6 +13,7 @@ from tokenization.native.instructions import (
     load8,
     load32,
     load64,
+    prefetch,
     shift_right,
     store16,
     store32,
@@ -55,7 +56,7 @@ def find_merge(merges: int, shift: int, left: int, right: int) -> int:
             bucket = merges
         found = equal_above_22(bucket, key)
     slot = load64(bucket + 8 * (trailing_zeros(found) & 7))
-    return (slot & ((1 << RANK_BITS) - 1)) - 1 if found else NO_MERGE
+    return (slot & ((1 << RANK_BITS) - 1)) - 1 & NO_MERGE if found else NO_MERGE  # a free slot looks like key 0
 
 
 @compiled
@@ -71,16 +72,20 @@ def add_merge(merges: int, shift: int, key: int, rank: int) -> None:
 
 @compiled
 def fill_merges(rows: int, count: int, encoder: int) -> None:
-    """Enters `count` rows (left id, right id, rank, merged id) of int64; each pair and each rank occurs once."""
+    """Enters `count` rows (left, right and merged id) of int64, the oldest first; of a pair listed twice, the first."""
     merges, shift, byte_ids = load64(encoder + MERGES), load64(encoder + MERGES_SHIFT), load64(encoder + BYTE_IDS)
-    for row in range(rows, rows + 32 * count, 32):
-        key, rank = load64(row) << ID_BITS | load64(row + 8), load64(row + 16)
-        add_merge(merges, shift, key, rank)
-        store32(load64(encoder + MERGED_IDS) + 4 * rank, load64(row + 24))
+    merged_ids, byte_merges = load64(encoder + MERGED_IDS), load64(encoder + BYTE_MERGES)
+    for rank in range(count):
+        ahead = rows + 24 * min(rank + 16, count - 1)
+        prefetch(home_merge(merges, shift, load64(ahead) << ID_BITS | load64(ahead + 8)))
+        left, right = load64(rows + 24 * rank), load64(rows + 24 * rank + 8)
+        if find_merge(merges, shift, left, right) == NO_MERGE:
+            add_merge(merges, shift, left << ID_BITS | right, rank)
+        store32(merged_ids + 4 * rank, load64(rows + 24 * rank + 16))
     for left in range(256):
         for right in range(256):
             merge = find_merge(merges, shift, load64(byte_ids + 8 * left), load64(byte_ids + 8 * right))
-            store32(load64(encoder + BYTE_MERGES) + 4 * (left << 8 | right), merge)
+            store32(byte_merges + 4 * (left << 8 | right), merge)
 
 
 @compiled

@@ -38,11 +38,34 @@ def number_at(builder: Any, listed: Any, index: Any) -> Any:
 
 
 @instruction
-def share_item(builder: Any, source: Any, place: Any, target: Any, index: Any) -> None:
-    """Puts the object at a place of a tuple, which has it, at an index of a list."""
-    item = _call(builder, "PyTuple_GetItem", source, place)
+def item_at(builder: Any, items: Any, index: Any) -> Any:
+    """Returns the object at an index of a tuple."""
+    return _call(builder, "PyTuple_GetItem", items, index)
+
+
+@instruction
+def bytes_of(builder: Any, item: Any) -> Any:
+    """Returns the address of what a bytes object holds."""
+    return _call(builder, "PyBytes_AsString", item)
+
+
+@instruction
+def size_of(builder: Any, item: Any) -> Any:
+    """Returns how many bytes a bytes object holds."""
+    return _call(builder, "PyBytes_Size", item)
+
+
+@instruction
+def share_item(builder: Any, item: Any, target: Any, index: Any) -> None:
+    """Puts an object that others keep at an index of a list."""
     _call(builder, "Py_IncRef", item)
     _call(builder, "PyList_SetItem", target, index, item)
+
+
+@instruction
+def release(builder: Any, item: Any) -> None:
+    """Gives up an object."""
+    _call(builder, "Py_DecRef", item)
 
 
 @instruction

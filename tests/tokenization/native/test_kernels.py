@@ -129,6 +129,16 @@ def test_ids_beyond_16_bits(tokenizer):
         assert encode(encoder, text) == [token_id + 70000 for token_id in tokenizer.encode_plainly(text)]
 
 
+@pytest.mark.parametrize("merges", [[(b"!", b"!"), (b"!!", b"!!")], [(b"!", b"a"), (b"a", b"!!")], []])
+def test_the_pair_of_ids_0(merges):
+    """As a key it is 0, as a free slot of the table of merges is."""
+    tokens = [b"!", *(bytes([value]) for value in range(256) if value != 33), *map(b"".join, merges)]
+    tokenizer = Tokenizer(dict(enumerate(dict.fromkeys([*tokens, b"!!"]))), merges)
+    for count in (1, 2, 3, 5, 17, 70, 3000):
+        for text in ("!" * count, "!a!!" * count):
+            assert encode(encoder_of(tokenizer), text) == tokenizer.encode_plainly(text)
+
+
 def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
     """Smallest tables: they fill up, grow, and are emptied when they may not grow."""
     monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))

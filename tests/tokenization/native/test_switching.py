@@ -101,7 +101,7 @@ def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("loaded", "cached", "least"), [(True, True, 100_000), (False, True, 500_000), (False, False, 4_000_000)]
+    ("loaded", "cached", "least"), [(True, True, 30_000), (False, True, 500_000), (False, False, 4_000_000)]
 )
 def test_the_text_that_is_worth_waiting_for(monkeypatch, loaded, cached, least):
     monkeypatch.setattr(kernels, "_loaded", {("encoding", GPT2_PATTERN)} if loaded else set())
@@ -150,7 +150,7 @@ def test_a_second_tokenizer_soon_takes_the_kernels_that_are_loaded(tokenizer, mo
     assert kernels.are_loaded(tokenizer.pattern, "encoding")
     monkeypatch.setattr(switching, "load_behind", lambda load: load())
     second = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS)
-    text = "ab " * 20_000
+    text = "ab " * 6_000
     assert second.encode(text) == tokenizer.encode(text)
     assert second.switch.encoder is None
     assert second.encode(text) == tokenizer.encode(text)
