@@ -182,14 +182,15 @@ def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     the larger of the two counts. The activations are accompanied by the logits, a chunk or all, and their gradients.
     """
     model = make_model(settings)
-    state = state_bytes(model, settings.get("optimizer", "adamw"))
+    state = state_bytes(model, settings.get("optimizer", "adamw"), settings.get("ema_decay", 0) > 0)
     tokens = batch_size * settings["context_length"]
     rows = min(tokens, ROWS) if how.fast else tokens
     logits: int = rows * settings["vocab_size"] * ((8 if how.half else 12) if how.fast else 8)
     holes = HOLES_COMPILED if how.compiled else HOLES_HALF if how.half else HOLES_FLOAT32
     kept = sum(kept_bytes(settings, batch_size, how).values()) * holes
     rest = INTERPRETER + (COMPILER if how.compiled else 0)
-    return rest + state["parameters"] + state["optimizer state"] + max(state["gradients"], kept + logits)
+    gradients = state.pop("gradients")
+    return rest + sum(state.values()) + max(gradients, kept + logits)
 
 
 def expected_peak(config: Namespace) -> float:

@@ -179,10 +179,14 @@ def num_moments(model: TransformerLM, optimizer: str = "adamw") -> int:
     return kept[optimizer]
 
 
-def state_bytes(model: TransformerLM, optimizer: str = "adamw") -> dict[str, int]:
-    """Returns the bytes of parameters, gradients and optimizer state, in float32, whatever the batch."""
+def state_bytes(model: TransformerLM, optimizer: str = "adamw", averaged: bool = False) -> dict[str, int]:
+    """Returns the bytes of parameters, gradients and optimizer state, in float32, whatever the batch.
+
+    averaged: count the averaged weights, too.
+    """
     weights = 4 * model.num_parameters()
-    return {"parameters": weights, "gradients": weights, "optimizer state": 4 * num_moments(model, optimizer)}
+    state = {"parameters": weights, "gradients": weights, "optimizer state": 4 * num_moments(model, optimizer)}
+    return state | ({"averaged weights": weights} if averaged else {})
 
 
 def largest_batch(memory: float, fixed: float, per_sequence: float) -> int:

@@ -31,7 +31,7 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
     handout = {part: 4 * count for part, count in costs.handout_activations(model, edition).items()}
     one, two = (activations.kept_bytes(settings, size, how) for size in (1, 2))
     ours = activations.kept_bytes(settings, batch_size, how)
-    state = costs.state_bytes(model, settings["optimizer"])
+    state = costs.state_bytes(model, settings["optimizer"], settings["ema_decay"] > 0)
     per_sequence = sum(two.values()) - sum(one.values())
     fixed = sum(state.values())
     return {

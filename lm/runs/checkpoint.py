@@ -32,7 +32,8 @@ from tokenization.files import writing
 
 # The settings that a checkpoint from before them had.
 OLDER: dict[str, Any] = {**DEFAULTS, **START_SETTINGS, "optimizer": "adamw"}
-STATES = WEIGHTS, MOMENTS = "state_dict", "optimizer_states"
+# With an average, the weights are the averaged ones, and it holds those that training goes on with.
+STATES = WEIGHTS, MOMENTS, AVERAGE = "state_dict", "optimizer_states", "average"
 UNREADABLE = "cannot be read as a checkpoint; it is not one of ours"
 TABLE_BYTES = 1 << 30  # of position tables at most, in the model of a checkpoint from anywhere
 

@@ -225,8 +225,8 @@ def announce_needs(config: Namespace) -> None:
     The kernel kills a process that takes too much without a message.
     """
     expected, available = expected_peak(config), available_memory()
-    state = state_bytes(make_model(vars(config.model)), config.model.optimizer)
-    saved = state["parameters"] + state["optimizer state"]
+    state = state_bytes(make_model(vars(config.model)), config.model.optimizer, config.model.ema_decay > 0)
+    saved = sum(state.values()) - state["gradients"]
     print(
         f"expects to take {expected / 1e9:.2f} GB of memory at its peak (`lm account` itemises it) and"
         f" {saved / 1e6:,.1f} MB of disk per checkpoint"

@@ -15,8 +15,10 @@ from lm.evaluation import metrics
 from lm.model.bigram_start import check_bigram_start
 from lm.model.initialization import start_small
 from lm.model.transformer import TransformerLM
+from lm.optim.averaging import WeightAverage
 from lm.optim.clipping import clip_gradients
 from lm.optim.schedule import DECAY_SHARE, SCHEDULES
+from lm.runs.checkpoint import AVERAGE
 from lm.training.batches import Batch, check_batch
 from lm.training.data import TokenDataModule
 from lm.training.fast_path import install_fast_path
@@ -56,6 +58,8 @@ class LanguageModel(LightningModule):
         gain_rate: the learning rate of the norms' gains, likewise.
         muon_iteration: how Muon orthogonalizes; five steps of jordan's or of polar-express's coefficients.
         cautious_decay: Muon's weight decay acts only where the step, too, pulls a number towards 0.
+        ema_decay: validate and keep an exponential moving average of the weights, of about the last 1 / (1 - ema_decay)
+            steps; training goes on with the weights themselves. 0 averages nothing.
         schedule: the learning rate after the warmup: half a cosine, a straight line, or constant and then a straight
             line (trapezoid).
         decay_share: share of the steps after the warmup in which the trapezoid falls.
@@ -90,6 +94,7 @@ class LanguageModel(LightningModule):
         gain_rate: float = 1.0,
         muon_iteration: Literal["jordan", "polar-express"] = "jordan",
         cautious_decay: bool = False,
+        ema_decay: float = 0.0,
         schedule: Literal["cosine", "linear", "trapezoid"] = "cosine",
         decay_share: float = DECAY_SHARE,
         zero_init: bool = False,
@@ -108,6 +113,7 @@ class LanguageModel(LightningModule):
         start_small(self.model, zero_init, head_init)
         if bigram_init:
             check_bigram_start(self.model, zero_init, head_init)
+        self.average = WeightAverage(self.parameters(), ema_decay)
         self.starts_anew = True  # else its first weights are a checkpoint's
         self.arrangement, self.compile_optimizer = "", False
         self.figures = StepFigures()
@@ -137,6 +143,11 @@ class LanguageModel(LightningModule):
             return
         if self.hparams["bigram_init"] and self.starts_anew and self.trainer.state.fn == "fit":
             begin_with_bigrams(self)
+        if self.hparams["ema_decay"] and self.device_mesh is not None:
+            raise InputError(
+                f"model.ema_decay {self.hparams['ema_decay']} needs whole weights, which trainer.strategy fsdp cuts;"
+                " leave it out"
+            )
         if not self.hparams["fast"]:
             self.arrangement = "plain"
             return
@@ -171,6 +182,12 @@ class LanguageModel(LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         torch.autograd.backward(spread_nonfinite(loss), *args, **kwargs)
+
+    def on_validation_start(self) -> None:
+        self.average.exchange()
+
+    def on_validation_end(self) -> None:  # after the callbacks, so that samples and best.ckpt are the average's too
+        self.average.exchange()
 
     def on_validation_epoch_start(self) -> None:
         self.validation_losses = ValidationLosses()
@@ -230,6 +247,7 @@ class LanguageModel(LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, *args, **kwargs)
+        self.average.update()
         optimizer.zero_grad()  # Lightning keeps the gradients through the next forward pass, where memory peaks
         self.figures.draw(self)
 
@@ -251,7 +269,15 @@ class LanguageModel(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["skipped_steps"] = self.skipped_steps.state_dict()
+        if self.average.steps:  # whoever reads the weights gets those that were validated
+            averaged, trained = self.average.states(self.state_dict(keep_vars=True))
+            checkpoint |= {"state_dict": averaged, AVERAGE: {"steps": self.average.steps, "trained": trained}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if "skipped_steps" in checkpoint:  # imported weights have none
             self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
+        if AVERAGE in checkpoint and has_trainer(self) and self.trainer.state.fn == "fit":
+            if self.average.decay:
+                steps = checkpoint[AVERAGE]["steps"]
+                self.average.load(self.state_dict(keep_vars=True), checkpoint["state_dict"], steps)
+            checkpoint["state_dict"] = checkpoint[AVERAGE]["trained"]
