@@ -111,13 +111,15 @@ class RemoteFile(io.RawIOBase):
             self._file.close()
 
 
-def without_file_scheme(name: str) -> str:
-    """Returns the path of this machine that a file:// URL names, and any other name as it is.
+def normalized(name: str) -> str:
+    """Returns a name as it is looked up: a URL with its scheme in lower case, and the path that a file:// URL names.
 
     Raises InputError for a file of another host.
     """
-    scheme, _, rest = name.partition(SEPARATOR)
-    if scheme.lower() != "file":
+    scheme, separator, rest = name.partition(SEPARATOR)
+    if separator and re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        name = scheme.lower() + separator + rest
+    if not name.startswith("file://"):
         return name
     from urllib.request import url2pathname
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from tokenization.documents import JSON_LINES, PARQUET
 from tokenization.errors import InputError
 from tokenization.packing import kind
-from tokenization.places import Place, Url, find, is_url, without_file_scheme
+from tokenization.places import Place, Url, find, is_url, normalized
 
 TEXT_KINDS = (".txt", ".md", *JSON_LINES, PARQUET)  # in a folder; a file named by itself is read whatever its suffix
 
@@ -32,7 +32,7 @@ class TextFiles:
         self.num_inputs = len(inputs)
         self._names: set[Place] = set()
         self._files: set[tuple[int, int]] = set()  # by inode and device
-        for name in map(without_file_scheme, map(str, inputs)):
+        for name in map(normalized, map(str, inputs)):
             path = Path(name)
             if not name:  # from an unset shell variable; a Path of it would be the current folder
                 raise InputError("the name of a text file is empty; give a file, a folder or a glob")
@@ -161,7 +161,7 @@ def list_briefly(paths: Sequence[Place], at_most: int = 8) -> str:
 
 def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
     """Returns the folder or glob among the inputs that would include a new file of this name, or None."""
-    for name in map(without_file_scheme, map(str, inputs)):
+    for name in map(normalized, map(str, inputs)):
         inside = Path(name).resolve() in path.resolve().parents
         if (Path(name).is_dir() and inside and has_text_name(path) and not is_about_others(path)) or (
             not Path(name).exists() and PurePath(os.path.abspath(path)).match(os.path.abspath(name))

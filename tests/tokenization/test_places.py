@@ -135,7 +135,7 @@ def test_a_file_at_a_url_is_read_as_the_same_file_beside_us(served, web, memory,
     urls += [f"{scheme}{served}/{name}" for scheme in ("file://", "file://localhost", "FILE://LocalHost")]
     for url in urls:
         assert text_of(url) == whole
-    assert text_of(f"{web}/{name}", f"{memory}/{name}", f"{web}/{name}") == 2 * whole  # each name once
+    assert text_of(f"{web}/{name}", f"{memory}/{name}", f"HTTP{web[4:]}/{name}") == 2 * whole  # each name once
 
 
 def test_training_and_encoding(served, web, memory, small, tmp_path):
