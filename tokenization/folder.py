@@ -14,10 +14,13 @@ the other files. Folders without digests are older ones, or another program's:
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tokenization.bpe import Vocabulary
 from tokenization.errors import InputError
 from tokenization.files import write_texts
 from tokenization.formats import (
@@ -25,10 +28,12 @@ from tokenization.formats import (
     TokenizerDefinition,
     bytes_to_text,
     check_merges,
+    parse_vocabulary,
+    read_bytes,
     read_json,
+    read_merge_ids,
     read_merges,
     read_text,
-    read_vocabulary,
     vocabulary_table,
 )
 from tokenization.outputs import check_folder
@@ -42,17 +47,27 @@ SETTINGS, DIGESTS = {"pattern", "special_tokens"}, {"files_sha256", "config_sha2
 NEEDS_CONFIG = f"{MERGES_VERSION} with {CONFIG_FILE}"
 
 
-def write_folder(folder: str | os.PathLike[str], definition: TokenizerDefinition) -> None:
-    """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two."""
-    table = vocabulary_table(definition.vocab, definition.special_tokens)
+def write_folder(
+    folder: str | os.PathLike[str],
+    vocab: Vocabulary,
+    merge_ids: np.ndarray,
+    special_tokens: Sequence[str],
+    pattern: str,
+) -> None:
+    """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two.
+
+    merge_ids: of `Tokenizer`.
+    """
+    table = vocabulary_table(vocab, special_tokens)
+    spelling = {token_id: bytes_to_text(token) for token_id, token in vocab.items()}
     entries = json.dumps(table, ensure_ascii=False, separators=(",\n", ": "))  # with an indent it would be slow
-    lines = [NEEDS_CONFIG, *(f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in definition.merges)]
+    lines = [NEEDS_CONFIG, *(f"{spelling[left]} {spelling[right]}" for left, right in merge_ids[:, :2].tolist())]
     texts = {
         VOCAB_FILE: f"{{\n{entries[1:-1]}\n}}\n",
         MERGES_FILE: "\n".join(lines) + "\n",
     }
     files = {name: sha256(text) for name, text in texts.items()}
-    config = {"pattern": definition.pattern, "special_tokens": list(definition.special_tokens), "files_sha256": files}
+    config = {"pattern": pattern, "special_tokens": list(special_tokens), "files_sha256": files}
     texts = {CONFIG_FILE: config_text(config), **texts}
     try:
         write_texts({Path(folder) / name: text for name, text in texts.items()})
@@ -93,13 +108,18 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
     else:
         check_gpt2_layout(folder, config)
     special_tokens = config.get("special_tokens")
-    vocab = read_vocabulary(folder / VOCAB_FILE, special_tokens or ())
-    merges = read_merges(folder / MERGES_FILE)
+    pattern = config.get("pattern", GPT2_PATTERN)
+    table = read_json(folder / VOCAB_FILE)
+    vocab = parse_vocabulary(folder / VOCAB_FILE, table, special_tokens or ())
     if special_tokens is None:
         special_tokens = [END_OF_TEXT] if END_OF_TEXT.encode() in vocab.values() else []
-    if not has_digests(config):
+    verified = has_digests(config)
+    if verified and (merge_ids := read_merge_ids(folder / MERGES_FILE, table, special_tokens)) is not None:
+        return TokenizerDefinition(vocab, None, special_tokens, pattern, merge_ids)
+    merges = read_merges(folder / MERGES_FILE)
+    if not verified:
         check_merges(folder / VOCAB_FILE, folder / MERGES_FILE, vocab, merges, special_tokens, CONFIG_FILE)
-    return TokenizerDefinition(vocab, merges, special_tokens, config.get("pattern", GPT2_PATTERN))
+    return TokenizerDefinition(vocab, merges, special_tokens, pattern)
 
 
 def has_digests(config: Mapping[str, Any]) -> bool:
@@ -152,7 +172,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(f"{path}: has changed since it was written; put it back, or make the tokenizer again")
     config["config_sha256"] = digest
     for name in (VOCAB_FILE, MERGES_FILE):
-        if sha256(read_text(folder / name)) != config["files_sha256"][name]:
+        if hashlib.sha256(read_bytes(folder / name)).hexdigest() != config["files_sha256"][name]:
             raise InputError(
                 f"{folder / name}: is not the one that {CONFIG_FILE} was written with (its SHA-256 differs);"
                 " put it back, or make the tokenizer again"

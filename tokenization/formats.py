@@ -9,11 +9,14 @@ A special token stands in vocab.json as plain text. Folders with these files are
 import codecs
 import functools
 import json
+import operator
 import os
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
@@ -26,9 +29,10 @@ class TokenizerDefinition(NamedTuple):
     """What makes a tokenizer: the arguments of `Tokenizer`."""
 
     vocab: Vocabulary
-    merges: Merges
+    merges: Merges | None  # None where the ids are given instead
     special_tokens: list[str]
     pattern: str
+    merge_ids: np.ndarray | None = None
 
 
 @functools.cache
@@ -124,21 +128,68 @@ def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
 
 def read_merges(path: str | os.PathLike[str]) -> Merges:
     """Reads a merges.txt: pairs of byte strings, in order of creation."""
-    lines = read_text(path).replace("\r\n", "\n").split("\n")
-    if lines[0].startswith("#version"):  # "# #" is a merge like any other
-        lines[0] = ""
-    outside, tokens = None, {}
-    texts = " ".join(filter(None, lines)).split(" ") if any(lines) else []
-    different = list(dict.fromkeys(texts))
+    lines = read_merge_lines(path)
+    lefts, rights = split_merges(lines)
+    different = list(dict.fromkeys([*lefts, *rights]))
     try:
         tokens = dict(zip(different, texts_to_bytes(different), strict=True))
     except KeyError as error:
-        outside = error.args[0]
-    for number, line in enumerate(lines, start=1):
-        if line and (line.count(" ") != 1 or (outside and outside in line)):
-            raise InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them")
-    merged = list(map(tokens.__getitem__, texts))
-    return list(zip(merged[::2], merged[1::2], strict=True))
+        number, line = next((number, line) for number, line in enumerate(lines, start=1) if error.args[0] in line)
+        raise not_two_tokens(path, number, line) from None
+    return list(zip(map(tokens.__getitem__, lefts), map(tokens.__getitem__, rights), strict=True))
+
+
+def read_merge_ids(
+    path: str | os.PathLike[str], table: Mapping[str, int], special_tokens: Sequence[str]
+) -> np.ndarray | None:
+    """Reads a merges.txt as ids; see `merge_ids_by_text`."""
+    return merge_ids_by_text(*split_merges(read_merge_lines(path)), table, special_tokens)
+
+
+def merge_ids_by_text(
+    lefts: Sequence[str], rights: Sequence[str], table: Mapping[str, int], special_tokens: Sequence[str]
+) -> np.ndarray | None:
+    """Returns what `bpe.find_merge_ids` does, without converting the tokens, which takes several times as long.
+
+    lefts, rights: tokens in the alphabet. table: {token in the alphabet: id}, in which special tokens are plain text.
+    None where only the bytes decide: a token is not in the table, or two are spelt alike.
+    """
+    ids = dict(table)
+    for special in table.keys() & set(special_tokens):
+        spelling = bytes_to_text(special.encode())
+        if spelling != special and spelling in table:
+            return None
+        ids[spelling] = ids.pop(special)
+    id_of = ids.__getitem__
+    try:
+        columns = [list(map(id_of, texts)) for texts in (lefts, rights, map(operator.add, lefts, rights))]
+    except KeyError:
+        return None
+    return np.array(columns, np.int64).T
+
+
+def read_merge_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Returns the lines of a merges.txt, empty where they hold no merge; a merge is two tokens with a space between."""
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    if lines[0].startswith("#version"):  # "# #" is a merge like any other
+        lines[0] = ""
+    if not set(map(str.count, filter(None, lines), repeat(" "))) <= {1}:
+        number, line = next(
+            (number, line) for number, line in enumerate(lines, start=1) if line and line.count(" ") != 1
+        )
+        raise not_two_tokens(path, number, line)
+    return lines
+
+
+def split_merges(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the left and the right tokens of the lines that hold a merge."""
+    texts = " ".join(filter(None, lines)).split(" ") if any(lines) else []
+    return texts[::2], texts[1::2]
+
+
+def not_two_tokens(path: str | os.PathLike[str], number: int, line: str) -> InputError:
+    """Returns the error for a line of a merges.txt."""
+    return InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them")
 
 
 def check_merges(
@@ -180,15 +231,21 @@ def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[s
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """Reads a tokenizer's file as UTF-8. Raises InputError where that fails."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; it is not a tokenizer's file") from None
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Reads a tokenizer's file. Raises InputError where that fails."""
     path = Path(path)
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # reading it may never end
             raise InputError(f"{path}: cannot be read (it is a pipe or a device); copy it to a file")
-        return path.read_bytes().decode()
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); train a tokenizer or name its folder") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; it is not a tokenizer's file") from None
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,7 @@ class Table(NamedTuple):
     merge_ids: np.ndarray  # int64, shape (merges, 3)
     special_tokens: list[str]
     pattern: str
-    digest: str
+    digest: str | None  # the tokenizer's, once it was asked for
 
 
 def key_of(files: list[Path]) -> str | None:
@@ -82,6 +82,17 @@ def write_table(key: str, table: Table) -> None:
             return
 
 
+def add_digest(key: str, table: Table) -> None:
+    """Adds the digest of a tokenizer to the table that is kept by a key, if that one is otherwise the same.
+
+    A tokenizer that was changed since it was loaded must not stand for its folder.
+    """
+    kept = read_table(key)
+    same_merges = kept and np.array_equal(kept.merge_ids, table.merge_ids)
+    if kept and same_merges and (kept.vocab, kept[2:4]) == (table.vocab, table[2:4]):
+        write_table(key, kept._replace(digest=table.digest))
+
+
 def paths(key: str) -> Iterator[Path]:
     """Yields where a table may be, the best place first."""
     for place in places(Path(__file__).parent):
@@ -98,7 +109,7 @@ def delete_oldest(folder: Path) -> None:
 def pack(table: Table) -> bytes:
     """Writes a table as bytes: a line of JSON; ids, lengths and merges as uint32; the bytes of all tokens."""
     vocab, merge_ids, special_tokens, pattern, digest = table
-    head = {"tokens": len(vocab), "merges": len(merge_ids), "digest": digest}
+    head: dict[str, Any] = {"tokens": len(vocab), "merges": len(merge_ids), "digest": digest}
     head |= {"special_tokens": special_tokens, "pattern": pattern}
     ids, lengths = np.fromiter(vocab, np.uint32), np.fromiter(map(len, vocab.values()), np.uint32)
     numbers = np.concatenate([ids, lengths, merge_ids.astype(np.uint32).ravel()])

@@ -24,7 +24,7 @@ from tokenization.bpe import Merges, Ranks, Vocabulary, find_merge_ids, merge_by
 from tokenization.decoding import Decoder
 from tokenization.errors import InputError
 from tokenization.folder import read_folder, tokenizer_files, write_folder
-from tokenization.kept_tables import Table, key_of, read_table, write_table
+from tokenization.kept_tables import Table, add_digest, key_of, read_table, write_table
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -81,6 +81,7 @@ class Tokenizer:
         self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
         self._merge_ids = find_merge_ids(merges or [], ids) if merge_ids is None else merge_ids
         self._cache: dict[str, list[int]] = {}
+        self._table_key: str | None = None  # of a folder whose tables may be kept
         self.switch = EncoderSwitch(
             pattern,
             self.vocab_size,
@@ -129,17 +130,22 @@ class Tokenizer:
         key = key_of(files)
         if key and (kept := read_table(key)):
             tokenizer = cls(kept.vocab, None, kept.special_tokens, kept.pattern, kept.merge_ids)
-            tokenizer.digest = kept.digest
+            if kept.digest:
+                tokenizer.digest = kept.digest
+            tokenizer._table_key = key
             return tokenizer
         tokenizer = cls(*read_folder(folder))
         if key and key == key_of(files):
-            vocab, merge_ids, special_tokens = tokenizer.vocab, tokenizer._merge_ids, tokenizer.special_tokens
-            write_table(key, Table(vocab, merge_ids, special_tokens, tokenizer.pattern, tokenizer.digest))
+            tokenizer._table_key = key
+            write_table(key, tokenizer._table(None))
         return tokenizer
+
+    def _table(self, digest: str | None) -> Table:
+        return Table(self.vocab, self._merge_ids, self.special_tokens, self.pattern, digest)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes vocab.json, merges.txt and tokenizer_config.json into a folder; all of them or none."""
-        write_folder(folder, formats.TokenizerDefinition(self.vocab, self.merges, self.special_tokens, self.pattern))
+        write_folder(folder, self.vocab, self._merge_ids, self.special_tokens, self.pattern)
 
     @cached_property
     def merges(self) -> Merges:
@@ -155,10 +161,13 @@ class Tokenizer:
     @functools.cached_property
     def digest(self) -> str:
         """The SHA-256 of everything that decides the ids, which token files and runs record."""
-        vocab = sorted((token_id, token.hex()) for token_id, token in self.vocab.items())
-        merges = [(left.hex(), right.hex()) for left, right in self.merges]
-        content = json.dumps([vocab, merges, sorted(self.special_tokens), self.pattern])
-        return hashlib.sha256(content.encode()).hexdigest()
+        vocab = {token_id: token.hex() for token_id, token in self.vocab.items()}
+        merges = [(vocab[left], vocab[right]) for left, right in self._merge_ids[:, :2].tolist()]
+        content = json.dumps([sorted(vocab.items()), merges, sorted(self.special_tokens), self.pattern])
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        if self._table_key:
+            add_digest(self._table_key, self._table(digest))
+        return digest
 
     @property
     def end_of_text_id(self) -> int | None:

@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any
 
 from tokenization.errors import InputError
-from tokenization.formats import TokenizerDefinition, parse_vocabulary, read_json, text_to_bytes
+from tokenization.formats import TokenizerDefinition, merge_ids_by_text, parse_vocabulary, read_json, text_to_bytes
 from tokenization.oniguruma import from_oniguruma, to_oniguruma
 from tokenization.pretokenization import GPT2_PATTERN, PATTERNS
 
@@ -75,10 +75,15 @@ def parse_tokenizer_json(path: str | os.PathLike[str], content: dict[str, Any]) 
     for text, token_id in special_tokens.items():
         if model["vocab"].get(text, token_id) != token_id:
             raise InputError(f"{path}: {text!r} has the ids {token_id} and {model['vocab'][text]}; it is damaged")
-    vocab = parse_vocabulary(path, model["vocab"] | special_tokens, list(special_tokens))
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    merges = [(text_to_bytes(left), text_to_bytes(right)) for left, right in pairs]
-    return TokenizerDefinition(vocab, merges, list(special_tokens), split_pattern(path, content["pre_tokenizer"]))
+    table = model["vocab"] | special_tokens
+    vocab = parse_vocabulary(path, table, list(special_tokens))
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    lefts, rights = [left for left, _ in pairs], [right for _, right in pairs]
+    merge_ids, merges = merge_ids_by_text(lefts, rights, table, list(special_tokens)), None
+    if merge_ids is None:
+        merges = list(zip(map(text_to_bytes, lefts), map(text_to_bytes, rights), strict=True))
+    pattern = split_pattern(path, content["pre_tokenizer"])
+    return TokenizerDefinition(vocab, merges, list(special_tokens), pattern, merge_ids)
 
 
 def refuse_other_keys(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from tokenization import END_OF_TEXT, InputError, Tokenizer
+from tokenization import END_OF_TEXT, InputError, Tokenizer, formats
+from tokenization.bpe import find_merge_ids
 from tokenization.folder import is_verified
 from tokenization.interchange import export_huggingface
 from tokenization.pretokenization import CL100K_PATTERN, GPT2_PATTERN
@@ -224,3 +225,24 @@ def test_ids_that_no_token_file_holds_are_refused(token_id, foreign):
     (foreign / "vocab.json").write_text(json.dumps(table | {END_OF_TEXT: 0.125}).replace("0.125", token_id))
     with pytest.raises(InputError, match=r"vocab\.json: (token '<.endoftext.>' has id|cannot be read)"):
         Tokenizer.load(foreign)
+
+
+SPELLINGS = {  # tokens beside the single bytes, the special ones, merges, and whether their spelling is enough
+    "ordinary": (["\u0120t", "\u0120th"], [], ["\u0120 t", "\u0120t h"], True),
+    "a special token that a merge makes": (["th", "Ã©", "éé"], ["th", "éé"], ["t h", "Ã ©", "Ã© Ã©"], True),
+    "a special token beside its bytes": (["Ã©", "Ã©Ã©", "éé"], ["éé"], ["Ã ©"], False),
+    "a special token like the spelling of another": (["\u0120t"], ["\u0120t"], ["\u0120 t"], False),
+    "no id": ([], [], ["t h"], False),
+}
+
+
+@pytest.mark.parametrize("kind", SPELLINGS)
+def test_merges_are_found_by_their_spelling_as_by_their_bytes(kind):
+    tokens, special_tokens, lines, enough = SPELLINGS[kind]
+    table = {text: number for number, text in enumerate([*formats.byte_values(), *tokens])}
+    found = formats.merge_ids_by_text(*formats.split_merges(lines), table, special_tokens)
+    assert (found is not None) == enough
+    if found is not None:
+        ids = {token: token_id for token_id, token in formats.parse_vocabulary("", table, special_tokens).items()}
+        merges = [tuple(map(formats.text_to_bytes, line.split(" "))) for line in lines]
+        assert found.tolist() == find_merge_ids(merges, ids).tolist()

@@ -86,6 +86,15 @@ def test_a_damaged_table_is_no_table_and_is_replaced(folder, cache, monkeypatch)
         assert path.read_bytes() == whole
 
 
+def test_the_digest_is_kept_once_it_was_asked_for(folder, cache, monkeypatch):
+    """Of the folder's own tokenizer alone, and not of one that was changed after it was loaded."""
+    changed = Tokenizer.load(folder)
+    changed.special_tokens = [END_OF_TEXT]
+    assert changed.digest != Tokenizer.load(folder).digest
+    kept = load_kept(folder, monkeypatch)
+    assert kept.__dict__["digest"] == Tokenizer(kept.vocab, kept.merges, kept.special_tokens, kept.pattern).digest
+
+
 def test_files_that_change_while_they_are_read_are_not_kept(folder, cache, monkeypatch):
     read_folder = tokenizer_module.read_folder
 
