@@ -27,6 +27,11 @@ def gather_mixed_windows(tokens: Sequence[Tokens], starts: np.ndarray, context_l
     windows = np.empty((len(starts), context_length + 1), np.int64)
     for row, of_row, start in zip(windows, tokens, starts.tolist(), strict=True):
         row[:] = of_row[start : start + context_length + 1]
+    return to_batch(windows)
+
+
+def to_batch(windows: np.ndarray) -> Batch:
+    """Returns inputs and targets from windows, (n, context_length + 1), int64."""
     windows_tensor = torch.from_numpy(windows)
     # Contiguous: a strided tensor reaches a GPU through memory that is not pinned, and that blocks.
     return windows_tensor[:, :-1].contiguous(), windows_tensor[:, 1:].contiguous()

@@ -1,35 +1,27 @@
 """Makes batches from token files, each a pure function of its number:
 
     training    batch i = batch_size windows of context_length + 1 tokens, at offsets drawn from (seed, i); with
-                several sources (mixture.py), each from one that is drawn by its weight
+                several sources (mixture.py), each from one that is drawn by its weight; or the next windows of the
+                documents in a new order each pass (document_stream.py)
     validation  batch i = the next batch_size adjacent windows, from the beginning of the file
 
 So a run has a length, a resumed run needs only its step to continue with the same batches, and every validation sees
 the same tokens, on any number of devices: they take turns, in training and in validation.
 """
 
-import signal
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Subset
 
-from lm.machine.signals import SIGNALS, SYNONYMS
 from lm.training.batches import Batch
+from lm.training.document_stream import DocumentStream
+from lm.training.loaders import make_loader
 from lm.training.mixture import Drawn, Mixture, compare_shares, read_sources, sources_of
-from lm.training.windows import MixedWindows, RandomWindows, SequentialWindows
-from tokenization import InputError, TokenFile, Tokenizer
-
-
-class InOrder(DistributedSampler[int]):
-    """DistributedSampler in order, and without its list of all batches, which may be very long."""
-
-    def __iter__(self) -> Iterator[int]:
-        batches = len(self.dataset)  # type: ignore[arg-type]
-        return (number % batches for number in range(self.rank, self.total_size, self.num_replicas))
+from lm.training.windows import DocumentWindows, MixedWindows, RandomWindows, SequentialWindows
+from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer
 
 
 class TokenDataModule(LightningDataModule):
@@ -44,6 +36,8 @@ class TokenDataModule(LightningDataModule):
         vocab_size: the model's; every token id must be below it.
         batch_size: windows per batch, on each device.
         seed: decides which windows are drawn.
+        windows: at random places, or of the documents one after another, in a new order each pass, so that a pass sees
+            every token once.
         num_workers: processes that load batches; 0 is fastest unless the disk is slow.
     """
 
@@ -56,14 +50,22 @@ class TokenDataModule(LightningDataModule):
         vocab_size: int,
         batch_size: int = 32,
         seed: int = 0,
+        windows: Literal["random", "documents"] = "random",
         num_workers: int = 0,
     ):
         super().__init__()
+        if windows not in ("random", "documents"):
+            raise ValueError(f"windows is {windows!r}; it can be random, documents")
         if batch_size < 1 or num_workers < 0 or seed < 0:
             raise ValueError(
                 f"batch_size {batch_size} must be at least 1, num_workers {num_workers} and seed {seed} at least 0"
             )
         self.sources = read_sources(train_path)
+        if windows == "documents" and len(self.sources) > 1:
+            raise ValueError(
+                f"windows documents reads one source, and data.train_path names {len(self.sources)}; take random, or"
+                " encode the texts into one token set"
+            )
         names = ", ".join(source.path for source in self.sources)
         self.train_name = names if len(self.sources) == 1 else f"data.train_path: {names}"
         self.val_path = val_path
@@ -72,10 +74,12 @@ class TokenDataModule(LightningDataModule):
         self.vocab_size = vocab_size
         self.batch_size = batch_size
         self.seed = seed
+        self.by_documents = windows == "documents"
         self.num_workers = num_workers
         self.files: dict[str, TokenFile] = {}  # "fit" if there is one source, and "validate"
         self.mixture: Mixture | None = None  # of several sources
         self.drawn: Drawn | None = None
+        self.stream: DocumentStream | None = None  # with windows of documents
         self.num_val_batches = 0  # on all devices together
 
     def setup(self, stage: str) -> None:
@@ -102,9 +106,18 @@ class TokenDataModule(LightningDataModule):
             )
         if len(files) == 1:
             self.files["fit"] = files[0]
+            self.stream = self._make_stream(files[0]) if self.by_documents else None
         else:
             self.mixture = Mixture(self.sources, files)
             self.drawn = Drawn(self.mixture, self.seed, self.batch_size)
+
+    def _make_stream(self, file: TokenFile) -> DocumentStream:
+        end_id = self.tokenizer.end_of_text_id
+        if end_id is None:
+            raise InputError(
+                f"{self.tokenizer_path}: has no {END_OF_TEXT}, by which data.windows documents finds them; take random"
+            )
+        return DocumentStream(file.tokens, end_id, self.context_length, self.seed)
 
     def _open(self, path: str) -> TokenFile:
         """Opens a token file, and checks that it fits the tokenizer and the context."""
@@ -147,9 +160,12 @@ class TokenDataModule(LightningDataModule):
         # The dataset keeps its full length after a resume: Lightning counts the earlier batches too.
         num_batches = self.trainer.max_steps * batches_per_step
         self.source_figures()  # counting begins here
-        return self._loader(self._windows(num_batches, first_batch=self.trainer.global_step * batches_per_step))
+        windows = self._windows(num_batches, first_batch=self.trainer.global_step * batches_per_step)
+        return make_loader(windows, self.trainer, self.num_workers)
 
-    def _windows(self, num_batches: int, first_batch: int) -> RandomWindows | MixedWindows:
+    def _windows(self, num_batches: int, first_batch: int) -> RandomWindows | MixedWindows | DocumentWindows:
+        if self.stream is not None:
+            return DocumentWindows(self.stream, self.batch_size, num_batches, first_batch)
         how = (self.context_length, self.batch_size, self.seed, num_batches, first_batch)
         if self.mixture is not None:
             return MixedWindows(self.mixture, *how)
@@ -210,21 +226,7 @@ class TokenDataModule(LightningDataModule):
             )
         self.num_val_batches = min(wanted, len(windows))
         self.trainer.limit_val_batches = self.num_val_batches  # Lightning would take a share of each device's batches
-        return self._loader(Subset(windows, range(self.num_val_batches)))
-
-    def _loader(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
-        assert self.trainer is not None
-        # Without a sampler Lightning adds one that shuffles. All devices run equally many batches, as they wait for
-        # each other: if batches run out, some devices repeat an early one, which the module does not count.
-        sampler = InOrder(dataset, num_replicas=self.trainer.world_size, rank=self.trainer.global_rank, shuffle=False)
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",  # lets copies overlap with computation
-            worker_init_fn=ignore_signals,
-        )
+        return make_loader(Subset(windows, range(self.num_val_batches)), self.trainer, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint records of its data."""
@@ -270,9 +272,3 @@ class TokenDataModule(LightningDataModule):
             if old[name] != new[name]:
                 changes.append(f"data.{name}: {old[name]} -> {new[name]}")
         return changes
-
-
-def ignore_signals(worker: int) -> None:
-    """Makes a worker ignore the signals that end a run: the run saves first, and then ends its workers."""
-    for signum in (*SIGNALS, *SYNONYMS):
-        signal.signal(signum, signal.SIG_IGN)

@@ -1,10 +1,11 @@
-"""Windows of token files as batches, which follow from their numbers alone: random ones of one file or of several, and
-all of a file, one after another."""
+"""Windows of token files as batches, which follow from their numbers alone: random ones of a file or of several, those
+of documents in a new order each pass, and all of a file, one after another."""
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from lm.training.batches import Batch, gather_mixed_windows, gather_windows
+from lm.training.batches import Batch, gather_mixed_windows, gather_windows, to_batch
+from lm.training.document_stream import DocumentStream
 from lm.training.mixture import Mixture
 from tokenization.token_set import Tokens
 
@@ -40,6 +41,21 @@ class RandomWindows(Dataset[Batch]):
         num_starts = len(self.tokens) - self.context_length
         starts = random_starts(self.seed, self.first_batch + index, self.batch_size, num_starts)
         return gather_windows(self.tokens, starts, self.context_length)
+
+
+class DocumentWindows(Dataset[Batch]):
+    """A dataset of num_batches batches of a stream's windows in their order; item i is batch number first_batch + i."""
+
+    def __init__(self, stream: DocumentStream, batch_size: int, num_batches: int, first_batch: int = 0):
+        self.stream, self.batch_size = stream, batch_size
+        self.num_batches, self.first_batch = num_batches, first_batch
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, index: int) -> Batch:
+        first = (self.first_batch + index) * self.batch_size
+        return to_batch(self.stream.read(np.arange(first, first + self.batch_size)))
 
 
 class SequentialWindows(Dataset[Batch]):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from lm.training.data import InOrder, TokenDataModule
+from lm.training.data import TokenDataModule
+from lm.training.loaders import InOrder
 from lm.training.windows import RandomWindows, SequentialWindows, random_starts
 from tokenization import InputError, TokenFile, Tokenizer
 from tokenization.token_file import TokenFileWriter
