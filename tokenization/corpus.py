@@ -112,8 +112,12 @@ class Corpus:
         files = [file for file in self.files if isinstance(file, Url) or file.is_file()]
         unknown = [file for file in files if packing(file.name) or (isinstance(file, Url) and not file.size)]
         size = self.file_bytes - sum(map(size_of, unknown))
-        size += sum(decompressed_size(file) for file in files if kind(file.name) == PARQUET)
+        for file in files:
+            if size < enough and kind(file.name) == PARQUET:
+                size += decompressed_size(file)
         for file in unknown:
+            if size >= enough:
+                break
             with suppress(OSError, InputError, *DAMAGED), file.open("rb") as raw:
                 stream = unpack(file.name, raw)
                 while size < enough and (count := len(stream.read(BLOCK_BYTES))):

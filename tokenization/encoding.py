@@ -62,17 +62,19 @@ def encode_files(
     report: EncodingReport | None = None,
     text_field: str | None = None,
     followed: bool = False,
+    text_bytes: int | None = None,
 ) -> TokenFile:
     """Encodes text files into one token file; see `Tokenizer.encode_files`.
 
     progress: the title of the progress bar; none is shown for an empty one. followed: whether other files follow in
-    another token file, so that a separator closes the last document, too.
+    another token file, so that a separator closes the last document, too. text_bytes: how much text there is, with that
+    of other token files, which decides whether the kernels are worth loading; None is that of these files.
     """
     corpus = Corpus(inputs, errors, progress, text_field)
     check_text_field(text_field, (file.name for file in corpus.files))
     for path in (Path(output), description_path(output), digests_path(output)):
         refuse_input(path, corpus.files)
-    choice = tokenizer.switch.choose(corpus.text_bytes(KERNELS_FROM_BYTES))
+    choice = tokenizer.switch.choose(corpus.text_bytes(KERNELS_FROM_BYTES) if text_bytes is None else text_bytes)
     if report is not None:
         report.path = choice.reason
         if choice.native:

@@ -20,6 +20,7 @@ from tokenization.packing import kind
 SEPARATOR = "://"
 SILENT_SECONDS = 60  # that a server may take for the next bytes; there is no limit for a file as a whole
 BUFFER_BYTES = 1 << 20
+VERSIONS = ("ETag", "etag", "md5Hash", "oid", "LastModified", "Last-Modified", "last_modified", "mtime", "created")
 NEED_ANY_PLACE = (".parquet",)  # kinds that are not read from the beginning to the end
 
 
@@ -53,11 +54,21 @@ class Url(os.PathLike[str]):
         return PurePosixPath(self.name).suffix
 
     @cached_property
-    def size(self) -> int:
-        """The size in bytes; 0 where the server does not tell."""
+    def _about(self) -> dict[str, Any]:
+        """What the server says of the file."""
         with named_errors(self._url):
             files, path = file_system(self._url)
-            return int(files.info(path).get("size") or 0)
+            return dict(files.info(path))
+
+    @property
+    def size(self) -> int:
+        """The size in bytes; 0 where the server does not tell."""
+        return int(self._about.get("size") or 0)
+
+    @property
+    def version(self) -> str:
+        """What the server says to tell the file's versions apart: a digest, or when it changed; "" where nothing."""
+        return next((str(self._about[name]) for name in VERSIONS if self._about.get(name)), "")
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """Opens the file for reading bytes."""
@@ -142,6 +153,11 @@ def is_web_address(url: str) -> bool:
 def size_of(place: Place) -> int:
     """Returns the size in bytes; 0 where it is not known, as of a pipe."""
     return place.size if isinstance(place, Url) else place.stat().st_size
+
+
+def version_of(place: Place) -> int | str:
+    """Returns what changes with the file: of a path its time of change in nanoseconds, of a URL see Url.version."""
+    return place.version if isinstance(place, Url) else place.stat().st_mtime_ns
 
 
 def file_system(url: str) -> tuple[Any, str]:

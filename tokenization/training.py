@@ -82,6 +82,26 @@ def train_bpe(
     Returns (vocab, merges), with fewer tokens than requested when the text has no more pairs. Raises InputError for
     bad arguments and unreadable or empty text. Memory grows with the number of different pre-tokens.
     """
+    check_arguments(vocab_size, special_tokens, pattern, ties)
+    report = report if report is not None else TrainingReport()
+    inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
+    corpus = Corpus(inputs, errors, "counting" if progress else "", text_field)
+    check_text_field(text_field, (file.name for file in corpus.files))
+    size = corpus.text_bytes(KERNELS_FROM_BYTES)
+    counts, native = count_files(corpus, special_tokens, pattern, num_processes, report, size)
+    if not report.pretokens:
+        raise InputError(f"{corpus.name}: no text to learn from; the input is empty")
+    if not native and not have_kernels(pattern):  # which may merge nevertheless
+        choice = kernels_for(pattern, report.text_bytes, "merging")
+        if native := choice.native:
+            report.path = "plain Python for the pattern, which the kernels do not know; compiled kernels for the merges"
+            report.seconds[choice.phase] = choice.seconds
+            counts = native.table_of(counts)
+    return learn(counts, native, vocab_size, special_tokens, ties, progress, report)
+
+
+def check_arguments(vocab_size: int, special_tokens: Sequence[str], pattern: str, ties: str) -> None:
+    """Raises InputError for arguments that no training can follow; see train_bpe."""
     smallest = len(initial_vocabulary(special_tokens))
     if vocab_size < smallest:
         raise InputError(
@@ -90,30 +110,47 @@ def train_bpe(
     check_pattern(pattern)
     if ties not in TIES:
         raise InputError(f"ties is {ties!r}; it must be {' or '.join(TIES)}")
-    report = report if report is not None else TrainingReport()
-    inputs = [input_path] if isinstance(input_path, (str, os.PathLike)) else list(input_path)
-    corpus = Corpus(inputs, errors, "counting" if progress else "", text_field)
-    check_text_field(text_field, (file.name for file in corpus.files))
-    choice = kernels_for(pattern, corpus.text_bytes(KERNELS_FROM_BYTES), "training")
+
+
+def count_files(
+    corpus: Corpus,
+    special_tokens: Sequence[str],
+    pattern: str,
+    num_processes: int | None,
+    report: TrainingReport,
+    text_bytes: int,
+) -> tuple[Any, ModuleType | None]:
+    """Counts the pre-tokens of all the files; fills in the report.
+
+    text_bytes: how much text there is, which decides whether the kernels are worth loading. Returns a native.Table
+    and the module with the kernels, or a Counter and None.
+    """
+    choice = kernels_for(pattern, text_bytes, "training")
     report.path = choice.reason
     processes = num_processes or available_cores()
-    if choice.native:
-        report.seconds[choice.phase] = choice.seconds
-        table = count_with_kernels(choice.native, corpus, special_tokens, pattern, processes, report)
-    else:
-        counts = count_corpus(corpus, special_tokens, pattern, processes, report)
-        if not have_kernels(pattern):  # which may merge nevertheless
-            choice = kernels_for(pattern, corpus.num_bytes, "merging")
-        if choice.native:
-            report.path = "plain Python for the pattern, which the kernels do not know; compiled kernels for the merges"
-            report.seconds[choice.phase] = choice.seconds
-            table = choice.native.table_of(counts)
-    if choice.native:
-        vocab, merges = merge_with_kernels(choice.native, table, vocab_size, special_tokens, ties, progress, report)
+    if not choice.native:
+        return count_corpus(corpus, special_tokens, pattern, processes, report), None
+    report.seconds[choice.phase] = choice.seconds
+    return count_with_kernels(choice.native, corpus, special_tokens, pattern, processes, report), choice.native
+
+
+def learn(
+    counts: Any,
+    native: ModuleType | None,
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    ties: str,
+    progress: bool,
+    report: TrainingReport,
+) -> tuple[Vocabulary, Merges]:
+    """Learns merges from counts, a native.Table if there is a module with kernels, or else a Counter.
+
+    Fills in the report. Returns (vocab, merges), as train_bpe does.
+    """
+    if native:
+        vocab, merges = merge_with_kernels(native, counts, vocab_size, special_tokens, ties, progress, report)
     else:
         vocab, merges = learn_merges(counts, vocab_size, special_tokens, ties, progress, report.seconds)
-    if not report.pretokens:
-        raise InputError(f"{corpus.name}: no text to learn from; the input is empty")
     report.vocab_size = len(vocab)
     learnt = set(vocab.values()) - {token.encode() for token in special_tokens}
     report.longest_token = max(learnt, key=lambda token: (len(token), token))

@@ -11,5 +11,5 @@ def take_kernels_from(num_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for threshold in THRESHOLDS:
         monkeypatch.setattr(f"tokenization.kernels.{threshold}", num_bytes)
     monkeypatch.setattr("tokenization.switching.LOADED_FROM_BYTES", num_bytes)
-    for module in ("switching", "training", "encoding"):
+    for module in ("switching", "training", "encoding", "scaling.work"):
         monkeypatch.setattr(f"tokenization.{module}.KERNELS_FROM_BYTES", num_bytes)

@@ -255,7 +255,7 @@ def test_token_files_are_indexed_by_name(folder, capsys, monkeypatch):
         (lambda f: (f / "b.bin").write_bytes(b"\1\1"), r"b\.bin: has changed since it was made"),
         (lambda f: replace_shard(f, tokenizer="b"), r"b\.bin: was encoded by another tokenizer than a\.bin"),
         (of_another_dtype, r"b\.bin: vocab_size is 70000, and that of a\.bin 300"),
-        (lambda f: ((f / INDEX).unlink(), (f / "plan.json").touch()), "its encoding was interrupted"),
+        (lambda f: ((f / INDEX).unlink(), (f / "plan.json").touch()), "is not the plan of an interrupted encoding"),
     ],
 )
 def test_what_makes_no_set_is_refused(folder, capsys, change, message):

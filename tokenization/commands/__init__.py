@@ -6,8 +6,11 @@ Every file has HELP, `make_parser` and `run`, which takes the arguments behind t
 
 import argparse
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tokenization.document_digests import digests_path
 from tokenization.errors import InputError, did_you_mean
@@ -15,10 +18,14 @@ from tokenization.pretokenization import PATTERNS
 from tokenization.text_files import TextFiles
 from tokenization.token_format import description_path
 
+if TYPE_CHECKING:
+    from tokenization.scaling.work import Work
+
 TEXT_HELP = (
     "files, folders (their .txt, .md, .jsonl, .ndjson and .parquet files), globs or URLs, compressed (.gz, .zst,"
     " .bz2, .xz) or not; each record of .jsonl, .ndjson and .parquet is a document"
 )
+UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 TOKENIZER_HELP = "the folder of a tokenizer"
 REPLACE_TOKENIZER_HELP = "replace the tokenizer that the folder holds"
 
@@ -76,6 +83,52 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the field of a record that holds its text, such as body or message.content (default: text or content)",
     )
+
+
+def add_scaling_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the commands whose work can be given to several processes or machines."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--engine",
+        default="threads",
+        metavar="ENGINE",
+        help="what runs the tasks: threads, in this process (default: threads)",
+    )
+    group.add_argument(
+        "--part",
+        metavar="I/N",
+        help="do the I-th of N parts, counted from 0, for a SLURM array or an indexed job of Kubernetes",
+    )
+
+
+@contextmanager
+def reporting(work: "Work", what: str) -> Iterator[None]:
+    """Prints what is done already and what is made anew; in the end, or after Ctrl-C, how far the work has come."""
+    total = len(work.plan.groups)
+    if work.done:
+        print(f"resuming: {len(work.done):,} of {total:,} {what} are done", flush=True)
+    if work.outdated:
+        print(f"{what} of other inputs or settings, made anew: {len(work.outdated):,}", flush=True)
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = f"{len(work.done):,} of {total:,} {what} are done"
+        print(f"{done}; the same command resumes with the next", file=sys.stderr)
+        raise
+    finally:
+        if work.mended:
+            print(f"damaged or missing, made again: {', '.join(work.mended)}")
+    if not work.engine.takes_all:
+        print(f"{len(work.done):,} of {total:,} {what} are done")
+
+
+def size_in_bytes(text: str) -> int:
+    """Converts the value of an option that is a size: "500MB" -> 500,000,000."""
+    match = re.fullmatch(r"(\d{1,9}) ?([KMG]?)B?", text.strip().upper())
+    size = int(match[1]) * UNITS[match[2]] if match else 0
+    if not size:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; 500MB is 500,000,000 bytes")
+    return size
 
 
 def check_processes(num_processes: int | None) -> None:

@@ -1,9 +1,6 @@
 """`tokenization encode`: turn text files into a token file, or a token set."""
 
-import argparse
 import os
-import re
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -14,17 +11,23 @@ from tokenization.commands import (
     TOKENIZER_HELP,
     ArgumentParser,
     add_reading_options,
+    add_scaling_options,
     announce,
     check_processes,
     command_parser,
     in_words,
     output_name,
+    reporting,
+    size_in_bytes,
 )
 from tokenization.document_digests import digests_path
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.outputs import check_file, check_folder
-from tokenization.set_encoding import SHARD_BYTES, SetEncoding, Settings, replacing
+from tokenization.scaling.engines import choose_engine
+from tokenization.scaling.plan import GROUP_BYTES
+from tokenization.scaling.set_encoding import SetEncoding, replacing
+from tokenization.scaling.tasks import Reading
 from tokenization.text_files import TextFiles, reads
 from tokenization.token_file import TokenFile
 from tokenization.token_format import description_path, is_token_file
@@ -43,8 +46,12 @@ the same command continues with the next shard.
   tokenization encode https://example.org/a.jsonl.gz --tokenizer data/tokenizer --output data/a.bin
   tokenization encode crawl/ --text-field body --tokenizer data/tokenizer --output data/train.bin
   tokenization encode crawl/*.jsonl.zst --tokenizer data/tokenizer --output data/crawl.tokens/ --shard-size 500MB
+
+Several machines that share a disk encode one set with --engine ray, or each a part of it; docs/machines.md tells more:
+
+  tokenization encode ... --output shared/crawl.tokens/ --part 0/8        and so on to 7/8, and then
+  tokenization index shared/crawl.tokens
 """
-UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 
 
 def make_parser() -> ArgumentParser:
@@ -66,6 +73,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a token file or token set of this name")
     add_reading_options(parser)
+    add_scaling_options(parser)
     return parser
 
 
@@ -82,6 +90,8 @@ def run(argv: Sequence[str]) -> None:
     start, report = time.perf_counter(), EncodingReport()
     encode = encode_set if makes_set else encode_file
     file = encode(args, tokenizer, texts, report)
+    if file is None:
+        return
     seconds, about = time.perf_counter() - start - sum(report.seconds.values()), file.description
     print(
         f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"
@@ -92,15 +102,6 @@ def run(argv: Sequence[str]) -> None:
     print(f"written: {f'{file.path} and {INDEX}' if makes_set else in_words(file.path)}")
 
 
-def size_in_bytes(text: str) -> int:
-    """Converts the value of --shard-size: "500MB" -> 500,000,000."""
-    match = re.fullmatch(r"(\d{1,9}) ?([KMG]?)B?", text.strip().upper())
-    size = int(match[1]) * UNITS[match[2]] if match else 0
-    if not size:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; 500MB is 500,000,000 bytes")
-    return size
-
-
 def encode_file(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport) -> TokenFile:
     """Encodes the files into one token file."""
     return tokenizer.encode_files(
@@ -108,8 +109,8 @@ def encode_file(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report:
     )
 
 
-def encode_set(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport) -> TokenFile:
-    """Encodes the files into a token set, and says which shards are done already."""
+def encode_set(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport) -> TokenFile | None:
+    """Encodes the files into a token set, or a part of them: then there is no set yet, and None is returned."""
     if not args.overwrite:
         return encode_into(Path(args.output), args, tokenizer, texts, report)
     with replacing(Path(args.output)) as folder:
@@ -119,25 +120,23 @@ def encode_set(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: 
 
 def encode_into(
     folder: Path, args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport
-) -> TokenFile:
+) -> TokenFile | None:
     """Encodes the files into a folder, which may hold the shards that an interrupted encoding has left."""
-    settings = Settings(args.processes, args.errors, args.text_field, progress=True)
-    encoding = SetEncoding(tokenizer, texts.files, folder, args.shard_size or SHARD_BYTES, settings)
-    if encoding.done:
-        print(f"resuming: {len(encoding.done):,} of {len(encoding.shards):,} shards are done", flush=True)
-    if encoding.outdated:
-        print(f"shards of other inputs or settings, or damaged, made anew: {len(encoding.outdated):,}", flush=True)
-    try:
-        return encoding.run(report)
-    except KeyboardInterrupt:
-        done = f"{len(encoding.done):,} of {len(encoding.shards):,} shards are done"
-        print(f"{done}; the same command resumes with the next", file=sys.stderr)
-        raise
+    reading = Reading(args.processes, args.errors, args.text_field, progress=True)
+    engine = choose_engine(args.engine, args.part, args.processes)
+    encoding = SetEncoding(tokenizer, texts.files, folder, args.shard_size or GROUP_BYTES, reading, engine)
+    with reporting(encoding, "shards"):
+        file = encoding.run(report)
+    if file is None:
+        print(f"when all are done: tokenization index {folder}")
+    return file
 
 
 def check_set_output(args: Namespace, texts: TextFiles) -> None:
     """Raises InputError where the folder cannot be written, or its files would be read as text next time."""
     check_folder(Path(args.output))
+    if args.overwrite and args.part is not None:
+        raise InputError(f"--overwrite: not with --part, of which several run at once; delete {args.output} first")
     if (name := reads(args.text, Path(args.output, "00000.bin"))) is not None:
         raise InputError(f"{args.output}: would be read as text of {name} from then on; choose another place or name")
 
@@ -145,8 +144,10 @@ def check_set_output(args: Namespace, texts: TextFiles) -> None:
 def check_output(args: Namespace, texts: TextFiles) -> None:
     """Raises InputError where the token file or its JSON file cannot be written, or would be read as text next time."""
     output = Path(args.output)
-    if args.shard_size is not None:
-        raise InputError(f"--shard-size: is for a token set; {output} is one file, and a set {output.stem}.tokens/")
+    given = {"shard-size": args.shard_size, "part": args.part is not None, "engine": args.engine != "threads"}
+    for option, value in given.items():
+        if value:
+            raise InputError(f"--{option}: is for a token set; {output} is one file, and a set {output.stem}.tokens/")
     for file in (output, description_path(output), digests_path(output)):
         inputs = [*texts.files, args.tokenizer]
         check_file(file, inputs, "a token file", lambda _: is_token_file(output), args.overwrite)

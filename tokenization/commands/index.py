@@ -6,11 +6,12 @@ from pathlib import Path
 
 from tokenization.commands import ArgumentParser, command_parser
 from tokenization.errors import InputError
+from tokenization.scaling.set_encoding import complete
 from tokenization.token_index import INDEX, PLAN, holds_index, write_index
 
 HELP = """Make the token files in a folder into a token set: read and verify each, and write index.json over them. The
 folder is then used as if it were one token file: all of them in sequence, sorted by name. All must use one
-tokenizer.
+tokenizer. If they were encoded in parts, all parts must be done.
 
   tokenization index shared/crawl.tokens
   tokenization index shared/crawl.tokens --overwrite        after token files were added or removed
@@ -29,14 +30,15 @@ def run(argv: Sequence[str]) -> None:
     """Writes the index and prints what it holds."""
     args = make_parser().parse_args(argv)
     check(args)
-    index = write_index(args.folder)
+    in_parts = (args.folder / PLAN).exists() and not holds_index(args.folder)
+    index = complete(args.folder) if in_parts else write_index(args.folder)
     about = index.description
     print(f"{len(index.shards):,} shards, {about.documents:,} documents, {about.tokens:,} {about.dtype} tokens")
     print(f"written: {args.folder / INDEX}")
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises InputError where the folder is none, its encoding was interrupted, or another index.json is there."""
+    """Raises InputError where the folder is none, or another index.json is there."""
     folder: Path = args.folder
     path = folder / INDEX
     if not folder.is_dir():
@@ -46,5 +48,3 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"{path}: exists, and is not the index of a token set; move it away")
         if not args.overwrite:
             raise InputError(f"{path}: exists already; replace it with --overwrite")
-    elif (folder / PLAN).exists():
-        raise InputError(f"{folder}: its encoding was interrupted; the same `tokenization encode` command resumes it")

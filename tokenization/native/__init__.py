@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tokenization.native.cells import fill_cells, list_byte_pairs, reset_cells
 from tokenization.native.compiling import cache_folder, is_cached, load
-from tokenization.native.counting import add_counts, add_table, count_corpus, count_window, table_of
+from tokenization.native.counting import add_counts, add_rows, add_table, count_corpus, count_window, table_of
 from tokenization.native.decoding import Decoder, copy_tokens, decode_listed, decoded_size, place_tokens
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.given import find_given
@@ -33,6 +33,7 @@ __all__ = [
     "Encoder",
     "PieceEncoder",
     "Window",
+    "add_rows",
     "are_cached",
     "cache_folder",
     "can_encode",

@@ -60,15 +60,23 @@ def count_corpus(corpus: Corpus, special_tokens: Sequence[str], pattern: str, nu
 
 def table_of(counts: Mapping[bytes, int]) -> Table:
     """Returns a table of counts that were made elsewhere."""
-    text = padded(b"".join(counts))
     rows = np.fromiter(chain.from_iterable((len(text), count) for text, count in counts.items()), np.int64)
-    table, added, position = Table(), 0, address_of(text)
-    end = position + len(text)
-    while added < len(counts):
+    return add_rows(np.frombuffer(b"".join(counts), np.uint8), rows.reshape(-1, 2))
+
+
+def add_rows(texts: np.ndarray, rows: np.ndarray, table: Table | None = None) -> Table:
+    """Adds counts that were made elsewhere to a table, by default an empty one; returns it, or a larger one instead.
+
+    texts: uint8, the pre-tokens one after another. rows: int64, (pre-tokens, 2), the length and count of each.
+    """
+    text, rows, table = padded(texts), np.ascontiguousarray(rows), table or Table()
+    added, position = 0, address_of(text)
+    end = position + len(texts)
+    while added < len(rows):
         row = address_of(rows) + 16 * added
-        number, position = add_counts(position, row, len(counts) - added, table.head.address)
+        number, position = add_counts(position, row, len(rows) - added, table.head.address)
         added += number
-        if added < len(counts):
+        if added < len(rows):
             table = table.larger(end - position)
     return table
 

@@ -65,7 +65,7 @@ class Window(NamedTuple):
         return self._replace(buffer=padded(text), length=len(text))
 
 
-def padded(text: bytes) -> np.ndarray:
+def padded(text: bytes | np.ndarray) -> np.ndarray:
     """Copies a text, uint8, with PADDING behind it."""
     buffer = np.empty(len(text) + PADDING, np.uint8)
     buffer[: len(text)] = np.frombuffer(text, np.uint8)

@@ -8,14 +8,19 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
-from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, set_encoding
+from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer
 from tokenization.__main__ import main
-from tokenization.set_encoding import SetEncoding, Settings, group, replacing
+from tokenization.scaling import set_encoding, tasks
+from tokenization.scaling.engines import Part
+from tokenization.scaling.plan import Source, cut_into_groups
+from tokenization.scaling.set_encoding import SetEncoding, complete, replacing
+from tokenization.scaling.tasks import RECORDS, Reading
 from tokenization.token_index import INDEX, PLAN
 
 TEXTS = [
@@ -29,7 +34,7 @@ TEXTS = [
     json.dumps({"text": f"a record {END_OF_TEXT}"}) + "\n" + json.dumps({"text": "another"}),
     json.dumps({"text": ""}),
 ]
-PLAIN = Settings(num_processes=1)
+PLAIN = Reading(num_processes=1)
 
 
 def write_texts(folder: Path, texts: list[str]) -> list[Path]:
@@ -77,15 +82,16 @@ def test_the_shards_are_the_one_file(tmp_path, small, shard_bytes, order, separa
 def test_groups_are_of_consecutive_files_of_the_wanted_size(tmp_path):
     sizes = (3, 4, 2, 9, 1, 0, 10, 5, 5, 1)
     paths = write_texts(tmp_path, ["x" * size for size in sizes])
-    assert [[path.stat().st_size for path in part] for part in group(paths, 10)] == [
+    sources = [Source.of(path) for path in paths]
+    assert [[source.size for source in part] for part in cut_into_groups(sources, 10)] == [
         [3, 4, 2],
         [9, 1],
         [10],
         [5, 5],
         [1],
     ]
-    assert [len(part) for part in group(paths, 1)] == [1] * 9
-    assert group(paths[5:6], 10) == [paths[5:6]]
+    assert [len(part) for part in cut_into_groups(sources, 1)] == [1] * 9
+    assert cut_into_groups(sources[5:6], 10) == [sources[5:6]]
 
 
 def test_no_text_at_all_leaves_nothing(tmp_path, small):
@@ -101,7 +107,7 @@ class Interruption:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int):
         self.encoded: list[str] = []
-        encode_files = set_encoding.encode_files
+        encode_files = tasks.encode_files
 
         def encode(tokenizer, inputs, output, *arguments):
             if len(self.encoded) == after:
@@ -110,7 +116,7 @@ class Interruption:
             self.encoded.append(output.name)
             return file
 
-        monkeypatch.setattr(set_encoding, "encode_files", encode)
+        monkeypatch.setattr(tasks, "encode_files", encode)
 
 
 def interrupt(monkeypatch, after: int, tokenizer: Tokenizer, paths: list[Path], folder: Path) -> None:
@@ -154,7 +160,7 @@ def test_what_is_done_is_verified_and_what_has_changed_is_made_anew(tmp_path, sm
 def test_other_settings_begin_anew(tmp_path, small, paths, monkeypatch, change):
     folder, plain = tmp_path / "set.tokens", Tokenizer(small.vocab, small.merges[:20], small.special_tokens)
     interrupt(monkeypatch, 4, small, paths, folder)
-    settings = Settings(1, "replace" if change == "errors" else "strict")
+    settings = Reading(1, "replace" if change == "errors" else "strict")
     inputs = paths[2:] if change == "fewer" else paths
     tokenizer = plain if change == "tokenizer" else small
     encoding = SetEncoding(tokenizer, inputs, folder, 10**9 if change == "larger" else 1, settings)
@@ -165,9 +171,103 @@ def test_other_settings_begin_anew(tmp_path, small, paths, monkeypatch, change):
 
 
 def test_the_number_of_processes_does_not_matter(tmp_path, small, paths):
-    SetEncoding(small, paths, tmp_path / "set.tokens", 10**9, Settings(2)).run()
+    SetEncoding(small, paths, tmp_path / "set.tokens", 10**9, Reading(2)).run()
     small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
     assert joined(tmp_path / "set.tokens") == (tmp_path / "one.bin").read_bytes()
+
+
+# --- parts and several hosts -----------------------------------------------------------------------------------------
+
+
+def encode_part(tokenizer: Tokenizer, paths: list[Path], folder: Path, part: str) -> SetEncoding:
+    number, count = map(int, part.split("/"))
+    encoding = SetEncoding(tokenizer, paths, folder, 1, PLAIN, Part(number, count))
+    assert encoding.run() is None
+    return encoding
+
+
+@pytest.mark.parametrize("order", [("0/3", "1/3", "2/3"), ("2/3", "2/3", "0/3", "1/3"), ("1/2", "0/9", "0/2")])
+def test_parts_and_an_index_are_the_one_file(tmp_path, small, paths, order):
+    folder = tmp_path / "set.tokens"
+    for part in order:
+        encode_part(small, paths, folder, part)
+        with pytest.raises(InputError, match="encoding was interrupted"):
+            TokenFile.open(folder)
+    assert main(["index", str(folder)]) == 0
+    one = small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    assert joined(folder) == (tmp_path / "one.bin").read_bytes()
+    assert TokenFile.open(folder).description == one.description
+    assert len(names(folder)) == 3 * 5 + 1
+
+
+def test_an_index_is_refused_until_all_parts_are_done(tmp_path, small, paths, capsys):
+    folder = tmp_path / "set.tokens"
+    encode_part(small, paths, folder, "0/2")
+    assert main(["index", str(folder)]) == 2
+    assert "2 of 5 shards are not done (00001.bin, 00003.bin); run their parts again" in capsys.readouterr().err
+    assert not (folder / INDEX).exists()
+    one = small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    last = SetEncoding(small, paths, folder, 1, PLAIN)
+    assert last.done == ["00000.bin", "00002.bin", "00004.bin"]
+    assert last.run().description == one.description
+
+
+def test_parts_whose_last_files_hold_no_text_are_completed_by_the_command(tmp_path, small, capsys):
+    texts = ["a cat", "the rain", "  ", f"{END_OF_TEXT}"]
+    paths, folder = write_texts(tmp_path, texts), tmp_path / "set.tokens"
+    gzip.open(tmp_path / "9.txt.gz", "wb").close()
+    paths.append(tmp_path / "9.txt.gz")
+    encode_part(small, paths, folder, "0/1")
+    assert main(["index", str(folder)]) == 2
+    assert "the last files hold no text; complete the set with the same" in capsys.readouterr().err
+    one = small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    assert SetEncoding(small, paths, folder, 1, PLAIN).run().description == one.description
+    assert joined(folder) == (tmp_path / "one.bin").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["file", "tokenizer"])
+def test_a_part_with_other_inputs_is_refused(tmp_path, small, paths, change):
+    folder = tmp_path / "set.tokens"
+    encode_part(small, paths, folder, "0/2")
+    before = contents(folder / RECORDS)
+    tokenizer = small if change == "file" else Tokenizer(small.vocab, small.merges[:20], small.special_tokens)
+    if change == "file":
+        paths[3].write_text("another text")
+    reason = r"3\.txt has changed" if change == "file" else "settings have changed"
+    with pytest.raises(InputError, match=rf"plan\.json: is of other inputs or settings \(.*{reason}\)"):
+        encode_part(tokenizer, paths, folder, "1/2")
+    assert contents(folder / RECORDS) == before
+
+
+def test_a_shard_of_another_host_with_other_inputs_never_slips_in(tmp_path, small, paths):
+    """A host that is lost in an older plan writes its shard when all others are done."""
+    folder = tmp_path / "set.tokens"
+    encode_part(small, paths, folder, "0/1")
+    small.encode_files([paths[0]], folder / "00003.bin", num_processes=1)
+    with pytest.raises(InputError, match=r"00003\.bin: another command has replaced it meanwhile"):
+        complete(folder)
+    assert not (folder / INDEX).exists()
+    last = SetEncoding(small, paths, folder, 1, PLAIN)
+    one = small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    assert last.run().description == one.description
+    assert last.mended == ["00003.bin"]
+
+
+def test_hosts_at_once_on_one_folder(tmp_path, small, paths):
+    one = small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
+    encodings = [SetEncoding(small, paths, tmp_path / "set.tokens", 1, PLAIN) for _ in range(3)]
+    found = []
+
+    def run(encoding):
+        found.append(encoding.run().description)
+
+    hosts = [threading.Thread(target=run, args=(encoding,)) for encoding in encodings]
+    for host in hosts:
+        host.start()
+    for host in hosts:
+        host.join()
+    assert found == [one.description] * 3
+    assert not (tmp_path / "set.tokens" / PLAN).exists()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -205,7 +305,7 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         Interruption(patch, 2)
         assert run(line) == 130
-    assert "shards of other inputs or settings, or damaged, made anew: 1" in capsys.readouterr().out
+    assert "shards of other inputs or settings, made anew: 1" in capsys.readouterr().out
     assert run(line) == 0
     out = capsys.readouterr().out
     assert "resuming: 2 of 3 shards are done" in out
@@ -229,6 +329,10 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
         ("0.txt --output x.tokens --text-field body", "--text-field body: there are fields in"),
         ("bad.txt --output x.tokens", "bad.txt: not UTF-8 at byte 0"),
         ("none.txt --output x.tokens", "none.txt: no such file"),
+        ("0.txt --output x.bin --part 0/2", "--part: is for a token set; x.bin is one file"),
+        ("0.txt --output x.bin --engine ray", "--engine: is for a token set"),
+        ("0.txt --output x.tokens --part 3/2", "--part 3/2: must be I/N"),
+        ("0.txt --output done.tokens --part 0/2 --overwrite", "--overwrite: not with --part"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_changes(work, capsys, line, message):
@@ -236,7 +340,8 @@ def test_what_cannot_be_done_is_refused_and_nothing_changes(work, capsys, line, 
     (work / "xx").mkdir()
     (work / "xx" / "a.txt").write_text("a text")
     assert run("1.txt --output done.tokens") == 0
-    for name, plan in (("foreign", "[]"), ("evil", json.dumps({"shards": {"../../0.bin": "x"}}))):
+    evil = {"work": "encoding", "groups": {"../../0.bin": {"digest": "x", "files": []}}}
+    for name, plan in (("foreign", "[]"), ("evil", json.dumps(evil))):
         (work / f"{name}.tokens").mkdir()
         (work / f"{name}.tokens" / PLAN).write_text(plan)
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}

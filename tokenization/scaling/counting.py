@@ -1,0 +1,90 @@
+"""Counting the pre-tokens of files in groups, so that an interrupted counting goes on.
+
+    inputs -> groups -> a counts file each -> their sums, FAN_IN at a time -> one counts file
+
+That file follows from the text and from how it is split, and not from the engine or the groups. The work folder is
+kept: another vocabulary of the same text is learnt from it without counting.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenization.errors import InputError
+from tokenization.places import Place
+from tokenization.scaling.counts_file import Counts
+from tokenization.scaling.engines import Engine, Threads
+from tokenization.scaling.plan import GROUP_BYTES, Plan, digest_of
+from tokenization.scaling.tasks import AddCounts, CountGroup, Reading, Sum, read_record
+from tokenization.scaling.work import Work
+from tokenization.training import TrainingReport
+
+FAN_IN = 16
+
+
+class GroupCounting(Work):
+    """The counting of files into a work folder: which groups there are, and which are done already.
+
+    Raises InputError where the folder holds anything but such a work; see Work.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Place],
+        special_tokens: Sequence[str],
+        pattern: str,
+        folder: Path,
+        group_bytes: int = GROUP_BYTES,
+        reading: Reading | None = None,
+        engine: Engine | None = None,
+    ):
+        reading = reading or Reading()
+        self.special_tokens, self.pattern = tuple(special_tokens), pattern
+        settings = {
+            "special_tokens": list(special_tokens),
+            "pattern": pattern,
+            "errors": reading.errors,
+            "text_field": reading.text_field,
+        }
+        plan = Plan.of("counting", files, group_bytes, settings, ".counts")
+        super().__init__(plan, folder, reading, engine or Threads())
+
+    def run(self, report: TrainingReport | None = None) -> Counts | None:
+        """Counts what is not done yet, and returns the sum; None if the engine takes only a part of the groups.
+
+        report: filled in. After a failure, what is done stays.
+        """
+        report = report if report is not None else TrainingReport()
+        start = time.perf_counter()
+        self.begin()
+        try:
+            task = CountGroup(self.folder, len(self.plan.groups), self.special_tokens, self.pattern, self.reading)
+            results = self.run_tasks(task, self.plan.groups, "counting")
+        finally:
+            self.end()
+        counted = time.perf_counter()
+        if not self.engine.takes_all:
+            return None
+        counts = self._add_up()
+        if not counts.total:
+            raise InputError(f"{self.plan.groups[0].files[0]}: no text to learn from; the input is empty")
+        made = [result.report.path for result in results if result.state != "kept"]
+        report.path = made[-1] if made else "an earlier command, which counted"
+        report.seconds |= {"counting": counted - start, "adding": time.perf_counter() - counted}
+        report.text_bytes, report.pretokens, report.unique_pretokens = counts.text_bytes, counts.total, len(counts.rows)
+        return counts
+
+    def _add_up(self) -> Counts:
+        add = AddCounts(self.folder)
+        names, level = [group.name for group in self.plan.groups], 0
+        while len(names) > 1:
+            level += 1
+            sums = []
+            for number, first in enumerate(range(0, len(names), FAN_IN)):
+                parts = tuple(names[first : first + FAN_IN])
+                records = [read_record(self.folder, name) for name in parts]
+                digest = digest_of([record and record.output for record in records])
+                sums.append(Sum(f"sum-{level}-{number:05}.counts", parts, digest))
+            self.run_tasks(add, sums, "adding")
+            names = [task.name for task in sums]
+        return add.read(names[0])
