@@ -112,7 +112,7 @@ def run_arguments(settings: dict, seconds: float) -> tuple[list[str], int]:
     }
     words = {True: "true", False: "false"}
     flags = [f"--{name}={words[value] if isinstance(value, bool) else value}" for name, value in settings.items()]
-    return ["-c", str(ROOT / "configs/demo.yaml"), *flags], steps
+    return ["-c", str(ROOT / "configs/experiments/adamw.yaml"), *flags], steps
 
 
 def predict(arguments: list[str]) -> dict[str, float]:

@@ -45,7 +45,7 @@ verify,consolidate} ...
                                                   also its time, estimated from some of its steps
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 4e-3 1.6e-2 --trainer.max_steps 200
                                                   train briefly with each value; print a table and a plot
-  lm race configs/demo.yaml configs/tinystories-fast.yaml --steps 600
+  lm race configs/tinystories-fast.yaml configs/experiments/adamw.yaml --steps 600
                                                   compare configurations or settings, several seeds each, with
                                                   p-values; --cpu-seconds 120 gives all the same processor time
   lm find-lr -c configs/demo.yaml                 suggest a learning rate from one short training run

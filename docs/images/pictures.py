@@ -130,9 +130,9 @@ def options() -> None:
 
 def fast() -> None:
     _, *rows = read_table("experiments.md", "| configuration | parameters | steps |")
-    title = "tinystories-fast: a smaller model, more tokens, the lower loss"
+    title = "A smaller model and Muon: more tokens, the lower loss"
     with picture("fast", title, xlabel="millions of tokens", ylabel=LOSS) as axes:
-        for place, name in enumerate(("demo", "tinystories-fast")):
+        for place, name in enumerate(("adamw", "narrower, with Muon")):
             row = next(row for row in rows if row[0] == name)
             tokens = [number(row[3]) / 1e6 * quarter / 4 for quarter in (1, 2, 3, 4)]
             draw_line(axes, place, f"{name}\n{row[8]} CPU s", tokens, list(map(number, row[4:8])), 22 * (1 - place))

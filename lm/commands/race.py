@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 HELP = """Compare configurations or settings under one budget: several seeds each, a table with p-values, a plot.
 
-  lm race configs/demo.yaml configs/tinystories-fast.yaml --seeds 3 --steps 600
-  lm race configs/demo.yaml --variant "muon: --model.optimizer muon --model.learning_rate 8e-3" --cpu-seconds 120
+  lm race configs/tinystories-fast.yaml configs/experiments/adamw.yaml --seeds 3 --steps 600
+  lm race configs/demo.yaml --variant "cosine: --model.schedule cosine" --cpu-seconds 120
   lm race configs/demo.yaml --variant "qk: --model.qk_norm true" --steps 600 --samples.max_new_tokens 0
 
 The first configuration is the base. A variant is the base with other settings; any other setting of `lm fit` applies

@@ -41,7 +41,7 @@ print(json.dumps({name: error.item() for name, error in errors.items()}))
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 8])
 def test_compiled_gradients_are_the_eager_ones(batch_size, tmp_path, figure):
-    asked = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())["model"]
+    asked = yaml.safe_load((ROOT / "configs/experiments/adamw.yaml").read_text())["model"]
     arguments = json.dumps([batch_size, {name: asked[name] for name in SETTINGS}])
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", PROGRAM, arguments]
