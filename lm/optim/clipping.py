@@ -3,6 +3,7 @@
 g <- g min(1, max_norm / (|g| + 1e-6))          |g|: the l2 norm over all parameters (handout, section 4)
 """
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -26,6 +27,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def joint_norm(tensors: list[Tensor]) -> Tensor:
-    """Returns the l2 norm of all elements of the tensors, as if they were one vector: a float32 scalar."""
-    norm: Tensor = torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).norm()
+    """Returns the l2 norm of all elements of the tensors, as if they were one vector: a 0-d tensor.
+
+    It is a float32, or a float64 where one of the tensors is.
+    """
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+    norm: Tensor = torch.stack(torch._foreach_norm(tensors, dtype=dtype)).norm()
     return norm

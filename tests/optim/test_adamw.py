@@ -176,6 +176,21 @@ def test_clipping_bfloat16():
     assert parameter.grad.tolist() == [0.5] * 4
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float64,), (torch.float32, torch.float64), (torch.bfloat16, torch.float64)])
+def test_clipping_float64(dtypes):
+    parameters = [nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in dtypes]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 3.0 + 2**-30)  # a float64 alone holds all of it
+    squares = sum(p.grad.double().square().sum() for p in parameters)
+    before = [p.grad.clone() for p in parameters]
+    norm = clip_gradients(parameters, 1.0)
+    assert norm.dtype == torch.float64
+    assert norm.item() == pytest.approx(squares.sqrt().item(), rel=1e-15)
+    for parameter, gradient, dtype in zip(parameters, before, dtypes, strict=True):
+        assert parameter.grad.dtype == dtype
+        torch.testing.assert_close(parameter.grad, (gradient.double() / (norm + 1e-6)).to(dtype))
+
+
 def test_a_step_that_is_not_to_be_taken_changes_nothing():
     ours, usual = make_parameters(), make_parameters()
     optimizer, other = AdamW(ours, lr=0.1), AdamW(usual, lr=0.1)
