@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tokenization.native.compiling import Kernel, compiled
-from tokenization.native.instructions import load_shared
+from tokenization.native.instructions import load_shared, store_shared
 from tokenization.native.memory import address_of
 
 GLOBAL, YES = 12345, True
@@ -185,19 +185,22 @@ def test_other_arguments_are_refused(arguments):
 
 
 def wait_for(address: int) -> int:
-    turns = 0
-    while load_shared(address) == 0:
-        turns += 1
-    return turns
+    store_shared(address, 1)
+    answer = 0
+    while answer == 0:
+        answer = load_shared(address + 8)
+    return answer
 
 
 def test_other_threads_go_on_while_a_kernel_runs():
-    """This one runs until another thread writes, which it could not do if the kernel held Python's lock."""
-    flag, results = np.zeros(1, np.int64), []
-    thread = threading.Thread(target=lambda: results.append(Kernel(wait_for)(address_of(flag))), daemon=True)
+    """This one says that it runs, and ends when another thread has answered, which none could if the kernel held
+    Python's lock."""
+    flags, results = np.zeros(2, np.int64), []
+    thread = threading.Thread(target=lambda: results.append(Kernel(wait_for)(address_of(flags))), daemon=True)
     thread.start()
-    time.sleep(0.2)
-    flag[0] = 1
+    while thread.is_alive() and not flags[0]:
+        time.sleep(1e-3)
+    assert not results
+    flags[1] = 7
     thread.join(10)
-    assert results
-    assert results[0] > 0
+    assert results == [7]
