@@ -22,7 +22,8 @@ def truncated_normal(shape: tuple[int, ...], std: float, device: Device = None, 
     """Draws a parameter from N(0, std^2), truncated at three standard deviations (handout, section 3)."""
     weight = torch.empty(shape, device=device, dtype=dtype)
     if not weight.is_meta:  # torch 2.11 would import torch._dynamo to fill what has no memory
-        nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+        precise = weight.to(torch.promote_types(weight.dtype, torch.float32))  # its bfloat16 would have no tails
+        weight = nn.init.trunc_normal_(precise, std=std, a=-3 * std, b=3 * std).to(weight.dtype)
     return nn.Parameter(weight)
 
 
