@@ -7,7 +7,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 
 import regex
@@ -36,6 +36,7 @@ O200K_PATTERN = (
 PATTERNS = {"gpt2": GPT2_PATTERN, "cl100k": CL100K_PATTERN, "o200k": O200K_PATTERN}
 
 CHUNK_CHARACTERS = 1 << 20
+LONGEST_CHUNK = 4  # times the size: then a word is cut, if that is possible
 MAX_PATTERN = 10_000  # characters; a longer one takes minutes to compile
 PATTERN_SECONDS = 5.0  # of processor time; reasonable patterns split CHUNK_CHARACTERS in 0.5
 _MATCHES_AT_ONCE = 1000
@@ -160,11 +161,16 @@ def check_special_tokens(special_tokens: Sequence[str]) -> None:
 
 
 def cut_into_chunks(
-    blocks: Iterable[str], special_tokens: Sequence[str] = (), pattern: str = GPT2_PATTERN, size: int = CHUNK_CHARACTERS
+    blocks: Iterable[str],
+    special_tokens: Sequence[str] = (),
+    pattern: str = GPT2_PATTERN,
+    size: int = CHUNK_CHARACTERS,
+    cut_word: Callable[[str], int] | None = None,
 ) -> Iterator[str]:
     """Cuts text into chunks of about `size` characters that may be tokenized one by one.
 
     blocks: the text, split anywhere. Where there is no place to cut (one endless word), a chunk grows until there is.
+    cut_word: returns where within a word a chunk of LONGEST_CHUNK times the size can be cut, 0 if nowhere.
     """
     buffer: list[str] = []
     length, wanted = 0, size
@@ -174,6 +180,8 @@ def cut_into_chunks(
         if length >= wanted:
             text = "".join(buffer)
             cut = find_cut(text, special_tokens, pattern)
+            if not cut and cut_word and length >= LONGEST_CHUNK * size:
+                cut = cut_word(text)
             if cut:
                 yield text[:cut]
             buffer, length = [text[cut:]], len(text) - cut

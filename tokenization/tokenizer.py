@@ -25,6 +25,7 @@ from tokenization.decoding import Decoder
 from tokenization.errors import InputError
 from tokenization.folder import read_folder, tokenizer_files, write_folder
 from tokenization.kept_tables import Table, add_digest, key_of, read_table, write_table
+from tokenization.patterns import parts_of
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -225,7 +226,19 @@ class Tokenizer:
         """Yields the joined texts in pieces that can be encoded one by one."""
         size = PIECE_CHARACTERS
         blocks = (text[start : start + size] for text in texts for start in range(0, len(text), size))
-        return cut_into_chunks(blocks, self.special_tokens, self.pattern, size)
+        return cut_into_chunks(blocks, self.special_tokens, self.pattern, size, self._cut_word)
+
+    def _cut_word(self, text: str) -> int:
+        """Returns where a text that goes on can be cut within an endless word; 0 if nowhere, and by plain Python."""
+        data = to_utf8(text)
+        if (encoder := self.switch.encoder_for(len(data))) is None or not parts_of(self.pattern):
+            return 0
+        place: int = encoder.cutter.certain_cut(data, self._sorted_tokens, self._ranks)
+        return len(data[:place].decode())
+
+    @cached_property
+    def _sorted_tokens(self) -> list[bytes]:
+        return sorted(self.vocab.values())
 
     def _encode_piece(self, text: str) -> list[int]:
         """Encodes by the kernels once they are loaded, and plainly until then, or where a byte has no token."""

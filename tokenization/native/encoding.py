@@ -4,6 +4,7 @@ All threads of an encoder share one table, and each has working memory of its ow
 influence on ids.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,11 @@ class Encoder:
         self.table = SharedTable()
         self._idle: list[Worker] = []  # each call takes one out, and makes one if none is left
 
+    @functools.cached_property
+    def cutter(self) -> WordCutter:
+        """Cuts long words."""
+        return WordCutter(self.encode, self._scanner, *self._tables)
+
     def scanner_of(self, pattern: str) -> Head:
         """Returns the head of what finds the pre-tokens."""
         return scanner_head(pattern)
@@ -186,8 +192,7 @@ class Encoder:
                 check_first_id(window, int(ids[0]))
             return window, ids
 
-        cutter = WordCutter(self.encode, self._scanner, *self._tables)
-        windows = cut_into_windows(corpus, self.special_tokens, self._scanner, cutter.cut)
+        windows = cut_into_windows(corpus, self.special_tokens, self._scanner, self.cutter.cut)
         return in_order(work, windows, num_threads)
 
 

@@ -444,6 +444,37 @@ def test_a_text_without_spaces_is_encoded_in_bounded_memory(tokenizer, tmp_path,
     assert np.concatenate([ids for _, ids in results]).tolist() == tokenizer.encode_plainly(run + "\n")
 
 
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("alphabet", ["a", "abcdefgh", "中文字漢", "0123", " ", "!=", "<|endoftext|>"])
+def test_a_stream_without_spaces_is_encoded_in_bounded_memory(tokenizer, monkeypatch, alphabet, pattern):
+    """No piece grows with the stream, and the ids are those of the whole word."""
+    tokenizer = Tokenizer(tokenizer.vocab, tokenizer.merges, SPECIAL_TOKENS, pattern)
+    tokenizer.switch.load()
+    monkeypatch.setattr("tokenization.tokenizer.PIECE_CHARACTERS", 600)
+    texts = ["x y ", *["".join(random.Random(13).choices(alphabet, k=300)) for _ in range(24)], "'s end"]
+    assert max(map(len, tokenizer._pieces(texts))) < 8000
+    assert list(tokenizer.encode_iterable(texts)) == tokenizer.encode_plainly("".join(texts))
+
+
+def test_a_cut_of_a_stream_is_certain(monkeypatch):
+    """However little is known behind it: of merges that reach far, and of every way that the word can go on."""
+    monkeypatch.setattr("tokenization.native.words.DECIDING", 1)
+    source, certain = random.Random(5), 0
+    for _ in range(12):
+        vocab, merges = learn_merges({bytes(source.choices(b"ab", k=200)): 1 for _ in range(3)}, 280)
+        tokenizer = Tokenizer(vocab, merges)
+        cutter = new_encoder(tokenizer).cutter
+        for _ in range(5):
+            data = bytes(source.choices(b"ab", k=source.randrange(60, 200)))
+            place = cutter.certain_cut(data, tokenizer._sorted_tokens, tokenizer._ranks)
+            certain += place > 0
+            for _ in range(10 if place else 0):
+                whole = data + bytes(source.choices(b"ab", k=source.randrange(60)))
+                parts = tokenizer.encode_bytes(whole[:place]) + tokenizer.encode_bytes(whole[place:])
+                assert parts == tokenizer.encode_bytes(whole)
+    assert 10 < certain < 60
+
+
 def test_a_word_that_was_cut_at_a_wrong_place_is_refused(tokenizer, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("thethethe" * 1000)
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
