@@ -39,7 +39,7 @@ DESCRIPTIONS = {
 
   lm fit -c configs/demo.yaml                                             a run as its configuration describes it
   lm fit -c configs/demo.yaml --trainer.max_steps 4000                    with a setting of your own
-  lm fit -c configs/demo.yaml --data.train_path a.bin:0.7,b.tokens:0.3    windows of two sources, by weight
+  lm fit -c configs/debug.yaml --data.train_path a.bin:0.7,b.tokens:0.3   windows of two sources, by weight
   lm fit -c configs/demo.yaml --ckpt_path auto                            resume it, or begin it
   lm fit -c configs/demo.yaml --init_from checkpoints/other/best.ckpt     begin with another model's weights
   lm fit -c configs/demo.yaml --print_config                              every setting, without training
