@@ -36,7 +36,7 @@ OTHER_NAMES = {
 UNDECLARED = {"litgpt"}  # pins versions that exclude ours: benchmarks/training.py wants it in another environment
 EXTRAS = {
     "lm": ("gguf",),
-    "tokenization": ("parquet",),
+    "tokenization": ("parquet", "cluster"),
     "tests": ("test", "elsewhere"),
     "benchmarks": ("bench",),
     "examples": (),

@@ -65,7 +65,8 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="how many to run in parallel (default: one per core); the result does not depend on it",
+        help="how many to run in parallel (default: one per core; in a task on Ray: one); the result does not depend on"
+        " it",
     )
     add_text_options(parser)
 
@@ -92,7 +93,8 @@ def add_scaling_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="threads",
         metavar="ENGINE",
-        help="what runs the tasks: threads, in this process (default: threads)",
+        help="what runs the tasks: threads, in this process; ray, on the cores of a Ray cluster, or of this machine if"
+        " none is found; ray://HOST:PORT, on that cluster (default: threads)",
     )
     group.add_argument(
         "--part",

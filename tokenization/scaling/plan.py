@@ -50,6 +50,11 @@ class Group(NamedTuple):
     followed: bool  # whether another group follows
     digest: str  # of all that the result follows from
 
+    def __str__(self) -> str:
+        """The group's name and files, for messages."""
+        others = f" and {len(self.sources) - 1:,} more" if len(self.sources) > 1 else ""
+        return f"{self.name} of {self.sources[0].place}{others}"
+
     @classmethod
     def of(cls, number: int, name: str, sources: Sequence[Source], followed: bool, about: Any) -> "Group":
         """Makes a group. about: what its result follows from, too."""

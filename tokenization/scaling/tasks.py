@@ -115,6 +115,10 @@ class Sum(NamedTuple):
     parts: tuple[str, ...]
     digest: str  # of those of the parts
 
+    def __str__(self) -> str:
+        """The name, for messages."""
+        return self.name
+
 
 @dataclass(frozen=True)
 class CountGroup:

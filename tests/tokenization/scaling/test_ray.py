@@ -1,0 +1,195 @@
+"""Proves that Ray gives the bytes of one process, however many of its workers are killed, and reads from S3.
+
+`make test-cluster` installs Ray and moto, and runs this; elsewhere it is skipped.
+"""
+
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from helpers.processes import free_port
+
+from tokenization import END_OF_TEXT, TokenFile, Tokenizer, train_bpe
+from tokenization.__main__ import main
+from tokenization.bpe import learn_merges
+from tokenization.pretokenization import count_pretokens
+
+PATTERN = r"\w+\W?|\W+"  # which the kernels do not know: so a task takes long enough to be killed in it
+FILES, KILLS = 12, 20
+HAVE_RAY = importlib.util.find_spec("ray") is not None
+
+
+def run(line: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tokenization", *line.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def children(process: int) -> list[int]:
+    """Returns the descendants of a process, from /proc."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+    found, new = [], [process]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def tasks_of(process: int) -> list[int]:
+    """Returns the workers below a process that are at a task."""
+    found = []
+    for child in children(process):
+        try:
+            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::attempt"):
+                found.append(child)
+        except OSError:
+            continue
+    return found
+
+
+def kill_until_done(line: str, rng: random.Random) -> int:
+    """Runs a command again until it ends well, while its workers are killed at random; returns how many were."""
+    kills, code = 0, None
+    while code != 0:
+        process = run(line)
+        while process.poll() is None:
+            time.sleep(rng.uniform(0.2, 1.0))
+            at_work = tasks_of(process.pid)
+            if at_work and kills < KILLS:
+                try:
+                    os.kill(rng.choice(at_work), signal.SIGKILL)
+                    kills += 1
+                except ProcessLookupError:
+                    continue
+        code, (_, err) = process.returncode, process.communicate()
+        assert code == 0 or (code == 2 and "its worker was lost 4 times" in err), err
+    return kills
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch) -> Path:
+    """A folder with texts and a tokenizer for them."""
+    monkeypatch.chdir(tmp_path)
+    source = random.Random(3)
+    words = ["".join(source.choices("abcdefghé", k=source.randint(1, 9))) for _ in range(9000)]
+    for number in range(FILES):
+        Path(f"{number:02}.txt").write_text(" ".join(source.choices(words, k=90_000)) + END_OF_TEXT)
+    counts = count_pretokens(Path("00.txt").read_text()[:100_000], [END_OF_TEXT], PATTERN)
+    Tokenizer(*learn_merges(counts, 400, [END_OF_TEXT]), [END_OF_TEXT], PATTERN).save("given")
+    return tmp_path
+
+
+class TestRay:
+    pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HAVE_RAY, reason="needs Ray")]  # noqa: RUF012
+
+    def test_workers_are_killed_at_random_and_the_results_are_equal(self, work, capsys):
+        texts = sorted(work.glob("*.txt"))
+        Tokenizer.load("given").encode_files(texts, "one.bin")
+        vocabulary = train_bpe(texts, 400, [END_OF_TEXT], pattern=PATTERN)
+        names, rng, kills, round_ = " ".join(path.name for path in texts), random.Random(), 0, 0
+        train = f"train {names} --vocab-size 400 --pattern {PATTERN} --output tok{{}} --work work{{}} --group-size 1"
+        encode = f"encode {names} --tokenizer given --output set{{}}.tokens --shard-size 1"
+        while kills < KILLS:
+            round_ += 1
+            for line in (train, encode):
+                kills += kill_until_done(f"{line.format(round_, round_)} --engine ray", rng)
+            learnt = Tokenizer.load(f"tok{round_}")
+            assert (learnt.vocab, learnt.merges) == vocabulary
+            shards = sorted(Path(f"set{round_}.tokens").glob("*.bin"))
+            assert b"".join(path.read_bytes() for path in shards) == Path("one.bin").read_bytes()
+            assert TokenFile.open(f"set{round_}.tokens").description == TokenFile.open("one.bin").description
+        with capsys.disabled():
+            print(f"\n{kills} workers killed in {round_} rounds")
+
+    def test_a_damaged_file_is_named_and_all_others_are_done(self, work):
+        Path("03.txt").write_bytes(b"\xff")
+        process = run(
+            "encode 01.txt 02.txt 03.txt 04.txt --tokenizer given --output s.tokens --shard-size 1 --engine ray"
+        )
+        _, err = process.communicate()
+        assert process.returncode == 2
+        assert err.splitlines()[-1].startswith("tokenization encode: 03.txt: not UTF-8 at byte 0")
+        assert sorted(path.name for path in Path("s.tokens").glob("*.bin")) == ["00000.bin", "00001.bin", "00003.bin"]
+
+    def test_ctrl_c_ends_it_and_the_same_command_goes_on(self, work):
+        texts = sorted(work.glob("*.txt"))
+        line = f"encode {' '.join(path.name for path in texts)} --tokenizer given --output s.tokens --shard-size 1"
+        process = run(f"{line} --engine ray")
+        while not list(work.glob("s.tokens/*.bin")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        assert "shards are done; the same command resumes with the next" in err
+        assert main(line.split()) == 0
+        Tokenizer.load("given").encode_files(texts, "one.bin")
+        assert TokenFile.open("s.tokens").description == TokenFile.open("one.bin").description
+
+    def test_no_cluster_at_the_address_is_one_line(self, work):
+        process = run("encode 01.txt --tokenizer given --output s.tokens --engine ray", RAY_ADDRESS="127.0.0.1:1")
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert err.splitlines()[-1].startswith("tokenization encode: --engine ray: cannot connect to 127.0.0.1:1")
+
+    def test_texts_on_s3(self, work, monkeypatch):
+        pytest.importorskip("s3fs")
+        port = free_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        command = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            self.encode_from_s3(work, port)
+        finally:
+            server.kill()
+            server.wait()
+
+    def encode_from_s3(self, work: Path, port: int) -> None:
+        import fsspec
+
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/").close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        store = fsspec.filesystem("s3")
+        store.mkdir("crawl")
+        for path in work.glob("0[0-4].txt"):
+            store.put(str(path), f"crawl/{path.name}")
+        process = run("encode s3://crawl/*.txt --tokenizer given --output s.tokens --shard-size 1 --engine ray")
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        Tokenizer.load("given").encode_files(sorted(work.glob("0[0-4].txt")), "one.bin")
+        assert TokenFile.open("s.tokens").description == TokenFile.open("one.bin").description
+        half = "encode s3://crawl/*.txt --tokenizer given --output half.tokens --shard-size 1 --part"
+        assert main([*half.split(), "0/2"]) == 0
+        store.put("05.txt", "crawl/03.txt")
+        assert main([*half.split(), "1/2"]) == 2  # the server's ETag says so
+
+
+def test_without_ray_it_is_asked_for(tmp_path, small, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small.save("tok")
+    Path("a.txt").write_text("a cat")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["encode", "a.txt", "--tokenizer", "tok", "--output", "s.tokens", "--engine", "ray"]) == 2
+    expected = "tokenization encode: --engine ray: needs Ray; install the extra `cluster`: pip install '.[cluster]'\n"
+    assert capsys.readouterr().err == expected
+    assert not Path("s.tokens").exists()
