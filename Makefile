@@ -12,13 +12,13 @@ WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data test test-fast test-repeat test-slow test-elsewhere test-oldest coverage drills torture \
-	gpu lint style types format hooks clean-demo
+.PHONY: help install demo data test test-fast test-repeat test-slow test-elsewhere test-oldest test-cluster coverage drills \
+	torture gpu lint style types format hooks clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
 	@echo "also: install, data (the demo's token files), lint, format, hooks, test-repeat, test-slow, test-elsewhere,"
-	@echo "      test-oldest, coverage, drills, torture, gpu, clean-demo"
+	@echo "      test-oldest, test-cluster, coverage, drills, torture, gpu, clean-demo"
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -126,6 +126,16 @@ test-oldest: .venv-oldest/.installed
 	$(PYTHON) -m venv .venv-oldest
 	$(PYTHON) .ci/floors.py > .venv-oldest/floors.txt
 	.venv-oldest/bin/pip install --disable-pip-version-check -c .venv-oldest/floors.txt $(PIP_FLAGS) -e '.[test]'
+	@touch $@
+
+# Ray, its workers killed at random, and texts on S3 (moto's server), in an environment of its own: some minutes.
+test-cluster: .venv-cluster/.installed
+	.venv-cluster/bin/pytest -m slow tests/tokenization/scaling/test_ray.py
+
+.venv-cluster/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-cluster
+	.venv-cluster/bin/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS) \
+		-e '.[test,cluster]' 'moto[server]>=5' s3fs
 	@touch $@
 
 # Which lines the tests run; what LLVM has compiled is not seen.

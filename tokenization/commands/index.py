@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tokenization.commands import ArgumentParser, command_parser
 from tokenization.errors import InputError
-from tokenization.scaling.set_encoding import complete
 from tokenization.token_index import INDEX, PLAN, holds_index, write_index
 
 HELP = """Make the token files in a folder into a token set: read and verify each, and write index.json over them. The
@@ -30,8 +29,12 @@ def run(argv: Sequence[str]) -> None:
     """Writes the index and prints what it holds."""
     args = make_parser().parse_args(argv)
     check(args)
-    in_parts = (args.folder / PLAN).exists() and not holds_index(args.folder)
-    index = complete(args.folder) if in_parts else write_index(args.folder)
+    if (args.folder / PLAN).exists() and not holds_index(args.folder):
+        from tokenization.scaling.set_encoding import complete
+
+        index = complete(args.folder)
+    else:
+        index = write_index(args.folder)
     about = index.description
     print(f"{len(index.shards):,} shards, {about.documents:,} documents, {about.tokens:,} {about.dtype} tokens")
     print(f"written: {args.folder / INDEX}")

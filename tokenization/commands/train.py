@@ -22,11 +22,6 @@ from tokenization.errors import InputError
 from tokenization.folder import check_new_tokenizer
 from tokenization.outputs import check_folder
 from tokenization.pretokenization import END_OF_TEXT
-from tokenization.scaling.counting import GroupCounting
-from tokenization.scaling.counts_file import for_learning
-from tokenization.scaling.engines import choose_engine
-from tokenization.scaling.plan import GROUP_BYTES
-from tokenization.scaling.tasks import Reading
 from tokenization.text_files import TextFiles
 from tokenization.tokenizer import Tokenizer
 from tokenization.training import TrainingReport, check_arguments, learn, train_bpe
@@ -146,6 +141,12 @@ def train_here(args: Namespace, texts: TextFiles, report: TrainingReport) -> tup
 
 def train_in_groups(args: Namespace, texts: TextFiles, report: TrainingReport) -> tuple[Vocabulary, Merges] | None:
     """Counts the files in groups, in the work folder, and learns from the sum; None if only a part is counted."""
+    from tokenization.scaling.counting import GroupCounting
+    from tokenization.scaling.counts_file import for_learning
+    from tokenization.scaling.engines import choose_engine
+    from tokenization.scaling.plan import GROUP_BYTES
+    from tokenization.scaling.tasks import Reading
+
     check_arguments(args.vocab_size, args.special_tokens, args.pattern, args.ties)
     reading = Reading(args.processes, args.errors, args.text_field, progress=True)
     engine = choose_engine(args.engine, args.part, args.processes)

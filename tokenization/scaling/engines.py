@@ -85,7 +85,7 @@ class Ray:
         ray = self._connect()
         task = ray.remote(num_cpus=self.cores, max_retries=RETRIES)(attempt)
         shared = ray.put(function)
-        waiting = {task.remote(shared, item): item for item in items}
+        waiting = {task.options(name=str(item)).remote(shared, item): item for item in items}
         errors: list[Exception] = []
         try:
             with tqdm(total=len(items), desc=title, unit="task", disable=None) as bar:

@@ -6,6 +6,7 @@
 import importlib.util
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ HAVE_RAY = importlib.util.find_spec("ray") is not None
 
 def run(line: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "tokenization", *line.split()]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_raylet_start_wait_time_s": "300"} | environment
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -53,7 +54,7 @@ def tasks_of(process: int) -> list[int]:
     found = []
     for child in children(process):
         try:
-            if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::attempt"):
+            if re.match(rb"ray::(\d{5}|sum-)", Path(f"/proc/{child}/cmdline").read_bytes()):
                 found.append(child)
         except OSError:
             continue
