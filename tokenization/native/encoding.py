@@ -20,7 +20,7 @@ from tokenization.native.instructions import (
     shift_right,
     store64,
 )
-from tokenization.native.lanes import learn, merge_pretoken
+from tokenization.native.lanes import LANES_ROOM, learn, merge_pretoken
 from tokenization.native.listing import list_ids, numbers_below
 from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of, large_zeros
 from tokenization.native.merging import (
@@ -68,7 +68,7 @@ MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 
 def can_encode(vocab_size: int, num_merges: int) -> bool:
     """Tells whether ids and ranks have few enough bits for the table of merges."""
-    return vocab_size <= 1 << ID_BITS and num_merges < (1 << RANK_BITS) - 1
+    return vocab_size < 1 << ID_BITS and num_merges < (1 << RANK_BITS) - 1
 
 
 class Encoder:
@@ -208,7 +208,7 @@ class Worker:
         self._addresses = address_of(self._text), address_of(self._ids)
 
     def _set_capacity(self, num_tokens: int) -> None:
-        self._head[WORK] = np.empty((num_tokens, WORK_BYTES), np.uint8)
+        self._head[WORK] = np.empty(max(WORK_BYTES * num_tokens, LANES_ROOM), np.uint8)
         self._head[CAPACITY] = num_tokens
 
     def encode(self, window: Window, encoder: Encoder, specials: SpecialTokens) -> np.ndarray | None:

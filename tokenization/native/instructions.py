@@ -72,14 +72,8 @@ def bytes_in_range(builder: Any, address: Any, low: Any, length: Any) -> Any:
     return builder.bitcast(inside, _LONG)
 
 
-def _words(number: int) -> tuple[Callable[[int], int], Callable[[int, int], int], Callable[[int, int], int]]:
-    """Returns the instructions `least_of`, `equal_to` and `fill` for so many uint32 one after another."""
+def _least_of(number: int) -> Callable[[int], int]:
     block = ir.VectorType(_WORD, number)
-
-    def everywhere(builder: Any, value: Any) -> Any:
-        nothing = ir.Constant(block, ir.Undefined)
-        one = builder.insert_element(nothing, builder.trunc(value, _WORD), _WORD(0))
-        return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_WORD, number), None))
 
     @instruction
     def least_of(builder: Any, address: Any) -> Any:
@@ -88,34 +82,37 @@ def _words(number: int) -> tuple[Callable[[int], int], Callable[[int, int], int]
         function = builder.module.declare_intrinsic(f"llvm.vector.reduce.umin.v{number}i32", (), kind)
         return builder.zext(builder.call(function, [words]), _LONG)
 
-    @instruction
-    def equal_to(builder: Any, address: Any, value: Any) -> Any:
-        words = builder.load(_pointer(builder, address, block), align=4)
-        equal = builder.icmp_unsigned("==", words, everywhere(builder, value))
-        bits = builder.bitcast(equal, ir.IntType(number))
-        return bits if number == 64 else builder.zext(bits, _LONG)
-
-    @instruction
-    def fill(builder: Any, address: Any, value: Any) -> None:
-        builder.store(everywhere(builder, value), _pointer(builder, address, block), align=4)
-
-    return least_of, equal_to, fill
+    return least_of
 
 
-# The least of 16 or 64 uint32 at an address; a bit for each that equals a value; the value stored into each of them.
-least_of_16, equal_to_16, fill_16 = _words(16)
-least_of_64, equal_to_64, fill_64 = _words(64)
+least_of_16, least_of_32, least_of_64 = map(_least_of, (16, 32, 64))  # the least of so many uint32 at an address
 
 
 @instruction
-def equal_above_22(builder: Any, address: Any, value: Any) -> Any:
-    """Compares 8 uint64 at the address, without their lowest 22 bits: bit i says whether number i equals the value."""
-    block = ir.VectorType(_LONG, 8)
-    numbers = builder.load(_pointer(builder, address, block), align=8)
-    nothing, first = ir.Constant(block, ir.Undefined), ir.Constant(ir.VectorType(_WORD, 8), None)
-    wanted = builder.shuffle_vector(builder.insert_element(nothing, value, _WORD(0)), nothing, first)
-    equal = builder.icmp_unsigned("==", builder.lshr(numbers, ir.Constant(block, [22] * 8)), wanted)
-    return builder.zext(builder.bitcast(equal, _BYTE), _LONG)
+def fill_words(builder: Any, address: Any, value: Any) -> None:
+    """Stores a value into each of 16 uint32 at an address."""
+    block = ir.VectorType(_WORD, 16)
+    nothing = ir.Constant(block, ir.Undefined)
+    one = builder.insert_element(nothing, builder.trunc(value, _WORD), _WORD(0))
+    everywhere = builder.shuffle_vector(one, nothing, ir.Constant(block, None))
+    builder.store(everywhere, _pointer(builder, address, block), align=4)
+
+
+def _equal_above(bits: int) -> Callable[[int, int], int]:
+    @instruction
+    def equal_above(builder: Any, address: Any, value: Any) -> Any:
+        block = ir.VectorType(_LONG, 8)
+        numbers = builder.load(_pointer(builder, address, block), align=8)
+        nothing, first = ir.Constant(block, ir.Undefined), ir.Constant(ir.VectorType(_WORD, 8), None)
+        wanted = builder.shuffle_vector(builder.insert_element(nothing, value, _WORD(0)), nothing, first)
+        equal = builder.icmp_unsigned("==", builder.lshr(numbers, ir.Constant(block, [bits] * 8)), wanted)
+        return builder.zext(builder.bitcast(equal, _BYTE), _LONG)
+
+    return equal_above
+
+
+# Compares 8 uint64 at an address, without their lowest bits: bit i says whether number i equals the value.
+equal_above_0, equal_above_22 = map(_equal_above, (0, 22))
 
 
 @instruction

@@ -9,6 +9,7 @@ from tokenization.native.compiling import compiled
 from tokenization.native.instructions import (
     LOW_HALF,
     MIX_1,
+    equal_above_0,
     equal_above_22,
     load8,
     load32,
@@ -28,7 +29,7 @@ from tokenization.native.instructions import (
     BYTE_MERGES,  # address of the ranks of the merges of two bytes, 65,536 uint32
     BYTE_IDS,  # address of the ids of the bytes, 256 int64; -1 where a byte has no token
     WIDTH,  # bytes of an id in the output: 2 or 4
-    WORK,  # address of a worker's memory, WORK_BYTES for each token
+    WORK,  # address of a worker's memory: WORK_BYTES for each token of CAPACITY, or lanes (lanes.py)
     CAPACITY,  # tokens that it has room for
 ) = ENCODER_FIELDS = range(0, 8 * 8, 8)
 
@@ -46,28 +47,33 @@ def home_merge(merges: int, shift: int, key: int) -> int:
 
 @compiled
 def find_merge(merges: int, shift: int, left: int, right: int) -> int:
-    """Returns the rank of the merge of two ids, or NO_MERGE."""
+    """Returns the rank of the merge of two ids, or NO_MERGE.
+
+    Whether there is one cannot be predicted, so nothing branches on it: what was not found is read as a free slot, 0.
+    """
     key = left << ID_BITS | right
     bucket = home_merge(merges, shift, key)
     found = equal_above_22(bucket, key)
-    while found == 0 and load64(bucket + BUCKET - 8):
+    while (found == 0) & (load64(bucket + BUCKET - 8) != 0):
         bucket += BUCKET
         if bucket == merges + (BUCKET << 64 - shift):
             bucket = merges
         found = equal_above_22(bucket, key)
-    slot = load64(bucket + 8 * (trailing_zeros(found) & 7))
-    return (slot & ((1 << RANK_BITS) - 1)) - 1 & NO_MERGE if found else NO_MERGE  # a free slot looks like key 0
+    slot = load64(bucket + 8 * (trailing_zeros(found) & 7)) & -(found != 0)
+    return (slot & ((1 << RANK_BITS) - 1)) - 1 & NO_MERGE
 
 
 @compiled
 def add_merge(merges: int, shift: int, key: int, rank: int) -> None:
     """Enters a key that is not yet there into the first free slot of its bucket, or of one that follows."""
-    slot = home_merge(merges, shift, key)
-    while load64(slot):
-        slot += 8
-        if slot == merges + (BUCKET << 64 - shift):
-            slot = merges
-    store64(slot, key << RANK_BITS | rank + 1)
+    bucket = home_merge(merges, shift, key)
+    free = equal_above_0(bucket, 0)
+    while free == 0:
+        bucket += BUCKET
+        if bucket == merges + (BUCKET << 64 - shift):
+            bucket = merges
+        free = equal_above_0(bucket, 0)
+    store64(bucket + 8 * trailing_zeros(free), key << RANK_BITS | rank + 1)
 
 
 @compiled

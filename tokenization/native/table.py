@@ -34,7 +34,7 @@ from tokenization.native.instructions import (
 from tokenization.native.memory import Head, address_of, large_zeros
 
 FIRST_SLOTS = 1 << 15
-FIRST_ARENA = 1 << 18
+FIRST_ARENA = 1 << 21  # of which only what is used takes memory
 MAX_SLOTS, MAX_ARENA = 1 << 20, 1 << 24  # for encoding; tables for counting grow as far as they must
 
 (  # fields of a table's head
