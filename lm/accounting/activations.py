@@ -15,6 +15,7 @@ products (float32: 4):
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -80,10 +81,9 @@ def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     settings: of a TransformerLM. Raises InputError for a setting that is not supported.
     """
     SUPPORT.check(make_model(settings))
-    if how.compiled:
-        first, second = (_compiled({**settings, "num_layers": layers}, batch_size, how) for layers in (1, 2))
-    else:
-        first, second = (_traced({**settings, "num_layers": layers}, batch_size, how) for layers in (1, 2))
+    keep = _compiled if how.compiled else _traced
+    shape = {name: settings[name] for name in (*MODEL_SETTINGS, "z_loss") if name in settings}
+    first, second = (keep(frozenset({**shape, "num_layers": n}.items()), batch_size, how) for n in (1, 2))
     layers = settings["num_layers"]
     if not how.recompute:
         return {part: first[part] + (layers - 1) * (second[part] - first[part]) for part in PARTS}
@@ -92,7 +92,9 @@ def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     return first | {"norms": first["norms"] + (layers - 1) * stream}
 
 
-def _traced(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> dict[str, int]:
+@cache  # an estimate asks for the same shapes again
+def _traced(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangement) -> dict[str, int]:
+    settings = dict(shape)
     model = make_model(settings)
     if how.fast:
         speed_up(model, how.attention)
@@ -143,7 +145,8 @@ def _part_of_module(name: str, module: nn.Module) -> str | None:
     return next((part for kind, part in kinds.items() if isinstance(module, kind)), None)
 
 
-def _compiled(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> dict[str, int]:
+def _compiled(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangement) -> dict[str, int]:
+    settings = dict(shape)
     model = make_model(settings)
     length, tokens = model.context_length, batch_size * model.context_length
     d_model, size = settings["d_model"], 2 if how.half else 4
