@@ -32,8 +32,7 @@ def prepare() -> None:
     from lm.machine.peaks import dtype_of, measure
     from lm.training.parser import SettingsCLI
 
-    commands.trace_once()
-    commands.build_parser_once()
+    commands.prepare_for_many_runs()
     settings = SettingsCLI(["fit", "-c", str(runs.DEBUG), *(f"--{name}={value}" for name, value in runs.TINY.items())])
     expected_peak(settings.settings)
     if os.environ["OMP_NUM_THREADS"] == "1":  # no fork has the other threads of its server
