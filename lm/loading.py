@@ -14,6 +14,7 @@ import torch
 
 from lm.evaluation import score_documents, split_documents, total
 from lm.generation.continuation import Continuation, TextStream, write_continuations
+from lm.generation.quantization import check_int8
 from lm.generation.sampling import Sampling
 from lm.generation.texts import Text
 from lm.generation.writer import PRECISIONS, Writer, make_reader
@@ -31,12 +32,14 @@ def load(
     """Loads a trained model and its tokenizer, verified.
 
     run: a run's folder, for its best checkpoint, or a checkpoint. device: "auto", "cpu", "cuda" or "mps". precision: of
-    the weights while texts are written, "fp32" or "bf16". finite: refuse weights that are not. Raises InputError where
-    there is no such checkpoint or device, and for a damaged run.
+    the weights while texts are written, "fp32", "bf16" or "int8". finite: refuse weights that are not. Raises
+    InputError where there is no such checkpoint, device or precision, and for a damaged run.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}: it can be {' or '.join(PRECISIONS)}")
+        raise InputError(f"precision {precision!r}: it can be {', '.join(PRECISIONS)}")
     torch_device = find_device(device)
+    if precision == "int8":
+        check_int8(torch_device)
     use_granted_cores()
     checkpoint = find_checkpoint(run)
     model = load_model(checkpoint, finite).to(torch_device)

@@ -12,7 +12,7 @@ from helpers.models import save_run
 from torch.nn import functional as F
 
 from lm.generation.sampling import Sampling
-from lm.generation.writer import generate
+from lm.generation.writer import PRECISIONS, generate
 from lm.loading import SamplingSettings, TrainedModel, load
 from lm.runs.checkpoint import load_model
 from lm.runs.folder import BEST, TOKENIZER
@@ -44,7 +44,7 @@ def test_its_repr_says_what_it_is(saved_run, trained):
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_it_writes_what_the_command_prints(saved_run, lm, precision):
     drawn = {"temperature": 0.9, "top_k": 40, "top_p": 0.8, "min_p": 0.01, "repetition_penalty": 1.1, "seed": 3}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in drawn.items()]
@@ -151,7 +151,7 @@ def test_what_cannot_be_loaded_is_refused(saved_run, tmp_path, token_data):
     for arguments, words in (
         ((tmp_path / "nowhere",), "nowhere: no such checkpoint; train with `lm fit`"),
         ((saved_run, "gpu"), "device 'gpu': it can be auto, cpu, cuda, mps"),
-        ((saved_run, "cpu", "fp16"), "precision 'fp16': it can be fp32 or bf16"),
+        ((saved_run, "cpu", "fp16"), "precision 'fp16': it can be fp32, bf16, int8"),
     ):
         with pytest.raises(InputError, match=words):
             load(*arguments)

@@ -51,7 +51,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--api-key", metavar="KEY", help=f"the key that requests must have (default: {KEY_VARIABLE}, or none)"
     )
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of the weights (default: fp32)")
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="fp32",
+        help="of the weights; int8 on a CPU only (default: fp32)",
+    )
     add_device(parser)
     return parser
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from lm.commands import add_device, add_run, new_parser
 from lm.evaluation import Score, score_documents, score_file, split_documents, total
+from lm.generation.quantization import round_weights
+from lm.generation.writer import PRECISIONS
 from lm.loading import TrainedModel, load
 from lm.machine.resources import keep_large_blocks
 from lm.model.fast import speed_up
@@ -33,9 +35,9 @@ HELP = """Measure how well a trained model predicts a text: loss, perplexity and
 
 A token file must be made by `tokenization encode` with the run's tokenizer. Any other file, folder or URL is a text,
 which is encoded first: anything that `tokenization encode` reads, one document per record of .jsonl or .parquet. The
-model computes in float32, whatever it was trained in. Bits per byte can be compared across tokenizers; loss and
-perplexity cannot. By default the file is read in adjacent windows that ignore documents; --per-document scores each
-document by itself, as lm-eval does.
+model computes in float32, whatever it was trained in; --precision rounds its weights first. Bits per byte can be
+compared across tokenizers; loss and perplexity cannot. By default the file is read in adjacent windows that ignore
+documents; --per-document scores each document by itself, as lm-eval does.
 """
 
 
@@ -53,6 +55,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--json", action="store_true", help="print JSON: one object, or one per line for each document and then for all"
     )
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="fp32",
+        help="round the weights as lm generate does with this precision; int8 on a CPU only (default: fp32)",
+    )
     add_device(parser)
     return parser
 
@@ -61,8 +69,9 @@ def run(argv: list[str]) -> None:
     """Scores the file, and prints the result."""
     args = make_parser().parse_args(argv)
     keep_large_blocks()
-    trained = load(args.run, args.device, finite=False)
+    trained = load(args.run, args.device, args.precision, finite=False)
     model, tokenizer = trained.model, trained.tokenizer
+    round_weights(model, PRECISIONS[args.precision])
     speed_up(model, choose_attention(trained.device.type, model.context_length))
     with token_file(args.file, tokenizer, args.errors, args.text_field) as file:
         check(args.file, file, trained)

@@ -8,19 +8,23 @@ A text may be longer than the context. When its window is full, the older half i
 the model always sees between half a context and a whole one, and few tokens are read twice.
 
 PlainReader calls the model as it is and reads the whole window for every token: slow, it defines what is right.
-CachedReader computes the same function, laid out for single tokens, and keeps the keys and values of those before.
+CachedReader computes the same function, laid out for single tokens, and keeps the keys and values of those before. A
+single text is continued by one call for each token (one_row.py), where that can be.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lm.generation.layouts import choose_layout, lay_out
+from lm.generation.layouts import PLAIN, Product, choose_layout, join, lay_out
+from lm.generation.one_row import OneRow, can_read_one_row
+from lm.generation.quantization import Quantized, check_int8, quantize
 from lm.model.attention import scaled_dot_product_attention
 from lm.model.bigram_table import NONE
 from lm.model.layers import SwiGLU, silu
@@ -111,6 +115,12 @@ def products(block: TransformerBlock) -> list[Sequence[Tensor]]:
     return [qkv, [attn.output_proj.weight], w13, [ffn.w2.weight]]
 
 
+def all_products(model: TransformerLM) -> list[Sequence[Tensor]]:
+    """Returns the weights of all blocks, and then of the head, without its padding."""
+    blocks = cast(list[TransformerBlock], list(model.layers))
+    return [*chain.from_iterable(map(products, blocks)), [model.lm_head.weight[: model.vocab_size]]]
+
+
 @dataclass
 class Places:
     """The places of the new tokens, seq in each of the rows; the same in all layers."""
@@ -119,17 +129,17 @@ class Places:
     length: int  # of the longest row
     slots: Tensor  # (rows * num_heads * seq,): indices into a layer's keys or values, seen as rows of d_k numbers
     rotations: Tensor | None  # (rows, 1, seq, d_k / 2): RoPE's, as complex numbers
-    mask: Tensor | None  # (rows, 1, seq, length): True where a token may attend; None is everywhere
+    mask: Tensor | None  # (rows, 1, 1, length), of rows that differ in length: True where a token may attend
 
 
 class CachedBlock:
     """A TransformerBlock for tokens that come one by one: attn(x, places), ffn(x) and the norms."""
 
-    def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, dtype: torch.dtype, layout: str):
+    def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, laid_out: Sequence[Product]):
         self.keys, self.values = keys, values  # (batch_size, num_heads, context_length, d_k)
         self.ln1, self.ln2, self.q_norm, self.k_norm = block.ln1, block.ln2, block.attn.q_norm, block.attn.k_norm
         self.gated = isinstance(block.ffn, SwiGLU)
-        self.qkv, self.output, self.w13, self.w2 = (lay_out(weights, dtype, layout) for weights in products(block))
+        self.qkv, self.output, self.w13, self.w2 = laid_out
 
     def attn(self, x: Tensor, places: Places) -> Tensor:
         """Attends in float32, the dtype of the cache, in which a CPU attends faster than in bfloat16."""
@@ -142,7 +152,10 @@ class CachedBlock:
         for cache, new in ((self.keys, k), (self.values, v)):
             cache.view(-1, d_k).index_copy_(0, places.slots, new.reshape(-1, d_k))
         k, v = (cache[places.rows, :, : places.length] for cache in (self.keys, self.values))
-        heads = scaled_dot_product_attention(q, k, v, places.mask)  # (rows, num_heads, seq, d_k)
+        if q.shape[-2] > 1:  # a whole window, for which torch's own is faster
+            heads = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            heads = scaled_dot_product_attention(q, k, v, places.mask)  # (rows, num_heads, seq, d_k)
         return self.output(heads.transpose(1, 2).flatten(-2).to(x.dtype))
 
     def ffn(self, x: Tensor) -> Tensor:
@@ -161,27 +174,46 @@ class CachedReader(Reader):
     """Reads each token once, with a key-value cache.
 
     At batch size 1 a step takes as long as it takes to fetch every weight from memory once. So the weights are copied
-    into the layout that is read fastest (layouts.py); in bfloat16 there is half as much to read. batch_size: the most
-    rows. Raises InputError for a model with settings that are not supported.
+    into the layout that is read fastest (layouts.py); in bfloat16 there is half as much to read, in int8 a quarter.
+    batch_size: the most rows. dtype: of the weights, one of PRECISIONS; those in int8 multiply float32. Raises
+    InputError for a model with settings that are not supported, and for int8 where it cannot be had.
     """
 
     def __init__(self, model: TransformerLM, batch_size: int, dtype: torch.dtype):
         SUPPORT.check(model)
         super().__init__(model)
-        self.dtype, self.embeddings = dtype, model.token_embeddings.weight.detach()
+        if dtype == torch.int8:
+            check_int8(self.device)
+        self.weight_dtype, self.dtype = dtype, torch.float32 if dtype == torch.int8 else dtype
+        self.embeddings = model.token_embeddings.weight.detach()
         # Zeros, as slots not yet filled have an attention weight of 0, and 0 times NaN would be NaN.
         sizes = 2, len(model.layers), batch_size, model.num_heads, model.context_length, model.d_k
         self.keys, self.values = torch.zeros(sizes, device=self.device)
+        self.fast = can_read_one_row(model, dtype)
+        layout = PLAIN
+        if dtype != torch.int8 and not (self.fast and batch_size == 1):
+            layout = choose_layout(all_products(model), dtype, batch_size)
+        matrices = self.make_matrices()
+        *of_layers, self.lm_head = (lay_out(matrix, layout) for matrix in matrices)
+        self.matrices = matrices if layout == PLAIN else []  # which the products then share
         blocks = cast(list[TransformerBlock], list(model.layers))
-        head = [model.lm_head.weight[: model.vocab_size]]  # without the padding
-        layout = choose_layout([head, *chain.from_iterable(map(products, blocks))], dtype, batch_size)
         self.layers = [
-            partial(NORM_POSITIONS[block.norm_position], CachedBlock(block, keys, values, dtype, layout))
-            for block, keys, values in zip(blocks, self.keys, self.values, strict=True)
+            partial(NORM_POSITIONS[block.norm_position], CachedBlock(block, keys, values, of_layers[4 * n : 4 * n + 4]))
+            for n, (block, keys, values) in enumerate(zip(blocks, self.keys, self.values, strict=True))
         ]
-        self.lm_head = lay_out(head, dtype, layout)
         rope = blocks[0].attn.rope
         self.rotations = None if rope is None else torch.complex(rope.cos, rope.sin)  # (context_length, d_k / 2)
+
+    def make_matrices(self) -> list[Tensor | Quantized]:
+        """Copies the weights of each product, (out_features, in_features)."""
+        exact = torch.float32 if self.weight_dtype == torch.int8 else self.weight_dtype
+        joined = (join(weights, exact) for weights in all_products(self.model))
+        return [quantize(matrix) if self.weight_dtype == torch.int8 else matrix for matrix in joined]
+
+    @cached_property
+    def one_row(self) -> OneRow:
+        """The kernel's jobs for row 0; made when that row is first alone, as the weights may be needed once more."""
+        return OneRow(self.model, self.matrices or self.make_matrices(), self.keys, self.values)
 
     def drop(self, row: int) -> None:
         last = len(self.windows) - 1
@@ -194,6 +226,9 @@ class CachedReader(Reader):
         return self.forward(slice(row, row + 1), len(self.windows[row]), every)[0]
 
     def read_newest(self) -> Tensor:
+        if self.fast and len(self.windows) == 1:
+            before, token_id = [NONE, *self.windows[0][-2:]][-2:]
+            return self.one_row.step(token_id, before, len(self.windows[0]) - 1)[None].to(self.dtype)
         return self.forward(slice(0, len(self.windows)), 1)
 
     def read_again(self, row: int) -> None:
@@ -203,7 +238,8 @@ class CachedReader(Reader):
     def forward(self, rows: slice, seq: int, every: bool = False) -> Tensor:
         """Reads the last seq tokens of each of these rows; returns the logits after them, (rows, vocab_size).
 
-        every: returns those after each token, (rows, seq, vocab_size).
+        seq is 1, or there is one row, and seq is all of its window. every: returns those after each token,
+        (rows, seq, vocab_size).
         """
         token_ids = torch.tensor([window[-seq:] for window in self.windows[rows]], device=self.device)
         places = self.places(rows, seq)
@@ -227,7 +263,7 @@ class CachedReader(Reader):
         heads = torch.arange(rows.start * num_heads, rows.stop * num_heads, device=self.device)
         slots = heads.view(-1, num_heads, 1) * context_length + positions[:, None]  # (rows, num_heads, seq)
         mask = None
-        if seq > 1 or min(lengths) < max(lengths):
+        if min(lengths) < max(lengths):
             mask = positions[:, None, :, None] >= torch.arange(max(lengths), device=self.device)
         rotations = None if self.rotations is None else self.rotations[positions][:, None]
         return Places(rows, max(lengths), slots.flatten(), rotations, mask)

@@ -2,7 +2,8 @@
 
 Each token needs every weight once, and which layout is read faster depends on the processor, the dtype and the number
 of rows. So both are timed, once for each shape of model, and the choice is stored on this machine: the two round
-differently, and a seed is to give the same text tomorrow. Where it cannot be stored, the packed layout is used.
+differently, and a seed is to give the same text tomorrow. Where it cannot be stored, the packed layout is used. Weights
+in 8 bits have one layout, and the kernel for one row (one_row.py) reads weights as they are.
 """
 
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lm.generation.quantization import Quantized, QuantizedProduct
 from lm.machine.readings import keep, processor, recall
 from lm.machine.torch_inside import has_packed_product, packed_product
 
@@ -37,14 +39,14 @@ def can_pack(weight: Tensor, dtype: torch.dtype) -> bool:
     return weight.is_cpu and has_packed_product(dtype)
 
 
-def lay_out(weights: Sequence[Tensor], dtype: torch.dtype, layout: str) -> Product:
-    """Lays out the weights of several Linears that share an input as one product: (..., in) -> (..., all out)."""
-    return LAYOUTS[layout](join(weights, dtype))
+def lay_out(weight: Tensor | Quantized, layout: str) -> Product:
+    """Returns the product with a weight, laid out so: (..., in_features) -> (..., out_features)."""
+    return QuantizedProduct(weight) if isinstance(weight, Quantized) else LAYOUTS[layout](weight)
 
 
 def join(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Stacks weights that share an input: (all out_features, in_features)."""
-    return torch.cat([weight.detach() for weight in weights]).to(dtype)
+    return torch.cat([weight.detach().to(dtype) for weight in weights])
 
 
 def choose_layout(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows: int) -> str:

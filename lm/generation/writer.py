@@ -23,7 +23,7 @@ from lm.model.loss import log_softmax
 from lm.model.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}  # of the weights
 
 
 class Writer:

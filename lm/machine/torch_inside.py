@@ -5,6 +5,7 @@ against the installed torch and says what has changed. torch._foreach_* are not 
 private parts are in lightning_inside.py, apart, because not all who import torch import Lightning.
 """
 
+import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -42,6 +43,18 @@ def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def openmp() -> ctypes.CDLL | None:
+    """Returns the GNU OpenMP library whose threads torch uses; None where torch has another, or none."""
+    try:
+        library = ctypes.CDLL(torch._C.__file__)  # and whatever it has been linked with
+    except OSError:
+        return None
+    return library if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_thread_num") else None
 
 
 # --- tensors without memory ------------------------------------------------------------------------------------------

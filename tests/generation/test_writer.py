@@ -14,7 +14,7 @@ from torch import nn
 
 from lm.generation.continuation import TextStream
 from lm.generation.decoding import CachedReader, PlainReader
-from lm.generation.layouts import LAYOUTS, PACKED, PLAIN, can_pack, choose_layout, lay_out, time_layouts
+from lm.generation.layouts import LAYOUTS, PACKED, PLAIN, can_pack, choose_layout, join, lay_out, time_layouts
 from lm.generation.sampling import (
     Sampling,
     keep_min_p,
@@ -337,7 +337,7 @@ def test_weights_in_each_layout_multiply_as_before(layout, dtype, tolerance):
     if layout == PACKED and not can_pack(x, dtype):
         pytest.skip("not on this processor")
     expected = torch.cat([x @ weight.T for weight in weights], dim=-1)
-    error = lay_out(weights, dtype, layout)(x.to(dtype)).float() - expected
+    error = lay_out(join(weights, dtype), layout)(x.to(dtype)).float() - expected
     assert error.abs().amax() < tolerance * expected.abs().amax()
 
 

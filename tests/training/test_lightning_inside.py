@@ -6,6 +6,7 @@ there, and nothing else.
 """
 
 import ast
+import ctypes
 import importlib
 import inspect
 import os
@@ -416,6 +417,16 @@ def test_packed_product():
     torch.testing.assert_close(
         product, x @ weight.T, msg=lambda text: changed("torch", f"mkldnn._linear_pointwise: {text}")
     )
+
+
+def test_openmp_starts_a_team():
+    library = torch_inside.openmp()
+    if library is None:
+        pytest.skip("torch has no GNU OpenMP here")
+    seen = []
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    library.GOMP_parallel(kind(lambda _: seen.append(library.omp_get_num_threads())), None, 1, 0)
+    assert seen == [1]
 
 
 def test_has_packed_product_asks_the_processor():

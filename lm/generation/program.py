@@ -1,0 +1,66 @@
+"""Programs for the kernel of kernels.py: its jobs as rows of numbers, and the threads that carry them out."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lm.machine.teams import Team
+
+
+@cache
+def obstacle() -> str:
+    """Returns why no program can run, or "" where it can; at the first call the kernel is compiled, or loaded."""
+    try:
+        from lm.generation import kernels
+        from tokenization.native.compiling import load
+
+        load(kernels.run_jobs)
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # whatever LLVM raises: everything but int8 can be done without the kernel
+        return f"its kernel cannot be compiled: {' '.join(str(error).split()) or repr(error)}"
+    return ""
+
+
+class Program:
+    """A list of jobs, carried out together by torch's threads.
+
+    A job is given by its fields, named in kernels.py: whole numbers, floats, or tensors for their addresses, which the
+    program keeps alive.
+    """
+
+    def __init__(self, jobs: Sequence[Mapping[int, int | float | Tensor]]):
+        from lm.generation import kernels
+
+        self.kernel, self.team = kernels.run_jobs, Team()
+        self.tensors = [value for job in jobs for value in job.values() if isinstance(value, Tensor)]
+        self.jobs = np.array([[as_int(job.get(field, 0)) for field in kernels.JOB] for job in jobs], np.int64)
+        # What a job leaves in its thread's scratch: an input, or a query and its scores, each with a vector's rest.
+        longest = max(int(job[kernels.INPUTS]) + int(job.get(kernels.CONTEXT, 0)) for job in jobs)
+        self.scratch = torch.zeros(self.team.size, longest + 128)
+        head: dict[int, int | float | Tensor] = {
+            kernels.JOBS: self.jobs.ctypes.data,
+            kernels.NUM_JOBS: len(jobs),
+            kernels.SCRATCH: self.scratch,
+            kernels.SCRATCH_SIZE: 4 * self.scratch.shape[1],
+            kernels.THREAD_NUMBER: self.team.thread_number,
+            kernels.NUM_THREADS: self.team.num_threads,
+            kernels.BARRIER: self.team.barrier,
+        }
+        self.head = np.array([as_int(head[field]) for field in kernels.PROGRAM], np.int64)
+        self.address = int(self.head.ctypes.data)
+
+    def run(self) -> None:
+        """Carries out all jobs."""
+        self.team.run(self.kernel, self.address)
+
+
+def as_int(value: int | float | Tensor) -> int:
+    """Returns a field as a kernel reads it: a number, the bits of a float32, or an address."""
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return int.from_bytes(struct.pack("<f", value), "little") if isinstance(value, float) else value

@@ -1,0 +1,87 @@
+"""Weights in 8 bits: each row of a matrix as whole numbers from -127 to 127, times a scale of its own.
+
+    w_ij  ~  s_i q_ij,   s_i = max_j |w_ij| / 127
+
+What they multiply stays in float32. `dequantize` defines what is right: the product by the weights that it returns.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lm.generation.program import Program, obstacle
+from lm.model.layers import Linear
+from lm.model.transformer import TransformerLM
+from tokenization import InputError
+
+MOST_ROWS = 32  # beyond, the weights are turned back into float32 for torch's product
+PADDING = 16  # a row of numbers is filled up with zeros to a multiple of this
+
+
+class Quantized(NamedTuple):
+    """A matrix in 8 bits."""
+
+    numbers: Tensor  # (out_features, in_features and the padding), int8
+    scales: Tensor  # (out_features,), float32
+    inputs: int  # in_features
+
+
+def quantize(weight: Tensor) -> Quantized:
+    """Rounds a weight (out_features, in_features) to 8 bits."""
+    weight = weight.detach().float()
+    scales = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)) / 127
+    scales = torch.where(scales > 0, scales, 1.0)
+    numbers = (weight / scales[:, None]).round_().to(torch.int8)
+    padding = -weight.shape[1] % PADDING
+    return Quantized(F.pad(numbers, (0, padding)) if padding else numbers, scales, weight.shape[1])
+
+
+def dequantize(quantized: Quantized) -> Tensor:
+    """Returns the rounded weight, (out_features, in_features), in float32."""
+    return quantized.numbers[:, : quantized.inputs].float() * quantized.scales[:, None]
+
+
+def round_weights(model: TransformerLM, dtype: torch.dtype) -> None:
+    """Rounds the weights of all products as generation in this dtype does, and keeps them in float32."""
+    for module in model.modules() if dtype != torch.float32 else ():
+        if isinstance(module, Linear):
+            weight = module.weight.detach()
+            rounded = dequantize(quantize(weight)) if dtype == torch.int8 else weight.to(dtype).float()
+            module.weight = nn.Parameter(rounded)  # anew: embeddings that share it stay as they are
+
+
+def check_int8(device: torch.device) -> None:
+    """Raises InputError where this device cannot generate with weights in 8 bits."""
+    if device.type != "cpu":
+        raise InputError(f"precision int8 on {device.type}: only the CPU has it; take bf16, or the device cpu")
+    if reason := obstacle():
+        raise InputError(f"precision int8: {reason}; take fp32 or bf16")
+
+
+class QuantizedProduct:
+    """The product with a weight in 8 bits: (..., in_features) -> (..., out_features), in float32."""
+
+    def __init__(self, weight: Quantized):
+        from lm.generation import kernels
+
+        self.kernels, self.weight = kernels, weight
+        outputs, inputs = weight.numbers.shape
+        job: dict[int, int | float | Tensor] = {kernels.WEIGHTS: weight.numbers, kernels.SCALES: weight.scales}
+        job |= {kernels.SIZE: weight.numbers.element_size(), kernels.INPUTS: inputs, kernels.OUTPUTS: outputs}
+        self.program = Program([{kernels.KIND: kernels.PRODUCT, **job}])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        numbers, scales, _ = self.weight
+        outputs, inputs = numbers.shape
+        x = F.pad(x, (0, inputs - x.shape[-1])).contiguous()
+        y = x.new_empty(*x.shape[:-1], outputs)
+        rows = y.numel() // outputs
+        if rows > MOST_ROWS:
+            return (x @ numbers.float().T).mul_(scales)
+        job = self.program.jobs[0]
+        job[self.kernels.X // 8], job[self.kernels.Y // 8] = x.data_ptr(), y.data_ptr()
+        job[self.kernels.ROWS // 8] = rows
+        self.program.run()
+        return y
