@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import socket
 import time
@@ -159,7 +158,7 @@ def stem(path: Path) -> str:
 
 def temporary_name(path: Path) -> Path:
     """Returns a name beside the path that no other process or thread uses."""
-    return path.with_name(f"{stem(path)}{HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f"{stem(path)}{HOST}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
 
 
 def delete_leftovers(path: Path) -> None:

@@ -88,9 +88,11 @@ def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
     merges: Merges = []
     parts: Parts = {rank: None for token, rank in ranks.items() if len(token) == 1}
     known: dict[tuple[int, int], int] = {}
+    rank_of = ranks.get
     for rank, token in sorted((rank, token) for token, rank in ranks.items()):
         for cut in range(1, len(token)):
-            left, right = ranks.get(token[:cut], -1), ranks.get(token[cut:], -1)
+            if (right := rank_of(token[cut:])) is None or (left := rank_of(token[:cut])) is None:
+                continue
             if left in parts and right in parts and stay_apart(left, right, parts, known):
                 parts[rank], known[left, right] = (left, right), rank
                 merges.append((token[:cut], token[cut:]))
