@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ HAVE_RAY = importlib.util.find_spec("ray") is not None
 
 def run(line: str, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "tokenization", *line.split()]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_raylet_start_wait_time_s": "300"} | environment
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -61,14 +62,14 @@ def tasks_of(process: int) -> list[int]:
     return found
 
 
-def kill_until_done(line: str, rng: random.Random) -> int:
-    """Runs a command again until it ends well, while its workers are killed at random; returns how many were."""
+def kill_until_done(line: str, cluster: int, rng: random.Random) -> int:
+    """Runs a command again until it ends well, while the cluster's workers are killed at random; returns how many."""
     kills, code = 0, None
     while code != 0:
         process = run(line)
         while process.poll() is None:
             time.sleep(rng.uniform(0.2, 1.0))
-            at_work = tasks_of(process.pid)
+            at_work = tasks_of(cluster)
             if at_work and kills < KILLS:
                 try:
                     os.kill(rng.choice(at_work), signal.SIGKILL)
@@ -93,27 +94,28 @@ def work(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[int]:
+    """The process id of a cluster of two cores on this machine, which --engine ray finds."""
+    address = f"127.0.0.1:{free_port()}"
+    ray = Path(sys.executable).with_name("ray")
+    ports = f"--port {address.partition(':')[2]} --min-worker-port 0 --max-worker-port 0"
+    options = f"--head --block {ports} --ray-client-server-port {free_port()} --num-cpus 2 --include-dashboard=false"
+    settings = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "600"}
+    command = [ray, "start", *options.split()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert any("Ray runtime started" in line for line in process.stdout)
+        patch.setenv("RAY_ADDRESS", address)
+        yield process.pid
+        process.terminate()
+        process.wait()
+
+
 class TestRay:
     pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HAVE_RAY, reason="needs Ray")]  # noqa: RUF012
-
-    def test_workers_are_killed_at_random_and_the_results_are_equal(self, work, capsys):
-        texts = sorted(work.glob("*.txt"))
-        Tokenizer.load("given").encode_files(texts, "one.bin")
-        vocabulary = train_bpe(texts, 400, [END_OF_TEXT], pattern=PATTERN)
-        names, rng, kills, round_ = " ".join(path.name for path in texts), random.Random(), 0, 0
-        train = f"train {names} --vocab-size 400 --pattern {PATTERN} --output tok{{}} --work work{{}} --group-size 1"
-        encode = f"encode {names} --tokenizer given --output set{{}}.tokens --shard-size 1"
-        while kills < KILLS:
-            round_ += 1
-            for line in (train, encode):
-                kills += kill_until_done(f"{line.format(round_, round_)} --engine ray", rng)
-            learnt = Tokenizer.load(f"tok{round_}")
-            assert (learnt.vocab, learnt.merges) == vocabulary
-            shards = sorted(Path(f"set{round_}.tokens").glob("*.bin"))
-            assert b"".join(path.read_bytes() for path in shards) == Path("one.bin").read_bytes()
-            assert TokenFile.open(f"set{round_}.tokens").description == TokenFile.open("one.bin").description
-        with capsys.disabled():
-            print(f"\n{kills} workers killed in {round_} rounds")
 
     def test_a_damaged_file_is_named_and_all_others_are_done(self, work):
         Path("03.txt").write_bytes(b"\xff")
@@ -125,7 +127,26 @@ class TestRay:
         assert err.splitlines()[-1].startswith("tokenization encode: 03.txt: not UTF-8 at byte 0")
         assert sorted(path.name for path in Path("s.tokens").glob("*.bin")) == ["00000.bin", "00001.bin", "00003.bin"]
 
-    def test_ctrl_c_ends_it_and_the_same_command_goes_on(self, work):
+    def test_workers_are_killed_at_random_and_the_results_are_equal(self, work, cluster, capsys):
+        texts = sorted(work.glob("*.txt"))
+        Tokenizer.load("given").encode_files(texts, "one.bin")
+        vocabulary = train_bpe(texts, 400, [END_OF_TEXT], pattern=PATTERN)
+        names, rng, kills, round_ = " ".join(path.name for path in texts), random.Random(), 0, 0
+        train = f"train {names} --vocab-size 400 --pattern {PATTERN} --output tok{{}} --work work{{}} --group-size 1"
+        encode = f"encode {names} --tokenizer given --output set{{}}.tokens --shard-size 1"
+        while kills < KILLS:
+            round_ += 1
+            for line in (train, encode):
+                kills += kill_until_done(f"{line.format(round_, round_)} --engine ray", cluster, rng)
+            learnt = Tokenizer.load(f"tok{round_}")
+            assert (learnt.vocab, learnt.merges) == vocabulary
+            shards = sorted(Path(f"set{round_}.tokens").glob("*.bin"))
+            assert b"".join(path.read_bytes() for path in shards) == Path("one.bin").read_bytes()
+            assert TokenFile.open(f"set{round_}.tokens").description == TokenFile.open("one.bin").description
+        with capsys.disabled():
+            print(f"\n{kills} workers killed in {round_} rounds")
+
+    def test_ctrl_c_ends_it_and_the_same_command_goes_on(self, work, cluster):
         texts = sorted(work.glob("*.txt"))
         line = f"encode {' '.join(path.name for path in texts)} --tokenizer given --output s.tokens --shard-size 1"
         process = run(f"{line} --engine ray")
@@ -146,7 +167,7 @@ class TestRay:
         assert process.returncode == 2
         assert err.splitlines()[-1].startswith("tokenization encode: --engine ray: cannot connect to 127.0.0.1:1")
 
-    def test_texts_on_s3(self, work, monkeypatch):
+    def test_texts_on_s3(self, work, cluster, monkeypatch):
         pytest.importorskip("s3fs")
         port = free_port()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
