@@ -9,8 +9,9 @@ the texts three times (without a cache, once), of which the fastest counts: from
 reading the prompts and, for ours, laying out the weights. Tokens are always the likeliest. In float32 the ids must be
 everybody's before any number is printed.
 
-A token at batch 1 needs every weight but the embeddings once, so memory sets a limit: its speed is measured in the same
-run, as the sum of a large tensor.
+Everybody is measured with one thread and with two, and the better number counts. A long prompt, of which one token is
+written, measures how fast prompts are read. A token at batch 1 needs every weight but the embeddings once, so memory
+sets a limit: its speed is measured in the same run, as the sum of a large tensor.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,99 +36,142 @@ VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, HEADS, D_FF = 10_000, 256, 512, 4, 16, 134
 OURS, WITHOUT_CACHE, HUGGING_FACE, MEMORY = "ours", "ours, no cache", "hugging face", "memory"
 
 
+class Case(NamedTuple):
+    """What is measured: batch prompts are read, and so many tokens written for each."""
+
+    who: str
+    precision: str = "fp32"
+    batch: int = 1
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+
+Results = dict[Case, dict[int, list[dict]]]  # by case and number of threads
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt-tokens", type=int, default=32, help="(default: 32)")
     parser.add_argument("--new-tokens", type=int, default=200, help="for each prompt (default: 200)")
+    parser.add_argument("--long-prompt", type=int, default=2000, help="tokens of a prompt only read (default: 2000)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="prompts at once (default: 1 8 32)")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(default: both)")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(default: all)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="the best counts (default: 1 2)")
     parser.add_argument("--rounds", type=int, default=3, help="of all measurements in turn (default: 3)")
     parser.add_argument("--repeat", type=int, default=3, help="times in a process; the fastest counts (default: 3)")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # (who, precision, batch): what a process measures
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a case and its threads, as JSON: what a process measures
     args = parser.parse_args()
     if args.one:
-        measure(args.one[0], args.one[1], int(args.one[2]), args)
+        *case, threads = json.loads(args.one)
+        torch.set_num_threads(threads)
+        measure(Case(*case), args.repeat)
         return
-    cases = [(who, p, b) for p in args.precisions for b in args.batches for who in (OURS, HUGGING_FACE)]
-    cases += [(WITHOUT_CACHE, precision, 1) for precision in args.precisions if 1 in args.batches]  # more take minutes
-    runs: dict[tuple[str, str, int], list[dict]] = {case: [] for case in [(MEMORY, "fp32", 1), *cases]}
+    runs: Results = {case: {threads: [] for threads in args.threads} for case in make_cases(args)}
     for _ in range(args.rounds):
-        for case, results in runs.items():
-            results.append(run_process(*case))
+        for case, by_threads in runs.items():
+            for threads, results in by_threads.items():
+                results.append(run_process(case, threads))
     check_agreement(runs)
     report(runs, args)
 
 
-def run_process(who: str, precision: str, batch: int) -> dict:
-    command = [sys.executable, __file__, *sys.argv[1:], "--one", who, precision, str(batch)]
+def make_cases(args: argparse.Namespace) -> list[Case]:
+    """Hugging Face has no weights in 8 bits of this kind; without a cache, more than one text takes minutes."""
+    cases = [Case(MEMORY)]
+    for precision in args.precisions:
+        lengths = [(batch, args.prompt_tokens, args.new_tokens) for batch in args.batches]
+        for length in [*lengths, (1, args.long_prompt, 1)]:
+            whos = (OURS, HUGGING_FACE) if precision != "int8" else (OURS,)
+            cases += [Case(who, precision, *length) for who in whos]
+    if 1 in args.batches:
+        cases += [
+            Case(WITHOUT_CACHE, precision, 1, args.prompt_tokens, args.new_tokens)
+            for precision in args.precisions
+            if precision != "int8"
+        ]
+    return cases
+
+
+def run_process(case: Case, threads: int) -> dict:
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", json.dumps([*case, threads])]
     environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def check_agreement(runs: dict[tuple[str, str, int], list[dict]]) -> None:
+def check_agreement(runs: Results) -> None:
     """In bfloat16 each rounds in its own way, so the likeliest token may be another."""
-    for (who, precision, batch), results in runs.items():
-        if who == MEMORY or precision != "fp32":
+    for case, by_threads in runs.items():
+        if case.who == MEMORY or case.precision != "fp32":
             continue
-        expected = runs[OURS, precision, batch][0]["texts"]
-        if any(result["texts"] != expected for result in results):
-            sys.exit(f"{who}, batch {batch}: writes other texts than {OURS}; nothing is reported")
+        expected = next(iter(runs[case._replace(who=OURS)].values()))[0]["texts"]
+        if any(result["texts"] != expected for results in by_threads.values() for result in results):
+            sys.exit(f"{case}: writes other texts than {OURS}; nothing is reported")
 
 
-def report(runs: dict[tuple[str, str, int], list[dict]], args: argparse.Namespace) -> None:
-    def median(case: tuple[str, str, int]) -> float:
-        return statistics.median(result["speed"] for result in runs[case])
+def report(runs: Results, args: argparse.Namespace) -> None:
+    """Prints for each case the number of threads with the highest median, and the limits that the memory sets."""
 
-    bandwidth = median((MEMORY, "fp32", 1))
-    threads = torch.get_num_threads()
-    print(f"{args.prompt_tokens} tokens read, {args.new_tokens} written for each prompt; {threads} threads")
-    print(f"\n{'':14} precision  batch  tokens/s  (lowest to highest)  ours / it  peak MB")
-    for case, results in runs.items():
-        if case[0] == MEMORY:
+    def best(case: Case) -> tuple[float, int]:
+        medians = {threads: statistics.median(each["speed"] for each in of) for threads, of in runs[case].items()}
+        return max((median, threads) for threads, median in medians.items())
+
+    bandwidth, most = best(Case(MEMORY))
+    print("prompts x tokens read + written; the better number of threads for each, medians")
+    print(f"\n{'':14} precision  {'texts':>14}  threads  tokens/s  (lowest to highest)  ours / it  peak MB")
+    for case, by_threads in runs.items():
+        if case.who == MEMORY:
             continue
-        who, precision, batch = case
-        speeds = [result["speed"] for result in results]
-        ratio = median((OURS, precision, batch)) / median(case)
+        speed, threads = best(case)
+        speeds = [result["speed"] for result in by_threads[threads]]
+        ratio = best(case._replace(who=OURS))[0] / speed
         spread = f"{min(speeds):.0f} to {max(speeds):.0f}"
-        peak = max(result["peak"] for result in results)
-        print(f"{who:14} {precision:9} {batch:6} {median(case):9.0f}  {spread:>19} {ratio:10.2f} {peak:8.0f}")
-    print(f"\nmemory: {bandwidth / 1e9:.1f} GB/s read")
-    weights = make_model().num_parameters() - VOCAB_SIZE * D_MODEL  # of the embeddings, a token needs one row
+        peak = max(result["peak"] for result in by_threads[threads])
+        texts = f"{case.batch} x {case.prompt_tokens} + {case.new_tokens}"
+        start = f"{case.who:14} {case.precision:9} {texts:>15} {threads:8}"
+        print(f"{start} {speed:9.0f}  {spread:>19} {ratio:10.2f} {peak:8.0f}")
+    print(f"\nmemory: {bandwidth / 1e9:.1f} GB/s read by {most} threads")
+    weights = make_model(CONTEXT).num_parameters() - VOCAB_SIZE * D_MODEL  # of the embeddings, a token needs one row
     for precision in args.precisions:
         size = weights * PRECISIONS[precision].itemsize
         limit = (
             f"{precision}: {size / 1e6:.1f} MB of weights a token, at most {bandwidth / size:.0f} tokens/s at batch 1"
         )
-        reached = f"; reached {median((OURS, precision, 1)) * size / bandwidth:.0%}" if 1 in args.batches else ""
-        print(limit + reached)
+        ours = Case(OURS, precision, 1, args.prompt_tokens, args.new_tokens)
+        print(limit + (f"; reached {best(ours)[0] * size / bandwidth:.0%}" if ours in runs else ""))
 
 
 # --- what a process measures -----------------------------------------------------------------------------------------
 
 
-def measure(who: str, precision: str, batch: int, args: argparse.Namespace) -> None:
-    """Prints {speed, peak, texts} as JSON: tokens or bytes a second, MB, ids."""
-    if who == MEMORY:
+def measure(case: Case, repeat: int) -> None:
+    """Prints {speed, peak, texts} as JSON: tokens (or bytes) a second, MB, ids.
+
+    Tokens are those written; where only one is, those read.
+    """
+    if case.who == MEMORY:
         print(json.dumps({"speed": memory_speed()}))
         return
-    prompts = torch.randint(VOCAB_SIZE, (batch, args.prompt_tokens), generator=torch.Generator().manual_seed(1))
-    write = WRITERS[who](make_model(), PRECISIONS[precision])
-    write(prompts, 3)
+    context = max(CONTEXT, case.prompt_tokens + case.new_tokens)
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randint(VOCAB_SIZE, (case.batch, case.prompt_tokens), generator=generator)
+    write = WRITERS[case.who](make_model(context), PRECISIONS[case.precision])
+    write(prompts, min(3, case.new_tokens))
     seconds = []
-    for _ in range(1 if who == WITHOUT_CACHE else args.repeat):
+    for _ in range(1 if case.who == WITHOUT_CACHE else repeat):
         start = time.perf_counter()
-        texts = write(prompts, args.new_tokens)
+        texts = write(prompts, case.new_tokens)
         seconds.append(time.perf_counter() - start)
-    if any(len(text) != args.new_tokens for text in texts):
-        sys.exit(f"{who}: has not written {args.new_tokens} tokens for each prompt")
+    if any(len(text) != case.new_tokens for text in texts):
+        sys.exit(f"{case.who}: has not written {case.new_tokens} tokens for each prompt")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    print(json.dumps({"speed": batch * args.new_tokens / min(seconds), "peak": peak, "texts": texts}))
+    tokens = case.batch * (case.new_tokens if case.new_tokens > 1 else case.prompt_tokens)
+    print(json.dumps({"speed": tokens / min(seconds), "peak": peak, "texts": texts}))
 
 
-def make_model() -> TransformerLM:
+def make_model(context: int = CONTEXT) -> TransformerLM:
     torch.manual_seed(0)
-    return TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF)
+    return TransformerLM(VOCAB_SIZE, context, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF)
 
 
 def memory_speed() -> float:
@@ -166,7 +211,7 @@ def write_hugging_face(model: TransformerLM, dtype: torch.dtype) -> Writer:
         intermediate_size=D_FF,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=model.context_length,
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
         bos_token_id=None,
