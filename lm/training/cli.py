@@ -26,6 +26,7 @@ from lm.training.checks import announce_needs, check_memory, check_paths, check_
 from lm.training.command_line import one_line, warn_of_variables
 from lm.training.data import TokenDataModule
 from lm.training.ending import achieved, ending, time_is_up
+from lm.training.forecast import Forecast
 from lm.training.hosts import Hosts
 from lm.training.launchers import find_world
 from lm.training.lightning_inside import set_max_steps
@@ -202,7 +203,7 @@ class RunCLI(SettingsCLI):
         settings = self.settings.trainer
         progress = ProgressLines() if settings.enable_progress_bar is False else TrainingBar()
         sources = [SourceFigures(self.datamodule)] if len(self.datamodule.sources) > 1 else []
-        own = [Throughput(), StopWhenDiverged(), Overfitting(), *sources, progress]
+        own = [Throughput(), StopWhenDiverged(), Overfitting(), Forecast(), *sources, progress]
         self.trainer_defaults["callbacks"] = own
         trainer = super().instantiate_trainer(**parts)
         if self.world is not None:

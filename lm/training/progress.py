@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.durations import format_duration
 from lm.training.baselines import Baselines, standing
+from lm.training.forecast import Forecast
 from lm.training.samples import TextSamples, paragraph
 
 
@@ -25,13 +26,16 @@ def in_bits(trainer: Trainer, bits: float) -> str:
 
 
 def validation_lines(trainer: Trainer) -> str:
-    """Returns a line about the validation that has just ended, and the model's sample below it."""
+    """Returns a line about the validation that has just ended, with the forecast, and the model's sample below it."""
     metrics, callbacks = trainer.callback_metrics, trainer.callbacks  # type: ignore[attr-defined]
     samples = [paragraph(callback.text) for callback in callbacks if isinstance(callback, TextSamples)]
     line = (
         f"step {trainer.global_step}: validation loss {metrics['val/loss']:.4f},"
         f" perplexity {metrics['val/perplexity']:.2f}, {in_bits(trainer, float(metrics['val/bits_per_byte']))}"
     )
+    for callback in callbacks:
+        if isinstance(callback, Forecast) and callback.foretold is not None:
+            line += f"; {callback.foretold}"
     return "\n".join([line, *filter(None, samples)])
 
 

@@ -1,0 +1,110 @@
+"""Prints with each validation where the run will end, by its own curves and those of earlier runs beside it.
+
+The law and the band are in loss_law.py. Curves and settings are read from the runs' folders, so that a run that resumes
+foretells what it would have foretold.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lm.optim.schedule import SCHEDULES
+from lm.runs.events import read_curves
+from lm.runs.folder import CONFIG
+from lm.training.loss_law import Course, Foretold, Losses, foretell
+from tokenization import InputError
+
+BEGIN = 0.1  # of the run
+MOST_RUNS = 20  # the newest
+OTHER_LENGTH = 2  # an earlier run is at most so many times longer or shorter
+LEDGER = "ledger.jsonl"  # marks the folder of a race, in which each contestant has a folder of runs
+
+
+class Forecast(Callback):
+    """Foretells the final validation loss from a tenth of the run on; nothing with averaged weights.
+
+    The law knows the noise of large steps in both losses, and an average takes it out of one.
+    """
+
+    def __init__(self) -> None:
+        self.earlier: list[Losses] | None = None
+        self.foretold: Foretold | None = None  # at the last validation
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        self.foretold = None
+        training = trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero
+        if not training or not BEGIN * trainer.max_steps <= step < trainer.max_steps:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.save()  # what has been logged is read below
+        folder = Path(trainer.default_root_dir)
+        try:
+            run = read_losses(folder)
+        except InputError:  # a run without curves
+            return
+        if self.earlier is None:
+            self.earlier = list(earlier_runs(folder, run))
+        now = {step: trainer.callback_metrics["val/loss"].item()}
+        self.foretold = foretell(dataclasses.replace(run, validation=run.validation | now), self.earlier)
+
+
+def earlier_runs(folder: Path, run: Losses) -> Iterator[Losses]:
+    """Yields finished runs of about this length and on the same text, beside a run or in the same race."""
+    race = folder.parent.parent if (folder.parent.parent / LEDGER).is_file() else None
+    configs = {*folder.parent.glob(f"*/{CONFIG}"), *(race.glob(f"*/*/{CONFIG}") if race else ())}
+    newest = sorted(configs - {folder / CONFIG}, key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in newest[:MOST_RUNS]:
+        try:
+            other = read_losses(path.parent)
+        except InputError:
+            continue
+        ratio = other.course.steps / run.course.steps
+        if other.text == run.text and 1 / OTHER_LENGTH <= ratio <= OTHER_LENGTH and other.finished:
+            yield other
+
+
+def read_losses(folder: Path) -> Losses:
+    """Reads a run's losses and what they depend on; InputError for a folder that does not tell, or an averaged run."""
+    curves = read_curves(folder)
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        return _losses(config, {tag: (curve.steps, curve.values) for tag, curve in curves.items()})
+    except (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError):
+        raise InputError(f"{folder}: its settings or curves are not those of a run that can be foretold") from None
+
+
+def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[float]]]) -> Losses:
+    model, data, steps = config["model"], config["data"], config["trainer"]["max_steps"]
+    if model.get("ema_decay"):
+        raise ValueError
+    schedule, own = model.get("schedule", "cosine"), {}
+    if schedule == "trapezoid":
+        own = {"decay_share": model["decay_share"]}
+    shape = model["learning_rate"], model["min_learning_rate"], model["warmup_steps"], steps
+    every = np.arange(1, steps + 1)
+    rates = np.array([SCHEDULES[schedule](step, *shape, **own) for step in every.tolist()]) / model["learning_rate"]
+
+    def of_a_step(tag: str) -> float:
+        logged, values = curves[tag]
+        return values[-1] / logged[-1]
+
+    tokens = of_a_step("train/tokens_seen")
+    course = Course(rates, tokens * every, of_a_step("train/passes") * every, model["warmup_steps"])
+    read = {"windows": "random"} | {name: data[name] for name in data if name not in ("val_path", "num_workers")}
+    return Losses(
+        course,
+        training=dict(zip(*curves["train/loss"], strict=True)),
+        validation=dict(zip(*curves.get("val/loss", ([], [])), strict=True)),
+        batches=json.dumps([read, model["context_length"], tokens], sort_keys=True),
+        text=json.dumps([data["val_path"], data["tokenizer"], config["trainer"].get("limit_val_batches")]),
+    )

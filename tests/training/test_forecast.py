@@ -1,0 +1,187 @@
+"""Proves that the forecast is the Gaussian posterior of its law, that its band holds as often as it says, that what
+earlier runs know narrows it, and that a run prints it from a tenth on."""
+
+import dataclasses
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+from helpers.events import read_events
+from helpers.runs import SETTINGS
+
+from lm.training import loss_law
+from lm.training.forecast import earlier_runs, read_losses
+from lm.training.loss_law import Course, Losses, Numbers, deviations, fit, foretell, prior_of
+from lm.training.module import LanguageModel
+from tokenization import InputError
+
+STEPS = 200
+
+
+def course(steps: int = STEPS) -> Course:
+    every = np.arange(1, steps + 1)
+    return Course(np.minimum(every / 10, (steps - every) / (steps - 10)), every * 5000.0, every * 0.002, warmup=10)
+
+
+def law(numbers, of: Course, step: int, validated: bool) -> float:
+    """The equations of the module, written out for one step."""
+    e, a, b, g, h = numbers
+    weighted = sum(of.rates[t] * (of.tokens[t] - (of.tokens[t - 1] if t else 0)) for t in range(step)) / 1e6
+    loss = e + a * weighted**-0.3 + b * of.rates[step - 1]
+    return loss + g + h * of.passes[step - 1] if validated else loss
+
+
+def run(rng, share: float, numbers=None, noise: float = 0.02, batches: str = "", difficulty=None) -> Losses:
+    """A run that follows the law exactly but for the noise of its batches; its first part, and all validations."""
+    if numbers is None:
+        numbers = rng.multivariate_normal(loss_law.MEAN, loss_law.SCATTER)
+    of, difficulty = course(), np.zeros(STEPS + 1) if difficulty is None else difficulty
+    training = {t: law(numbers, of, t, False) + noise * rng.standard_normal() + difficulty[t] for t in range(4, 201, 4)}
+    validation = {t: law(numbers, of, t, True) for t in (40, 80, 120, 160, 200)}
+    whole = Losses(of, training, validation, batches)
+    return whole if share == 1 else first_part(whole, share)
+
+
+def first_part(whole: Losses, share: float) -> Losses:
+    end = share * whole.course.steps
+    cut = ({t: loss for t, loss in curve.items() if t <= end} for curve in (whole.training, whole.validation))
+    return dataclasses.replace(whole, **dict(zip(("training", "validation"), cut, strict=True)))
+
+
+def test_the_posterior_is_the_one_that_normal_equations_give():
+    """By a least-squares problem in which the prior is five more observations."""
+    rng = np.random.default_rng(0)
+    seen, prior = run(rng, 0.5), Numbers(loss_law.MEAN, loss_law.WIDE)
+    steps = [t for t in seen.training if t > 10]
+    losses = [seen.training[t] for t in steps]
+    second = [losses[i - 1] - 2 * losses[i] + losses[i + 1] for i in range(1, len(losses) - 1)]
+    noise = max(0.02, math.sqrt(sum(x * x for x in second) / len(second) / 6))
+    unit = np.eye(5)
+    rows = [[law(unit[i], seen.course, t, False) / noise for i in range(5)] for t in steps]
+    rows += [[law(unit[i], seen.course, t, True) / 0.01 for i in range(5)] for t in seen.validation]
+    deviation = np.sqrt(np.diag(prior.covariance))
+    values = [x / noise for x in losses] + [x / 0.01 for x in seen.validation.values()]
+    stacked = np.vstack([rows, np.diag(1 / deviation)])
+    expected = np.linalg.lstsq(stacked, np.array([*values, *(prior.mean / deviation)]), rcond=None)[0]
+    found = fit(seen, prior)
+    np.testing.assert_allclose(found.mean, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.covariance, np.linalg.inv(stacked.T @ stacked), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "wider"), [(0.25, 1.5), (0.6, 1.1)])
+def test_the_band_holds_as_often_as_it_says(share, wider):
+    """For runs of one kind, as the prior takes them to be: of 150 between 70 % and 95 %."""
+    rng = np.random.default_rng(1)
+    earlier, held, widths = [run(rng, 1) for _ in range(12)], 0, []
+    for _ in range(150):
+        whole = run(rng, 1)
+        found = foretell(first_part(whole, share), earlier)
+        held += found.low <= whole.validation[STEPS] <= found.high
+        widths.append(found.high - found.low)
+        assert found.low < found.loss < found.high
+    assert 105 <= held <= 143
+    alone = foretell(first_part(whole, share))
+    assert alone.high - alone.low > wider * np.median(widths)
+
+
+def test_runs_that_read_the_same_batches_are_compared_batch_by_batch():
+    rng = np.random.default_rng(2)
+    difficulty = 0.3 * rng.standard_normal(STEPS + 1)
+    earlier = [run(rng, 1, batches="seed 0", difficulty=difficulty) for _ in range(8)]
+    errors = {"seed 0": [], "seed 1": [], "": []}
+    for _ in range(12):
+        whole = run(rng, 1, difficulty=difficulty)
+        for batches, found in errors.items():
+            seen = dataclasses.replace(first_part(whole, 0.15), batches=batches)
+            found.append(abs(foretell(seen, earlier).loss - whole.validation[STEPS]))
+    assert np.mean(errors["seed 0"]) < 0.7 * np.mean(errors["seed 1"])
+    assert errors["seed 1"] == errors[""]
+    fitted = [fit(other, Numbers(loss_law.MEAN, loss_law.WIDE)) for other in earlier]
+    usual = deviations(list(zip(earlier, fitted, strict=True)))
+    steps = sorted(usual)
+    assert steps == list(range(12, STEPS + 1, 4))
+    assert np.corrcoef([usual[t] for t in steps], difficulty[steps])[0, 1] > 0.99
+
+
+def test_what_the_scatter_of_earlier_runs_says():
+    alone = prior_of([])
+    assert (alone.mean is loss_law.MEAN, alone.covariance is loss_law.WIDE) == (True, True)
+    means = [np.full(5, 1.0), np.full(5, 3.0)]
+    two = prior_of([Numbers(mean, loss_law.WIDE) for mean in means])
+    np.testing.assert_allclose(two.mean, 2.0)
+    np.testing.assert_allclose(two.covariance, (loss_law.SCATTER + 2.0) / 2 * 1.5)
+
+
+def test_too_little_or_bad_is_no_forecast():
+    rng = np.random.default_rng(3)
+    seen = first_part(run(rng, 1), 0.1)
+    assert len(seen.training) == 5
+    assert foretell(seen) is None  # of which two are behind the warmup
+    bad = run(rng, 0.5)
+    bad.training[60] = math.nan
+    bad.validation[80] = math.inf
+    assert math.isfinite(foretell(bad).loss)
+    assert str(loss_law.Foretold(2.314, 2.267, 2.356)) == "final loss about 2.31 (2.27 to 2.36)"
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bar", ["true", "false"])
+def test_a_run_prints_it_from_a_tenth_on(bar, lm, fit_arguments, whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "earlier")
+    more = ("--trainer.max_steps=30", "--trainer.val_check_interval=2", "--model.warmup_steps=1")
+    result = lm(*fit_arguments(tmp_path / "run", *more, f"--trainer.enable_progress_bar={bar}"))
+    assert (result.code, "Traceback" in result.err) == (0, False)
+    lines = result.out.splitlines()
+    steps = [i for i, line in enumerate(lines) if re.match(r"step \d+: validation loss", line)]
+    foretold = [int(lines[i].split()[1][:-1]) for i in steps if "; final loss about " in lines[i]]
+    assert foretold == list(range(4, 30, 2))  # at step 2 too few losses are known, and at 30 all of them
+    at = next(i for i in steps if lines[i].startswith("step 20:"))
+    seen = read_losses(tmp_path / "run")
+    assert set(dict(read_events(tmp_path / "run")[0]["val/loss"])) == set(seen.validation)
+    earlier = list(earlier_runs(tmp_path / "run", seen))
+    assert lines[at].endswith(f"; {foretell(first_part(seen, 20 / 30), earlier)}")
+
+
+def test_a_course_is_the_schedule_of_the_run(whole_run):
+    found = read_losses(whole_run)
+    lr = dict(read_events(whole_run)[0]["lr"])
+    peak = LanguageModel.__init__.__kwdefaults__["learning_rate"]
+    ratios = {step: lr[step] / found.course.rates[step - 1] for step in lr if lr[step]}
+    assert len({round(ratio / peak, 6) for ratio in ratios.values()}) == 1
+    assert found.course.tokens.tolist() == [128.0 * step for step in range(1, 15)]
+    assert found.finished
+
+
+def test_which_runs_are_earlier_ones(whole_run, tmp_path):
+    def made(place: str, change=("", "")):
+        shutil.copytree(whole_run, tmp_path / place)
+        config = tmp_path / place / "config.yaml"
+        before = config.read_text()
+        config.write_text(before.replace(*change))
+        assert change == ("", "") or config.read_text() != before
+        return tmp_path / place
+
+    own = made("race/a/seed-0")
+    made("race/a/seed-1")
+    made("race/a/averaged", ("ema_decay: 0.0", "ema_decay: 0.9"))
+    made("race/a/longer", ("max_steps: 14", "max_steps: 40"))
+    made("race/a/other", ("limit_val_batches: ", "limit_val_batches: 7 #"))
+    made("race/b/seed-0")
+    (tmp_path / "race/a/empty").mkdir()
+    (tmp_path / "race/a/empty/config.yaml").write_text("- no settings")
+    run = read_losses(own)
+    assert len(list(earlier_runs(own, run))) == 1
+    (tmp_path / "race/ledger.jsonl").touch()
+    assert len(list(earlier_runs(own, run))) == 2
+    with pytest.raises(InputError, match="not those of a run that can be foretold"):
+        read_losses(tmp_path / "race/a/averaged")
+
+
+def test_an_average_is_not_foretold(lm, fit_arguments, tmp_path):
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, "--model.ema_decay=0.9"))
+    assert result.code == 0
+    assert "final loss" not in result.out
