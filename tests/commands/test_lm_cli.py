@@ -252,7 +252,7 @@ def test_the_short_help_shows_options_that_exist_and_names_the_long_one(lm, comm
     from lm.training.short_help import USUAL
 
     short, everything = (lm(command, option).out for option in ("--help", "--help-all"))
-    offered = set(re.findall(r"^  (?:-\w \w+, )?--([\w.-]+)", everything, flags=re.MULTILINE))
+    offered = set(re.findall(r"^  (?:-\w(?: \w+)?, )?--([\w.-]+)", everything, flags=re.MULTILINE))
     shown = re.findall(r"^  --([\w.-]+)", short, flags=re.MULTILINE)
     assert shown == [name for names in USUAL[command].values() for name in names]
     assert set(shown) <= offered
