@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -85,7 +86,7 @@ class Ray:
         ray = self._connect()
         task = ray.remote(num_cpus=self.cores, max_retries=RETRIES)(attempt)
         shared = ray.put(function)
-        waiting = {task.options(name=str(item)).remote(shared, item): item for item in items}
+        waiting = {task.options(name=str(item)).remote(shared, item, os.getcwd()): item for item in items}
         errors: list[Exception] = []
         try:
             with tqdm(total=len(items), desc=title, unit="task", disable=None) as bar:
@@ -125,8 +126,13 @@ class Ray:
         return ray
 
 
-def attempt(function: Callable[[Item], Result], item: Item) -> Result | Exception:
-    """Runs a task in a worker, and returns its error, if it is one for the user, without the worker's trace."""
+def attempt(function: Callable[[Item], Result], item: Item, folder: str) -> Result | Exception:
+    """Runs a task in a worker, and returns its error, if it is one for the user, without the worker's trace.
+
+    folder: the command's current one, which its relative paths begin at; where the worker's host lacks it, they fail.
+    """
+    with suppress(OSError):
+        os.chdir(folder)
     try:
         return function(item)
     except (InputError, OSError) as error:

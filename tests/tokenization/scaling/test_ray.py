@@ -64,13 +64,14 @@ def tasks_of(process: int) -> list[int]:
 
 def kill_until_done(line: str, cluster: int, rng: random.Random) -> int:
     """Runs a command again until it ends well, while the cluster's workers are killed at random; returns how many."""
-    kills, code = 0, None
+    kills, code, results_at_kill = 0, None, -1
     while code != 0:
         process = run(line)
         while process.poll() is None:
-            time.sleep(rng.uniform(0.2, 1.0))
-            at_work = tasks_of(cluster)
-            if at_work and kills < KILLS:
+            time.sleep(rng.uniform(0.1, 0.5))
+            at_work, results = tasks_of(cluster), len(list(Path.cwd().glob("*/.tasks/*")))
+            if at_work and kills < KILLS and results != results_at_kill:  # so that no machine is too slow for it
+                results_at_kill = results
                 try:
                     os.kill(rng.choice(at_work), signal.SIGKILL)
                     kills += 1
@@ -151,6 +152,7 @@ class TestRay:
         line = f"encode {' '.join(path.name for path in texts)} --tokenizer given --output s.tokens --shard-size 1"
         process = run(f"{line} --engine ray")
         while not list(work.glob("s.tokens/*.bin")):
+            assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
