@@ -24,10 +24,6 @@ from tokenization.document_digests import digests_path
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.outputs import check_file, check_folder
-from tokenization.scaling.engines import choose_engine
-from tokenization.scaling.plan import GROUP_BYTES
-from tokenization.scaling.set_encoding import SetEncoding, replacing
-from tokenization.scaling.tasks import Reading
 from tokenization.text_files import TextFiles, reads
 from tokenization.token_file import TokenFile
 from tokenization.token_format import description_path, is_token_file
@@ -111,6 +107,8 @@ def encode_file(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report:
 
 def encode_set(args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport) -> TokenFile | None:
     """Encodes the files into a token set, or a part of them: then there is no set yet, and None is returned."""
+    from tokenization.scaling.set_encoding import replacing
+
     if not args.overwrite:
         return encode_into(Path(args.output), args, tokenizer, texts, report)
     with replacing(Path(args.output)) as folder:
@@ -122,6 +120,11 @@ def encode_into(
     folder: Path, args: Namespace, tokenizer: Tokenizer, texts: TextFiles, report: EncodingReport
 ) -> TokenFile | None:
     """Encodes the files into a folder, which may hold the shards that an interrupted encoding has left."""
+    from tokenization.scaling.engines import choose_engine
+    from tokenization.scaling.plan import GROUP_BYTES
+    from tokenization.scaling.set_encoding import SetEncoding
+    from tokenization.scaling.tasks import Reading
+
     reading = Reading(args.processes, args.errors, args.text_field, progress=True)
     engine = choose_engine(args.engine, args.part, args.processes)
     encoding = SetEncoding(tokenizer, texts.files, folder, args.shard_size or GROUP_BYTES, reading, engine)
