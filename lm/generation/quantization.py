@@ -8,7 +8,6 @@ What they multiply stays in float32. `dequantize` defines what is right: the pro
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.generation.program import Program, obstacle
@@ -35,7 +34,7 @@ def quantize(weight: Tensor) -> Quantized:
     scales = torch.where(scales > 0, scales, 1.0)
     numbers = (weight / scales[:, None]).round_().to(torch.int8)
     padding = -weight.shape[1] % PADDING
-    return Quantized(F.pad(numbers, (0, padding)) if padding else numbers, scales, weight.shape[1])
+    return Quantized(torch.constant_pad_nd(numbers, (0, padding)) if padding else numbers, scales, weight.shape[1])
 
 
 def dequantize(quantized: Quantized) -> Tensor:
@@ -75,7 +74,7 @@ class QuantizedProduct:
     def __call__(self, x: Tensor) -> Tensor:
         numbers, scales, _ = self.weight
         outputs, inputs = numbers.shape
-        x = F.pad(x, (0, inputs - x.shape[-1])).contiguous()
+        x = torch.constant_pad_nd(x, (0, inputs - x.shape[-1])).contiguous()
         y = x.new_empty(*x.shape[:-1], outputs)
         rows = y.numel() // outputs
         if rows > MOST_ROWS:

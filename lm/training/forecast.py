@@ -101,10 +101,11 @@ def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[floa
     tokens = of_a_step("train/tokens_seen")
     course = Course(rates, tokens * every, of_a_step("train/passes") * every, model["warmup_steps"])
     read = {"windows": "random"} | {name: data[name] for name in data if name not in ("val_path", "num_workers")}
+    validated = [data["val_path"], data["tokenizer"], config["trainer"].get("limit_val_batches")]
     return Losses(
         course,
         training=dict(zip(*curves["train/loss"], strict=True)),
         validation=dict(zip(*curves.get("val/loss", ([], [])), strict=True)),
-        batches=json.dumps([read, model["context_length"], tokens], sort_keys=True),
-        text=json.dumps([data["val_path"], data["tokenizer"], config["trainer"].get("limit_val_batches")]),
+        batches=json.dumps([read, model["context_length"], tokens], sort_keys=True, allow_nan=False),
+        text=json.dumps(validated, allow_nan=False),
     )

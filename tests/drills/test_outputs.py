@@ -31,6 +31,7 @@ from tokenization.commands import ArgumentParser, output_name, output_path
 
 WORKS = {  # for each option that names an output, a call that works
     "tokenization train --output": ["train text.txt texts --vocab-size 270 --processes 1 --output"],
+    "tokenization train --work": ["train text.txt texts --vocab-size 270 --processes 1 --output new --work"],
     "tokenization encode --output": ["encode text.txt texts --tokenizer tok --processes 1 --output"],
     "tokenization adopt --output": ["adopt train.bin --tokenizer tok --output"],
     "tokenization import --output": ["import theirs.json --output", "import ours.tiktoken --pattern gpt2 --output"],
@@ -253,6 +254,7 @@ def is_folder_output(option: str) -> bool:
     """Whose output may be a folder that exists, if nothing in it is replaced."""
     return (
         option in ("tokenization train --output", "tokenization import --output", "lm init folder")
+        or "--work" in option
         or "lr" in option
         or "sweep" in option
     )

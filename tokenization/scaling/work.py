@@ -58,8 +58,12 @@ class Work:
                 for path in (self.folder / name, *self.folder.glob(f"{name}.*")):
                     path.unlink(missing_ok=True)
         self._new_folders = missing_folders([record_path(self.folder, "")])
-        (self.folder / RECORDS).mkdir(parents=True, exist_ok=True)
-        self.plan.write(self.folder)
+        try:
+            (self.folder / RECORDS).mkdir(parents=True, exist_ok=True)
+            self.plan.write(self.folder)
+        except BaseException:
+            delete_empty(self._new_folders)
+            raise
         size = Corpus(self._files).text_bytes(KERNELS_FROM_BYTES)
         progress = self.reading.progress and not self.engine.shows_tasks
         self.reading = replace(self.reading, text_bytes=size, progress=progress)
