@@ -1,7 +1,7 @@
 """Draws docs/images/story.svg: what a model writes early, in the middle and at the end of its training.
 
   lm fit -c configs/demo.yaml --checkpoints.keep_every_n_steps 100
-  python docs/images/story.py checkpoints/demo --steps 100 500 2000 --output docs/images/story.svg
+  python docs/images/story.py checkpoints/demo --steps 100 400 1200 --output docs/images/story.svg
 
 Each part shows one kept checkpoint: its step, the time since the run began, the training loss, and the text that the
 same prompt and seed give. The lines appear one after another; the parts take turns.
