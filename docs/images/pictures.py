@@ -136,7 +136,8 @@ def fast() -> None:
             row = next(row for row in rows if row[0] == name)
             tokens = [number(row[3]) / 1e6 * quarter / 4 for quarter in (1, 2, 3, 4)]
             draw_line(axes, place, f"{name}\n{row[8]} CPU s", tokens, list(map(number, row[4:8])), 22 * (1 - place))
-        axes.set_xlim(right=5.9)
+        axes.set_xlim(right=6.4)
+        axes.set_ylim(bottom=2.2)
 
 
 def longer_run() -> None:
