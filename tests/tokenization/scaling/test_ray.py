@@ -95,6 +95,12 @@ def work(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+S3_PORT = free_port()
+# Tasks have the environment of their cluster, and not that of the command.
+S3 = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}", "AWS_DEFAULT_REGION": "us-east-1"}
+S3 |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[int]:
     """The process id of a cluster of two cores on this machine, which --engine ray finds."""
@@ -106,13 +112,14 @@ def cluster() -> Iterator[int]:
     command = [ray, "start", *options.split()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, env=os.environ | settings | S3, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert any("Ray runtime started" in line for line in process.stdout)
         patch.setenv("RAY_ADDRESS", address)
         yield process.pid
         process.terminate()
         process.wait()
+        process.stdout.close()
 
 
 class TestRay:
@@ -171,25 +178,22 @@ class TestRay:
 
     def test_texts_on_s3(self, work, cluster, monkeypatch):
         pytest.importorskip("s3fs")
-        port = free_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "testing")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        command = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+        for name, value in S3.items():
+            monkeypatch.setenv(name, value)
+        command = [Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(S3_PORT)]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            self.encode_from_s3(work, port)
+            self.encode_from_s3(work)
         finally:
             server.kill()
             server.wait()
 
-    def encode_from_s3(self, work: Path, port: int) -> None:
+    def encode_from_s3(self, work: Path) -> None:
         import fsspec
 
         for _ in range(100):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/").close()
+                urllib.request.urlopen(f"{S3['AWS_ENDPOINT_URL']}/moto-api/").close()
                 break
             except OSError:
                 time.sleep(0.2)
