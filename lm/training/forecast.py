@@ -24,6 +24,7 @@ from tokenization import InputError
 
 BEGIN = 0.1  # of the run
 MOST_RUNS = 20  # the newest
+MOST_STEPS = 1_000_000  # as the law is computed step by step
 OTHER_LENGTH = 2  # an earlier run is at most so many times longer or shorter
 LEDGER = "ledger.jsonl"  # marks the folder of a race, in which each contestant has a folder of runs
 
@@ -74,18 +75,22 @@ def earlier_runs(folder: Path, run: Losses) -> Iterator[Losses]:
 
 
 def read_losses(folder: Path) -> Losses:
-    """Reads a run's losses and what they depend on; InputError for a folder that does not tell, or an averaged run."""
+    """Reads a run's losses and what they depend on.
+
+    Raises InputError for a folder that does not tell, and for a run that the law is not for: with averaged weights, of
+    more than MOST_STEPS, or with a learning rate of 0.
+    """
     curves = read_curves(folder)
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         return _losses(config, {tag: (curve.steps, curve.values) for tag, curve in curves.items()})
-    except (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, yaml.YAMLError):
         raise InputError(f"{folder}: its settings or curves are not those of a run that can be foretold") from None
 
 
 def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[float]]]) -> Losses:
     model, data, steps = config["model"], config["data"], config["trainer"]["max_steps"]
-    if model.get("ema_decay"):
+    if model.get("ema_decay") or not 0 < steps <= MOST_STEPS or not model["learning_rate"] > 0:
         raise ValueError
     schedule, own = model.get("schedule", "cosine"), {}
     if schedule == "trapezoid":

@@ -94,7 +94,7 @@ class Foretold:
 
 
 def foretell(run: Losses, earlier: Sequence[Losses] = ()) -> Foretold | None:
-    """Returns the validation loss at the run's last step; None while too few losses are known."""
+    """Returns the validation loss at the run's last step; None where too few losses are known, or they make no curve."""
     fitted = [fit(other, Numbers(MEAN, WIDE)) for other in earlier]
     pairs = zip(earlier, fitted, strict=True)
     usual = deviations([(other, numbers) for other, numbers in pairs if run.batches and other.batches == run.batches])
@@ -104,7 +104,7 @@ def foretell(run: Losses, earlier: Sequence[Losses] = ()) -> Foretold | None:
     last = run.course.features(np.array([run.course.steps]), validated=True)[0]
     loss = float(last @ numbers.mean)
     width = BAND * math.sqrt(last @ numbers.covariance @ last + VALIDATION_NOISE**2)
-    return Foretold(loss, loss - width, loss + width)
+    return Foretold(loss, loss - width, loss + width) if math.isfinite(loss + width) else None
 
 
 def known(run: Losses) -> tuple[np.ndarray, np.ndarray]:

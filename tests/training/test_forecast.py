@@ -185,3 +185,32 @@ def test_an_average_is_not_foretold(lm, fit_arguments, tmp_path):
     result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, "--model.ema_decay=0.9"))
     assert result.code == 0
     assert "final loss" not in result.out
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("max_steps: 14", "max_steps: 1000000000000"),
+        ("max_steps: 14", "max_steps: -1"),
+        ("max_steps: 14", "max_steps: many"),
+        (r"  learning_rate: .*", "  learning_rate: 0.0"),
+        ("model:\n", "model: none\nrest:\n"),
+        ("data:\n", "data: 3\nrest:\n"),
+    ],
+)
+def test_a_folder_that_tells_nothing_is_no_earlier_run(before, after, whole_run, tmp_path):
+    """It may be a stranger's; the run beside it goes on."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    shutil.copytree(whole_run, tmp_path / "other")
+    config = tmp_path / "other/config.yaml"
+    text = config.read_text()
+    config.write_text(re.sub(before, after, text, count=1))
+    assert config.read_text() != (tmp_path / "run/config.yaml").read_text()
+    assert list(earlier_runs(tmp_path / "run", read_losses(tmp_path / "run"))) == []
+
+
+def test_losses_that_are_no_curve_are_no_forecast():
+    seen = run(np.random.default_rng(4), 0.5)
+    still = dataclasses.replace(seen.course, rates=np.zeros(STEPS))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        assert foretell(dataclasses.replace(seen, course=still)) is None

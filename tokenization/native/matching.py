@@ -1,6 +1,6 @@
 """Matches the alternatives of a known pattern one character after the other: what the pattern means, in full.
 
-walking.py takes the same decisions for 64 bytes of ASCII at a time and leaves the rest to this file.
+blocks.py takes the same decisions for 64 bytes of ASCII at a time and leaves the rest to this file.
 """
 
 from tokenization.native.characters import (
