@@ -29,7 +29,7 @@ class BigramTable(nn.Module):
     def __init__(self, rows: int, d_model: int, device: Device = None, dtype: Dtype = None):
         super().__init__()
         if rows < 2:
-            raise ValueError(f"bigram_rows is {rows}; it must be at least 2: one is the first token's")
+            raise ValueError(f"bigram_rows is {rows}; it must be at least 2: the first is for a window's first token")
         self.table = Embedding(rows, d_model, device, dtype)
         with torch.no_grad():
             self.table.weight.zero_()

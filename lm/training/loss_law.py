@@ -94,7 +94,7 @@ class Foretold:
 
 
 def foretell(run: Losses, earlier: Sequence[Losses] = ()) -> Foretold | None:
-    """Returns the validation loss at the run's last step; None where too few losses are known, or they make no curve."""
+    """Returns the validation loss at the run's last step; None where the losses are too few, or no curve."""
     fitted = [fit(other, Numbers(MEAN, WIDE)) for other in earlier]
     pairs = zip(earlier, fitted, strict=True)
     usual = deviations([(other, numbers) for other, numbers in pairs if run.batches and other.batches == run.batches])

@@ -98,3 +98,20 @@ class ForkServer:
     def run(self, arguments: list[object], log: Path) -> int:
         """Runs a command to its end and returns its exit code."""
         return self.start(arguments, log).wait()
+
+
+def kill_until(line: str, done: Path, rng: random.Random) -> int:
+    """Starts a line of `tokenization` again and again, with `kill -9` at random moments, until a file is there.
+
+    Returns how often it was killed. What ended by itself must have printed no error.
+    """
+    command, kills = [sys.executable, "-m", "tokenization", *line.split()], 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    while not done.exists():
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert process.communicate(timeout=rng.uniform(0.2, 1.5 + kills / 5))[1] == b""
+        kills += process.poll() is None
+        process.kill()
+        process.communicate()
+    return kills

@@ -3,17 +3,14 @@ counting goes on; and that damaged results and changed inputs are noticed."""
 
 import contextlib
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
 from helpers.native import take_kernels_from
+from helpers.processes import kill_until
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer, TrainingReport, train_bpe
 from tokenization.__main__ import main
@@ -276,20 +273,12 @@ def test_no_text_is_refused(in_folder, capsys):
 @pytest.mark.slow
 def test_a_killed_command_goes_on_and_comes_to_the_same_end(in_folder):
     """kill -9 at random moments, in processes of their own, until one comes to its end."""
-    rng, kills = random.Random(2), 0
     for name in range(6):
         Path(f"{name}.txt").write_text(f"The cat {name} and the rain. " * 20_000)
     expected = train_bpe(sorted(in_folder.glob("*.txt")), 290, [END_OF_TEXT], num_processes=1)
     names = " ".join(f"{number}.txt" for number in range(6))
     line = f"train {names} --vocab-size 290 --output tok --work work --group-size 1 --processes 1"
-    command, environment = [sys.executable, "-m", "tokenization", *line.split()], os.environ | {"PYTHONPATH": str(ROOT)}
-    while not Path("tok").exists():
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.communicate(timeout=rng.uniform(0.2, 1.5 + kills / 5))[1] == b""
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
+    kills = kill_until(line, Path("tok"), random.Random(2))
     learnt = Tokenizer.load("tok")
     assert (learnt.vocab, learnt.merges) == expected
     assert kills

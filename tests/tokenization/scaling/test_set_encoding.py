@@ -6,13 +6,11 @@ import gzip
 import json
 import os
 import random
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers.processes import kill_until
 
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer
 from tokenization.__main__ import main
@@ -363,20 +361,11 @@ def test_fields_may_be_named_where_some_files_have_none(work):
 @pytest.mark.slow
 def test_a_killed_command_goes_on_and_comes_to_the_same_end(work, small):
     """kill -9 at random moments, in processes of their own, until one comes to its end."""
-    rng = random.Random(1)
     for name in range(5):
         Path(f"{name}.txt").write_text("The cat and the rain. " * 20_000)
     one = small.encode_files([f"{n}.txt" for n in range(5)], "one.bin", num_processes=1)
     line = "encode 0.txt 1.txt 2.txt 3.txt 4.txt --tokenizer tok --output k.tokens --shard-size 1 --processes 1"
-    command, kills = [sys.executable, "-m", "tokenization", *line.split()], 0
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    while not Path("k.tokens", INDEX).exists():
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.communicate(timeout=rng.uniform(0.2, 1.5 + kills / 5))[1] == b""
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
+    kills = kill_until(line, Path("k.tokens", INDEX), random.Random(1))
     assert TokenFile.open("k.tokens").description == one.description
     assert joined(Path("k.tokens")) == Path("one.bin").read_bytes()
     assert kills
