@@ -1,8 +1,8 @@
 """Measures this package and the fast libraries that are installed: who encodes what, and how fast.
 
-  python benchmarks/tokenizer.py --data FOLDER --json results.json --markdown docs/tokenizer.md     half an hour
-  python benchmarks/tokenizer.py --data FOLDER --sections documents kinds           some sections
-  python benchmarks/tokenizer.py --small                                            the script itself tried out
+  python benchmarks/tokenizer.py --data FOLDER --json results.json --markdown docs/tokenizer-speed.md     half an hour
+  python benchmarks/tokenizer.py --data FOLDER --sections documents kinds                 some sections
+  python benchmarks/tokenizer.py --small                                                  the script itself tried out
 
   documents   English of 100 B to 10 MB, as lists and arrays; lines in batches and as a stream; decoding
   kinds       English, many languages, source code, CJK with each vocabulary: the first time, and again

@@ -54,7 +54,7 @@ def test_tables_are_put_between_the_marks_of_a_document(documents):
     assert tables.into_document("| new |", expected) == expected
     for unmarked in ("", "# Title\n", begin, end):
         assert tables.into_document("| new |", unmarked) == "| new |\n"
-    assert all((ROOT / "docs/tokenizer.md").read_text().count(mark) == 1 for mark in tables.MARKS)
+    assert all((ROOT / "docs/tokenizer-speed.md").read_text().count(mark) == 1 for mark in tables.MARKS)
 
 
 # --- the race --------------------------------------------------------------------------------------------------------
