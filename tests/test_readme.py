@@ -1,5 +1,5 @@
-"""The commands and the Python of README.md and docs/walkthrough.md do what they say: each block runs, in order, in a
-folder of its own; the walkthrough's first, as README shows what can be done afterwards.
+"""The commands and the Python of README.md and of the pages that a newcomer follows do what they say: each block runs,
+in order, in a folder of its own; the walkthrough's first, as the others show what can be done afterwards.
 
 The texts and the model are made small, and nothing else is changed.
 """
@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 import yaml
 from helpers import ROOT
-from helpers.pages import blocks, commands
+from helpers.pages import RUN_PAGES, blocks, commands
 from helpers.processes import ForkServer
 from lightning import Trainer
 
-PAGES = ("docs/walkthrough.md", "README.md")
-
-
-COMMANDS = [line for line in commands(*PAGES) if not line.startswith("make ")]
+COMMANDS = [line for line in commands(*RUN_PAGES) if not line.startswith("make ")]
 
 
 def shorten(text: str, documents: int) -> str:
@@ -43,6 +40,7 @@ def workplace(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory)
     for number, story in enumerate(stories["train"].split("<|endoftext|>")[:50]):
         (folder / f"my-texts/{number}.txt").write_text(story)
     (folder / "my-valid.txt").write_text(stories["valid"])
+    (folder / "book.txt").write_text(stories["valid"])
     config = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     config["trainer"] |= {"max_steps": 4, "val_check_interval": 3, "limit_val_batches": 2, "log_every_n_steps": 1}
     config["model"] |= {"d_model": 24, "num_layers": 1, "warmup_steps": 1}
@@ -81,7 +79,7 @@ def test_readme_commands_run_in_order(
         names = {path.name for path in (workplace / "checkpoints" / run).iterdir()}
         assert {"config.yaml", "last.ckpt", "best.ckpt", "tokenizer"} <= names
     monkeypatch.chdir(workplace)
-    train, write = blocks("python", *PAGES)
+    train, write = blocks("python", *RUN_PAGES)
     exec(write, {})
     text = capsys.readouterr().out
     assert text.startswith("Once upon a time")
