@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from helpers import ROOT
 
 RUN_PAGES = ("docs/walkthrough.md", "README.md", "docs/start.md", "docs/your-text.md")  # in the order of their running
-BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>.+?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
