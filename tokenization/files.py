@@ -101,10 +101,10 @@ def making(name: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replaces a file's content by the text, as UTF-8."""
-    write_texts({path: text})
+    write_texts({Path(path): text})
 
 
-def write_texts(texts: Mapping[str | os.PathLike[str], str]) -> None:
+def write_texts(texts: Mapping[Path, str]) -> None:
     """Replaces several files, {path: text}; none before all are on the disk."""
     with writing_together(*texts) as files:
         for file, text in zip(files, texts.values(), strict=True):

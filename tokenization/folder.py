@@ -38,7 +38,6 @@ from tokenization.formats import (
 )
 from tokenization.outputs import check_folder
 from tokenization.pretokenization import END_OF_TEXT, GPT2_PATTERN, check_special_tokens
-from tokenization.tokenizer_json import read_tokenizer_json
 
 FILES = VOCAB_FILE, MERGES_FILE, CONFIG_FILE = "vocab.json", "merges.txt", "tokenizer_config.json"
 TOKENIZER_JSON, ADDED_TOKENS_FILE = "tokenizer.json", "added_tokens.json"
@@ -53,8 +52,8 @@ def write_folder(
     merge_ids: np.ndarray,
     special_tokens: Sequence[str],
     pattern: str,
-) -> None:
-    """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two.
+) -> dict[Path, str]:
+    """Writes all the files or none, so that no folder holds half a tokenizer, or halves of two; returns their texts.
 
     merge_ids: of `Tokenizer`.
     """
@@ -68,11 +67,12 @@ def write_folder(
     }
     files = {name: sha256(text) for name, text in texts.items()}
     config = {"pattern": pattern, "special_tokens": list(special_tokens), "files_sha256": files}
-    texts = {CONFIG_FILE: config_text(config), **texts}
+    written = {Path(folder) / name: text for name, text in ({CONFIG_FILE: config_text(config)} | texts).items()}
     try:
-        write_texts({Path(folder) / name: text for name, text in texts.items()})
+        write_texts(written)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); make room or choose another place") from None
+    return written
 
 
 def sha256(text: str) -> str:
@@ -102,6 +102,8 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
     config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
     ours = bool(config.keys() & (SETTINGS | DIGESTS))
     if not ours and (folder / TOKENIZER_JSON).exists():
+        from tokenization.tokenizer_json import read_tokenizer_json
+
         return read_tokenizer_json(folder / TOKENIZER_JSON)
     if ours:
         check_config(folder, config)

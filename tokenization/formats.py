@@ -50,28 +50,38 @@ def byte_values() -> dict[str, int]:
 
 
 @functools.cache
-def _charmap() -> tuple[str, Any]:
-    """Returns the alphabet as the codecs of Python's own character maps want it, to decode and to encode."""
-    alphabet = "".join(character for _, character in sorted(byte_alphabet().items()))
-    return alphabet, codecs.charmap_build(alphabet)
+def _decoding() -> str:
+    """Returns the character of each byte, in order."""
+    return "".join(character for _, character in sorted(byte_alphabet().items()))
+
+
+@functools.cache
+def _encoding() -> np.ndarray:
+    """Returns the byte of each character, by code point, int16; -1 outside the alphabet, as at the end."""
+    values = np.full(max(map(ord, byte_values())) + 2, -1, np.int16)
+    for character, value in byte_values().items():
+        values[ord(character)] = value
+    return values
 
 
 def bytes_to_text(token: bytes) -> str:
     """Writes a token in GPT-2's alphabet."""
-    return codecs.charmap_decode(token, "strict", _charmap()[0])[0]
+    return codecs.charmap_decode(token, "strict", _decoding())[0]
 
 
 def text_to_bytes(text: str) -> bytes:
     """Reads a token in GPT-2's alphabet. Raises KeyError for a character outside it."""
-    try:
-        return codecs.charmap_encode(text, "strict", _charmap()[1])[0]
-    except UnicodeEncodeError as error:
-        raise KeyError(text[error.start]) from None
+    return bytes(map(byte_values().__getitem__, text))
 
 
 def texts_to_bytes(texts: Sequence[str]) -> list[bytes]:
     """Reads many tokens in GPT-2's alphabet, in one go. Raises KeyError for a character outside it."""
-    data = text_to_bytes("".join(texts))  # as long as the text, for a character is a byte
+    text = "".join(texts)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    values = _encoding()[np.minimum(points, len(_encoding()) - 1)]
+    if values.min(initial=0) < 0:
+        raise KeyError(text[int(values.argmin())])
+    data = values.astype(np.uint8).tobytes()  # as long as the text, for a character is a byte
     ends = list(accumulate(map(len, texts)))
     return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -118,7 +128,7 @@ def check_ids(path: str | os.PathLike[str], table: dict[str, Any]) -> None:
 
 def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
     """Raises InputError where one of the 256 bytes has no token of its own."""
-    missing = {bytes([value]) for value in range(256)} - {token for token in vocab.values() if len(token) == 1}
+    missing = {bytes([value]) for value in range(256)}.difference(vocab.values())
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of the 256 single bytes have no token (the first is {min(missing)!r});"
@@ -161,8 +171,11 @@ def merge_ids_by_text(
             return None
         ids[spelling] = ids.pop(special)
     id_of = ids.__getitem__
+    merged = list(map(operator.add, lefts, rights))
+    in_order = slice(256, 256 + len(merged))  # where most vocabularies have what the merges make
     try:
-        columns = [list(map(id_of, texts)) for texts in (lefts, rights, map(operator.add, lefts, rights))]
+        columns = [list(map(id_of, lefts)), list(map(id_of, rights))]
+        columns.append(list(ids.values())[in_order] if list(ids)[in_order] == merged else list(map(id_of, merged)))
     except KeyError:
         return None
     return np.array(columns, np.int64).T

@@ -7,12 +7,15 @@ Whatever a file requests beyond byte-level BPE is refused by name (tokenizer_jso
 """
 
 import base64
+import binascii
 import json
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
-from tokenization.bpe import Merges
+import numpy as np
+
 from tokenization.errors import InputError
 from tokenization.files import write_text
 from tokenization.formats import (
@@ -52,19 +55,19 @@ def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: 
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
         except ValueError:
             raise InputError(f'{path}, line {number}: {line[:40]!r} is not "base64(token) rank"') from None
-    vocab = {rank: token for token, rank in ranks.items()}
+    vocab = dict(zip(ranks.values(), ranks, strict=True))
     if len(vocab) != len(ranks):
         raise InputError(f"{path}: two tokens have the same rank; it is damaged")
-    if not all(0 <= rank <= MAX_ID for rank in vocab):
+    if vocab and not 0 <= min(vocab) <= max(vocab) <= MAX_ID:
         raise InputError(f"{path}: ranks run from {min(vocab)} to {max(vocab)}; they must lie between 0 and {MAX_ID}")
     check_single_bytes(path, vocab)
     for text, token_id in special_tokens.items():
         if vocab.setdefault(token_id, text.encode()) != text.encode():
             raise InputError(f"{path}: id {token_id} of special token {text!r} is taken by {vocab[token_id]!r}")
-    return Tokenizer(vocab, recover_merges(ranks), list(special_tokens), pattern)
+    return Tokenizer(vocab, None, list(special_tokens), pattern, recover_merges(ranks))
 
 
 def is_tiktoken(path: Path) -> bool:
@@ -80,12 +83,12 @@ def is_tiktoken(path: Path) -> bool:
 Parts = dict[int, tuple[int, int] | None]  # the two tokens that a token was merged from; None for a byte
 
 
-def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
-    """Returns the merge behind each token: the two tokens that its bytes become when only older tokens may merge.
+def recover_merges(ranks: Mapping[bytes, int]) -> np.ndarray:
+    """Finds the merge behind each token: the two tokens that its bytes become when only older tokens may merge.
 
-    A token that is not the merge of two older ones can never result from encoding, and has no merge.
+    A token that is not the merge of two older ones can never result from encoding, and has no merge. Returns ranks,
+    (left, right, merged) of each merge, int64, shape (merges, 3), the oldest first.
     """
-    merges: Merges = []
     parts: Parts = {rank: None for token, rank in ranks.items() if len(token) == 1}
     known: dict[tuple[int, int], int] = {}
     rank_of = ranks.get
@@ -95,9 +98,9 @@ def recover_merges(ranks: Mapping[bytes, int]) -> Merges:
                 continue
             if left in parts and right in parts and stay_apart(left, right, parts, known):
                 parts[rank], known[left, right] = (left, right), rank
-                merges.append((token[:cut], token[cut:]))
                 break
-    return merges
+    pairs = np.fromiter(chain.from_iterable(known), np.int64).reshape(-1, 2)
+    return np.column_stack([pairs, np.fromiter(known.values(), np.int64)])
 
 
 def stay_apart(left: int, right: int, parts: Parts, known: Mapping[tuple[int, int], int]) -> bool:

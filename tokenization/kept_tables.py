@@ -1,4 +1,4 @@
-"""Keeps the tables of large tokenizers, so that a folder that was loaded once loads in a fraction of the time.
+"""Keeps the tables of large tokenizers, so that a folder that was saved or loaded once loads in a fraction of the time.
 
     digest of a folder's files and of our sources -> a file with the tokens, and the merges as ids
 
@@ -11,7 +11,7 @@ used last are kept; where nothing can be written, none.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from itertools import accumulate
@@ -42,15 +42,20 @@ class Table(NamedTuple):
     digest: str | None  # the tokenizer's, once it was asked for
 
 
-def key_of(files: list[Path]) -> str | None:
+def key_of(files: list[Path], written: Mapping[Path, str] | None = None) -> str | None:
     """Returns what the table of a tokenizer is kept by; None where one of its files cannot be read.
 
-    files: all from which the tokenizer may be made; those that are missing count as well.
+    files: all from which the tokenizer may be made; those that are missing count as well. written: what the caller has
+    just written into some of them, and another process may have replaced since.
     """
     digest = sha256(sys.byteorder.encode())
+    written = written or {}
     try:
         for path in (*files, *(Path(__file__).parent / name for name in SOURCES)):
-            content = path.read_bytes() if path.is_file() else None
+            if path in written:
+                content: bytes | None = written[path].encode()
+            else:
+                content = path.read_bytes() if path.is_file() else None
             digest.update(repr((path.name, content is not None and len(content))).encode())
             digest.update(content or b"")
     except OSError:
@@ -69,9 +74,14 @@ def read_table(key: str) -> Table | None:
     return None
 
 
+def is_kept(merge_ids: np.ndarray) -> bool:
+    """Returns whether a tokenizer has so many merges that its table is kept."""
+    return len(merge_ids) >= LEAST_MERGES
+
+
 def write_table(key: str, table: Table) -> None:
     """Keeps a table, if it is large, and if that is possible."""
-    if len(table.merge_ids) < LEAST_MERGES:
+    if not is_kept(table.merge_ids):
         return
     content = pack(table)
     for path in paths(key):

@@ -24,7 +24,7 @@ from tokenization.bpe import Merges, Ranks, Vocabulary, find_merge_ids, merge_by
 from tokenization.decoding import Decoder
 from tokenization.errors import InputError
 from tokenization.folder import read_folder, tokenizer_files, write_folder
-from tokenization.kept_tables import Table, add_digest, key_of, read_table, write_table
+from tokenization.kept_tables import Table, add_digest, is_kept, key_of, read_table, write_table
 from tokenization.patterns import parts_of
 from tokenization.pretokenization import (
     END_OF_TEXT,
@@ -146,7 +146,10 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes vocab.json, merges.txt and tokenizer_config.json into a folder; all of them or none."""
-        write_folder(folder, self.vocab, self._merge_ids, self.special_tokens, self.pattern)
+        written = write_folder(folder, self.vocab, self._merge_ids, self.special_tokens, self.pattern)
+        loadable = -1 not in self._byte_ids
+        if loadable and is_kept(self._merge_ids) and (key := key_of(tokenizer_files(folder), written)):
+            write_table(key, self._table(None))
 
     @cached_property
     def merges(self) -> Merges:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def folder(small, tmp_path) -> Path:
+    """A folder that was saved elsewhere: no table is kept of it."""
     Tokenizer(small.vocab, small.merges, [END_OF_TEXT, "<|é|>"], CL100K_PATTERN).save(tmp_path / "tok")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     return tmp_path / "tok"
 
 
@@ -40,6 +43,7 @@ def test_a_kept_table_gives_the_same_tokenizer(folder, small, cache, monkeypatch
     if layout == "gpt2":  # a vocabulary with gaps, a merge twice
         vocab = {token_id * 1000: token for token_id, token in small.vocab.items()}
         Tokenizer(vocab, [*small.merges, small.merges[0]], small.special_tokens).save(folder)
+        shutil.rmtree(cache)
     read = Tokenizer.load(folder)
     assert len(list(cache.iterdir())) == 1 + (layout == "huggingface")
     kept = load_kept(folder, monkeypatch)
@@ -52,6 +56,43 @@ def test_a_kept_table_gives_the_same_tokenizer(folder, small, cache, monkeypatch
     assert kept.decode(kept.encode(text)) == text
     kept.switch.load()
     assert kept.encode(text) == read.encode(text)
+
+
+@pytest.mark.parametrize("special_tokens", [[END_OF_TEXT, "<|é|>"], [], ["a", "漢 "]])
+def test_what_was_saved_is_loaded_by_its_table(small, cache, tmp_path, monkeypatch, special_tokens):
+    """By the very table that reading the folder would make."""
+    saved = Tokenizer(small.vocab, [*small.merges, small.merges[0]], special_tokens, CL100K_PATTERN)
+    saved.save(tmp_path / "tok")
+    (path,) = cache.iterdir()
+    content = path.read_bytes()
+    kept = load_kept(tmp_path / "tok", monkeypatch)
+    assert list(kept.vocab.items()) == list(saved.vocab.items())
+    assert (kept.merges, kept.special_tokens, kept.pattern) == (saved.merges, saved.special_tokens, saved.pattern)
+    path.unlink()
+    read = Tokenizer.load(tmp_path / "tok")
+    assert path.read_bytes() == content
+    assert kept.digest == read.digest == saved.digest
+
+
+def test_a_folder_that_another_process_replaces_at_once_has_its_own_table(small, cache, tmp_path, monkeypatch):
+    """And a vocabulary that lacks a byte, which no folder may have, has none."""
+    other = Tokenizer(small.vocab, small.merges[:-5], [END_OF_TEXT])
+    write_folder = tokenizer_module.write_folder
+
+    def replaced(*arguments):
+        written = write_folder(*arguments)
+        write_folder(arguments[0], other.vocab, other._merge_ids, other.special_tokens, other.pattern)
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer_module, "write_folder", replaced)
+        Tokenizer(small.vocab, small.merges, [END_OF_TEXT]).save(tmp_path / "tok")
+    assert Tokenizer.load(tmp_path / "tok").merges == other.merges
+    assert len(list(cache.iterdir())) == 2
+    Tokenizer({97: b"a", 98: b"b", 99: b"ab"}, [(b"a", b"b")]).save(tmp_path / "few")
+    with pytest.raises(InputError, match="single bytes have no token"):
+        Tokenizer.load(tmp_path / "few")
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_any_change_to_a_file_or_to_the_sources_finds_no_table(folder, cache, monkeypatch):
