@@ -84,6 +84,8 @@ def blocks(text: str) -> list[Block]:
             fresh = True
         elif fence:
             found.append(Block(number, fence, re.sub(r"(^|\s+)#\s.*", "", line)))
+        elif line.startswith("<!--"):
+            continue
         elif line.startswith("|"):
             cells = re.sub(r"`[^`]*`", lambda code: code[0].replace("|", "¦"), line).strip("|").split("|")
             if not re.fullmatch(r"[|\s:-]+", line):
