@@ -13,6 +13,12 @@ from helpers.translations import LINK, TRANSLATED, differences, target
 PAIRS = {"README.md": "README.zh.md"} | {
     f"docs/{path.name}": f"{TRANSLATED}{path.name}" for path in sorted((ROOT / TRANSLATED).glob("*.md"))
 }
+HAN, STOPS = "[\u4e00-\u9fff]", "[\u3001\u3002\uff08-\uff1f]"
+UNLIKE_CHINESE = re.compile(
+    rf"{HAN}[,.;:!?()\w`]|[,.;:!?(\w`%]{HAN}"  # a stop of half width; no space between Chinese and English
+    rf"|({HAN}|{STOPS})\n(?!\n|[-#|>]|\d\. |$)",  # a paragraph of several lines: browsers show a space for each end
+    re.ASCII,
+)
 each_pair = pytest.mark.parametrize(("page", "translation"), PAIRS.items(), ids=PAIRS.values())
 
 
@@ -35,6 +41,17 @@ def test_its_links_lead_to_chinese_pages_where_there_are_any(page: str, translat
         assert there in (right, page), f"{link}: should lead to {right}"
         if section and there in PAIRS.values():
             assert f'<a id="{section}"></a>' in read(there), f"{link}: no such place"
+
+
+@each_pair
+def test_its_punctuation_is_chinese(page: str, translation: str) -> None:
+    text = re.sub("^```.*?^```", "", read(translation), flags=re.DOTALL | re.MULTILINE)
+    assert [text[max(0, found.start() - 10) : found.end() + 10] for found in UNLIKE_CHINESE.finditer(text)] == []
+
+
+@pytest.mark.parametrize("text", ["训练,好", "用lm 训练", "`lm`的", "3步", "损失(2)", "好。\n再来", "三\n步"])
+def test_other_punctuation_is_noticed(text: str) -> None:
+    assert UNLIKE_CHINESE.search(text)
 
 
 @each_pair
