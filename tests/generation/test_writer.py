@@ -1,139 +1,22 @@
-"""Proves that temperature, top-k and top-p keep and scale what a brute-force reading of their definitions does; that
-generation is repeatable, slides, stops, and never draws an id that the tokenizer lacks; and that neither the cache nor
-the other texts of a batch change a text."""
+"""Proves that generation is repeatable, slides, stops, and never draws an id that the tokenizer lacks; and that neither
+the cache nor the other texts of a batch change a text."""
 
 import math
-import os
 import random
 from collections import Counter
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
-from lm.generation.continuation import TextStream
-from lm.generation.decoding import CachedReader, PlainReader
-from lm.generation.layouts import LAYOUTS, PACKED, PLAIN, can_pack, choose_layout, join, lay_out, time_layouts
+from lm.generation.decoding import CachedReader
 from lm.generation.sampling import (
     Sampling,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    next_token_probabilities,
-    penalize_repetition,
 )
-from lm.generation.sampling import draw as draw_tokens
 from lm.generation.texts import Text
 from lm.generation.writer import Writer, generate, generate_batch, make_reader, write_texts
 from lm.model.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
-
-
-def brute_force(logits: list[float], temperature: float, top_k: int | None, top_p: float) -> list[float]:
-    """The definition, for logits without equals: sort, keep, renormalise."""
-    order = sorted(range(len(logits)), key=lambda index: -logits[index])[:top_k]
-    weights = {index: math.exp((logits[index] - logits[order[0]]) / temperature) for index in order}
-    total, kept, reached = sum(weights.values()), {}, 0.0
-    for index in order:
-        kept[index] = weights[index] / total
-        reached += kept[index]
-        if reached >= top_p:
-            break
-    return [kept.get(index, 0.0) / sum(kept.values()) for index in range(len(logits))]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_random_distributions(seed):
-    rng = random.Random(seed)
-    logits = [rng.gauss(0, 3) for _ in range(rng.randint(1, 30))]
-    temperature, top_k = rng.uniform(0.2, 3), rng.choice([None, 1, 2, 5, 100])
-    top_p = rng.choice([1.0, rng.uniform(0.01, 0.99)])
-    probabilities = next_token_probabilities(torch.tensor(logits), Sampling(temperature, top_k, top_p))
-    assert probabilities.tolist() == pytest.approx(brute_force(logits, temperature, top_k, top_p), abs=1e-5)
-
-
-def test_each_row_by_itself():
-    logits = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0))
-    sampling = Sampling(0.7, 5, 0.6)
-    whole = next_token_probabilities(logits, sampling)
-    for row, expected in zip(logits.view(-1, 11), whole.view(-1, 11), strict=True):
-        torch.testing.assert_close(next_token_probabilities(row, sampling), expected)
-    assert next_token_probabilities(logits.bfloat16(), sampling).dtype == torch.float32
-
-
-def test_top_k_keeps_equals_and_top_p_the_fewest():
-    assert keep_top_k(torch.tensor([1.0, 3.0, 2.0, 2.0]), 2).tolist() == [-math.inf, 3, 2, 2]
-    logits = torch.tensor([0.125, 0.5, 0.25, 0.125]).log()
-    for p, kept in ((0.01, {1}), (0.5, {1}), (0.51, {1, 2}), (0.75, {1, 2}), (0.9999, {0, 1, 2, 3})):
-        assert set(keep_top_p(logits, p).isfinite().nonzero().flatten().tolist()) == kept
-
-
-SHARES = (0.0, 5e-324, 1e-46, 1e-30, 1e-8, 0.5, 1 - 1e-9, 1.0)
-
-
-@pytest.mark.parametrize("seed", range(100))
-def test_no_setting_draws_what_it_should_not(seed):
-    """Extreme settings and logits: a draw is a token that the definition keeps, and the likeliest is one of these."""
-    rng = random.Random(seed)
-    scale = rng.choice([1e-6, 1.0, 30.0, 1e4, 1e30, 3e38])
-    values = [rng.uniform(-1, 1) * scale for _ in range(rng.choice([1, 2, 5, 300]))]
-    values = [-math.inf if rng.random() < 0.2 else value for value in values]
-    values[rng.randrange(len(values))] = rng.choice([0.0, scale])  # one at least can be drawn
-    logits = torch.tensor(values).to(rng.choice([torch.float32, torch.bfloat16])).float()
-    sampling = Sampling(
-        temperature=rng.choice([0, 0.001, 0.7, 1.0, 1e6]),
-        top_k=rng.choice([None, 1, 2, 10**9]),
-        top_p=rng.choice(SHARES),
-        min_p=rng.choice(SHARES),
-        repetition_penalty=rng.choice([1e-6, 0.5, 1.0, 1.3, 1e6]),
-    )
-    text = [rng.randrange(len(values)) for _ in range(3)]
-    scored = penalize_repetition(logits, torch.tensor(text), sampling.repetition_penalty).tolist()
-    assert all(math.isfinite(after) == math.isfinite(before) for before, after in zip(values, scored, strict=True))
-    best, temperature = max(scored), sampling.temperature or 1.0
-    likeliest = {i for i, value in enumerate(scored) if torch.tensor((value - best) / temperature).float() == 0}
-    allowed = {index for index, value in enumerate(scored) if value > -math.inf}
-    if sampling.temperature == 0 or sampling.top_p <= 1e-30 or sampling.min_p == 1 or sampling.top_k == 1:
-        allowed = likeliest
-    probabilities = next_token_probabilities(torch.tensor(scored), sampling)
-    kept = set(probabilities.nonzero().flatten().tolist())
-    assert kept <= allowed
-    assert kept & likeliest
-    assert probabilities.sum() == pytest.approx(1)
-    drawn = draw_tokens(
-        logits.expand(20, -1), sampling, [text] * 20, [torch.Generator().manual_seed(i) for i in range(20)]
-    )
-    assert set(drawn) <= kept
-
-
-def test_greedy():
-    logits = torch.tensor([[1.0, 5.0, 4.9], [7.0, -1.0, 0.0]])
-    assert next_token_probabilities(logits, Sampling(0)).tolist() == [[0, 1, 0], [1, 0, 0]]
-    assert next_token_probabilities(torch.tensor([2.0, 2.0, 1.0]), Sampling(0)).sum() == 1
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"temperature": -0.1}, "temperature -0.1"),
-        ({"temperature": math.nan}, "temperature nan"),
-        ({"temperature": 1e-300}, "temperature 1e-300"),
-        ({"temperature": math.inf}, "temperature inf"),
-        ({"top_k": 0}, "top_k 0"),
-        ({"temperature": 1e300}, "temperature 1e"),
-        ({"top_p": -0.1}, "top_p -0.1"),
-        ({"top_p": 1.1}, "top_p 1.1"),
-        ({"top_p": math.nan}, "top_p nan"),
-        ({"min_p": -0.1}, "min_p -0.1"),
-        ({"min_p": 1.1}, "min_p 1.1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0"),
-        ({"repetition_penalty": 1e300}, "repetition_penalty 1e"),
-    ],
-)
-def test_values_that_make_no_sense(wrong, message):
-    with pytest.raises(InputError, match=message):
-        Sampling(**wrong)
 
 
 class Scripted(nn.Module):
@@ -328,123 +211,6 @@ def test_bfloat16_is_float32_to_two_digits():
         list(generate(model, [1], 3, Sampling(), dtype=torch.bfloat16, use_cache=False))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_weights_in_each_layout_multiply_as_before(layout, dtype, tolerance):
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(rows, 24, generator=generator) for rows in (40, 7)]
-    x = torch.randn(3, 5, 24, generator=generator)
-    if layout == PACKED and not can_pack(x, dtype):
-        pytest.skip("not on this processor")
-    expected = torch.cat([x @ weight.T for weight in weights], dim=-1)
-    error = lay_out(join(weights, dtype), layout)(x.to(dtype)).float() - expected
-    assert error.abs().amax() < tolerance * expected.abs().amax()
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_reader_reads_as_the_model_does_in_each_layout(layout, monkeypatch):
-    """Against the plain reader, for a prompt, one row and several."""
-    torch.manual_seed(0)
-    model, token_ids = TransformerLM(300, 16, 64, 2, num_heads=2), torch.randint(300, (2, 30)).tolist()
-    monkeypatch.setattr("lm.generation.decoding.choose_layout", lambda *_: layout)
-    plain, cached = PlainReader(model), CachedReader(model, 2, torch.float32)
-    for row in range(2):
-        torch.testing.assert_close(cached.read(row, token_ids[row][:7]), plain.read(row, token_ids[row][:7]))
-    for new in zip(*(ids[7:] for ids in token_ids), strict=True):
-        torch.testing.assert_close(cached.step(new), plain.step(new), atol=1e-4, rtol=1e-4)
-
-
-@pytest.fixture
-def timed(tmp_path, monkeypatch):
-    """timed(packed, plain): the seconds that each layout is to take from now on. Choices are kept in tmp_path."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("lm.generation.layouts.can_pack", lambda *_: True)
-    calls = []
-
-    def set_times(packed: float, plain: float) -> list:
-        monkeypatch.setattr(
-            "lm.generation.layouts.time_layouts",
-            lambda *arguments: calls.append(arguments) or {PACKED: packed, PLAIN: plain},
-        )
-        return calls
-
-    return set_times
-
-
-LARGE = [[torch.zeros(700, 900), torch.zeros(500, 900)]]
-
-
-def test_a_layout_is_chosen_once(timed, tmp_path):
-    """By the shape, the dtype, the rows up to a power of two, and the threads; then it stays, whatever it is later."""
-    calls = timed(packed=2.0, plain=1.0)
-    assert choose_layout(LARGE, torch.float32, 1) == PLAIN
-    timed(packed=1.0, plain=2.0)
-    assert choose_layout(LARGE, torch.float32, 1) == PLAIN
-    assert len(calls) == 1
-    assert choose_layout(LARGE, torch.bfloat16, 1) == PACKED
-    assert [choose_layout(LARGE, torch.float32, rows) for rows in (2, 3, 4, 5, 8, 64, 100)] == [PACKED] * 7
-    assert [rows for *_, rows in calls] == [1, 1, 2, 4, 8, 64]
-    assert choose_layout([*LARGE, *LARGE], torch.float32, 1) == PACKED
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
-    try:
-        assert choose_layout(LARGE, torch.float32, 1) == PACKED
-    finally:
-        torch.set_num_threads(threads)
-    (path,) = tmp_path.glob("*/*")
-    for content in ("{", path.read_text().replace(PLAIN, "as you like").replace(PACKED, "7")):
-        path.write_text(content)
-        calls.clear()
-        assert choose_layout(LARGE, torch.float32, 1) == PACKED
-        assert choose_layout(LARGE, torch.float32, 1) == PACKED
-        assert len(calls) == 1
-
-
-def test_a_layout_that_cannot_be_kept_is_always_the_same(timed, monkeypatch):
-    timed(packed=2.0, plain=1.0)
-    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
-    assert choose_layout(LARGE, torch.float32, 1) == PACKED
-    monkeypatch.undo()
-    assert choose_layout([[torch.zeros(3, 2)]], torch.float32, 1) == PACKED  # too small to be worth it
-    assert choose_layout([[torch.zeros(3, 2, device="meta")]], torch.float32, 1) == PLAIN
-
-
-def test_a_tie_keeps_the_packed_order(timed):
-    for plain, chosen, width in ((1.0, PACKED, 901), (0.96, PACKED, 902), (0.9, PLAIN, 903)):
-        timed(packed=1.0, plain=plain)
-        assert choose_layout([[torch.zeros(1300, width)]], torch.float32, 1) == chosen
-
-
-def test_layouts_are_timed():
-    seconds = time_layouts([[torch.ones(64, 32)], [torch.ones(8, 64), torch.ones(8, 64)]], torch.float32, 2)
-    assert list(seconds) == list(LAYOUTS)
-    assert all(0 < value < 1 for value in seconds.values())
-
-
-def test_top_p_of_many_tokens():
-    """Where the likeliest 256 reach p, and where they do not."""
-    generator = torch.Generator().manual_seed(0)
-    for scale in (0.1, 1.0, 5.0):
-        logits = torch.randn(2, 3000, generator=generator) * scale
-        for row, kept in zip(logits, keep_top_p(logits, 0.9), strict=True):
-            ordered, order = row.double().softmax(-1).sort(descending=True)
-            expected = order[: int((ordered.cumsum(0) < 0.9).sum()) + 1]
-            assert set(kept.isfinite().nonzero().flatten().tolist()) == set(expected.tolist())
-            assert torch.equal(kept[expected], row[expected])
-
-
-def test_min_p_and_repetition_penalty_are_those_of_transformers():
-    logits = torch.randn(40, generator=torch.Generator().manual_seed(3)) * 3
-    seen = torch.tensor([3, 7, 7, 11])
-    for p in (0.02, 0.3, 1.0):
-        torch.testing.assert_close(keep_min_p(logits, p), transformers.MinPLogitsWarper(p)(seen[None], logits[None])[0])
-    for penalty in (1.5, 0.5):
-        theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)(seen[None], logits[None].clone())[0]
-        torch.testing.assert_close(penalize_repetition(logits, seen, penalty), theirs)
-    plain = next_token_probabilities(logits, Sampling(1.0, None, 1.0, repetition_penalty=2.0))
-    torch.testing.assert_close(plain, torch.softmax(logits, -1))  # no text, no penalty
-
-
 def test_a_model_that_has_diverged_is_said_to_have():
     for value in (math.nan, math.inf):
         model = Scripted([0.5, 0.5])
@@ -554,69 +320,3 @@ def test_log_probabilities_are_the_models_own():
         assert [token_id for token_id, _ in drawn.likeliest] == ids.tolist()
         assert [value for _, value in drawn.likeliest] == pytest.approx(best.tolist(), abs=1e-5)
     assert position == 7
-
-
-class Alphabet:
-    """A tokenizer of bytes."""
-
-    def decode_bytes(self, token_ids):
-        return bytes(token_ids)
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_streams_stop_where_the_whole_text_would(seed):
-    """Against a search in the whole text; what is shown is never taken back, and held no longer than it must be."""
-    rng = random.Random(seed)
-    data = "".join(rng.choice("aabbc日é") for _ in range(40)).encode()
-    stops = ["".join(rng.choice("aabbc日") for _ in range(rng.randint(2, 4))) for _ in range(rng.randint(0, 2))]
-    stream, shown, text = TextStream(Alphabet(), stops), "", data.decode()
-    for end, byte in enumerate(data, start=1):
-        shown += stream.feed(byte)
-        so_far = data[:end].decode(errors="ignore")
-        if stream.stopped:
-            break
-        held = so_far.removeprefix(shown)
-        assert so_far == shown + held
-        assert held == "" or any(stop.startswith(held) for stop in stops)
-    shown += stream.close()
-    ends = [text.find(stop) for stop in stops if stop in text]
-    assert stream.stopped == bool(ends)
-    assert shown == text[: min(ends)] if ends else shown == text
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_where_tokens_begin(seed):
-    """Tokens of any bytes, some of no character, some of parts of one or of several: against each byte's character."""
-    rng = random.Random(seed)
-    text = "".join(rng.choice("aé日😀\ufffd") for _ in range(30))
-    owners = [index for index, character in enumerate(text) for _ in character.encode()]
-    data, tokens = text.encode(), {}
-    stream, starts = TextStream(Dictionary(tokens)), []
-    while data:
-        length = rng.randint(1, 5)
-        tokens[len(tokens)], data = data[:length], data[length:]
-        starts.append(sum(map(len, tokens.values())) - len(tokens[len(tokens) - 1]))
-    shown = "".join(stream.feed(token_id) for token_id in tokens)
-    assert shown + stream.close() == text
-    assert stream.offsets == [owners[start] for start in starts]
-    broken = TextStream(Dictionary({0: b"\xe6", 1: b"\x97", 2: b"a\xff", 3: b"\xff\xe6", 4: b"b"}))
-    assert "".join(map(broken.feed, range(5))) == "\ufffda\ufffd\ufffd\ufffdb"
-    assert broken.offsets == [0, 0, 1, 3, 5]
-
-
-class Dictionary:
-    """A tokenizer of these tokens."""
-
-    def __init__(self, tokens: dict[int, bytes]):
-        self.tokens = tokens
-
-    def decode_bytes(self, token_ids):
-        return b"".join(self.tokens[token_id] for token_id in token_ids)
-
-
-def test_a_text_that_ends_within_a_character():
-    stream = TextStream(Alphabet())
-    assert [stream.feed(byte) for byte in "é日".encode()[:4]] == ["", "é", "", ""]
-    assert stream.close() == "\ufffd"
-    with pytest.raises(InputError, match="empty stop string"):
-        TextStream(Alphabet(), ["a", ""])

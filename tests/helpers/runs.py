@@ -1,5 +1,7 @@
 """The tiny model and the short run of many tests, and how two runs are compared."""
 
+from pathlib import Path
+
 from helpers import ROOT
 
 DEBUG = ROOT / "configs" / "debug.yaml"
@@ -28,3 +30,27 @@ def same(a, b) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Weights, optimizer and counters of every checkpoint, all curves and all texts: bit for bit."""
+    from helpers.events import read_events  # here, like torch above
+    from lm.runs.checkpoint import load_checkpoint
+
+    names = {path.name for path in other.glob("*.ckpt")}
+    assert {path.name for path in run.glob("*.ckpt")} == names
+    for name in names:
+        a, b = load_checkpoint(run / name), load_checkpoint(other / name)
+        assert a.keys() == b.keys(), name
+        assert [key for key in a if not same(a[key], b[key])] == [], name
+    (scalars, texts), (expected, expected_texts) = read_events(run), read_events(other)
+    for curves in (scalars, expected):
+        assert all(curves.pop(tag) for tag in TIMED)
+    assert dict(scalars) == dict(expected)
+    assert texts == expected_texts
+
+
+def go_on(run: Path, *settings: object) -> list[object]:
+    """The arguments that resume a run from its own config.yaml and last.ckpt, in its own folder."""
+    arguments = ["fit", "-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt"]
+    return [*arguments, "--trainer.default_root_dir", run, *settings]

@@ -1,5 +1,5 @@
 """Proves that a run of FSDP saves and restores the same state in either form: gathered in one file, or in shards. One
-process shards over itself here; two do in test_devices.py and test_hosts.py."""
+process shards over itself here; two do in test_devices.py and test_two_hosts.py."""
 
 import shutil
 from pathlib import Path
