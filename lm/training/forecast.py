@@ -1,10 +1,11 @@
 """Prints with each validation where the run will end, by its own curves and those of earlier runs beside it.
 
-The law and the band are in loss_law.py. Curves and settings are read from the runs' folders, so that a run that resumes
-foretells what it would have foretold.
+The law is in loss_law.py, the forecast with its band in foretelling.py. Curves and settings are read from the runs'
+folders, so that a run that resumes foretells what it would have foretold.
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lm.optim.schedule import SCHEDULES
 from lm.runs.events import read_curves
 from lm.runs.folder import CONFIG
-from lm.training.loss_law import Course, Foretold, Losses, foretell
+from lm.training.foretelling import Foretold, foretell
+from lm.training.loss_law import Course, Losses
 from tokenization import InputError
 
 BEGIN = 0.1  # of the run
-MOST_RUNS = 20  # the newest
+MOST_RUNS, MOST_FOLDERS = 20, 100  # the newest that tell of a run, of so many that may
 MOST_STEPS = 1_000_000  # as the law is computed step by step
 OTHER_LENGTH = 2  # an earlier run is at most so many times longer or shorter
 LEDGER = "ledger.jsonl"  # marks the folder of a race, in which each contestant has a folder of runs
+# Settings that change how a run is computed, or that runs of one kind do not share.
+PASSED_OVER = {"fast", "attention", "compile", "recompute_activations", "max_skipped_steps", "seed", "num_workers"}
 
 
 class Forecast(Callback):
@@ -60,18 +64,53 @@ class Forecast(Callback):
 
 
 def earlier_runs(folder: Path, run: Losses) -> Iterator[Losses]:
-    """Yields finished runs of about this length and on the same text, beside a run or in the same race."""
-    race = folder.parent.parent if (folder.parent.parent / LEDGER).is_file() else None
-    configs = {*folder.parent.glob(f"*/{CONFIG}"), *(race.glob(f"*/*/{CONFIG}") if race else ())}
+    """Yields finished runs that tell of a run, from beside it, from its race and from the races beside that."""
+    race = folder.parent.parent
+    beside = race.parent if (race / LEDGER).is_file() else folder.parent
+    races = [ledger.parent for ledger in beside.glob(f"*/{LEDGER}")]
+    configs = {*beside.glob(f"*/{CONFIG}"), *folder.parent.glob(f"*/{CONFIG}")}
+    configs |= {config for race in races for config in race.glob(f"*/*/{CONFIG}")}
     newest = sorted(configs - {folder / CONFIG}, key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in newest[:MOST_RUNS]:
-        try:
-            other = read_losses(path.parent)
-        except InputError:
-            continue
-        ratio = other.course.steps / run.course.steps
-        if other.text == run.text and 1 / OTHER_LENGTH <= ratio <= OTHER_LENGTH and other.finished:
-            yield other
+    found = filter(None, (read_if_it_tells(path.parent, run) for path in newest[:MOST_FOLDERS]))
+    yield from itertools.islice(found, MOST_RUNS)
+
+
+def read_if_it_tells(folder: Path, run: Losses) -> Losses | None:
+    """Returns the losses of an earlier run; None if it does not tell of a run, often without reading its curves."""
+    try:
+        config = read_config(folder)
+        if not of_a_length(config["trainer"]["max_steps"], run) or validated_on(config) != run.text:
+            return None
+        other = read_losses(folder)
+    except (InputError, LookupError, TypeError, ValueError, ArithmeticError):
+        return None
+    return other if tells_of(other, run) else None
+
+
+def tells_of(other: Losses, run: Losses) -> bool:
+    """Returns whether a run has ended, was validated on the same text, and is of about the same length."""
+    return other.finished and other.text == run.text and of_a_length(other.course.steps, run)
+
+
+def of_a_length(steps: int, run: Losses) -> bool:
+    """Returns whether so many steps are about as many as a run's."""
+    return 1 / OTHER_LENGTH <= steps / run.course.steps <= OTHER_LENGTH
+
+
+def read_config(folder: Path) -> Any:
+    """Reads a run's settings; InputError where there are none."""
+    try:
+        return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise InputError(f"{folder}: holds no settings that can be read") from None
+
+
+def validated_on(config: dict[str, Any]) -> str:
+    """Returns a name for the text that a run is validated on."""
+    data = config["data"]
+    return json.dumps(
+        [data["val_path"], data["tokenizer"], config["trainer"].get("limit_val_batches")], allow_nan=False
+    )
 
 
 def read_losses(folder: Path) -> Losses:
@@ -82,9 +121,8 @@ def read_losses(folder: Path) -> Losses:
     """
     curves = read_curves(folder)
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        return _losses(config, {tag: (curve.steps, curve.values) for tag, curve in curves.items()})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, yaml.YAMLError):
+        return _losses(read_config(folder), {tag: (curve.steps, curve.values) for tag, curve in curves.items()})
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         raise InputError(f"{folder}: its settings or curves are not those of a run that can be foretold") from None
 
 
@@ -106,11 +144,11 @@ def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[floa
     tokens = of_a_step("train/tokens_seen")
     course = Course(rates, tokens * every, of_a_step("train/passes") * every, model["warmup_steps"])
     read = {"windows": "random"} | {name: data[name] for name in data if name not in ("val_path", "num_workers")}
-    validated = [data["val_path"], data["tokenizer"], config["trainer"].get("limit_val_batches")]
     return Losses(
         course,
         training=dict(zip(*curves["train/loss"], strict=True)),
         validation=dict(zip(*curves.get("val/loss", ([], [])), strict=True)),
         batches=json.dumps([read, model["context_length"], tokens], sort_keys=True, allow_nan=False),
-        text=json.dumps(validated, allow_nan=False),
+        text=validated_on(config),
+        settings={name: value for name, value in {**model, **read, "steps": steps}.items() if name not in PASSED_OVER},
     )

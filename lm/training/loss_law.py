@@ -1,4 +1,4 @@
-"""Foretells where a loss curve ends, from its beginning and from the whole curves of earlier runs.
+"""The law that joins a run's losses, and its fit to their curves.
 
     training loss      L(t) = E + A s(t)^-0.3 + B r(t)
     validation loss    L(t) + G + H p(t)
@@ -7,30 +7,28 @@ r(t) is the learning rate as a share of its peak, s(t) the tokens so far, in mil
 passes over the text. E is what no training removes, A what more steps remove, B what a falling rate removes: the noise
 that large steps add (a simplification of Tissue et al. 2024, arXiv 2408.11029). G and H are the gap to the validation
 text, at first and as passes add up. With the exponent fixed the law is linear in its five numbers, so that their
-posterior is a Gaussian in closed form (Bayesian linear regression), and with it the loss at the end:
+posterior is a Gaussian in closed form (Bayesian linear regression). The noise of a loss comes from the second
+differences of neighbouring losses, in which a steady fall cancels.
 
-    prior       the mean and the covariance of the numbers that fit earlier runs; a wide one if there are none
-    noise       of a step: from the second differences of neighbouring losses, in which a steady fall cancels
-
-Batches differ in difficulty, by far more than the curves of two runs do. Where earlier runs have read the same batches,
-their mean deviation from their laws is taken off first: what remains is the run's own.
+Batches differ in difficulty, by far more than the curves of two runs do. Where runs have read the same batches, their
+mean deviation from their laws is taken off: what remains is the run's own. What the law makes of earlier runs, and
+foretells, is in foretelling.py.
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 EXPONENT = 0.3
 WARM = 0.05  # of the run at least, before which the law does not hold
-MEAN = np.array([1.5, 0.9, 0.5, 0.0, 0.05])  # E, A, B in nats, G, H, before any run has been seen
-WIDE = np.diag([0.7, 0.25, 0.15, 0.05, 0.05]) ** 2
-SCATTER = np.diag([0.1, 0.1, 0.1, 0.02, 0.03]) ** 2  # between runs of one kind, before two of them have been seen
-BELIEF = 1  # as many runs as this counts for
-LEAST_NOISE, VALIDATION_NOISE = 0.02, 0.01  # nats; the law is not exact
-BAND = 1.2816  # standard deviations that hold 80 % of a Gaussian
-FEWEST = 4  # losses for a forecast
+LEAST_NOISE, VALIDATION_NOISE = 0.02, 0.01  # nats
+MISFIT = 3  # the law is not exact, and neighbouring losses are off alike: training losses count as this much noisier
+FEWEST = 3  # runs whose mean deviation is that of the batches
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,16 @@ class Course:
     def steps(self) -> int:
         return len(self.rates)
 
+    @functools.cached_property
+    def weighted(self) -> np.ndarray:
+        """The tokens seen so far, in millions, each weighted by its step's rate."""
+        return np.cumsum(self.rates * np.diff(self.tokens, prepend=0)) / 1e6
+
     def features(self, steps: np.ndarray, validated: bool) -> np.ndarray:
         """Returns what the law multiplies E, A, B, G and H by: (n,) steps -> (n, 5)."""
-        weighted = np.cumsum(self.rates * np.diff(self.tokens, prepend=0)) / 1e6
         at, shown = steps - 1, float(validated)
         ones = np.ones(len(steps))
-        columns = (ones, weighted[at] ** -EXPONENT, self.rates[at], shown * ones, shown * self.passes[at])
+        columns = (ones, self.weighted[at] ** -EXPONENT, self.rates[at], shown * ones, shown * self.passes[at])
         return np.stack(columns, axis=1)
 
 
@@ -67,10 +69,19 @@ class Losses:
     validation: dict[int, float]
     batches: str = ""  # a name for the batches read, the same for runs that read the same; empty if unknown
     text: str = ""  # a name for the validation text
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of which the law's numbers depend
 
     @property
     def finished(self) -> bool:
         return self.course.steps in self.validation
+
+    def until(self, share: float) -> "Losses":
+        """Returns the run as it was at a share of its steps."""
+        training, validation = (
+            {step: loss for step, loss in curve.items() if step <= share * self.course.steps}
+            for curve in (self.training, self.validation)
+        )
+        return dataclasses.replace(self, training=training, validation=validation)
 
 
 @dataclass(frozen=True)
@@ -81,30 +92,8 @@ class Numbers:
     covariance: np.ndarray
 
 
-@dataclass(frozen=True)
-class Foretold:
-    """A run's final validation loss, with the bounds of an 80 % band, nats per token."""
-
-    loss: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"final loss about {self.loss:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
-def foretell(run: Losses, earlier: Sequence[Losses] = ()) -> Foretold | None:
-    """Returns the validation loss at the run's last step; None where the losses are too few, or no curve."""
-    fitted = [fit(other, Numbers(MEAN, WIDE)) for other in earlier]
-    pairs = zip(earlier, fitted, strict=True)
-    usual = deviations([(other, numbers) for other, numbers in pairs if run.batches and other.batches == run.batches])
-    if len(known(run)[0]) + len(run.validation) < FEWEST:
-        return None
-    numbers = fit(run, prior_of(fitted), usual)
-    last = run.course.features(np.array([run.course.steps]), validated=True)[0]
-    loss = float(last @ numbers.mean)
-    width = BAND * math.sqrt(last @ numbers.covariance @ last + VALIDATION_NOISE**2)
-    return Foretold(loss, loss - width, loss + width) if math.isfinite(loss + width) else None
+# What is expected of E, A and B in nats, G and H before any run has been seen.
+UNSEEN = Numbers(np.array([1.5, 0.9, 0.5, 0.0, 0.05]), np.diag([0.7, 0.25, 0.15, 0.05, 0.05]) ** 2)
 
 
 def known(run: Losses) -> tuple[np.ndarray, np.ndarray]:
@@ -123,6 +112,7 @@ def fit(run: Losses, prior: Numbers, usual: dict[int, float] | None = None) -> N
     noise = LEAST_NOISE
     if len(losses) > 2:
         noise = max(noise, math.sqrt(float(np.mean(np.diff(losses, n=2) ** 2)) / 6))
+    noise *= MISFIT
     validated = [(t, loss) for t, loss in run.validation.items() if t > run.course.warmup and math.isfinite(loss)]
     features = np.concatenate(
         [
@@ -136,14 +126,15 @@ def fit(run: Losses, prior: Numbers, usual: dict[int, float] | None = None) -> N
     return Numbers(covariance @ (precision @ prior.mean + features.T @ values), covariance)
 
 
-def prior_of(fitted: Sequence[Numbers]) -> Numbers:
-    """Returns what earlier runs make one expect of another: their mean, and their scatter around it."""
-    if not fitted:
-        return Numbers(MEAN, WIDE)
-    means, count = np.array([numbers.mean for numbers in fitted]), len(fitted)
-    around = means - means.mean(axis=0)
-    scatter = (BELIEF * SCATTER + around.T @ around) / (BELIEF + count - 1)
-    return Numbers(means.mean(axis=0), scatter * (1 + 1 / count))
+def fit_together(runs: Sequence[Losses]) -> list[Numbers]:
+    """Fits each run by itself; then again, less the deviations of its batches, if FEWEST runs have read them."""
+    pairs = [(run, fit(run, UNSEEN)) for run in runs]
+    usual = {}
+    for name in {run.batches for run in runs if run.batches}:
+        readers = [pair for pair in pairs if pair[0].batches == name]
+        if len(readers) >= FEWEST:
+            usual[name] = deviations(readers)
+    return [fit(run, UNSEEN, usual[run.batches]) if run.batches in usual else numbers for run, numbers in pairs]
 
 
 def deviations(runs: Sequence[tuple[Losses, Numbers]]) -> dict[int, float]:

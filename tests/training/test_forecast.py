@@ -1,5 +1,5 @@
 """Proves that the forecast is the Gaussian posterior of its law, that its band holds as often as it says, that what
-earlier runs know narrows it, and that a run prints it from a tenth on."""
+earlier runs know narrows it, most of all those of like settings, and that a run prints it from a tenth on."""
 
 import dataclasses
 import math
@@ -11,9 +11,10 @@ import pytest
 from helpers.events import read_events
 from helpers.runs import SETTINGS
 
-from lm.training import loss_law
+from lm.training import foretelling
 from lm.training.forecast import earlier_runs, read_losses
-from lm.training.loss_law import Course, Losses, Numbers, deviations, fit, foretell, prior_of
+from lm.training.foretelling import Foretold, alike, distance, foretell, prior_of
+from lm.training.loss_law import UNSEEN, Course, Losses, Numbers, deviations, fit
 from lm.training.module import LanguageModel
 from tokenization import InputError
 
@@ -36,7 +37,7 @@ def law(numbers, of: Course, step: int, validated: bool) -> float:
 def run(rng, share: float, numbers=None, noise: float = 0.02, batches: str = "", difficulty=None) -> Losses:
     """A run that follows the law exactly but for the noise of its batches; its first part, and all validations."""
     if numbers is None:
-        numbers = rng.multivariate_normal(loss_law.MEAN, loss_law.SCATTER)
+        numbers = rng.multivariate_normal(UNSEEN.mean, foretelling.SCATTER)
     of, difficulty = course(), np.zeros(STEPS + 1) if difficulty is None else difficulty
     training = {t: law(numbers, of, t, False) + noise * rng.standard_normal() + difficulty[t] for t in range(4, 201, 4)}
     validation = {t: law(numbers, of, t, True) for t in (40, 80, 120, 160, 200)}
@@ -53,11 +54,11 @@ def first_part(whole: Losses, share: float) -> Losses:
 def test_the_posterior_is_the_one_that_normal_equations_give():
     """By a least-squares problem in which the prior is five more observations."""
     rng = np.random.default_rng(0)
-    seen, prior = run(rng, 0.5), Numbers(loss_law.MEAN, loss_law.WIDE)
+    seen, prior = run(rng, 0.5), UNSEEN
     steps = [t for t in seen.training if t > 10]
     losses = [seen.training[t] for t in steps]
     second = [losses[i - 1] - 2 * losses[i] + losses[i + 1] for i in range(1, len(losses) - 1)]
-    noise = max(0.02, math.sqrt(sum(x * x for x in second) / len(second) / 6))
+    noise = 3 * max(0.02, math.sqrt(sum(x * x for x in second) / len(second) / 6))
     unit = np.eye(5)
     rows = [[law(unit[i], seen.course, t, False) / noise for i in range(5)] for t in steps]
     rows += [[law(unit[i], seen.course, t, True) / 0.01 for i in range(5)] for t in seen.validation]
@@ -98,20 +99,82 @@ def test_runs_that_read_the_same_batches_are_compared_batch_by_batch():
             found.append(abs(foretell(seen, earlier).loss - whole.validation[STEPS]))
     assert np.mean(errors["seed 0"]) < 0.7 * np.mean(errors["seed 1"])
     assert errors["seed 1"] == errors[""]
-    fitted = [fit(other, Numbers(loss_law.MEAN, loss_law.WIDE)) for other in earlier]
+    fitted = [fit(other, UNSEEN) for other in earlier]
     usual = deviations(list(zip(earlier, fitted, strict=True)))
     steps = sorted(usual)
     assert steps == list(range(12, STEPS + 1, 4))
     assert np.corrcoef([usual[t] for t in steps], difficulty[steps])[0, 1] > 0.99
 
 
-def test_what_the_scatter_of_earlier_runs_says():
-    alone = prior_of([])
-    assert (alone.mean is loss_law.MEAN, alone.covariance is loss_law.WIDE) == (True, True)
-    means = [np.full(5, 1.0), np.full(5, 3.0)]
-    two = prior_of([Numbers(mean, loss_law.WIDE) for mean in means])
-    np.testing.assert_allclose(two.mean, 2.0)
-    np.testing.assert_allclose(two.covariance, (loss_law.SCATTER + 2.0) / 2 * 1.5)
+def test_what_earlier_runs_make_one_expect():
+    """By conditioning one Gaussian: of all runs' numbers, with a mean that could be anything."""
+    rng = np.random.default_rng(4)
+    settings = [{"rate": 1.0, "kind": "a"}, {"rate": 1.0, "kind": "a"}, {"rate": 4.0, "kind": "a"}, {"kind": "b"}]
+    runs = [dataclasses.replace(run(rng, 1), settings=these) for these in settings]
+    between = np.array([[0, 0, 2, 1], [0, 0, 2, 1], [2, 2, 0, 1], [1, 1, 1, 0]])
+    same = 0.7 * np.exp(-between / 3) + 0.3 * np.eye(4)
+    np.testing.assert_allclose(alike(runs), same, atol=1e-12)
+    means = rng.standard_normal((3, 5))
+    found = prior_of([Numbers(mean, UNSEEN.covariance) for mean in means], same)
+    anything = same + 1e5
+    weights = anything[3, :3] @ np.linalg.inv(anything[:3, :3])
+    np.testing.assert_allclose(found.mean, weights @ means, atol=1e-4)
+    root = np.linalg.cholesky(np.linalg.inv(same[:3, :3])).T
+    middle = np.linalg.lstsq(root @ np.ones((3, 1)), root @ means, rcond=None)[0]  # by generalized least squares
+    scatter = (foretelling.SCATTER + (root @ (means - middle)).T @ (root @ (means - middle))) / 3
+    left = anything[3, 3] - weights @ anything[:3, 3]
+    np.testing.assert_allclose(found.covariance, scatter * left, rtol=1e-3)
+    assert prior_of([], np.ones((1, 1))) is UNSEEN
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"rate": 0.1, "a": "x", "b": [1]}, {"rate": 0.8, "a": "y", "b": [1]}, 4.0),
+        ({"rate": 0, "size": None, "old": 5}, {"rate": 0.8, "size": 64, "new": 6}, 2.0),
+        ({"rate": math.nan, "size": 10**400}, {"rate": 1, "size": 2 * 10**400}, 2.0),
+        ({"rate": math.inf}, {"rate": 1.0}, math.inf),
+    ],
+)
+def test_how_far_apart_settings_are(one, other, expected):
+    assert distance(one, other) == distance(other, one) == pytest.approx(expected)
+
+
+def test_runs_that_lack_settings_still_have_a_covariance():
+    """Distances that skip what one lacks break the triangle's law: 8 from the first to the last, 0 on the way."""
+    rng = np.random.default_rng(5)
+    runs = [dataclasses.replace(run(rng, 1), settings=these) for these in ({"rate": 1}, {}, {"rate": 256}, {"x": 1})]
+    assert np.linalg.eigvalsh(alike(runs)).min() > 0.29
+    assert foretell(runs[0].until(0.5), runs[1:]) is not None
+
+
+def test_the_band_is_as_wide_as_it_had_to_be_for_earlier_runs():
+    rng = np.random.default_rng(6)
+    earlier = [run(rng, 1) for _ in range(10)]
+    seen = run(rng, 0.5)
+    surprised = []
+    for number, other in enumerate(earlier):
+        late = {t: loss + (-1) ** number * 0.4 * (t > 160) for t, loss in other.validation.items()}
+        surprised.append(dataclasses.replace(other, validation=late))
+    narrow, wide = foretell(seen, earlier), foretell(seen, surprised)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_the_settings_tell_runs_apart():
+    """Two kinds end 0.5 apart for the same beginning: the like ones decide, and narrow the band."""
+    rng = np.random.default_rng(7)
+    kinds = {"a": np.array([1.3, 0.9, 0.7, 0.0, 0.0]), "b": np.array([1.8, 0.9, 0.2, 0.0, 0.0])}
+
+    def made(kind, share=1.0):
+        shift = np.array([0, 0, 0.02 * rng.standard_normal(), 0, 0])
+        return dataclasses.replace(run(rng, share, kinds[kind] + shift, noise=0.15), settings={"kind": kind, "x": kind})
+
+    earlier = [made(kind) for kind in "abababab"]
+    plain = [dataclasses.replace(other, settings={}) for other in earlier]
+    seen, whole = made("b", 0.12), law(kinds["b"], course(), STEPS, True)
+    with_settings, without = foretell(seen, earlier), foretell(seen, plain)
+    assert with_settings.low < whole < with_settings.high
+    assert with_settings.high - with_settings.low < 0.8 * (without.high - without.low)
 
 
 def test_too_little_or_bad_is_no_forecast():
@@ -123,7 +186,7 @@ def test_too_little_or_bad_is_no_forecast():
     bad.training[60] = math.nan
     bad.validation[80] = math.inf
     assert math.isfinite(foretell(bad).loss)
-    assert str(loss_law.Foretold(2.314, 2.267, 2.356)) == "final loss about 2.31 (2.27 to 2.36)"
+    assert str(Foretold(2.314, 2.267, 2.356)) == "final loss about 2.31 (2.27 to 2.36)"
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -177,6 +240,12 @@ def test_which_runs_are_earlier_ones(whole_run, tmp_path):
     assert len(list(earlier_runs(own, run))) == 1
     (tmp_path / "race/ledger.jsonl").touch()
     assert len(list(earlier_runs(own, run))) == 2
+    made("later/c/seed-0")
+    assert len(list(earlier_runs(own, run))) == 2
+    (tmp_path / "later/ledger.jsonl").touch()
+    assert len(list(earlier_runs(own, run))) == 3
+    beside = made("beside")  # a run beside races reads them, and they it
+    assert (len(list(earlier_runs(beside, run))), len(list(earlier_runs(own, run)))) == (4, 4)
     with pytest.raises(InputError, match="not those of a run that can be foretold"):
         read_losses(tmp_path / "race/a/averaged")
 
