@@ -12,12 +12,12 @@ WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data test test-fast test-repeat test-slow test-elsewhere test-oldest test-cluster coverage drills \
+.PHONY: help install demo data docs test test-fast test-repeat test-slow test-elsewhere test-oldest test-cluster coverage drills \
 	torture gpu lint style types format hooks clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
-	@echo "also: install, data (the demo's token files), lint, format, hooks, test-repeat, test-slow, test-elsewhere,"
+	@echo "also: install, data (the demo's token files), docs (a site to read), lint, format, hooks, test-repeat, test-slow, test-elsewhere,"
 	@echo "      test-oldest, test-cluster, coverage, drills, torture, gpu, clean-demo"
 
 # --- the environment -------------------------------------------------------------------------------------------------
@@ -149,6 +149,17 @@ drills: .venv/.installed-test
 # The long run of tests/reliability: more than half an hour.
 torture: .venv/.installed-test
 	$(BIN)/pytest -m torture tests/reliability
+
+# --- the handbook ----------------------------------------------------------------------------------------------------
+
+# README and docs/ as a site, with a page for each module: open site/index.html. Nothing in it needs a network.
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html is the front page"
+
+.venv/.installed-docs: .venv/.installed
+	@echo "installing what the site needs"
+	@rm -f $@; { $(PIP) -e '.[docs]' && touch $@; } $(BRIEFLY)
 
 # --- a GPU -----------------------------------------------------------------------------------------------------------
 

@@ -2,16 +2,11 @@
 
 import ast
 import re
-import runpy
 import shlex
-from importlib import import_module
 
 import pytest
 from helpers import ROOT
-from helpers.pages import commands
-
-from lm.__main__ import COMMANDS
-from lm.commands import account, read_with_settings, sweep
+from helpers.pages import check_understood, commands
 
 PAGE = "docs/cs336.md"
 TEXT = (ROOT / PAGE).read_text(encoding="utf-8")
@@ -66,25 +61,4 @@ def test_the_sections_it_refers_to_exist():
 @pytest.mark.parametrize("command", dict.fromkeys(commands(PAGE)))
 def test_its_commands_are_understood(command, monkeypatch):
     """By the parsers of the programs."""
-    from lm.training.parser import SettingsCLI
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # as python does for a script
-    program, name, *arguments = shlex.split(command)
-    if program == "python":
-        parts = runpy.run_path(name)
-        assert not arguments or parts["make_parser"]().parse_args(arguments)
-    elif program == "tokenization":
-        import_module(f"tokenization.commands.{name}").make_parser().parse_args(arguments)
-    elif name == "account":
-        args, rest = account.make_parser().parse_known_args(arguments[1:])
-        account.check(args, arguments[0])
-        assert rest == []
-    elif name == "fit":
-        SettingsCLI([name, *arguments])
-    elif name == "validate":  # a run has the settings of the configuration that has its name
-        SettingsCLI([name, "-c", arguments[0].replace("checkpoints", "configs") + ".yaml", *arguments[1:]])
-    elif name == "sweep":
-        SettingsCLI(["fit", *read_with_settings(sweep.make_parser(), arguments)[1]])
-    else:
-        import_module(f"lm.commands.{COMMANDS[name]}").make_parser().parse_args(arguments)
+    check_understood(shlex.split(command), monkeypatch)

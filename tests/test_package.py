@@ -123,7 +123,7 @@ def test_the_version_of_a_clone_that_is_not_installed(monkeypatch):
 
 
 # --- archives --------------------------------------------------------------------------------------------------------
-MADE = {".venv", ".venv-oldest", ".venv-cluster", ".git", "build", "dist", ".hypothesis", "gpu-results"}
+MADE = {".venv", ".venv-oldest", ".venv-cluster", ".git", "build", "dist", ".hypothesis", "gpu-results", "site"}
 
 
 def made(folder: str, names: list[str]) -> list[str]:
