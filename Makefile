@@ -12,13 +12,13 @@ WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data docs test test-fast test-repeat test-slow test-elsewhere test-oldest test-cluster coverage drills \
-	torture gpu lint style types format hooks clean-demo
+.PHONY: help install demo data docs test test-fast test-repeat test-slow test-elsewhere test-oldest test-cluster \
+	coverage drills torture gpu lint style types format hooks clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
-	@echo "also: install, data (the demo's token files), docs (a site to read), lint, format, hooks, test-repeat, test-slow, test-elsewhere,"
-	@echo "      test-oldest, test-cluster, coverage, drills, torture, gpu, clean-demo"
+	@echo "also: docs (a site to read), install, data (the demo's token files), lint, format, hooks, test-repeat, test-slow,"
+	@echo "      test-elsewhere, test-oldest, test-cluster, coverage, drills, torture, gpu, clean-demo"
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
