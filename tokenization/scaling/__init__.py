@@ -2,6 +2,6 @@
 
 plan.py                        which files go together, and what each result follows from
 tasks.py, counts_file.py       counting, adding and encoding, each done once, wherever it runs
-engines.py                     this process, one part of several, or Ray
+engines.py, ray_engine.py      this process, one part of several, or Ray
 counting.py, set_encoding.py   the two works: counts of pre-tokens for training, the shards of a token set
 """

@@ -1,15 +1,18 @@
 """Proves that Ray gives the bytes of one process, however many of its workers are killed, and reads from S3.
 
-`make test-cluster` installs Ray and moto, and runs this; elsewhere it is skipped.
+`make test-cluster` installs Ray and moto, and runs this; elsewhere it is skipped. test_ray_engine.py does without Ray.
 """
 
+import contextlib
 import importlib.util
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -50,12 +53,12 @@ def children(process: int) -> list[int]:
     return found
 
 
-def tasks_of(process: int) -> list[int]:
-    """Returns the workers below a process that are at a task."""
+def tasks_of(process: int, name: bytes = rb"\d{5}|sum-") -> list[int]:
+    """Returns the workers below a process that are at a task. name: a regular expression of its beginning."""
     found = []
     for child in children(process):
         try:
-            if re.match(rb"ray::(\d{5}|sum-)", Path(f"/proc/{child}/cmdline").read_bytes()):
+            if re.match(rb"ray::(%b)" % name, Path(f"/proc/{child}/cmdline").read_bytes()):
                 found.append(child)
         except OSError:
             continue
@@ -72,11 +75,9 @@ def kill_until_done(line: str, cluster: int, rng: random.Random) -> int:
             at_work, results = tasks_of(cluster), len(list(Path.cwd().glob("*/.tasks/*")))
             if at_work and kills < KILLS and results != results_at_kill:  # so that no machine is too slow for it
                 results_at_kill = results
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(rng.choice(at_work), signal.SIGKILL)
                     kills += 1
-                except ProcessLookupError:
-                    continue
         code, (_, err) = process.returncode, process.communicate()
         assert code == 0 or (code == 2 and "its worker was lost 4 times" in err), err
     return kills
@@ -101,25 +102,36 @@ S3 = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_PORT}", "AWS_DEFAULT_REGION": "
 S3 |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def settings() -> Iterator[None]:
+    """Ray's files in a folder of these tests, with a short name, for sockets; no cluster but the one a test names."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_ADDRESS", "local")
+        yield
+
+
+GCS_PORT, CLIENT_PORT = free_port(), free_port()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[int]:
-    """The process id of a cluster of two cores on this machine, which --engine ray finds."""
-    address = f"127.0.0.1:{free_port()}"
+    """The process id of a cluster of two cores on this machine, which RAY_ADDRESS names."""
     ray = Path(sys.executable).with_name("ray")
-    ports = f"--port {address.partition(':')[2]} --min-worker-port 0 --max-worker-port 0"
-    options = f"--head --block {ports} --ray-client-server-port {free_port()} --num-cpus 2 --include-dashboard=false"
+    ports = f"--port {GCS_PORT} --min-worker-port 0 --max-worker-port 0 --ray-client-server-port {CLIENT_PORT}"
+    options = f"--head --block {ports} --num-cpus 2 --include-dashboard=false"
     settings = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "600"}
     command = [ray, "start", *options.split()]
+    process = subprocess.Popen(command, env=os.environ | settings | S3, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any("Ray runtime started" in line for line in process.stdout)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        process = subprocess.Popen(command, env=os.environ | settings | S3, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert any("Ray runtime started" in line for line in process.stdout)
-        patch.setenv("RAY_ADDRESS", address)
+        patch.setenv("RAY_ADDRESS", f"127.0.0.1:{GCS_PORT}")
         yield process.pid
-        process.terminate()
-        process.wait()
-        process.stdout.close()
+    process.terminate()
+    process.wait()
+    process.stdout.close()
 
 
 class TestRay:
@@ -154,27 +166,74 @@ class TestRay:
         with capsys.disabled():
             print(f"\n{kills} workers killed in {round_} rounds")
 
-    def test_ctrl_c_ends_it_and_the_same_command_goes_on(self, work, cluster):
-        texts = sorted(work.glob("*.txt"))
-        line = f"encode {' '.join(path.name for path in texts)} --tokenizer given --output s.tokens --shard-size 1"
-        process = run(f"{line} --engine ray")
-        while not list(work.glob("s.tokens/*.bin")):
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "Traceback" not in err
-        assert "shards are done; the same command resumes with the next" in err
-        assert main(line.split()) == 0
-        Tokenizer.load("given").encode_files(texts, "one.bin")
+    def test_a_task_that_is_lost_every_time_is_named_and_all_others_are_done(self, work, cluster):
+        line = "encode 00.txt 01.txt 02.txt 03.txt --tokenizer given --output s.tokens --shard-size 1 --engine ray"
+        process = run(line)
+        while process.poll() is None:
+            for worker in tasks_of(cluster, b"00001"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+            time.sleep(0.02)
+        _, err = process.communicate()
+        assert process.returncode == 2
+        assert err.splitlines()[-1].startswith("tokenization encode: 00001.bin of 01.txt: its worker was lost 4 times")
+        assert sorted(path.name for path in Path("s.tokens").glob("*.bin")) == ["00000.bin", "00002.bin", "00003.bin"]
+        assert main(line.split()[:-2]) == 0
+        Tokenizer.load("given").encode_files([f"{number:02}.txt" for number in range(4)], "one.bin")
         assert TokenFile.open("s.tokens").description == TokenFile.open("one.bin").description
 
-    def test_no_cluster_at_the_address_is_one_line(self, work):
-        process = run("encode 01.txt --tokenizer given --output s.tokens --engine ray", RAY_ADDRESS="127.0.0.1:1")
-        _, err = process.communicate(timeout=120)
+    def test_ctrl_c_ends_it_and_the_same_command_goes_on(self, work, cluster):
+        """At random moments among short tasks: Ray aborts a process that cancels a task which is just ending."""
+        text, names = Path("00.txt").read_text(), [f"short-{number}.txt" for number in range(80)]
+        for number, name in enumerate(names):
+            Path(name).write_text(text[number * 2000 : number * 2000 + 2000])
+        line = f"encode {' '.join(names)} --tokenizer given --output s.tokens --shard-size 1"
+        rng, interrupted = random.Random(), 0
+        while interrupted < 5:
+            process = run(f"{line} --engine ray")
+            done = len(list(work.glob("s.tokens/*.bin")))
+            while process.poll() is None and len(list(work.glob("s.tokens/*.bin"))) <= done:
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, 0.2))
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+            if process.returncode == 0:  # it was faster
+                shutil.rmtree("s.tokens")
+                continue
+            interrupted += 1
+            assert process.returncode == 130
+            assert "Traceback" not in err
+            assert "shards are done; the same command resumes with the next" in err
+        assert main(line.split()) == 0
+        Tokenizer.load("given").encode_files(names, "one.bin")
+        assert TokenFile.open("s.tokens").description == TokenFile.open("one.bin").description
+
+    def test_a_cluster_is_used_from_outside(self, work, cluster):
+        line = "encode 00.txt 01.txt --tokenizer given --output s.tokens --shard-size 1"
+        process = run(f"{line} --engine ray://127.0.0.1:{CLIENT_PORT}", RAY_ADDRESS="")
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        Tokenizer.load("given").encode_files(["00.txt", "01.txt"], "one.bin")
+        assert TokenFile.open("s.tokens").description == TokenFile.open("one.bin").description
+
+    @pytest.mark.parametrize(
+        ("engine", "address", "message"),
+        [
+            ("ray", f"127.0.0.1:{free_port()}", "no cluster answers at 127.0.0.1:"),
+            ("ray", "http://127.0.0.1:8265", "cannot use http://127.0.0.1:8265 (Invalid Ray address"),
+            ("ray", f"127.0.0.1:{CLIENT_PORT}", f"cannot use 127.0.0.1:{CLIENT_PORT}, named by RAY_ADDRESS ("),
+            (f"ray://127.0.0.1:{free_port()}", "", "no cluster answers at 127.0.0.1:"),
+            (f"ray://127.0.0.1:{GCS_PORT}", "", f"cannot use 127.0.0.1:{GCS_PORT}, named by --engine ("),
+        ],
+    )
+    def test_no_cluster_at_the_address_is_one_line(self, work, cluster, engine, address, message):
+        line = f"encode 01.txt --tokenizer given --output s.tokens --engine {engine}"
+        process = run(line, RAY_ADDRESS=address)
+        _, err = process.communicate(timeout=40)
         assert process.returncode == 2
-        assert err.splitlines()[-1].startswith("tokenization encode: --engine ray: cannot connect to 127.0.0.1:1")
+        assert len(err.splitlines()) == 1
+        assert err.startswith(f"tokenization encode: --engine ray: {message}")
+        assert not Path("s.tokens").exists()
 
     def test_texts_on_s3(self, work, cluster, monkeypatch):
         pytest.importorskip("s3fs")
@@ -210,14 +269,3 @@ class TestRay:
         assert main([*half.split(), "0/2"]) == 0
         store.put("05.txt", "crawl/03.txt")
         assert main([*half.split(), "1/2"]) == 2  # the server's ETag says so
-
-
-def test_without_ray_it_is_asked_for(tmp_path, small, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    small.save("tok")
-    Path("a.txt").write_text("a cat")
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["encode", "a.txt", "--tokenizer", "tok", "--output", "s.tokens", "--engine", "ray"]) == 2
-    expected = "tokenization encode: --engine ray: needs Ray; install the extra `cluster`: pip install '.[cluster]'\n"
-    assert capsys.readouterr().err == expected
-    assert not Path("s.tokens").exists()
