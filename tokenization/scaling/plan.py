@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,8 +121,10 @@ class Plan:
     def write(self, folder: Path) -> None:
         """Writes plan.json, unless it is there already."""
         path = folder / PLAN
-        if not path.exists() or path.read_text() != self.text:
-            write_text(path, self.text)
+        with suppress(FileNotFoundError):
+            if path.read_text() == self.text:
+                return
+        write_text(path, self.text)
 
     def difference(self, before: Mapping[str, Any]) -> str:
         """Says in a few words how the plan differs from one that was read; "" where it does not."""
@@ -167,10 +170,6 @@ def read_plan(folder: Path, work: str) -> dict[str, Any] | None:
     Raises InputError for a plan that is damaged or of another work, and where the folder holds other files without one.
     """
     path = folder / PLAN
-    if not path.exists():
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise InputError(f"{folder}: holds other files; choose a new folder, or an empty one")
-        return None
     try:
         plan: dict[str, Any] = json.loads(path.read_bytes())
         for name, entry in plan["groups"].items():
@@ -180,6 +179,10 @@ def read_plan(folder: Path, work: str) -> dict[str, Any] | None:
                 pass
         if plan["work"] != work:
             raise ValueError
+    except FileNotFoundError:
+        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise InputError(f"{folder}: holds other files; choose a new folder, or an empty one") from None
+        return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(
             f"{path}: is not the plan of an interrupted {work}; delete the folder, and start again"

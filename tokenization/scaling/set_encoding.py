@@ -97,6 +97,7 @@ def complete(folder: Path) -> Index:
         check_shards(folder)
     except InputError:
         if not (folder / PLAN).exists() and holds_index(folder):
+            forget_all(folder)  # the records of tasks that ended after it was complete
             return read_index(folder)
         raise
     index = write_index(folder)

@@ -96,7 +96,8 @@ def do_once(
                 return Result(name, "kept", record.output)
         state = "mended"
     output = make(folder / name)
-    write_text(record_path(folder, name), json.dumps(Record(digest, output)._asdict()) + "\n")
+    with suppress(FileNotFoundError):  # another process completes the work at this moment, and deletes all records
+        write_text(record_path(folder, name), json.dumps(Record(digest, output)._asdict()) + "\n")
     return Result(name, state, output)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -251,12 +252,14 @@ def test_a_shard_of_another_host_with_other_inputs_never_slips_in(tmp_path, smal
     assert last.mended == ["00003.bin"]
 
 
-def test_hosts_at_once_on_one_folder(tmp_path, small, paths):
+@pytest.mark.parametrize("number", range(4))
+def test_hosts_at_once_on_one_folder(tmp_path, small, paths, number):
     one = small.encode_files(paths, tmp_path / "one.bin", num_processes=1)
     encodings = [SetEncoding(small, paths, tmp_path / "set.tokens", 1, PLAIN) for _ in range(3)]
     found = []
 
     def run(encoding):
+        time.sleep(random.uniform(0, 0.02 * number))
         found.append(encoding.run().description)
 
     hosts = [threading.Thread(target=run, args=(encoding,)) for encoding in encodings]
@@ -265,7 +268,28 @@ def test_hosts_at_once_on_one_folder(tmp_path, small, paths):
     for host in hosts:
         host.join()
     assert found == [one.description] * 3
-    assert not (tmp_path / "set.tokens" / PLAN).exists()
+    assert not {PLAN, RECORDS} & set(names(tmp_path / "set.tokens"))
+
+
+@pytest.mark.parametrize("moment", ["encoding", "recording"])
+def test_a_host_that_is_late_does_not_spoil_what_another_has_completed(tmp_path, small, paths, monkeypatch, moment):
+    """The other completes the set while this one encodes its last shard, or is about to record it."""
+    folder = tmp_path / "set.tokens"
+    late, other = (SetEncoding(small, paths, folder, 1, PLAIN) for _ in range(2))
+    step = {"encoding": "encode_files", "recording": "write_text"}[moment]
+    do_step = getattr(tasks, step)
+
+    def wait(*arguments):
+        if "00004.bin" in str(arguments):
+            monkeypatch.setattr(tasks, step, do_step)
+            assert other.run() is not None
+            if moment == "recording":
+                raise FileNotFoundError  # as when the folder of records is deleted just then
+        return do_step(*arguments)
+
+    monkeypatch.setattr(tasks, step, wait)
+    assert late.run().description == small.encode_files(paths, tmp_path / "one.bin", num_processes=1).description
+    assert not {PLAN, RECORDS} & set(names(folder))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
