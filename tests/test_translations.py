@@ -58,7 +58,7 @@ def test_other_punctuation_is_noticed(text: str) -> None:
 def test_a_changed_digit_is_noticed(page: str, translation: str) -> None:
     text = read(translation)
     digits = [match.start() for match in re.finditer(r"\d", text)]
-    for at in random.Random(0).sample(digits, 20):
+    for at in random.Random(0).sample(digits, min(20, len(digits))):
         tampered = text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :]
         found = list(differences(page, read(page), translation, tampered))
         line = text.count("\n", 0, at) + 1

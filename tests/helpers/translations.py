@@ -77,7 +77,7 @@ def blocks(text: str) -> list[Block]:
     """Returns the blocks of a page."""
     found: list[Block] = []
     fence, fresh = "", True
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(re.sub('<a id="[^"]+"></a>', "", text).splitlines(), 1):
         if line.startswith("```"):
             fence = "" if fence else f"code {line[3:]}"
             found.append(Block(number, "fence", line))
