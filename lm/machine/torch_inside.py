@@ -1,6 +1,6 @@
 """Wraps every private part of torch that lm uses in a named function; no other file touches one.
 
-Names behind an underscore may change with any release. tests/training/test_lightning_inside.py checks each function
+Names behind an underscore may change with any release. tests/machine/test_torch_inside.py checks each function
 against the installed torch and says what has changed. torch._foreach_* are not here: torch documents them. Lightning's
 private parts are in lightning_inside.py, apart, because not all who import torch import Lightning.
 """

@@ -16,6 +16,7 @@ LONGER = [
     "--checkpoints.keep_every_n_steps=15",
     "--samples.max_new_tokens=5",
 ]
+ENDLESS = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", "--checkpoints.every_n_steps=20"]
 TIMED = ("train/tokens_per_second", "train/mfu", "train/peak_memory_gb")  # the curves that a clock decides
 
 

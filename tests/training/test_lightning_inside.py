@@ -1,24 +1,18 @@
-"""Proves each function of lightning_inside and torch_inside against the installed libraries, on a module and a Trainer
-that have nothing of ours; and that no other file of lm reaches into a library.
+"""Proves each function of lightning_inside against the installed Lightning, on a module and a Trainer that have nothing
+of ours.
 
-Where one of these fails after an update, the message names the library and the part that has changed: mend the function
-there, and nothing else.
+Where one of these fails after an update, the message names the library and the part that has changed: mend the
+function there, and nothing else.
 """
 
-import ast
-import ctypes
-import importlib
 import inspect
-import os
-import shlex
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers.libraries import changed
 from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -31,7 +25,6 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from lm.machine import torch_inside
 from lm.training import config_files, lightning_inside
 
 pytestmark = pytest.mark.filterwarnings(
@@ -40,13 +33,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:LightningCLI's args parameter",
     "ignore:\\s*(By default only one|``ArgumentParser.add_inst|skip_none parameter)",  # of Lightning's own calls
 )
-
-LM = ROOT / "lm"
-INSIDE = ("lightning_inside.py", "torch_inside.py", "lean_imports.py")  # the last: tests/machine/test_lean_imports.py
-
-
-def changed(library: str, part: str) -> str:
-    return f"{library} {version(library)} has changed: {part}; mend lightning_inside.py or torch_inside.py"
 
 
 class Line(LightningModule):
@@ -394,233 +380,3 @@ def test_shard_over_all():
     assert "self._data_parallel_size, self._tensor_parallel_size" in inspect.getsource(strategy.setup_environment), (
         message
     )
-
-
-# --- torch -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_softmax_backward(dtype):
-    scores = torch.randn(3, 4, 5, dtype=dtype, requires_grad=True)
-    probabilities, d_probabilities = scores.softmax(-1), torch.randn(3, 4, 5, dtype=dtype)
-    (expected,) = torch.autograd.grad(probabilities, scores, d_probabilities)
-    found = torch_inside.softmax_backward(d_probabilities, probabilities.detach())
-    assert torch.equal(found, expected), changed("torch", "torch._softmax_backward_data")
-
-
-def test_packed_product():
-    if not torch_inside.has_packed_product(torch.float32):
-        assert not torch.backends.mkldnn.is_available(), changed("torch", "torch.ops.mkldnn._linear_pointwise is gone")
-        pytest.skip("this torch has no oneDNN")
-    x, weight = torch.randn(5, 1, 48), torch.randn(64, 48)
-    product = torch_inside.packed_product(weight)(x)
-    torch.testing.assert_close(
-        product, x @ weight.T, msg=lambda text: changed("torch", f"mkldnn._linear_pointwise: {text}")
-    )
-
-
-def test_openmp_starts_a_team():
-    library = torch_inside.openmp()
-    if library is None:
-        pytest.skip("torch has no GNU OpenMP here")
-    seen = []
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    library.GOMP_parallel(kind(lambda _: seen.append(library.omp_get_num_threads())), None, 1, 0)
-    assert seen == [1]
-
-
-def test_has_packed_product_asks_the_processor():
-    assert isinstance(torch_inside.has_packed_product(torch.bfloat16), bool)
-    assert torch_inside.has_packed_product(torch.float32) == torch.backends.mkldnn.is_available()
-
-
-def test_without_memory():
-    with torch_inside.without_memory():
-        huge = torch.empty(1 << 50, device="cpu")
-        assert huge.device.type == "cpu", changed("torch", "FakeTensorMode")
-        assert huge.untyped_storage().nbytes() == 4 << 50, changed("torch", "FakeTensorMode")
-
-
-def test_storage_id():
-    tensor, other = torch.zeros(4), torch.zeros(4)
-    ids = [torch_inside.storage_id(x) for x in (tensor, tensor[1:], tensor.view(2, 2), other)]
-    assert ids[0] == ids[1] == ids[2] != ids[3], changed("torch", "UntypedStorage._cdata")
-    with torch_inside.without_memory():
-        fake = torch.empty(4)
-        assert torch_inside.storage_id(fake) == torch_inside.storage_id(fake[1:]), changed("torch", "fake storages")
-
-
-def test_inductors_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    folder = torch_inside.inductor_folder()
-    assert str(folder) == cache_dir(), changed("torch", "default_cache_dir")  # where it would write
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    with torch_inside.empty_inductor_folder():
-        inside = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-        assert inside != tmp_path, changed("torch", "fresh_cache")
-        assert inside.is_dir()
-    assert not inside.exists(), changed("torch", "fresh_cache keeps its folder")
-    torch_inside.forget_compiled()
-
-
-def test_inductor_compiles_the_way_back_at_once(monkeypatch):
-    """Without a compiler: what is asked for is seen before it is done."""
-    from torch._dynamo.backends import registry
-    from torch._functorch import config
-
-    asked = []
-
-    def backend(graph, inputs):
-        asked.append(config.force_non_lazy_backward_lowering)
-        return graph
-
-    message = changed("torch", "_dynamo's lookup_backend, or _functorch.config.force_non_lazy_backward_lowering")
-    assert callable(registry.lookup_backend("inductor")), message
-    assert not config.force_non_lazy_backward_lowering, message
-    monkeypatch.setattr(registry, "lookup_backend", lambda name: backend)
-    assert torch_inside.run_inductor(len, []) is len
-    assert asked == [True], message
-    assert not config.force_non_lazy_backward_lowering
-
-
-def command_line() -> list[str]:
-    from torch._inductor import cpp_builder
-
-    options = cpp_builder.CppTorchOptions()
-    builder = cpp_builder.CppBuilder(name="kernel", sources="kernel.cpp", output_dir="/tmp", BuildOption=options)
-    return shlex.split(builder.get_command_line())
-
-
-@pytest.mark.parametrize("contract", ["off", "fast"])
-@pytest.mark.parametrize("compiler", ["g++", "clang++"])
-def test_gcc_is_called_without_ipa_cp(compiler, contract, monkeypatch, tmp_path):
-    """While Inductor compiles, in the command line and in the key of its cache; what the user set stays."""
-    from torch._dynamo.backends import registry
-    from torch._inductor import config, cpp_builder
-
-    path = tmp_path / compiler
-    path.write_text("#!/bin/sh\necho 12.2.0\n")
-    path.chmod(0o755)
-    message = changed("torch", "the C++ flags of _inductor.config.cpp, or cpp_builder's get_cpp_compiler, is_gcc")
-    asked, keys = [], []
-
-    def backend(graph, inputs):
-        asked.append(command_line())
-        keys.append(config.get_hash())
-        return graph
-
-    monkeypatch.setattr(registry, "lookup_backend", lambda name: backend)
-    cpp_builder.is_gcc.cache_clear()
-    settings = {"cpp.cxx": (str(path),), "cpp.enable_floating_point_contract_flag": contract}
-    try:
-        with config.patch(settings):
-            assert torch_inside.cpp_compiler() == str(path), message
-            torch_inside.run_inductor(len, [])
-            backend(len, [])
-    finally:
-        cpp_builder.is_gcc.cache_clear()
-    for line in asked:
-        assert line[0] == str(path), message
-        assert f"-ffp-contract={contract}" in line, message
-    assert ["-fno-ipa-cp" in line for line in asked] == [compiler == "g++", False], message
-    assert (keys[0] != keys[1]) == (compiler == "g++"), message
-
-
-def test_without_a_compiler_or_the_setting_nothing_is_changed(monkeypatch):
-    """A run on a GPU needs neither."""
-    from torch._inductor import config
-
-    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
-        before = config.get_hash()
-        assert torch_inside.cpp_compiler() == "", changed("torch", "cpp_builder.get_cpp_compiler")
-        with torch_inside.gcc_without_ipa_cp():
-            assert config.get_hash() == before
-    with config.patch({"cpp.enable_floating_point_contract_flag": None}), torch_inside.gcc_without_ipa_cp():
-        assert config.cpp.enable_floating_point_contract_flag is None
-
-
-# --- nothing else ----------------------------------------------------------------------------------------------------
-
-DOCUMENTED = ("_foreach_",)  # torch documents these ("Foreach Operations")
-OURS = ("lm", "tokenization")
-
-
-def files() -> list[Path]:
-    return [path for path in sorted(LM.rglob("*.py")) if path.name not in INSIDE]
-
-
-def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__") and not name.startswith(DOCUMENTED)
-
-
-def private_touches(tree: ast.AST) -> list[str]:
-    """What a file takes of a library that lies behind an underscore, in the order of the file: x._y, imports, getattr.
-
-    An attribute is the file's own where the file defines a function of that name.
-    """
-    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
-    own |= {name.id for name in ast.walk(tree) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
-    found: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr not in own:
-            found.append(node.attr)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] not in OURS:
-            found += [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            found += [part for alias in node.names for part in alias.name.split(".")]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("attr"):
-            found += [arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)]
-    return [name for name in found if is_private(name) and name not in ("_asdict", "_exit", "_replace")]  # documented
-
-
-def test_no_other_file_reaches_into_a_library():
-    found = {path.name: touches for path in files() if (touches := private_touches(ast.parse(path.read_text())))}
-    assert found == {}, "give each a function in lightning_inside.py or torch_inside.py, with a test here"
-
-
-def test_no_other_class_overrides_what_is_private():
-    """A method with an underscore in a class of ours must not be one of the library's class that it extends."""
-    overridden = []
-    for path in files():
-        name = ".".join(path.relative_to(LM.parent).with_suffix("").parts).removesuffix(".__init__")
-        if path.name == "__main__.py":
-            continue
-        for _, kind in inspect.getmembers(importlib.import_module(name), inspect.isclass):
-            foreign = [base for base in kind.__mro__[1:] if not base.__module__.startswith(OURS)]
-            if kind.__module__ == name:
-                mine = [attribute for attribute in vars(kind) if is_private(attribute)]
-                overridden += [f"{name}.{kind.__name__}.{x}" for x in mine if any(x in vars(base) for base in foreign)]
-    ignored = ("._abc_impl", "._is_protocol")  # Python's own
-    assert [name for name in overridden if not name.endswith(ignored)] == []
-
-
-TOUCHES = {
-    "trainer._logger_connector.x": ["_logger_connector"],
-    "self._trainer": ["_trainer"],
-    "from torch._inductor import utils": ["_inductor"],
-    "from jsonargparse import _loaders_dumpers": ["_loaders_dumpers"],
-    "import torch._dynamo": ["_dynamo"],
-    "hasattr(torch.ops, '_linear')": ["_linear"],
-    "class A:\n    def _own(self): self._own()": [],
-    "torch._foreach_mul_(x, 2)": [],
-    "from lm.model.fast import _spans": [],
-    "x.__dict__": [],
-}
-
-
-@pytest.mark.parametrize("source", TOUCHES)
-def test_touches_are_found(source):
-    assert private_touches(ast.parse(source)) == TOUCHES[source]
-
-
-@pytest.mark.parametrize("module", [lightning_inside, torch_inside])
-def test_every_function_is_documented_and_tested(module):
-    tests = Path(__file__).read_text()
-    for name, function in inspect.getmembers(module, inspect.isfunction):
-        if function.__module__ != module.__name__:
-            continue
-        assert inspect.getdoc(function), name
-        assert inspect.signature(function).return_annotation is not inspect.Signature.empty, name
-        assert f"inside.{name}" in tests or name == "silence_harmless_warnings", f"{name} has no test here"

@@ -1,0 +1,159 @@
+"""Proves which checkpoint a run goes on from, and which changes of data and settings it takes, refuses or announces."""
+
+import shutil
+from pathlib import Path
+
+import yaml
+from helpers.events import read_events
+from helpers.runs import SETTINGS, same
+
+from lm.runs.checkpoint import load_checkpoint, save_checkpoint
+from lm.runs.manifest import read_manifest
+from lm.runs.newest import find_newest, make_complete
+from tokenization import TokenFile
+
+# --- which checkpoint ------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_newest_that_verifies_and_says_why(lm, fit_arguments, whole_run, tmp_path):
+    run = tmp_path / "run"
+    auto = ("--ckpt_path", "auto", "--checkpoints.keep_every_n_steps=5", "--trainer.default_root_dir", run)
+    result = lm(*fit_arguments(run, *SETTINGS), *auto)
+    assert result.code == 0
+    assert f"--ckpt_path auto: {run}: holds no checkpoint; a new run begins" in result.out
+    steps = {path.name: read_manifest(path)["step"] for path in run.glob("*.ckpt")}
+    assert steps.pop("best.ckpt") in (4, 8, 12, 14)
+    assert steps == {"last.ckpt": 14, "step-5.ckpt": 5, "step-10.ckpt": 10}
+    result = lm(*fit_arguments(run, *SETTINGS), *auto)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.endswith(f"{run / 'last.ckpt'}: step 14, the newest of 4 that verifies\nnothing is left to do\n")
+    (run / "best.ckpt").unlink()
+    damaged = bytearray((run / "last.ckpt").read_bytes())
+    damaged[2000] ^= 1
+    (run / "last.ckpt").write_bytes(damaged)
+    (run / "other.ckpt").write_bytes(b"nothing")
+    path, reasons = find_newest(run)
+    assert path == run / "step-10.ckpt"
+    assert "other.ckpt: is not a checkpoint" in reasons[0]
+    assert "last.ckpt: is damaged" in reasons[1]
+    assert reasons[2].endswith("step-10.ckpt: step 10, the newest of 4 that verifies")
+    result = lm(*fit_arguments(run, *SETTINGS), *auto)
+    assert (result.code, result.err) == (0, "")
+    assert f"resuming from {run / 'step-10.ckpt'}, step 10" in result.out
+    a, b = load_checkpoint(run / "last.ckpt"), load_checkpoint(whole_run / "last.ckpt")
+    assert same(a["state_dict"], b["state_dict"])
+    for name in ("last", "step-5", "step-10"):
+        (run / f"{name}.ckpt").write_bytes(b"nothing")
+    (run / "best.ckpt").unlink(missing_ok=True)
+    result = lm(*fit_arguments(run, *SETTINGS), *auto)
+    assert (result.code, result.out) == (2, "")
+    assert f"{run}: none of its 4 checkpoints verifies" in result.err
+
+
+def test_verify(lm, whole_run, tmp_path):
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    result = lm("verify", run)
+    assert (result.code, result.err) == (0, "")
+    assert f"{run / 'last.ckpt'}: whole, step 14, {(run / 'last.ckpt').stat().st_size:,} bytes" in result.out
+    assert result.out.count("config.yaml is the one it was saved with") == 2
+    (run / "config.yaml").write_text("changed")
+    assert "not the one it was saved with" in lm("verify", run / "last.ckpt").out
+    with open(run / "best.ckpt", "ab") as file:
+        file.write(b"x")
+    result = lm("verify", run)
+    assert result.code == 2
+    assert result.err.startswith(f"lm verify: {run / 'best.ckpt'}: is ")
+
+
+# --- changed inputs --------------------------------------------------------------------------------------------------
+
+
+def test_other_data_is_refused_unless_one_wants_it(lm, whole_run, token_data, tmp_path):
+    from tokenization import Tokenizer
+
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    (tmp_path / "more.txt").write_text((token_data / "train.txt").read_text()[:-100])
+    Tokenizer.load(token_data / "tok").encode_files([tmp_path / "more.txt"], tmp_path / "more.bin", num_processes=1)
+    old, new = (
+        TokenFile.open(path).description.data_sha256[:12] for path in (token_data / "train.bin", tmp_path / "more.bin")
+    )
+    going_on = ["fit", "-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--trainer.default_root_dir", run]
+    for name in ("train", "val"):
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        result = lm(*going_on, "--trainer.max_steps=20", f"--data.{name}_path={tmp_path / 'more.bin'}")
+        assert (result.code, result.out) == (2, "")
+        assert (
+            f"{tmp_path / 'more.bin'}: is not the data that the checkpoint was trained with (digest {new}, not"
+            in result.err
+        )
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    allowed = ("--allow_changed_data=true", "--data.batch_size=4", "--data.seed=3")
+    result = lm(*going_on, "--trainer.max_steps=20", f"--data.train_path={tmp_path / 'more.bin'}", *allowed)
+    assert (result.code, result.err) == (0, "")
+    assert f"  from here on  {tmp_path / 'more.bin'}: digest {old} -> {new}" in result.out
+    assert "  from here on  data.batch_size: 8 -> 4" in result.out
+    assert "  from here on  data.seed: 0 -> 3" in result.out
+    assert yaml.safe_load((run / "config.yaml").read_text())["allow_changed_data"] is False  # it counts once
+
+
+def test_every_changed_setting_is_announced(lm, whole_run, tmp_path):
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    going_on = ["fit", "-c", run / "config.yaml", "--ckpt_path=last", "--trainer.default_root_dir", run]
+    changes = ["--trainer.max_steps=16", "--trainer.precision=bf16-mixed", "--trainer.limit_val_batches=2"]
+    changes += ["--seed_everything=5", "--samples.prompt=Tom", "--checkpoints.keep_every_n_steps=7"]
+    result = lm(*going_on, *changes, "--norms.every_n_steps=0", "--data.num_workers=0", "--model.eps=1e-7")
+    assert (result.code, result.err) == (0, "")
+    announced = [line for line in result.out.splitlines() if "from here on" in line]
+    assert sorted(announced) == [
+        "  from here on  checkpoints.keep_every_n_steps: None -> 7",
+        "  from here on  eps: 1e-08 -> 1e-07",
+        "  from here on  max_steps: 14 -> 16",
+        "  from here on  norms.every_n_steps: 10 -> 0",
+        "  from here on  samples.prompt: Once upon a time -> Tom",
+        "  from here on  seed_everything: 0 -> 5",
+        "  from here on  trainer.limit_val_batches: 5 -> 2",
+        "  from here on  trainer.precision: 32-true -> bf16-mixed",
+    ]
+    checkpoint = load_checkpoint(run / "last.ckpt")
+    assert checkpoint["config"]["trainer.precision"] == "bf16-mixed"
+    del checkpoint["config"]  # as older versions saved
+    save_checkpoint(checkpoint, run / "last.ckpt")
+    result = lm(*going_on, "--trainer.max_steps=18", "--trainer.precision=32-true")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.count("from here on") == 1
+
+
+def test_a_checkpoint_of_weights_alone_is_refused(lm, whole_run, tmp_path):
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    checkpoint = load_checkpoint(run / "last.ckpt")
+    save_checkpoint(
+        {key: checkpoint[key] for key in ("state_dict", "hyper_parameters", "global_step")}, run / "last.ckpt"
+    )
+    going_on = ["fit", "-c", run / "config.yaml", "--ckpt_path", run / "last.ckpt", "--trainer.default_root_dir", run]
+    result = lm(*going_on)
+    assert (result.code, result.out) == (2, "")
+    assert "holds only weights, and no state to resume from" in result.err
+
+
+def test_what_an_attempt_without_a_checkpoint_has_drawn_is_void(lm, fit_arguments, tmp_path):
+    arguments = fit_arguments(tmp_path / "run", "--trainer.max_steps=4")
+    for _ in range(2):
+        assert lm(*arguments).code == 0
+        scalars, texts = read_events(tmp_path / "run")
+        assert [step for step, _ in scalars["train/loss"]] == [1, 2, 3, 4]
+        assert len(texts["sample/text_summary"]) == 1
+        for path in (tmp_path / "run").glob("*.ckpt"):  # as if it had been killed before
+            path.unlink()
+
+
+def test_a_kept_step_is_complete_after_a_kill_behind_best(tmp_path):
+    """best.ckpt is saved first: a run that goes on from it keeps the step, too."""
+    (tmp_path / "best.ckpt").write_bytes(b"state")
+    make_complete(tmp_path / "best.ckpt", "step-30.ckpt")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("best.ckpt", "last.ckpt", "step-30.ckpt"), b"state"
+    )
+    (tmp_path / "step-30.ckpt").unlink()  # as a user does to save space
+    for name in ("last.ckpt", "best.ckpt"):
+        make_complete(tmp_path / name, "step-30.ckpt")
+        assert not (tmp_path / "step-30.ckpt").exists()
