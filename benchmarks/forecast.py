@@ -12,11 +12,11 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm.monitoring.forecast import MOST_RUNS, read_losses, tells_of
+from lm.monitoring.foretelling import Foretold, foretell
+from lm.monitoring.loss_law import Losses
 from lm.runs.events import read_curves
 from lm.runs.folder import CONFIG
-from lm.training.forecast import MOST_RUNS, read_losses, tells_of
-from lm.training.foretelling import Foretold, foretell
-from lm.training.loss_law import Losses
 from tokenization import InputError
 
 SHARES = {"a quarter": 1 / 4, "a third": 1 / 3, "a half": 1 / 2, "three quarters": 3 / 4}

@@ -192,13 +192,13 @@ def timed(step, batches, args: argparse.Namespace) -> dict:
 def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
     import torch
 
+    from lm.data.windows import RandomWindows
     from lm.machine.compiling import compile_graph
     from lm.machine.resources import native_precision
     from lm.model.fast import speed_up
     from lm.model.transformer import TransformerLM
     from lm.optim.adamw import AdamW
     from lm.optim.clipping import clip_gradients
-    from lm.training.windows import RandomWindows
     from tokenization import TokenFile
 
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lm.data.datamodule import TokenDataModule
     from lm.generation.sampling import Sampling
     from lm.generation.writer import generate
     from lm.loading import TrainedModel, load
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from lm.optim.clipping import clip_gradients
     from lm.optim.muon import Muon
     from lm.optim.schedule import cosine_warmup
-    from lm.training.data import TokenDataModule
     from lm.training.module import LanguageModel
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "data.datamodule": ("TokenDataModule",),
     "generation.sampling": ("Sampling",),
     "generation.writer": ("generate",),
     "loading": ("TrainedModel", "load"),
@@ -64,7 +65,6 @@ _MODULES = {
     "optim.clipping": ("clip_gradients",),
     "optim.muon": ("Muon",),
     "optim.schedule": ("cosine_warmup",),
-    "training.data": ("TokenDataModule",),
     "training.module": ("LanguageModel",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import tokenization
+from lm.data.batches import gather_windows
 from lm.model import attention, layers, loss
 from lm.model.positions import RotaryPositionalEmbedding
 from lm.model.transformer import TransformerBlock, TransformerLM
 from lm.optim.adamw import AdamW
 from lm.optim.clipping import clip_gradients
 from lm.optim.schedule import cosine_warmup
-from lm.training.batches import gather_windows
 from tokenization import InputError, Tokenizer
 from tokenization.files import writing
 
@@ -216,7 +216,7 @@ def get_batch(dataset: np.ndarray, batch_size: int, context_length: int, device:
     """Problem data_loading: inputs and their next tokens, each (batch_size, context_length), by gather_windows.
 
     dataset: token ids, (n,), which may be a memory map. The places are uniform in [0, n - context_length), drawn from
-    torch's global generator; `lm fit` draws them from its seed and the batch's number instead (lm/training/windows.py).
+    torch's global generator; `lm fit` draws them from its seed and the batch's number instead (lm/data/windows.py).
     """
     if len(dataset) <= context_length:
         raise InputError(f"{len(dataset)} tokens are too few for windows of {context_length} and the next; take more")

@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
+from lm.data.mixture import read_sources
 from lm.experiments.probe import Probe, limited, measure
 from lm.experiments.results import in_json
 from lm.experiments.sweep import Settings
 from lm.runs.folder import CONFIG
 from lm.strict_json import to_json
 from lm.training.checks import check_length
-from lm.training.mixture import read_sources
 from tokenization import InputError, TokenFile
 
 LENGTH, INTERVAL = "trainer.max_steps", "trainer.val_check_interval"

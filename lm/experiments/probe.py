@@ -30,11 +30,11 @@ from lm.accounting.costs import training_flops_per_token
 from lm.machine.contention import OtherPrograms
 from lm.machine.peaks import Peak
 from lm.machine.resources import children_seconds, peak_memory
+from lm.monitoring.throughput import Throughput
 from lm.runs.folder import LAST, SHARDS
 from lm.runs.manifest import read_manifest
 from lm.strict_json import to_json
 from lm.training.cli import RunCLI, refusals
-from lm.training.throughput import Throughput
 from tokenization import InputError
 from tokenization.files import write_text
 

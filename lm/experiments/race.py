@@ -26,19 +26,19 @@ from lm.experiments.results import begins_with, check_results, summarise
 from lm.experiments.standings import COLUMNS, PLOT, TABLE, Standings
 from lm.experiments.sweep import WATCH, read_files
 from lm.machine.contention import MANY, load_of_others
+from lm.monitoring.processor_clock import STARTS, TAG
 from lm.runs.events import Curve, Curves, Start, read_curves
 from lm.runs.folder import DIVERGED, LAST
 from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from lm.strict_json import to_json
-from lm.training.processor_clock import STARTS, TAG
 from tokenization import InputError
 from tokenization.files import write_text
 from tokenization.outputs import check_folder
 from tokenization.plots import is_plot
 
 RECORD = "race.json"
-CLOCK = "--trainer.callbacks+=lm.training.processor_clock.ProcessorClock"
+CLOCK = "--trainer.callbacks+=lm.monitoring.processor_clock.ProcessorClock"
 
 
 class Run(NamedTuple):

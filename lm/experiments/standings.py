@@ -19,9 +19,9 @@ from lm.experiments.ledger import Entry
 from lm.experiments.results import show
 from lm.experiments.significance import lowest_by_permutation, p_value, standard_error
 from lm.machine.contention import MANY
+from lm.monitoring.processor_clock import TAG
 from lm.runs.events import Curve, read_curves
 from lm.strict_json import to_json
-from lm.training.processor_clock import TAG
 from tokenization.files import write_text
 
 COLUMNS = (

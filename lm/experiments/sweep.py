@@ -17,13 +17,13 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lm.data.mixture import read_sources
 from lm.experiments.children import fit, last_line
 from lm.experiments.results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
 from lm.runs.folder import DIVERGED
 from lm.runs.lock import run_lock
 from lm.strict_json import to_json
 from lm.training.checks import check_length
-from lm.training.mixture import read_sources
 from lm.training.parser import SettingsCLI
 from tokenization import InputError
 from tokenization.outputs import check_folder

@@ -3,7 +3,6 @@
 It also announces the memory and disk space that a run will need. Nothing is changed here.
 """
 
-import json
 import os
 import re
 import sys
@@ -18,6 +17,7 @@ from lm.machine.resources import available_memory, held_memory
 from lm.model.initialization import START_SETTINGS
 from lm.model.transformer import FEED_FORWARDS, MODEL_SETTINGS
 from lm.runs.folder import LAST
+from lm.runs.recorded_settings import settings_of
 from lm.training.config_files import with_current_names
 from tokenization import InputError, Tokenizer, outputs
 
@@ -193,20 +193,7 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
     return changes
 
 
-PLACES = {"config", "ckpt_path", "init_from", "allow_changed_data", "trainer.default_root_dir"}  # not of the training
 SAID_ELSEWHERE = {"trainer.max_steps", "data.batch_size", "data.seed", "data.context_length", "data.vocab_size"}
-
-
-def settings_of(config: Namespace) -> dict[str, Any]:
-    """Returns the settings that a checkpoint records, by dotted name, in JSON's types."""
-    settings: dict[str, Any] = {}
-    for name, value in vars(config).items():
-        group = vars(value) if isinstance(value, Namespace) else {}
-        settings |= {f"{name}.{inner}": group[inner] for inner in group} or {name: value}
-    settings = {name: value for name, value in settings.items() if name not in PLACES}
-    plain = json.dumps(settings, default=lambda value: vars(value) if isinstance(value, Namespace) else str(value))
-    recorded: dict[str, Any] = json.loads(plain)
-    return recorded
 
 
 def compare_config(checkpoint: dict[str, Any], config: Namespace) -> list[str]:

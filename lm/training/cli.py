@@ -16,32 +16,32 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 
+from lm.data.datamodule import TokenDataModule
+from lm.data.overlap import warn_of_overlap
+from lm.distributed.agreement import check_shared, seen_in_training, seen_in_validation
+from lm.distributed.broadcasting import from_first
+from lm.distributed.hosts import Hosts
+from lm.distributed.launchers import find_world
+from lm.distributed.process_group import joined
 from lm.machine.signals import exit_if_signalled
+from lm.monitoring.callbacks import TrainingBar
+from lm.monitoring.ending import achieved, ending, time_is_up
+from lm.monitoring.forecast import Forecast
+from lm.monitoring.overfitting import Overfitting
+from lm.monitoring.progress import ProgressLines
+from lm.monitoring.source_figures import SourceFigures
+from lm.monitoring.throughput import Throughput
 from lm.ngrams import MOST_TOKENS
 from lm.runs.checkpoint import check_checkpoint, peek_checkpoint
-from lm.training.agreement import check_shared, seen_in_training, seen_in_validation
-from lm.training.broadcasting import from_first
-from lm.training.callbacks import TrainingBar
 from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
 from lm.training.command_line import one_line, warn_of_variables
-from lm.training.data import TokenDataModule
-from lm.training.ending import achieved, ending, time_is_up
-from lm.training.forecast import Forecast
-from lm.training.hosts import Hosts
-from lm.training.launchers import find_world
 from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
 from lm.training.nonfinite import StopWhenDiverged
-from lm.training.overfitting import Overfitting
-from lm.training.overlap import warn_of_overlap
 from lm.training.parser import SettingsCLI
 from lm.training.plugins import RunCheckpointIO, RunLogger
-from lm.training.process_group import joined
-from lm.training.progress import ProgressLines
 from lm.training.resume import Resume, compare_processes, find_resume, from_here_on, locate_checkpoint, take_folder
 from lm.training.sharding import FullySharded
-from lm.training.source_figures import SourceFigures
-from lm.training.throughput import Throughput
 from tokenization import InputError
 
 

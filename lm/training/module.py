@@ -11,6 +11,8 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from lm.data.batches import Batch, check_batch
+from lm.data.datamodule import TokenDataModule
 from lm.evaluation import metrics
 from lm.model.bigram_start import check_bigram_start
 from lm.model.initialization import start_small
@@ -19,8 +21,6 @@ from lm.optim.averaging import WeightAverage
 from lm.optim.clipping import clip_gradients
 from lm.optim.schedule import DECAY_SHARE, SCHEDULES
 from lm.runs.checkpoint import AVERAGE
-from lm.training.batches import Batch, check_batch
-from lm.training.data import TokenDataModule
 from lm.training.fast_path import install_fast_path
 from lm.training.first_weights import begin_with_bigrams
 from lm.training.lightning_inside import current_hook, has_trainer, set_drawn_steps

@@ -7,13 +7,14 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lm.data.datamodule import TokenDataModule
 from lm.machine.devices import HELP, find_device
 from lm.machine.resources import native_precision
-from lm.training.baselines import Baselines
-from lm.training.callbacks import Norms
+from lm.monitoring.baselines import Baselines
+from lm.monitoring.callbacks import Norms
+from lm.monitoring.samples import TextSamples
 from lm.training.checks import check_numbers, check_trainer
 from lm.training.command_line import arrange, explain
-from lm.training.data import TokenDataModule
 from lm.training.lightning_inside import (
     CommandLine,
     HelpFormatter,
@@ -25,7 +26,6 @@ from lm.training.lightning_inside import (
 from lm.training.module import LanguageModel
 from lm.training.plugins import SaveConfig
 from lm.training.recovery import Checkpoints
-from lm.training.samples import TextSamples
 from lm.training.short_help import short_help
 from tokenization import InputError
 

@@ -14,12 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from lm.distributed.broadcasting import from_first
 from lm.machine.identity import code_in_words, machine_in_words
 from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.runs.events import CODE, EVENT_FILES, MACHINE
 from lm.runs.folder import CONFIG
-from lm.training.broadcasting import from_first
-from lm.training.checks import settings_of
+from lm.runs.recorded_settings import settings_of
 from lm.training.lightning_inside import has_event_file, stamped_event_file, write_summary
 from tokenization import InputError
 from tokenization.files import write_text

@@ -12,6 +12,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lm.data.datamodule import TokenDataModule
+from lm.distributed.hosts import Hosts
 from lm.model.transformer import MODEL_SETTINGS
 from lm.runs.checkpoint import check_checkpoint, find_checkpoint, load_checkpoint, peek_checkpoint
 from lm.runs.folder import TOKENIZER, delete_leftovers, kept_name
@@ -27,8 +29,6 @@ from lm.training.checks import (
     compare_settings,
     validation_due,
 )
-from lm.training.data import TokenDataModule
-from lm.training.hosts import Hosts
 from lm.training.lightning_inside import batches_trained
 from tokenization import InputError, Tokenizer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lm.model import fast
+from lm.monitoring.throughput import Throughput
 from lm.training.module import LanguageModel
-from lm.training.throughput import Throughput
 
 
 class Moment:

@@ -15,10 +15,10 @@ from lm.durations import format_duration
 from lm.machine import peaks, readings
 from lm.machine.contention import OtherPrograms, choose_waiting, ran_ourselves
 from lm.machine.peaks import GPU_PEAKS, measure, peak_flops, record_peak
+from lm.monitoring import throughput
+from lm.monitoring.throughput import Pace
 from lm.runs.events import read_curves
-from lm.training import throughput
 from lm.training.module import LanguageModel
-from lm.training.throughput import Pace
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Shared by the tests of training: a run that a test may change, and the environment of a process."""
+"""Shared by the tests of training: a run that a test may change."""
 
 import shutil
 from pathlib import Path
@@ -10,14 +10,3 @@ import pytest
 def copy(whole_run, tmp_path) -> Path:
     """The whole run of 14 steps, moved elsewhere, for tests that change it."""
     return Path(shutil.copytree(whole_run, tmp_path / "elsewhere"))
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    """environment(variables): sets these; None removes one."""
-
-    def change(variables: dict[str, str | None]) -> None:
-        for name, value in variables.items():
-            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
-
-    return change

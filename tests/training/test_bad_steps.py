@@ -53,7 +53,7 @@ def test_many_bad_steps_in_a_row_end_the_run(spoil, lm, fit_arguments, token_dat
 
 
 def nonfinite_windows(token_data: Path):
-    from lm.training.windows import RandomWindows
+    from lm.data.windows import RandomWindows
 
     return RandomWindows(TokenFile.open(token_data / "train.bin").tokens, 16, 8, seed=0, num_batches=20)
 

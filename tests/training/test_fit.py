@@ -17,11 +17,11 @@ from lightning import LightningModule
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from lm.data.windows import RandomWindows, SequentialWindows
+from lm.monitoring.samples import paragraph
 from lm.optim.schedule import cosine_warmup
 from lm.runs.checkpoint import load_checkpoint, load_model
 from lm.training.module import LanguageModel
-from lm.training.samples import paragraph
-from lm.training.windows import RandomWindows, SequentialWindows
 from tokenization import TokenFile
 
 # --- what a run writes -----------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from helpers.runs import STEPS, go_on, same
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
+from lm.data.datamodule import TokenDataModule
 from lm.runs.checkpoint import load_checkpoint, load_model, load_tokenizer
-from lm.training.data import TokenDataModule
 from lm.training.module import LanguageModel
 from tokenization import InputError
 

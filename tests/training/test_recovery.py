@@ -14,14 +14,14 @@ from helpers.faults import Moment, send
 from helpers.processes import start, wait_until
 from helpers.runs import ENDLESS, SETTINGS, STEPS, TIMED, same
 
+from lm.monitoring.samples import TextSamples
+from lm.monitoring.throughput import Throughput
 from lm.runs.checkpoint import load_checkpoint
 from lm.runs.events import read_curves
 from lm.runs.folder import LOCK
 from lm.runs.manifest import read_manifest
 from lm.training import saving
 from lm.training.module import LanguageModel
-from lm.training.samples import TextSamples
-from lm.training.throughput import Throughput
 
 TWO = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8"]
 

@@ -13,13 +13,13 @@ from helpers.faults import Moment, send
 from helpers.processes import start
 from helpers.runs import SETTINGS, STEPS
 
+from lm.data.datamodule import TokenDataModule
+from lm.monitoring.throughput import Throughput
 from lm.runs.checkpoint import load_checkpoint
 from lm.runs.folder import LOCK
 from lm.training import command_line, fast_path
-from lm.training.data import TokenDataModule
 from lm.training.module import LanguageModel
 from lm.training.plugins import SaveConfig
-from lm.training.throughput import Throughput
 
 MOMENTS = {
     "while settings are read": (command_line, "check_config"),

@@ -22,8 +22,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]  # it exports them all the same
 from torch.distributed.constants import default_pg_timeout
 
+from lm.distributed.hosts import PARTING, Hosts, in_one_line
 from lm.machine.signals import Interrupted
-from lm.training.hosts import PARTING, Hosts, in_one_line
 from tokenization import InputError
 
 LEAVING = 5.0  # seconds for a process to end by itself; one that waits inside a library hears no signal

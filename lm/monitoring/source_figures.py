@@ -5,8 +5,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from lm.training.data import TokenDataModule
-from lm.training.progress import say
+from lm.data.datamodule import TokenDataModule
+from lm.monitoring.progress import say
 
 
 class SourceFigures(Callback):

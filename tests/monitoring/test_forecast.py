@@ -11,10 +11,10 @@ import pytest
 from helpers.events import read_events
 from helpers.runs import SETTINGS
 
-from lm.training import foretelling
-from lm.training.forecast import earlier_runs, read_losses
-from lm.training.foretelling import Foretold, alike, distance, foretell, prior_of
-from lm.training.loss_law import UNSEEN, Course, Losses, Numbers, deviations, fit
+from lm.monitoring import foretelling
+from lm.monitoring.forecast import earlier_runs, read_losses
+from lm.monitoring.foretelling import Foretold, alike, distance, foretell, prior_of
+from lm.monitoring.loss_law import UNSEEN, Course, Losses, Numbers, deviations, fit
 from lm.training.module import LanguageModel
 from tokenization import InputError
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers.runs import SETTINGS, same
 
+from lm.data import document_stream
+from lm.data.datamodule import TokenDataModule
+from lm.data.document_stream import DocumentStream, permute
+from lm.data.windows import DocumentWindows
 from lm.runs.checkpoint import load_checkpoint
-from lm.training import document_stream
-from lm.training.data import TokenDataModule
-from lm.training.document_stream import DocumentStream, permute
-from lm.training.windows import DocumentWindows
 from tokenization import InputError, TokenFile, Tokenizer
 from tokenization.token_file import TokenFileWriter
 from tokenization.token_index import write_index

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from helpers.events import read_events
 
+from lm.monitoring import baselines
+from lm.monitoring.baselines import Baselines, standing
+from lm.monitoring.overfitting import Overfitting
 from lm.ngrams import ngram_losses
-from lm.training import baselines
-from lm.training.baselines import Baselines, standing
-from lm.training.overfitting import Overfitting
 from tokenization import TokenFile, Tokenizer
 from tokenization.token_file import TokenFileWriter
 

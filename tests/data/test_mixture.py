@@ -14,10 +14,10 @@ import yaml
 from helpers.events import read_events
 from helpers.runs import same
 
+from lm.data.datamodule import TokenDataModule
+from lm.data.mixture import Mixture, Source, read_sources
+from lm.data.windows import MixedWindows, random_starts
 from lm.runs.checkpoint import load_checkpoint
-from lm.training.data import TokenDataModule
-from lm.training.mixture import Mixture, Source, read_sources
-from lm.training.windows import MixedWindows, random_starts
 from tokenization import InputError, TokenFile, Tokenizer
 from tokenization.token_file import TokenFileWriter
 from tokenization.token_index import write_index

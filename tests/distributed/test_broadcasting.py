@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.runs import same
 
-from lm.training import broadcasting
+from lm.distributed import broadcasting
 from tokenization import InputError
 
 STATE = {

@@ -2,7 +2,7 @@
 
 import sys
 
-from lm.training.data import TokenDataModule
+from lm.data.datamodule import TokenDataModule
 from tokenization.document_digests import count_shared
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from lightning import Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lm.data.batches import Batch
 from lm.machine.signals import SIGNALS, SYNONYMS
-from lm.training.batches import Batch
 
 
 class InOrder(DistributedSampler[int]):

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from lm.distributed.agreement import REMEDIES
+from lm.distributed.launchers import World
 from lm.machine.signals import Interrupted
-from lm.training.agreement import REMEDIES
-from lm.training.launchers import World
 from tokenization import InputError
 from tokenization.errors import describe_os_error
 

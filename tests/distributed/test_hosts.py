@@ -14,12 +14,12 @@ from helpers.launchers import SLURM, TORCHRUN
 from jsonargparse import Namespace
 from torch.distributed import HashStore
 
+from lm.distributed import hosts, process_group
+from lm.distributed.agreement import check_shared
+from lm.distributed.hosts import Hosts
+from lm.distributed.launchers import find_world
 from lm.machine.signals import Interrupted
 from lm.runs.folder import LOCK
-from lm.training import hosts, process_group
-from lm.training.agreement import check_shared
-from lm.training.hosts import Hosts
-from lm.training.launchers import find_world
 from tokenization import InputError
 
 

@@ -7,9 +7,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.durations import format_duration
-from lm.training.baselines import Baselines, standing
-from lm.training.forecast import Forecast
-from lm.training.samples import TextSamples, paragraph
+from lm.monitoring.baselines import Baselines, standing
+from lm.monitoring.forecast import Forecast
+from lm.monitoring.samples import TextSamples, paragraph
 
 
 def say(trainer: Trainer, line: str) -> None:

@@ -15,7 +15,7 @@ from lm.machine.contention import OtherPrograms
 from lm.machine.peaks import peak_flops, record_peak
 from lm.machine.resources import peak_memory
 from lm.model.transformer import TransformerLM
-from lm.training.progress import say
+from lm.monitoring.progress import say
 
 TYPICAL_MFU = 0.5  # for the estimate before the first step
 FORWARD = 1 / 3  # time of a validation batch, as a share of a training batch

@@ -16,10 +16,10 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from lm.data.datamodule import TokenDataModule
 from lm.model.loss import bits_per_byte
 from lm.ngrams import MOST_TOKENS, NAMES, ngram_losses
 from lm.strict_json import to_json
-from lm.training.data import TokenDataModule
 from tokenization.files import write_text
 
 MOST_SCORED = 250_000  # validation tokens

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from lm.durations import format_duration
 from lm.model.transformer import TransformerLM
+from lm.monitoring.progress import validation_lines
 from lm.optim.clipping import joint_norm
-from lm.training.progress import validation_lines
 
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # tqdm's, without the time left
 

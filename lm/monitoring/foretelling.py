@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.training.loss_law import UNSEEN, VALIDATION_NOISE, Losses, Numbers, deviations, fit, fit_together, known
+from lm.monitoring.loss_law import UNSEEN, VALIDATION_NOISE, Losses, Numbers, deviations, fit, fit_together, known
 
 SCATTER = np.diag([0.1, 0.1, 0.1, 0.02, 0.03]) ** 2  # between unlike runs, before two of them have been seen
 BELIEF = 1  # as many runs as this counts for

@@ -7,9 +7,9 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Timer
 
 from lm.durations import format_duration
+from lm.monitoring.overfitting import Overfitting
+from lm.monitoring.progress import in_bits
 from lm.runs.folder import CONFIG, LAST
-from lm.training.overfitting import Overfitting
-from lm.training.progress import in_bits
 
 
 def time_is_up(trainer: Trainer) -> bool:

@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lm.training.progress import say
+from lm.monitoring.progress import say
 
 RECENT = 100  # optimizer steps
 IN_A_ROW = 2  # validations above the best, after which the model counts as overfitting

@@ -17,11 +17,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lm.monitoring.foretelling import Foretold, foretell
+from lm.monitoring.loss_law import Course, Losses
 from lm.optim.schedule import SCHEDULES
 from lm.runs.events import read_curves
 from lm.runs.folder import CONFIG
-from lm.training.foretelling import Foretold, foretell
-from lm.training.loss_law import Course, Losses
 from tokenization import InputError
 
 BEGIN = 0.1  # of the run

@@ -16,11 +16,11 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 
-from lm.training.batches import Batch
-from lm.training.document_stream import DocumentStream
-from lm.training.loaders import make_loader
-from lm.training.mixture import Drawn, Mixture, compare_shares, read_sources, sources_of
-from lm.training.windows import DocumentWindows, MixedWindows, RandomWindows, SequentialWindows
+from lm.data.batches import Batch
+from lm.data.document_stream import DocumentStream
+from lm.data.loaders import make_loader
+from lm.data.mixture import Drawn, Mixture, compare_shares, read_sources, sources_of
+from lm.data.windows import DocumentWindows, MixedWindows, RandomWindows, SequentialWindows
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer
 
 

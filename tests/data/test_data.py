@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from lm.training.data import TokenDataModule
-from lm.training.loaders import InOrder
-from lm.training.windows import RandomWindows, SequentialWindows, random_starts
+from lm.data.datamodule import TokenDataModule
+from lm.data.loaders import InOrder
+from lm.data.windows import RandomWindows, SequentialWindows, random_starts
 from tokenization import InputError, TokenFile, Tokenizer
 from tokenization.token_file import TokenFileWriter
 from tokenization.token_index import write_index

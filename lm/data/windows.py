@@ -4,9 +4,9 @@ of documents in a new order each pass, and all of a file, one after another."""
 import numpy as np
 from torch.utils.data import Dataset
 
-from lm.training.batches import Batch, gather_mixed_windows, gather_windows, to_batch
-from lm.training.document_stream import DocumentStream
-from lm.training.mixture import Mixture
+from lm.data.batches import Batch, gather_mixed_windows, gather_windows, to_batch
+from lm.data.document_stream import DocumentStream
+from lm.data.mixture import Mixture
 from tokenization.token_set import Tokens
 
 

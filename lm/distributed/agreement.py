@@ -10,10 +10,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lm.data.datamodule import TokenDataModule
 from lm.runs.folder import LOCK
 from lm.runs.manifest import read_digest, read_manifest
-from lm.training.checks import settings_of
-from lm.training.data import TokenDataModule
+from lm.runs.recorded_settings import settings_of
 from tokenization import InputError
 from tokenization.version import own_version
 

@@ -1,0 +1,1 @@
+"""Token files served as batches: windows, mixtures, documents, and the LightningDataModule."""
