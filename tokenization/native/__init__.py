@@ -18,6 +18,7 @@ from tokenization.native.counting import add_counts, add_rows, add_table, count_
 from tokenization.native.decoding import Decoder, copy_tokens, decode_listed, decoded_size, place_tokens
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.given import find_given
+from tokenization.native.joints import fill_joints
 from tokenization.native.learning import learn_merges, make_merges
 from tokenization.native.listing import list_ids
 from tokenization.native.merging import fill_merges
@@ -46,7 +47,7 @@ __all__ = [
 _COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
 _LEARNING = (summarize, fill_cells, reset_cells, add_token, list_byte_pairs, make_merges)
 _DECODING = (place_tokens, decode_listed, decoded_size, copy_tokens)
-_ENCODING = (first_invalid, last_cut, fill_merges, encode_window, rehash, list_ids, *_DECODING)
+_ENCODING = (first_invalid, last_cut, fill_merges, fill_joints, encode_window, rehash, list_ids, *_DECODING)
 _KERNELS = {
     "training": _COUNTING + _LEARNING,
     "merging": (add_counts, rehash, *_LEARNING),

@@ -20,6 +20,7 @@ from tokenization.native.instructions import (
     shift_right,
     store64,
 )
+from tokenization.native.joints import find_parts, joints_of, may_have_joints
 from tokenization.native.lanes import LANES_ROOM, learn, merge_pretoken
 from tokenization.native.listing import list_ids, numbers_below
 from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of, large_zeros
@@ -29,6 +30,7 @@ from tokenization.native.merging import (
     CAPACITY,
     ENCODER_FIELDS,
     ID_BITS,
+    JOINTS,
     MERGED_IDS,
     MERGES,
     MERGES_SHIFT,
@@ -104,6 +106,7 @@ class Encoder:
                 WIDTH: dtype.itemsize,
                 WORK: 0,  # each worker has its own
                 CAPACITY: 0,
+                JOINTS: joints_of(byte_ids, merge_ids),
             },
         )
         largest = max(*byte_ids, *special_ids.values(), int(merge_ids[:, 2].max(initial=0)))
@@ -268,28 +271,32 @@ def encode_window(
 ) -> tuple[int, int, int]:
     """Writes the ids of [position, end); returns (status, address that it came to, end of what it wrote).
 
-    out: room for an id per byte and 16 bytes more. scratch: 16 bytes for each of CHUNK_STARTS pre-tokens.
+    out: room for an id per byte and 16 bytes more. scratch: 24 bytes for each of CHUNK_STARTS pre-tokens.
     """
-    homes = scratch + 8 * CHUNK_STARTS
-    width = load64(encoder + WIDTH)
+    homes, parts = scratch + 8 * CHUNK_STARTS, scratch + 16 * CHUNK_STARTS
+    width, joints = load64(encoder + WIDTH), load64(encoder + JOINTS)
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
         while position < stop:
             if is_full(table):
                 return TABLE_FULL, position, out
             slots, shift, arena = load64(table + SLOTS), load64(table + SHIFT), load64(table + ARENA)
-            count = call(load64(scanner + CODE), position, stop, CHUNK, scanner, scratch)
-            find_homes(scratch, count, homes, slots, shift)
+            starts = scratch
+            count = call(load64(scanner + CODE), position, stop, CHUNK, scanner, starts)
+            if may_have_joints(position, load64(starts + 8 * count)):
+                count, starts = find_parts(starts, count, parts, homes, slots, shift, joints), parts
+            else:
+                find_homes(starts, count, homes, slots, shift)
             learnt = 0
             for index in range(count):
-                address = load64(scratch + 8 * index)
-                length = load64(scratch + 8 * index + 8) - address
+                address = load64(starts + 8 * index)
+                length = load64(starts + 8 * index + 8) - address
                 low, high = key_of(address, length)
                 slot = load64(homes + 8 * index)
                 if load_shared(slot + 8) != high or load64(slot) != low or length > INLINE_BYTES:
                     slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
                     if not known and not learnt:
-                        learn(scratch, homes, index, count, table, encoder)
+                        learn(starts, homes, index, count, table, encoder)
                         learnt = 1
                         slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
                     if not known:
@@ -310,7 +317,7 @@ def encode_window(
                     for offset in range(0, number * width, 8):
                         store64(out + offset, load64(source + offset))
                 out += number * width
-            position = load64(scratch + 8 * count)
+            position = load64(starts + 8 * count)
         if special >= 0:
             store_id(out, 0, width, load64(specials + SPECIAL_ROW * special + SPECIAL_ID))
             out += width

@@ -31,7 +31,8 @@ from tokenization.native.instructions import (
     WIDTH,  # bytes of an id in the output: 2 or 4
     WORK,  # address of a worker's memory: WORK_BYTES for each token of CAPACITY, or lanes (lanes.py)
     CAPACITY,  # tokens that it has room for
-) = ENCODER_FIELDS = range(0, 8 * 8, 8)
+    JOINTS,  # address of the table of joints (joints.py)
+) = ENCODER_FIELDS = range(0, 9 * 8, 8)
 
 ID_BITS, RANK_BITS = 21, 22  # a larger vocabulary is left to plain Python
 BUCKET = 64  # bytes: 8 slots, compared at once; where the last one is taken, the next bucket may hold more

@@ -51,7 +51,7 @@ INLINE_BYTES = 15
 LONG = 16 << 56
 BEING_FILLED = 17 << 56
 CHUNK = 1024  # bytes scanned and then looked up: few enough that their slots arrive in the cache meanwhile
-CHUNK_STARTS = CHUNK + 256  # addresses that a scan of CHUNK bytes can write, and some more
+CHUNK_STARTS = CHUNK + 512  # addresses that a scan of CHUNK bytes can write, and the parts of its last pre-token
 MAX_FREQUENCY = LOW_HALF  # of a word in the cells of the trainer; a more frequent one takes several rows of cells
 
 
@@ -139,10 +139,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class Scratch:
-    """One thread's memory for a chunk: where its pre-tokens begin, and their home slots."""
+    """One thread's memory for a chunk: where its pre-tokens begin, and their home slots; when encoding, their parts."""
 
     def __init__(self) -> None:
-        self._rows = np.empty((2, CHUNK_STARTS), np.int64)
+        self._rows = np.empty((3, CHUNK_STARTS), np.int64)
         self.address = address_of(self._rows)
 
 
