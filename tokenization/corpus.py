@@ -143,11 +143,6 @@ def not_utf8(file: Place, position: int, byte: int) -> InputError:
     return InputError(f"{file}: not UTF-8 at byte {position} (0x{byte:02x}); convert the file, or use --errors replace")
 
 
-def available_cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def map_in_order(
     function: Callable[[Item], Result],
     items: Iterable[Item],

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenization.corpus import Corpus, available_cores, map_in_order
+from tokenization.corpus import Corpus, map_in_order
 from tokenization.document_digests import digests_path
 from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, check_text_field, holds_documents
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import refuse_input
 from tokenization.pretokenization import END_OF_TEXT, cut_into_chunks
+from tokenization.systems import available_cores
 from tokenization.token_file import TokenFile, TokenFileWriter
 from tokenization.token_format import description_path, token_dtype
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tokenization.errors import InputError
+from tokenization.systems import flush, is_alive
 
 HOST = re.sub(r"[^0-9A-Za-z-]", "-", socket.gethostname())[:40]
 ABANDONED_SECONDS = 24 * 60 * 60  # without a write, whoever the writer is
@@ -54,6 +55,7 @@ def writing_together(*names: str | os.PathLike[str]) -> Iterator[list[BinaryIO]]
         for file in files:
             file.flush()
             os.fsync(file.fileno())
+            file.close()  # Windows does not rename an open file
         for path, temporary in zip(paths, temporaries, strict=True):
             os.replace(temporary, path)
         for folder in dict.fromkeys(path.parent for path in paths):
@@ -139,15 +141,6 @@ def of_file(error: OSError, path: Path, temporaries: list[Path]) -> OSError:
     return OSError(error.errno, error.strerror, str(path)) if ours and error.errno is not None else error
 
 
-def flush(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # --- temporary names -------------------------------------------------------------------------------------------------
 
 
@@ -175,14 +168,3 @@ def delete_leftovers(path: Path) -> None:
                 shutil.rmtree(entry)
             else:
                 os.unlink(entry)
-
-
-def is_alive(process: int) -> bool:
-    """Returns whether this host has a process of this id, of any user."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # another user's; or more than any process id
-        return True
-    return True

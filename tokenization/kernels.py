@@ -12,7 +12,6 @@ while the interpreter ends. So loading goes step by step; whoever forks or exits
 import atexit
 import functools
 import importlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from tokenization.patterns import parts_of
+from tokenization.systems import at_fork
 
 # Bytes of text from which the kernels save more time than it takes until they are ready:
 LOADED_FROM_BYTES = 30_000  # where this process has loaded them already
@@ -183,7 +183,4 @@ def _forget_threads() -> None:
 
 
 atexit.register(_end)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=lambda: _stepping.acquire(), after_in_parent=lambda: _stepping.release(), after_in_child=_forget_threads
-    )
+at_fork(before=lambda: _stepping.acquire(), after_in_parent=lambda: _stepping.release(), after_in_child=_forget_threads)

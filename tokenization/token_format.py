@@ -113,7 +113,7 @@ def read_description(path: Path) -> Description:
     beside = description_path(path)
     remedy = "make the token file with `tokenization encode`"
     try:
-        text = beside.read_text()
+        text = beside.read_text(encoding="utf-8")
         content = json.loads(text)
         has_digest = content.pop("description_sha256", None) is not None  # older files have none
         description = Description(**content)

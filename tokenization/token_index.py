@@ -97,7 +97,7 @@ def parse_index(folder: Path) -> Index:
     """Reads index.json. Raises InputError where it is missing, damaged or another program's."""
     path, remedy = folder / INDEX, f"write it with `tokenization index {folder}`"
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         content = json.loads(text)
         if content["format"] != FORMAT:
             raise InputError(f"{path}: is of format {content['format']!r}, and this version reads format {FORMAT}")

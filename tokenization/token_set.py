@@ -12,16 +12,11 @@ from typing import Any, overload
 
 import numpy as np
 
+from tokenization.systems import open_files
 from tokenization.token_format import DTYPES, Description, verify_tokens
 from tokenization.token_index import Index, check_shard, progress
 
-try:
-    import resource
-
-    FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-except ImportError:  # Windows
-    FILES = 512
-MOST_MAPPED = max(FILES // 4, 64)  # shards: each map holds an open file; shards beyond are read, which is slower
+MOST_MAPPED = max(open_files() // 4, 64)  # shards: each map holds an open file; shards beyond are read, which is slower
 
 
 class ShardedTokens:

@@ -205,7 +205,7 @@ class Tokenizer:
             raise InputError("texts is a string; it must be a list of them")
         from concurrent.futures import ThreadPoolExecutor
 
-        from tokenization.corpus import available_cores
+        from tokenization.systems import available_cores
 
         groups = list(group_texts(texts, PIECE_CHARACTERS))
         threads = min(num_threads or available_cores(), len(groups))

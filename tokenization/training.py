@@ -6,7 +6,6 @@ Large files are counted and merged by the compiled kernels (native/), with the s
 """
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from tokenization.bpe import TIES, Merges, Vocabulary, creation_order, initial_vocabulary, learn_merges
-from tokenization.corpus import Corpus, available_cores, map_in_order
+from tokenization.corpus import Corpus, map_in_order
 from tokenization.documents import check_text_field
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES, have_kernels, kernels_for
 from tokenization.pretokenization import GPT2_PATTERN, check_pattern, count_pretokens, cut_into_chunks
+from tokenization.systems import available_cores, peak_memory
 
 
 @dataclass
@@ -222,14 +222,3 @@ def count_corpus(
     report.text_bytes = corpus.num_bytes
     report.pretokens, report.unique_pretokens = counts.total(), len(counts)
     return counts
-
-
-def peak_memory() -> tuple[int | None, int | None]:
-    """Returns the largest resident size of this process and of its largest ended child, in bytes; None on Windows."""
-    try:
-        import resource
-    except ImportError:
-        return None, None
-    unit = 1 if sys.platform == "darwin" else 1024
-    usage = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return usage[0], usage[1]

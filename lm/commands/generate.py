@@ -14,10 +14,10 @@ from lm.generation.prompts import read_prompts
 from lm.generation.sampling import Sampling
 from lm.generation.writer import PRECISIONS
 from lm.loading import load
-from lm.machine.terminal import keys_ignored
 from lm.strict_json import to_json
 from tokenization import InputError, Tokenizer
 from tokenization.commands import ArgumentParser
+from tokenization.systems import keys_ignored
 
 Writing = Iterator[tuple[Continuation, str]]  # each continuation, with the characters that it can now show
 

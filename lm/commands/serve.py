@@ -18,6 +18,7 @@ from lm.serving.engine import Engine
 from lm.serving.server import Server, run_server
 from tokenization import InputError
 from tokenization.commands import ArgumentParser
+from tokenization.systems import call_on_signals
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 KEY_VARIABLE = "LM_API_KEY"
@@ -77,8 +78,7 @@ def run(argv: list[str]) -> None:
     server = Server(engine, trained.tokenizer, name, limits, names, key, facts)
 
     def ready(address: str, stop: asyncio.Event) -> None:
-        for signum in heeded():
-            asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+        call_on_signals(asyncio.get_running_loop(), heeded(), stop.set)
         print(f"{trained.checkpoint} is served at {address}; Ctrl-C stops it", file=sys.stderr, flush=True)
         if not names and key is None:
             print(

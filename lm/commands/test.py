@@ -1,6 +1,7 @@
 """`lm test`: measures how well a model predicts a text or a token file, as a whole or document by document."""
 
 import math
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -80,6 +81,7 @@ def run(argv: list[str]) -> None:
             test_documents(model, tokenizer, file, args.file, args.json)
         else:
             print_total({"file": args.file}, score_file(model, tokenizer, file), args.json)
+        del file  # Windows deletes no file that is mapped
 
 
 @contextmanager
@@ -91,10 +93,13 @@ def token_file(name: str, tokenizer: Tokenizer, errors: str, text_field: str | N
                 raise InputError(f"--{option} {value}: is for texts, and {name} is a token file; leave it out")
         yield TokenFile.open(name)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    folder = tempfile.mkdtemp()
+    try:
         yield tokenizer.encode_files(
             [name], Path(folder, "text.bin"), 1, errors, progress=sys.stderr.isatty(), text_field=text_field
         )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check(name: str, file: TokenFile, trained: TrainedModel) -> None:

@@ -195,7 +195,7 @@ def measure(arguments: list[str], config: Namespace) -> Probe:
         if done.returncode:
             why = "was killed; is it too large for the memory?" if done.returncode == -9 else done.stderr.strip()[-300:]
             raise InputError(f"the probe of some steps {' '.join(why.split())}")
-        found = json.loads(answer.read_text())
+        found = json.loads(answer.read_text(encoding="utf-8"))
         if "error" in found:
             raise InputError(found["error"])
         checkpoint = checkpoint_size(run / LAST)

@@ -71,7 +71,9 @@ def summarise(value: Any, folder: Path, curves: Curves) -> Row:
     end = mean(train[-10:]) if train else math.nan
     first = next(filter(math.isfinite, train), math.nan)
     steps = (
-        json.loads(mark.read_text())["steps"] if mark.exists() else max(curve.steps[-1] for curve in curves.values())
+        json.loads(mark.read_text(encoding="utf-8"))["steps"]
+        if mark.exists()
+        else max(curve.steps[-1] for curve in curves.values())
     )
     return {
         "value": value,

@@ -7,7 +7,6 @@ killed may leave half a library, on which every later run of the same model woul
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -34,6 +33,7 @@ from lm.machine.torch_inside import (
     inductor_folder,
     run_inductor,
 )
+from tokenization.systems import is_flocked
 
 ELF, ELF_64_LITTLE = b"\x7fELF", b"\x02\x01"
 HEADER = struct.Struct("<40x Q 10x H H 2x")  # the table of sections: its offset, the size of an entry, their number
@@ -139,10 +139,7 @@ def is_being_written(path: Path, folder: Path) -> bool:
     """Whether another process holds the lock under which Inductor compiles this library."""
     lock = folder / "locks" / f"{path.name.partition('.')[0]}.lock"
     with contextlib.suppress(FileNotFoundError), open(lock, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        return is_flocked(file.fileno())
     return False
 
 

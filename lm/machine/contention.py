@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tokenization.systems import available_cores, own_cores, ticks_per_second
+
 BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal: the columns of /proc/stat that are not idle
 MANY, FEW = 0.3, 0.15  # cores missing; between the two, the last answer holds
 SHORTEST = 0.3  # seconds; the clocks of /proc tick a hundred times a second
@@ -39,14 +41,14 @@ class OtherPrograms:
         if ran is None or own is None or self.ran is None or self.own is None:
             return False
         self.taken = max(0.0, (self.ran - ran - (self.own - own)) / (self.start - start))
-        missing = self.taken - (len(os.sched_getaffinity(0)) - self.threads)
+        missing = self.taken - (available_cores() - self.threads)
         before, self.in_the_way = self.in_the_way, missing > (FEW if self.in_the_way else MANY)
         return self.in_the_way != before
 
     def __str__(self) -> str:
         if not self.in_the_way:
             return "other programs no longer slow this run down"
-        cores = len(os.sched_getaffinity(0))
+        cores = available_cores()
         remedy = "" if "GOMP_SPINCOUNT" in os.environ else "; restarted beside them, it would lose less"
         return f"other programs take {self.taken:.1f} of {cores} cores and slow this run down{remedy}"
 
@@ -74,9 +76,9 @@ def choose_waiting() -> None:
     beside another program they keep a core from the very thread that they wait for (docs/performance.md). libgomp
     reads the setting when torch is imported, so call this before. The environment's own settings take precedence.
     """
-    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or not hasattr(os, "sched_getaffinity"):
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or own_cores() is None:
         return
-    others = OtherPrograms(threads=len(os.sched_getaffinity(0)))
+    others = OtherPrograms(threads=available_cores())
     time.sleep(SHORTEST)
     others.look()
     if others.in_the_way:
@@ -86,10 +88,10 @@ def choose_waiting() -> None:
 def ran_on_our_cores(proc: Path) -> float | None:
     """Returns the busy seconds of the cores that we may use, whoever used them; None if unknown."""
     try:
-        names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-        lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
-        return sum(int(line[1 + column]) for line in lines if line[0] in names for column in BUSY) / ticks()
-    except (OSError, ValueError, IndexError, AttributeError):  # AttributeError: a system without affinities
+        names = {f"cpu{number}" for number in own_cores() or ()}
+        lines = [line.split() for line in (proc / "stat").read_text(encoding="utf-8").splitlines()]
+        return sum(int(line[1 + column]) for line in lines if line[0] in names for column in BUSY) / ticks_per_second()
+    except (OSError, ValueError, IndexError):
         return None
 
 
@@ -101,7 +103,7 @@ def ran_ourselves(proc: Path) -> float | None:
             fields = read_stat(path)
             if fields:
                 parents[int(path.parent.name)] = int(fields[1])
-                seconds[int(path.parent.name)] = sum(map(int, fields[11:15])) / ticks()
+                seconds[int(path.parent.name)] = sum(map(int, fields[11:15])) / ticks_per_second()
     except (OSError, ValueError, IndexError):
         return None
     ours = {os.getpid() if "LOCAL_WORLD_SIZE" not in os.environ else os.getppid()}  # torchrun started our siblings
@@ -113,10 +115,6 @@ def ran_ourselves(proc: Path) -> float | None:
 def read_stat(path: Path) -> list[str]:
     """Returns the fields of a stat file from the state on; the name before may hold spaces. Empty if it has ended."""
     try:
-        return path.read_text(errors="replace").rpartition(")")[2].split()
+        return path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
-
-
-def ticks() -> int:
-    return os.sysconf("SC_CLK_TCK")

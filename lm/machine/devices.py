@@ -1,6 +1,7 @@
-"""Finds the device that --device names."""
+"""Finds the device that --device names, and waits for a device before the clock is read."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from tokenization import InputError
 
@@ -25,3 +26,12 @@ def find_device(name: str) -> "torch.device":
     if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
         raise InputError(f"--device {name}: PyTorch {torch.__version__} finds none here; take --device cpu, or auto")
     return torch.device(name)
+
+
+def wait_for(device_type: str) -> None:
+    """Returns when a device has done all that it was given: a GPU's work goes on behind the program that times it."""
+    import torch
+
+    waits: dict[str, Callable[[], Any]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    if device_type in waits:
+        waits[device_type]()

@@ -22,7 +22,7 @@ GIT_SECONDS = 5.0  # longer than `git describe` takes, even where the disk is sl
 def cpu_facts() -> dict[str, str]:
     """Returns what /proc/cpuinfo says of the first processor; nothing where there is no such file."""
     with contextlib.suppress(OSError, ValueError):
-        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
         lines = (line.partition(":") for line in first.splitlines())
         return {name.strip(): value.strip() for name, _, value in lines}
     return {}

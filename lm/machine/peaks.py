@@ -6,11 +6,12 @@ sets a new one.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
+from lm.machine.devices import wait_for
 from lm.machine.readings import keep, processor, recall
 
 # Dense half-precision matrix products, in FLOP/s, from NVIDIA's data sheets. The first name that fits counts.
@@ -122,10 +123,9 @@ def time_products(device_type: str, dtype: Any, size: int) -> Iterator[float]:
 
     generator = torch.Generator().manual_seed(0)  # its own: a run's random numbers must not change
     a, b = (torch.randn(size, size, generator=generator).to(device_type, dtype) for _ in range(2))
-    wait: Callable[[], Any] = torch.cuda.synchronize if device_type == "cuda" else lambda: None
     while True:
-        wait()
+        wait_for(device_type)
         start = time.perf_counter()
         a @ b
-        wait()
+        wait_for(device_type)
         yield 2 * size**3 / (time.perf_counter() - start)

@@ -8,8 +8,9 @@ took half as long.
 import contextlib
 import ctypes
 import os
-import sys
 from pathlib import Path
+
+from tokenization import systems
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names and numbers from <malloc.h>
 
@@ -35,13 +36,13 @@ def granted_cores(quota: str | os.PathLike[str] = "/sys/fs/cgroup/cpu.max") -> i
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = systems.available_cores()
     processor = torch.cpu.get_capabilities()
     logical, physical = processor.get("num_logical_cores"), processor.get("num_physical_cores")
     if logical and physical and logical > physical:  # two threads of a core share its multipliers
         cores = max(1, cores * physical // logical)
     try:
-        granted, period = Path(quota).read_text().split()
+        granted, period = Path(quota).read_text(encoding="utf-8").split()
         return cores if granted == "max" else min(cores, max(1, int(granted) // int(period)))
     except (OSError, ValueError):  # no such file, or another format: no known quota
         return cores
@@ -70,7 +71,7 @@ def native_precision(accelerator: str) -> str:
 def _status(name: str) -> int:
     """Returns the bytes under this name in Linux's /proc/self/status; 0 on other systems."""
     try:
-        return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
+        return int(Path("/proc/self/status").read_text(encoding="utf-8").partition(f"{name}:")[2].split()[0]) * 1024
     except (OSError, IndexError):
         return 0
 
@@ -81,16 +82,12 @@ def held_memory() -> int:
 
 
 def peak_memory(device_type: str = "cpu") -> int:
-    """Returns the most bytes that this process has held: of GPU memory on "cuda", else of main memory."""
-    import resource
-
+    """Returns the most bytes that this process has held: of GPU memory on "cuda", else of main memory; 0 if unknown."""
     import torch
 
     if device_type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    return _status("VmHWM") or systems.peak_memory()[0] or 0
 
 
 def children_seconds() -> float:
@@ -103,11 +100,11 @@ def available_memory(folder: str | os.PathLike[str] = "/sys/fs/cgroup") -> int |
     """Returns the bytes that the machine and the container can still give a process; None if unknown."""
     amounts = []
     with contextlib.suppress(OSError, IndexError):
-        meminfo = Path("/proc/meminfo").read_text()
+        meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
         amounts.append(int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024)
     with contextlib.suppress(OSError, ValueError):  # without a limit, the file says "max"
-        limit, used = (int(Path(folder, f"memory.{name}").read_text()) for name in ("max", "current"))
-        stat = Path(folder, "memory.stat").read_text().split()
+        limit, used = (int(Path(folder, f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+        stat = Path(folder, "memory.stat").read_text(encoding="utf-8").split()
         reclaimable = int(stat[stat.index("inactive_file") + 1])
         amounts.append(limit - used + reclaimable)
     return min(amounts, default=None)

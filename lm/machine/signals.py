@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tokenization.systems import SIGUSR1
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # SLURM's warning before the end (--signal=USR1@90) is a SIGTERM by another name.
-SYNONYMS = {signal.SIGUSR1: signal.SIGTERM} if hasattr(signal, "SIGUSR1") else {}
+SYNONYMS = {SIGUSR1: signal.SIGTERM} if SIGUSR1 else {}
 received: list[int] = []  # before training; an exception in an import or a destructor may have been swallowed
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lm.accounting.costs import forward_flops, training_flops_per_token, training_seconds
 from lm.durations import format_duration
 from lm.machine.contention import OtherPrograms
+from lm.machine.devices import wait_for
 from lm.machine.peaks import peak_flops, record_peak
 from lm.machine.resources import peak_memory
 from lm.model.transformer import TransformerLM
@@ -110,6 +111,7 @@ class Throughput(Callback):
             self._restart(trainer)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wait_for(pl_module.device.type)
         seconds = time.perf_counter() - self.start
         speed = self.tokens / seconds
         flops = speed * self.flops_per_token / trainer.world_size
@@ -123,7 +125,7 @@ class Throughput(Callback):
         self._look_for_others(trainer)
 
     def _raise_peak(self, trainer: Trainer, pl_module: LightningModule, flops: float) -> None:
-        """Raises the peak that a step on a CPU has exceeded; a GPU's steps may not be over when the clock is read."""
+        """Raises the peak that a step on a CPU has exceeded; a GPU's is on its data sheet or measured."""
         if flops > self.peak.flops and pl_module.device.type == "cpu":
             self.peak = record_peak("cpu", str(trainer.precision), flops, "a training step")
             say(trainer, f"step {trainer.global_step}: faster than the peak; {self._peak_in_words()}")

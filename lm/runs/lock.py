@@ -21,12 +21,8 @@ from typing import Any
 
 from lm.runs.folder import LOCK
 from tokenization import InputError
-from tokenization.files import delete_empty, is_alive, missing_folders, of_file, temporary_name
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from tokenization.files import delete_empty, missing_folders, of_file, temporary_name
+from tokenization.systems import NO_FOLLOW, delete_open, is_alive, lock
 
 HEARTBEAT_SECONDS = 20
 SILENT_SECONDS = 180  # a file system over a network may show a touch a minute late
@@ -55,8 +51,7 @@ def run_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         with _heartbeat(path, descriptor):
             yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        delete_open(path, descriptor)
         delete_empty(new_folders)
 
 
@@ -71,7 +66,7 @@ def _acquire(path: Path) -> tuple[int, Owner]:
     waiting = False
     while True:
         descriptor, created = _open(path)
-        held, owner = _lock_by_kernel(descriptor), _owner(descriptor)
+        held, owner = lock(descriptor), _owner(descriptor)
         here = owner.get("host") == socket.gethostname()
         # Whoever releases the lock deletes its file, and a lock on a deleted file keeps nobody out.
         if held and not _is_there(descriptor, path):
@@ -95,7 +90,7 @@ def _acquire(path: Path) -> tuple[int, Owner]:
 
 def _open(path: Path) -> tuple[int, bool]:
     """Returns a descriptor of the lock file, and whether this call has created it."""
-    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | NO_FOLLOW
     try:
         while True:
             with contextlib.suppress(FileExistsError):
@@ -108,21 +103,6 @@ def _open(path: Path) -> tuple[int, bool]:
         raise InputError(f"{path}: is a symbolic link, which no run creates; delete it") from None
 
 
-def _lock_by_kernel(descriptor: int) -> bool | None:
-    """Locks the file; returns whether that has worked, or None where the kernel or the file system has no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers forked later do not share it
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-        return None
-    return True
-
-
 def _is_there(descriptor: int, path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
@@ -131,7 +111,7 @@ def _is_there(descriptor: int, path: Path) -> bool:
 
 def _is_lost(owner: Owner, here: bool, descriptor: int, path: Path) -> bool:
     """Whether the owner has ended on this host, or has been silent for too long."""
-    if here and os.name == "posix" and not is_alive(int(owner.get("pid", 0))):
+    if here and not is_alive(int(owner.get("pid", 0))):
         return True
     return _is_silent(os.fstat(descriptor), path)
 

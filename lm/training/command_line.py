@@ -66,7 +66,9 @@ def explain(message: str, argv: list[str], names: list[str]) -> str:
     if unknown := re.search(r"does not accept option '([\w.]+)'", message):
         name = unknown[1]
         key = re.compile(rf"\b{name.rpartition('.')[2]}\b")
-        wrong = [path for path in configs if Path(path).is_file() and key.search(Path(path).read_text())]
+        wrong = [
+            path for path in configs if Path(path).is_file() and key.search(Path(path).read_text(encoding="utf-8"))
+        ]
         message = f"{', '.join(wrong)}: there is no setting {name}{did_you_mean(name, names)}"
     return f"{message}; `lm fit --print_config` shows every setting"
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from typing import Any, Literal
 
+import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -186,8 +187,9 @@ class SettingsCLI(CommandLine):
 def settle_trainer(settings: Namespace) -> None:
     """Fills in the settings that depend on the machine, and checks all numbers and the trainer's settings."""
     trainer = settings.trainer
-    if settings.device is not None:
-        trainer.accelerator, settings.device = find_device(settings.device).type, None
+    apple = trainer.accelerator == "auto" and torch.backends.mps.is_available()  # which Lightning's auto would take
+    if settings.device is not None or apple:
+        trainer.accelerator, settings.device = find_device(settings.device or "auto").type, None
     if isinstance(trainer.devices, str) and trainer.devices.strip().lstrip("-").isdecimal():
         trainer.devices = int(trainer.devices)  # the parser takes a number on the command line for a name
     trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # YAML reads 32 as a number

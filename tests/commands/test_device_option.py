@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
-from lm.machine.devices import find_device
+from lm.machine.devices import find_device, wait_for
+from lm.training import parser
 from lm.training.module import LanguageModel
 from tokenization import InputError
 
@@ -28,6 +30,32 @@ def test_the_device_of_a_name(monkeypatch, name, cuda, found):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)  # which auto passes over
     assert find_device(name) == torch.device(found)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "device", "settled"),
+    [("auto", None, "cpu"), ("mps", None, "mps"), ("gpu", None, "gpu"), ("cpu", "mps", "mps"), ("auto", "auto", "cpu")],
+)
+def test_a_run_takes_apples_gpu_only_if_asked_to(monkeypatch, accelerator, device, settled):
+    """Lightning's own auto would take it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for check in ("check_numbers", "check_trainer"):
+        monkeypatch.setattr(parser, check, lambda settings: None)
+    settings = Namespace(device=device, trainer=Namespace(accelerator=accelerator, devices="auto", precision="32-true"))
+    parser.settle_trainer(settings)
+    assert (settings.trainer.accelerator, settings.device) == (settled, None)
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_gpu_is_waited_for_before_the_clock_is_read(monkeypatch, name):
+    waited = []
+    for backend in ("cuda", "mps"):
+        monkeypatch.setattr(getattr(torch, backend), "synchronize", lambda backend=backend: waited.append(backend))
+    wait_for("cpu")
+    assert waited == []
+    wait_for(name)
+    assert waited == [name]
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])

@@ -11,10 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from lm.runs import lock
 from lm.runs.folder import LOCK
 from lm.runs.lock import run_lock
-from tokenization import InputError
+from tokenization import InputError, systems
 
 
 def race(folder: Path, stale: bool, delay: float) -> list[str]:
@@ -65,7 +64,7 @@ def race(folder: Path, stale: bool, delay: float) -> list[str]:
 if __name__ == "__main__":
     folder, races, locks, seed = sys.argv[1:]
     if locks == "without":
-        lock.fcntl = None  # type: ignore[assignment]
+        systems.fcntl = None  # type: ignore[assignment]
     rng = random.Random(int(seed))
     ends = [race(Path(folder, str(number)), number % 2 == 1, rng.choice([0, 0, 0.001])) for number in range(int(races))]
     print(json.dumps(ends))

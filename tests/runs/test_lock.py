@@ -12,7 +12,7 @@ import pytest
 from lm.runs import lock
 from lm.runs.folder import LOCK
 from lm.runs.lock import run_lock
-from tokenization import InputError
+from tokenization import InputError, systems
 
 
 @pytest.fixture(params=["the kernel's locks", "none on this file system", "none in this system"])
@@ -23,9 +23,9 @@ def locks(request, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     if request.param == "none on this file system":
-        monkeypatch.setattr(lock.fcntl, "lockf", refuse)
+        monkeypatch.setattr(systems.fcntl, "lockf", refuse)
     if request.param == "none in this system":
-        monkeypatch.setattr(lock, "fcntl", None)
+        monkeypatch.setattr(systems, "fcntl", None)
 
 
 def leave(folder, seconds: float, **owner: object) -> None:

@@ -15,10 +15,10 @@ from tokenization.commands import (
     check_processes,
     command_parser,
 )
-from tokenization.corpus import available_cores
 from tokenization.errors import InputError
 from tokenization.files import write_text
 from tokenization.outputs import check_file
+from tokenization.systems import available_cores
 from tokenization.text_files import TextFiles, reads
 
 HELP = """Look for what harms training: duplicate and nearly duplicate documents; validation documents that are in

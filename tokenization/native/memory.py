@@ -5,11 +5,11 @@ reference count; an address costs nothing, but nothing checks it either. So ever
 every class keeps alive the arrays whose addresses it hands out, and every text is followed by PADDING readable bytes.
 """
 
-import mmap
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
+
+from tokenization.systems import huge_pages
 
 PADDING = 128  # two blocks of 64 bytes
 HUGE_PAGE = 1 << 21
@@ -26,11 +26,9 @@ def address_of(array: np.ndarray) -> int:
 def large_zeros(shape: int | tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     """Makes an array of zeros that is read at random: on Linux in huge pages, whose addresses the processor knows."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    memory = huge_pages(size + HUGE_PAGE) if size >= HUGE_PAGE else None
+    if memory is None:
         return np.zeros(shape, dtype)
-    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(memory, np.uint8)
     start = -address_of(whole) % HUGE_PAGE
     return whole[start : start + size].view(dtype).reshape(shape)

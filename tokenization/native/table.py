@@ -9,7 +9,6 @@ A slot is free while its high word is 0. If a slot is taken by another key, the 
 share a table: one that wants a slot first marks it BEING_FILLED, and stores the high word when all the rest is there.
 """
 
-import os
 import threading
 
 import numpy as np
@@ -32,6 +31,7 @@ from tokenization.native.instructions import (
     take_shared,
 )
 from tokenization.native.memory import Head, address_of, large_zeros
+from tokenization.systems import at_fork
 
 FIRST_SLOTS = 1 << 15
 FIRST_ARENA = 1 << 21  # of which only what is used takes memory
@@ -134,8 +134,7 @@ def _forget_lock() -> None:
     _renewing = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock)
+at_fork(after_in_child=_forget_lock)
 
 
 class Scratch:

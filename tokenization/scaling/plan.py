@@ -122,7 +122,7 @@ class Plan:
         """Writes plan.json, unless it is there already."""
         path = folder / PLAN
         with suppress(FileNotFoundError):
-            if path.read_text() == self.text:
+            if path.read_text(encoding="utf-8") == self.text:
                 return
         write_text(path, self.text)
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from tokenization.document_digests import SUFFIX
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
-from tokenization.files import flush
 from tokenization.scaling.engines import Engine, Threads
 from tokenization.scaling.plan import GROUP_BYTES, Plan, read_plan
 from tokenization.scaling.tasks import EncodeGroup, Reading, forget_all, is_done, read_record
 from tokenization.scaling.work import Work
+from tokenization.systems import flush
 from tokenization.text_files import TextFiles, list_briefly
 from tokenization.token_file import TokenFile
 from tokenization.token_format import check_size, is_token_file
