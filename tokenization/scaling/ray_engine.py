@@ -147,7 +147,7 @@ def find_cluster(address: str | None) -> tuple[str, str]:
     if name in ("", "auto"):
         note = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
         with suppress(OSError):  # `ray start` has written it, and `ray stop` deletes it
-            return note.read_text().strip(), str(note)
+            return note.read_text(encoding="utf-8").strip(), str(note)
         return "", ""
     scheme, _, place = name.rpartition("://")
     return (place, named_by) if scheme in ("", "ray") and name != "local" else ("", "")
