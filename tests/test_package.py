@@ -114,12 +114,11 @@ def test_both_commands_print_their_version(lm, capsys):
     assert capsys.readouterr().out == f"tokenization {PROJECT['version']}\n"
 
 
-def test_the_version_of_a_clone_that_is_not_installed(monkeypatch):
-    def missing(name: str) -> str:
-        raise version.PackageNotFoundError(name)
-
-    monkeypatch.setattr(version, "version", missing)
+def test_the_version_is_a_clones_own_and_elsewhere_that_of_the_installed_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(version, "version", lambda name: f"{name} as installed")
     assert version.own_version() == PROJECT["version"]
+    monkeypatch.setattr(version, "__file__", str(tmp_path / "tokenization/version.py"))
+    assert version.own_version() == "text-to-lm as installed"
 
 
 # --- archives --------------------------------------------------------------------------------------------------------

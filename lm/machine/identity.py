@@ -48,7 +48,7 @@ def machine_in_words(device: "torch.device", processes: int = 1) -> str:
 
 
 def code_in_words() -> str:
-    """Returns the version and, in a clone, the commit: "0.1.0, commit 6f48e9afc43f, changed since"."""
+    """Returns the version and, in a clone, the commit: "0.2.0, commit 6f48e9afc43f, changed since"."""
     version = own_version()
     if not (ROOT / ".git").exists():
         return version
