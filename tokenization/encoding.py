@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
 
 
+LONG_DOCUMENT = 1 << 16  # bytes; in more text than that, the last separator is sought from the end
+
+
 class NoText(InputError):
     """There is nothing to encode in any of the files."""
 
@@ -130,7 +133,7 @@ def encode_corpus(
         for window, token_ids in tokenizer.switch.encoder_of(native).encode_corpus(corpus, num_processes):
             if token_ids is None:  # a byte has no token: the plain encoder says which
                 token_ids = encode_plainly(tokenizer, window.text, window.are_documents)
-            data = window.buffer[: window.length].tobytes()
+            data = window.buffer[: window.length].data
             yield describe_chunk(window.number, token_ids, data, window.are_documents, separator)
         return
     chunks = (
@@ -157,15 +160,26 @@ def encode_plainly(tokenizer: "Tokenizer", text: str, are_documents: bool) -> np
 
 
 def describe_chunk(
-    file: int, token_ids: np.ndarray, data: bytes, are_documents: bool, separator: str | None
+    file: int, token_ids: np.ndarray, data: bytes | memoryview, are_documents: bool, separator: str | None
 ) -> EncodedChunk:
     """Returns the chunk with what is needed to count its documents. data: its text, or documents with BETWEEN."""
     if are_documents:
-        ends = data.count(BETWEEN)
+        text = bytes(data)
+        ends = text.count(BETWEEN)
         unmarked_ends = ends if separator is None else 0
-        return EncodedChunk(file, token_ids, len(data) - ends, bool(ends), not data.endswith(BETWEEN), unmarked_ends)
-    _, found, rest = data.rpartition(separator.encode()) if separator else (b"", b"", data)
-    return EncodedChunk(file, token_ids, len(data), bool(found), bool(rest.decode().strip()))
+        return EncodedChunk(file, token_ids, len(text) - ends, bool(ends), not text.endswith(BETWEEN), unmarked_ends)
+    found, rest = behind_last(separator.encode(), data) if separator else (False, bytes(data))
+    return EncodedChunk(file, token_ids, len(data), found, bool(rest.decode().strip()))
+
+
+def behind_last(separator: bytes, data: bytes | memoryview) -> tuple[bool, bytes]:
+    """Returns whether there is a separator in a text, and what follows the last one, or all if there is none."""
+    found, rest = b"", b""
+    for size in (LONG_DOCUMENT, len(data)):
+        _, found, rest = bytes(data[-size:]).rpartition(separator)
+        if found:
+            break
+    return bool(found), rest
 
 
 _encoder: "Tokenizer | None" = None  # in each encoding process

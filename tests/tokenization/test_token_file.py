@@ -6,6 +6,7 @@ import errno
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -326,6 +327,15 @@ def test_documents_of_several_files_are_kept_apart(tmp_path, monkeypatch, small,
     file = small.encode_files([tmp_path], tmp_path / "t.bin", num_processes=1)
     assert small.decode(file.tokens) == joined
     assert file.description.documents == documents
+
+
+def test_what_follows_the_last_separator_wherever_it_stands(monkeypatch):
+    """Within the part that is looked at first, before it, across its beginning, nowhere."""
+    monkeypatch.setattr(encoding, "LONG_DOCUMENT", 5)
+    for letters in itertools.product(["ab", "a", "b", "é", ""], repeat=6):
+        data = "".join(letters).encode()
+        _, found, rest = data.rpartition(b"ab")
+        assert encoding.behind_last(b"ab", memoryview(data)) == (bool(found), rest)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def encoder_of(tokenizer: Tokenizer) -> native.Encoder:
 
 @pytest.mark.parametrize("make", [learnt, at_random, of_characters])
 @pytest.mark.parametrize("name", ["gpt2", "cl100k", "o200k"])
-@pytest.mark.parametrize("number", [15, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [15, pytest.param(400, marks=pytest.mark.slow)])
 def test_ids_are_those_of_whole_pretokens(name, make, number):
     source = random.Random(f"{name} {make.__name__}")
     for _ in range(number):
