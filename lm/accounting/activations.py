@@ -1,9 +1,9 @@
 """Computes, from shapes alone, the activations that a training step keeps for its backward pass, by part, in bytes.
 
-Without torch.compile autograd is asked: models of one and of two layers run forward on tensors without memory, and
-what autograd saves is summed; each further layer keeps what the second one adds. So a new setting of the model needs no
-new formula. With torch.compile these formulas hold, for T tokens and numbers of s bytes in the precision of the
-products (float32: 4):
+Autograd is asked: models of one and of two layers run forward on tensors without memory, and what autograd saves is
+summed; each further layer keeps what the second one adds. So a new setting of the model needs no new formula. With
+torch.compile, but without our own kernels, these formulas hold, for T tokens and numbers of s bytes in the precision of
+the products (float32: 4):
 
     norms         4 T (d_model + 1) for each norm: its input and its scale
     projections   s T 2 d_model for each layer: the inputs of the four products
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lm.accounting.costs import PARTS, SUPPORT, state_bytes, worth_compiling
 from lm.machine.torch_inside import storage_id, without_memory
 from lm.model.attention import MultiHeadSelfAttention
-from lm.model.fast import speed_up
+from lm.model.fast import speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention, spans
 from lm.model.fast_loss import ROWS
 from lm.model.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
@@ -39,17 +39,22 @@ HOLES_FLOAT32, HOLES_HALF, HOLES_COMPILED = 2.4, 1.6, 1.3
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The way in which a model is trained. attention: one of fast_attention.CAUSAL_ATTENTIONS; half: in bf16-mixed."""
+    """The way in which a model is trained.
+
+    attention: one of fast_attention.CAUSAL_ATTENTIONS; half: in bf16-mixed; kernels: by our own (fast.py).
+    """
 
     attention: str = "plain"
     fast: bool = False
     half: bool = False
     compiled: bool = False
     recompute: bool = False
+    kernels: bool = False
 
     def __str__(self) -> str:
         words = ["bfloat16" if self.half else "float32", f"attention {self.attention}"]
-        return ", ".join([*words, *(word for word in ("fast", "compiled", "recompute") if getattr(self, word))])
+        flags = ("fast", "kernels", "compiled", "recompute")
+        return ", ".join([*words, *(word for word in flags if getattr(self, word))])
 
 
 def arrange(settings: Mapping[str, Any], precision: str, num_tokens: float) -> Arrangement:
@@ -65,7 +70,7 @@ def arrange(settings: Mapping[str, Any], precision: str, num_tokens: float) -> A
         attention = choose_attention("cpu", settings["context_length"])
     if compiled == "auto":
         compiled = worth_compiling(make_model(settings), num_tokens, "cpu")
-    return Arrangement(attention, True, half, compiled, recompute)
+    return Arrangement(attention, True, half, compiled, recompute, kernels=not why_no_kernels())
 
 
 def make_model(settings: Mapping[str, Any]) -> TransformerLM:
@@ -81,7 +86,7 @@ def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     settings: of a TransformerLM. Raises InputError for a setting that is not supported.
     """
     SUPPORT.check(make_model(settings))
-    keep = _compiled if how.compiled else _traced
+    keep = _compiled if how.compiled and not how.kernels else _traced
     shape = {name: settings[name] for name in (*MODEL_SETTINGS, "z_loss") if name in settings}
     first, second = (keep(frozenset({**shape, "num_layers": n}.items()), batch_size, how) for n in (1, 2))
     layers = settings["num_layers"]
@@ -97,7 +102,7 @@ def _traced(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangement
     settings = dict(shape)
     model = make_model(settings)
     if how.fast:
-        speed_up(model, how.attention)
+        speed_up(model, how.attention, kernels=how.kernels)
     kept = dict.fromkeys(PARTS, 0)
     counted: set[int] = set()
     with without_memory():
@@ -187,9 +192,9 @@ def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     model = make_model(settings)
     state = state_bytes(model, settings.get("optimizer", "adamw"), settings.get("ema_decay", 0) > 0)
     tokens = batch_size * settings["context_length"]
-    rows = min(tokens, ROWS) if how.fast else tokens
+    rows = min(tokens, 4 * ROWS if how.kernels else ROWS) if how.fast else tokens
     logits: int = rows * settings["vocab_size"] * ((8 if how.half else 12) if how.fast else 8)
-    holes = HOLES_COMPILED if how.compiled else HOLES_HALF if how.half else HOLES_FLOAT32
+    holes = HOLES_COMPILED if how.compiled or how.kernels else HOLES_HALF if how.half else HOLES_FLOAT32
     kept = sum(kept_bytes(settings, batch_size, how).values()) * holes
     rest = INTERPRETER + (COMPILER if how.compiled else 0)
     gradients = state.pop("gradients")

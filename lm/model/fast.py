@@ -10,8 +10,11 @@ this file, and the tests compare each fast module with its plain one.
     FastAttention       attends by fast_attention.py; optionally computes its three projections as one product.
     FastSwiGLU          optionally computes its first two products as one.
     FastTransformerLM   computes the loss by fast_loss.py.
+
+On a CPU, kernels of our own make blocks, norms, attention, SwiGLU and loss faster still: fast_kernels.py.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -143,20 +146,54 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def speed_up(model: TransformerLM, attention: str, joint_products: bool = False, keep_logits: bool = False) -> None:
+@cache
+def why_no_kernels() -> str:
+    """Returns one line on why the kernels cannot be used here; "" if they can. The first call on a machine compiles."""
+    try:
+        from lm.model.fast_sublayers import load_kernels
+
+        load_kernels()
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # whatever LLVM raises
+        return f"the kernels cannot be compiled: {' '.join(str(error).split()) or repr(error)}"
+    return ""
+
+
+def speed_up(
+    model: TransformerLM,
+    attention: str,
+    joint_products: bool = False,
+    keep_logits: bool = False,
+    kernels: bool = False,
+) -> None:
     """Makes a model faster in place; a second call changes the choices of the first.
 
     attention: one of CAUSAL_ATTENTIONS. joint_products: weights that read the same input are multiplied as one.
     keep_logits: the training loss is computed from all logits at once, which pays only when compiled for a GPU.
+    kernels: on a CPU, kernels of our own compute what lies between the products (fast_kernels.py).
     Raises InputError for a setting or module that is not supported, and leaves the model as it was.
     """
     check_choice("attention", attention, CAUSAL_ATTENTIONS)
     SUPPORT.check(model)
+    faster = FASTER
+    if kernels:
+        from lm.model.fast_kernels import WITH_KERNELS  # needs llvmlite
+
+        faster = FASTER | WITH_KERNELS
     for module in model.modules():
-        module.__class__ = FASTER.get(type(module), type(module))
+        kind = plain_type(module)
+        module.__class__ = faster.get(kind, kind)
         if isinstance(module, FastAttention):
             module.attention, module.joint = attention, joint_products
         elif isinstance(module, FastSwiGLU):
             module.joint = joint_products
         elif isinstance(module, FastTransformerLM):
             module.keep_logits = keep_logits
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """Returns the plain type of a module that was made faster here, and any other module's own type."""
+    kind = type(module)
+    made_here = kind.__module__ in (__name__, f"{__package__}.fast_kernels")
+    return next(base for base in kind.__mro__ if not made_here or base.__module__ not in (__name__, kind.__module__))

@@ -50,52 +50,86 @@ def _split_probabilities(flat: Tensor, n: int, length: int) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-@torch.library.custom_op("lm::attend", mutates_args=())
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the weighted values, and the weights for the backward pass; q, k, v: (n, seq, d_k), with q scaled."""
+def new_probabilities(q: Tensor) -> Tensor:
+    """Returns room for the attention weights of q (n, seq, d_k), flat."""
+    return q.new_empty(len(q) * sum((end - start) * end for start, end in spans(q.shape[1])))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, kernels: bool = False) -> Tensor:
+    """Returns the weighted values, and stores the weights in `kept`; q, k, v: (n, seq, d_k), with q scaled.
+
+    kernels: whether softmax is computed by kernels/softmax.py.
+    """
+    if kernels:
+        from lm.model.kernels.softmax import causal_softmax  # needs llvmlite
     n, length, _ = q.shape
-    kept = _new_probabilities(q)
-    values = []
-    with torch.autocast(q.device.type, enabled=False):
-        for (start, end), weights in zip(spans(length), _split_probabilities(kept, n, length), strict=True):
+    values = torch.empty_like(q)
+    for (start, end), weights in zip(spans(length), _split_probabilities(kept, n, length), strict=True):
+        if kernels:
+            torch.bmm(q[:, start:end], k[:, :end].mT, out=weights)
+            causal_softmax(weights, start)
+        else:
             scores = torch.bmm(q[:, start:end], k[:, :end].mT)
             # Only the block's last columns hold keys that come after some of its queries.
             scores[..., start:] += torch.full_like(scores[0, :, start:], -math.inf).triu(1)
             torch.softmax(scores, dim=-1, out=weights)
-            values.append(torch.bmm(weights, v[:, :end]))
-    return torch.cat(values, dim=1), kept
+        values[:, start:end] = torch.bmm(weights, v[:, :end])
+    return values
 
 
-def _new_probabilities(q: Tensor) -> Tensor:
-    return q.new_empty(len(q) * sum((end - start) * end for start, end in spans(q.shape[1])))
+def attend_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kept: Tensor,
+    d_values: Tensor,
+    d_q: Tensor,
+    d_k: Tensor,
+    d_v: Tensor,
+    kernels: bool = False,
+) -> None:
+    """Stores the gradients of O = P V, P = softmax(S), S = Q K^T in d_q, d_k and d_v, block by block.
+
+    dV = P^T dO,  dP = dO V^T,  dS = P * (dP - sum(dP * P)),  dQ = dS K,  dK = dS^T Q
+    """
+    if kernels:
+        from lm.model.kernels.softmax import causal_softmax_backward
+    n, length, _ = q.shape
+    blocks = list(zip(spans(length), _split_probabilities(kept, n, length), strict=True))
+    for (start, end), weights in reversed(blocks):  # the last block reads every key: it writes, the others add
+        d_block = d_values[:, start:end]
+        d_scores = torch.bmm(d_block, v[:, :end].mT)
+        if kernels:
+            causal_softmax_backward(d_scores, weights, start)
+        else:
+            d_scores = softmax_backward(d_scores, weights)
+        d_q[:, start:end] = torch.bmm(d_scores, k[:, :end])
+        if end == length:
+            torch.bmm(d_scores.mT, q[:, start:end], out=d_k)
+            torch.bmm(weights.mT, d_block, out=d_v)
+        else:
+            d_k[:, :end] += torch.bmm(d_scores.mT, q[:, start:end])
+            d_v[:, :end] += torch.bmm(weights.mT, d_block)
+
+
+@torch.library.custom_op("lm::attend", mutates_args=())
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the weighted values, and the weights for the backward pass; q, k, v: (n, seq, d_k), with q scaled."""
+    kept = new_probabilities(q)
+    with torch.autocast(q.device.type, enabled=False):
+        return attend(q, k, v, kept), kept
 
 
 @_attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), _new_probabilities(q)
+    return torch.empty_like(q), new_probabilities(q)
 
 
 @torch.library.custom_op("lm::attend_backward", mutates_args=())
 def _attend_backward(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, d_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the gradients of O = P V, P = softmax(S), S = Q K^T, block by block.
-
-    dV = P^T dO,  dP = dO V^T,  dS = P * (dP - sum(dP * P)),  dQ = dS K,  dK = dS^T Q
-    """
-    n, length, _ = q.shape
     d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    blocks = list(zip(spans(length), _split_probabilities(kept, n, length), strict=True))
     with torch.autocast(q.device.type, enabled=False):
-        for (start, end), weights in reversed(blocks):  # the last block reads every key: it writes, the others add
-            d_block = d_values[:, start:end]
-            d_weights = torch.bmm(d_block, v[:, :end].mT)
-            d_scores = softmax_backward(d_weights, weights)
-            d_q[:, start:end] = torch.bmm(d_scores, k[:, :end])
-            d_keys, d_vals = torch.bmm(d_scores.mT, q[:, start:end]), torch.bmm(weights.mT, d_block)
-            if end == length:
-                d_k, d_v = d_keys, d_vals
-            else:
-                d_k[:, :end] += d_keys
-                d_v[:, :end] += d_vals
+        attend_backward(q, k, v, kept, d_values, d_q, d_k, d_v)
     return d_q, d_k, d_v
 
 
@@ -106,6 +140,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, d_values: Tensor) -> tuple[
 
 def _keep_for_attend(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs, output[1])
+    ctx.set_materialize_grads(False)  # of the weights, which are only kept
 
 
 def _backward_of_attend(ctx: Any, d_values: Tensor, _d_kept: Tensor) -> Any:

@@ -73,17 +73,18 @@ def _(
     return x.new_empty((), dtype=torch.float32), torch.empty_like(x), torch.empty_like(weight)
 
 
-def _keep_for_loss(ctx: Any, inputs: Any, output: Any) -> None:
+def keep_for_loss(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*output[1:])
+    ctx.set_materialize_grads(False)  # of the gradients, which are only kept
 
 
-def _backward_of_loss(ctx: Any, d_loss: Tensor, _d_x: Tensor, _d_weight: Tensor) -> tuple[Tensor | None, ...]:
+def backward_of_loss(ctx: Any, d_loss: Tensor, _d_x: Tensor, _d_weight: Tensor) -> tuple[Tensor | None, ...]:
     d_x, d_weight = ctx.saved_tensors
     scale = d_loss / len(d_x)
     return d_x * scale.to(d_x.dtype), d_weight * scale.to(d_weight.dtype), None, None, None, None
 
 
-_linear_cross_entropy.register_autograd(_backward_of_loss, setup_context=_keep_for_loss)
+_linear_cross_entropy.register_autograd(backward_of_loss, setup_context=keep_for_loss)
 
 
 def keeps_logits(num_logits: int, memory: int) -> bool:

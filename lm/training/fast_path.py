@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lm.accounting.costs import worth_compiling
 from lm.machine.compiling import compile_or_run, why_not_compiled
-from lm.model.fast import speed_up
+from lm.model.fast import speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention
 from lm.model.fast_loss import keeps_logits
 from lm.model.transformer import TransformerLM
@@ -38,8 +38,10 @@ def install_fast_path(task: "LanguageModel") -> tuple[str, bool]:
         )
     compiled = task.trainer.state.fn == "fit" and should_compile(task, device)
     keep_logits = compiled and device == "cuda" and logits_fit(task)
-    speed_up(model, attention, joint_products=device != "cpu", keep_logits=keep_logits)
+    kernels = device == "cpu" and not why_no_kernels()
+    speed_up(model, attention, joint_products=device != "cpu", keep_logits=keep_logits, kernels=kernels)
     description = f"attention {attention}, loss {'from whole logits' if keep_logits else 'in chunks'}"
+    description += ", own kernels" if kernels else ""
     if mesh is not None:  # ModelParallelStrategy: FSDP
         shard(model, mesh["data_parallel"], str(task.trainer.precision))
     if compiled:

@@ -222,7 +222,7 @@ def really_kept(settings: dict, batch_size: int, how: Arrangement) -> int:
     for tensor in (*model.parameters(), *model.buffers()):
         torch.nn.init.normal_(tensor, std=0.1)
     if how.fast:
-        speed_up(model, how.attention)
+        speed_up(model, how.attention, kernels=how.kernels)
     if how.compiled:  # what is kept is decided before code is generated, for which no compiler is needed
         torch._dynamo.reset()
         model.compile(backend="aot_eager_decomp_partition")
@@ -252,8 +252,8 @@ WAYS = [("plain", False), ("plain", True), ("blocks", True), ("sdpa", True)]
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_what_is_kept_is_what_autograd_saves(changes, half):
     settings = {**SMALL, "context_length": 160, **changes}
-    for attention, fast in WAYS:
-        how = Arrangement(attention, fast, half)
+    ways = [Arrangement(attention, fast, half) for attention, fast in WAYS]
+    for how in [*ways, Arrangement("blocks", True, half, kernels=True), Arrangement("sdpa", True, half, kernels=True)]:
         assert sum(kept_bytes(settings, 2, how).values()) == really_kept(settings, 2, how), how
 
 
@@ -278,8 +278,8 @@ def test_recomputing_keeps_one_block_and_what_each_begins_with():
 
 def test_arrangement_is_the_one_that_fit_chooses():
     settings = {**SMALL, "fast": True, "attention": "auto", "compile": "auto", "recompute_activations": False}
-    assert arrange(settings, "bf16-mixed", 1e4) == Arrangement("blocks", True, True, False)
-    assert arrange(settings, "32-true", 1e12) == Arrangement("blocks", True, False, True)
+    assert arrange(settings, "bf16-mixed", 1e4) == Arrangement("blocks", True, True, False, kernels=True)
+    assert arrange(settings, "32-true", 1e12) == Arrangement("blocks", True, False, True, kernels=True)
     assert arrange({**settings, "context_length": 2048}, "32-true", 10).attention == "sdpa"
     assert arrange({**settings, "fast": False}, "32-true", 1e12) == Arrangement()
 

@@ -12,6 +12,7 @@ from lm.model.fast_attention import CAUSAL_ATTENTIONS
 
 ARRANGEMENTS = [Arrangement(half=half) for half in (False, True)]
 ARRANGEMENTS += [Arrangement(name, fast=True, half=half) for name in CAUSAL_ATTENTIONS for half in (False, True)]
+ARRANGEMENTS += [Arrangement("blocks", fast=True, half=half, kernels=True) for half in (False, True)]
 
 
 @pytest.mark.parametrize("settings", combinations(), ids=label)

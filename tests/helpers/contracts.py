@@ -184,7 +184,7 @@ def really_kept(settings: Settings, how: Arrangement) -> int:
     """Returns the bytes that a real forward pass saves; parameters and tables excepted, each storage once."""
     model, ids = make(settings), tokens(settings)
     if how.fast:
-        speed_up(model, how.attention)
+        speed_up(model, how.attention, kernels=how.kernels)
     if how.compiled:  # what is kept is decided before code is generated, for which no compiler is needed
         model.compile(backend="aot_eager_decomp_partition")
     known = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}

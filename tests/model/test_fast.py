@@ -19,7 +19,10 @@ from lm.machine.resources import granted_cores
 from lm.model.attention import causal_attention
 from lm.model.fast import FastAttention, FastSwiGLU, embed, speed_up
 from lm.model.fast_attention import BLOCK, CAUSAL_ATTENTIONS, _attend, choose_attention
+from lm.model.fast_head import ROWS as KERNEL_ROWS
+from lm.model.fast_head import _kernel_cross_entropy, kernel_cross_entropy
 from lm.model.fast_loss import ROWS, _linear_cross_entropy, keeps_logits, linear_cross_entropy, whole_cross_entropy
+from lm.model.fast_sublayers import add_normalize, normalize, self_attention, swiglu
 from lm.model.layers import SwiGLU
 from lm.model.loss import cross_entropy
 from lm.model.transformer import TransformerLM
@@ -75,20 +78,26 @@ def test_blocks_see_no_later_position():
     assert torch.equal(CAUSAL_ATTENTIONS["blocks"](q, k, v)[:, : BLOCK + 5], before[:, : BLOCK + 5])
 
 
-@pytest.mark.parametrize("tokens", [1, ROWS, 2 * ROWS + 3])
+@pytest.mark.parametrize(
+    ("function", "tokens"),
+    [(linear_cross_entropy, tokens) for tokens in (1, ROWS, 2 * ROWS + 3)]
+    + [(kernel_cross_entropy, tokens) for tokens in (1, KERNEL_ROWS + 3)],
+)
 @pytest.mark.parametrize("scale", [1.0, 300.0])  # probabilities underflow at 300
-def test_loss(tokens, scale):
+def test_loss(function, tokens, scale):
     x = (torch.randn(1, tokens, 16) * scale).requires_grad_()
     weight, targets = torch.randn(VOCABULARY + 27, 16, requires_grad=True), torch.randint(VOCABULARY, (1, tokens))
     plain = cross_entropy((x @ weight.T)[..., :VOCABULARY], targets)
-    fast = linear_cross_entropy(x, weight, targets, VOCABULARY)
+    fast = function(x, weight, targets, VOCABULARY)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
     assert fast.isfinite()
     for a, b in zip(*(torch.autograd.grad(3 * loss, (x, weight)) for loss in (fast, plain)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * scale)
-    assert not torch.autograd.grad(linear_cross_entropy(x, weight, targets, VOCABULARY), weight)[0][VOCABULARY:].any()
+    again = function(x, weight, targets, VOCABULARY)
+    assert not torch.autograd.grad(again, weight)[0][VOCABULARY:].any()
     with torch.no_grad():
-        torch.testing.assert_close(linear_cross_entropy(x, weight, targets, VOCABULARY), plain, rtol=1e-5, atol=1e-5)
+        without = function(x, weight, targets, VOCABULARY)
+    torch.testing.assert_close(without, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
@@ -133,12 +142,17 @@ def test_logits_are_kept_for_training_alone(keep):
     assert validating.size < targets.numel() * vocab_size
 
 
-@pytest.mark.parametrize("function", [linear_cross_entropy, whole_cross_entropy])
-def test_a_loss_that_is_not_a_number_is_not_hidden(function):
+@pytest.mark.parametrize("function", [linear_cross_entropy, kernel_cross_entropy])
+def test_a_loss_that_is_not_a_number_is_not_hidden_by_joining_the_head(function):
     x, weight, targets = torch.randn(1, 5, 4), torch.randn(9, 4), torch.zeros(1, 5, dtype=torch.long)
     x[0, 2, 1] = torch.nan
-    loss = function(x, weight, targets, 9) if function is linear_cross_entropy else function(x @ weight.T, targets)
-    assert loss.isnan()
+    assert function(x, weight, targets, 9).isnan()
+
+
+def test_a_loss_that_is_not_a_number_is_not_hidden_in_whole_logits():
+    logits, targets = torch.randn(1, 5, 9), torch.zeros(1, 5, dtype=torch.long)
+    logits[0, 2, 1] = torch.nan
+    assert whole_cross_entropy(logits, targets).isnan()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -146,7 +160,14 @@ def test_torch_finds_nothing_wrong_with_the_operators():
     q, k, v = (torch.randn(2, BLOCK + 3, 4, requires_grad=True) for _ in range(3))
     torch.library.opcheck(_attend, (q, k, v))
     x, weight = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
-    torch.library.opcheck(_linear_cross_entropy, (x, weight, torch.randint(9, (7,)), 9, 0.01, True))
+    for operator in (_linear_cross_entropy, _kernel_cross_entropy):
+        torch.library.opcheck(operator, (x, weight, torch.randint(9, (7,)), 9, 0.01, True))
+    h, weights = torch.randn(2, 5, 8, requires_grad=True), [torch.randn(8, 8, requires_grad=True) for _ in range(7)]
+    angles, gains = [torch.randn(5, 2) for _ in range(2)], torch.randn(8, requires_grad=True)
+    torch.library.opcheck(self_attention, (h, *weights[:4], *angles, 2))
+    torch.library.opcheck(swiglu, (h, *weights[4:]))
+    torch.library.opcheck(normalize, (h, gains, 1e-5, torch.bfloat16))
+    torch.library.opcheck(add_normalize, (h, torch.randn_like(h).requires_grad_(), gains, 1e-5, h.dtype))
 
 
 def test_the_choice_of_attention():
@@ -165,9 +186,11 @@ def make(z_loss: float = 0.0, **settings) -> TransformerLM:
     return model
 
 
-def pair(attention: str, joint: bool = False, keep: bool = False, **settings) -> tuple[TransformerLM, TransformerLM]:
+def pair(
+    attention: str, joint: bool = False, keep: bool = False, kernels: bool = False, **settings
+) -> tuple[TransformerLM, TransformerLM]:
     plain, fast = make(**settings), make(**settings)
-    speed_up(fast, attention, joint, keep)
+    speed_up(fast, attention, joint, keep, kernels)
     return plain, fast
 
 
@@ -185,7 +208,10 @@ def gradients(model: TransformerLM, bfloat16: bool = False) -> tuple[torch.Tenso
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("joint", "keep"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("joint", "keep", "kernels"),
+    [(False, False, False), (True, False, False), (True, True, False), (False, False, True)],
+)
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
 @pytest.mark.parametrize(
     "settings",
@@ -197,8 +223,8 @@ def gradients(model: TransformerLM, bfloat16: bool = False) -> tuple[torch.Tenso
         {"tie_embeddings": True, "qk_norm": True, "z_loss": 0.01},
     ],
 )
-def test_logits_loss_and_every_gradient(attention, joint, keep, settings):
-    plain, fast = pair(attention, joint, keep, **settings)
+def test_logits_loss_and_every_gradient(attention, joint, keep, kernels, settings):
+    plain, fast = pair(attention, joint, keep, kernels, **settings)
     assert plain.state_dict().keys() == fast.state_dict().keys()
     inputs, targets = windows()
     torch.testing.assert_close(fast(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
@@ -211,11 +237,11 @@ def test_logits_loss_and_every_gradient(attention, joint, keep, settings):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("keep", "kernels"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
-def test_bfloat16(attention, keep):
+def test_bfloat16(attention, keep, kernels):
     """The loss to 2e-3; each gradient, as a vector, at most 1.5 times as far from float32's as the plain way's is."""
-    plain, fast = pair(attention, keep=keep)
+    plain, fast = pair(attention, keep=keep, kernels=kernels)
     (loss, grads), (plain_loss, plain_grads) = gradients(fast, bfloat16=True), gradients(plain, bfloat16=True)
     true_loss, true_grads = gradients(plain)
     assert abs(loss - true_loss) < 2e-3
@@ -236,13 +262,14 @@ def train(model: TransformerLM, steps: int = 10, **adamw) -> list[float]:
     return losses
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
-def test_ten_steps(attention, foreach):
+def test_ten_steps(attention, foreach, kernels):
     """The weights to 2e-6, for which eps must be large: AdamW's first step, lr g / (|g| + eps), makes of a difference
     in a small gradient one of lr / eps times as much in the weight. That is 300 here, and 3e5 at the usual 1e-8, where
     gradients that differ by 1e-10, their rounding, would move a weight by 3e-5."""
-    plain, fast = pair(attention, joint=foreach)
+    plain, fast = pair(attention, joint=foreach, kernels=kernels)
     expected, losses = (train(model, foreach=each, eps=1e-5) for model, each in ((plain, False), (fast, foreach)))
     assert losses == pytest.approx(expected, abs=1e-5)
     assert expected[-1] < expected[0] - 0.5
@@ -288,18 +315,19 @@ def test_what_is_not_known_is_refused_and_left_alone():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # Inductor's own imports
-@pytest.mark.parametrize("keep", [False, True])
-def test_compiled_is_eager(keep):
+@pytest.mark.parametrize(("keep", "kernels"), [(False, False), (True, False), (False, True)])
+def test_compiled_is_eager(keep, kernels):
     eager, compiled = make(num_layers=1), make(num_layers=1)
     for model in (eager, compiled):
-        speed_up(model, "blocks", keep_logits=keep)
+        speed_up(model, "blocks", keep_logits=keep, kernels=kernels)
     compiled.compile(backend=compile_graph)
     assert train(compiled, 3) == pytest.approx(train(eager, 3), abs=1e-5)
     assert compiled.state_dict().keys() == eager.state_dict().keys()
 
 
-def test_recomputed_activations_are_the_same():
-    kept, recomputed = pair("blocks")[1], pair("blocks")[1]
+@pytest.mark.parametrize("kernels", [False, True])
+def test_recomputed_activations_are_the_same(kernels):
+    kept, recomputed = (pair("blocks", kernels=kernels)[1] for _ in range(2))
     recomputed.recompute = True
     (loss, grads), (other_loss, other_grads) = gradients(kept), gradients(recomputed)
     assert loss == other_loss
@@ -378,9 +406,9 @@ def test_cores_within_a_containers_quota(tmp_path, text, cores):
 def test_fit_says_what_it_chose(lm, fit_arguments, tmp_path):
     few = ("--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--model.num_layers=1")
     chosen = {
-        "attention blocks, loss in chunks; MFU is of": (),
-        "attention sdpa, loss in chunks; MFU is of": ("--model.attention=sdpa", "--model.vocab_multiple=64"),
-        "attention blocks, loss in chunks, compiled; MFU is of": ("--model.compile=true",),
+        "attention blocks, loss in chunks, own kernels; MFU is of": (),
+        "attention sdpa, loss in chunks, own kernels; MFU": ("--model.attention=sdpa", "--model.vocab_multiple=64"),
+        "attention blocks, loss in chunks, own kernels, compiled; MFU is of": ("--model.compile=true",),
         "plain; MFU is of": ("--model.fast=false",),
     }
     for number, (words, settings) in enumerate(chosen.items()):
@@ -409,7 +437,7 @@ def assert_it_trained_all_the_same(code: int, out: str, err: str) -> None:
     assert code == 0, err
     assert err.count("torch.compile does not work here") == 1
     assert "Traceback" not in err
-    assert "attention blocks, loss in chunks; MFU" in out
+    assert "attention blocks, loss in chunks, own kernels; MFU" in out
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # Inductor's own imports

@@ -1,0 +1,55 @@
+"""lm_head and the cross-entropy as one operator on a CPU: softmax, loss and gradient in one pass over the logits.
+
+It computes what fast_loss.linear_cross_entropy does. A kernel (kernels/loss.py) reads a row of logits while it is in
+the cache, and puts its gradient in its place; the two products of the backward pass follow at once.
+"""
+
+import torch
+from torch import Tensor
+
+from lm.machine.transposing import transposed
+from lm.model.fast_loss import backward_of_loss, keep_for_loss
+from lm.model.kernels.loss import losses_of
+from lm.model.products import has_amx, joined
+
+ROWS = 2048  # rows of logits in a chunk: the gradient of the weight is summed over the chunks, in memory
+
+
+def kernel_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:
+    """Computes fast_loss.linear_cross_entropy by a kernel: float32 or bfloat16, on a CPU; targets in int64."""
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.get_autocast_dtype("cpu"))
+    flat = x.flatten(0, -2), weight, targets.flatten()
+    loss: Tensor = _kernel_cross_entropy(*flat, vocab_size, z_loss, torch.is_grad_enabled())[0]
+    return loss
+
+
+@torch.library.custom_op("lm::kernel_cross_entropy", mutates_args=())
+def _kernel_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the mean loss, and the gradients of the SUM of the losses with respect to x and weight."""
+    d_x, losses = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
+    # The product with the transposed x is the faster one, and its result is turned once, at the end.
+    turned = with_gradients and x.dtype == torch.bfloat16 and has_amx()
+    d_weight = weight.new_zeros(weight.T.shape if turned else weight.shape)
+    with torch.autocast("cpu", enabled=False):
+        table = joined([weight], x.dtype)
+        for start in range(0, len(x), ROWS):
+            rows = slice(start, start + ROWS)
+            logits = x[rows] @ table.T
+            losses[rows] = losses_of(logits, targets[rows], vocab_size, z_loss, with_gradients)
+            if with_gradients:
+                torch.mm(logits, table, out=d_x[rows])
+                d_weight += transposed(x[rows]) @ logits if turned else logits.T @ x[rows]
+        return losses.mean(), d_x, transposed(d_weight) if turned else d_weight
+
+
+@_kernel_cross_entropy.register_fake
+def _(
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty((), dtype=torch.float32), torch.empty_like(x), torch.empty_like(weight)
+
+
+_kernel_cross_entropy.register_autograd(backward_of_loss, setup_context=keep_for_loss)

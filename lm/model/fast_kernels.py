@@ -1,0 +1,107 @@
+"""Modules that compute by our own kernels on a CPU, between products that are torch's; fast.py installs them.
+
+    KernelNorm            an RMSNorm in one pass, with the addition before it
+    KernelAttention       attention with its projections as one operator (fast_sublayers.py)
+    KernelSwiGLU          the feed-forward network as one operator
+    KernelBlock           joins the addition of attention's output with the norm that follows
+    KernelTransformerLM   softmax, loss and gradient of the logits in one pass (fast_head.py)
+
+What the kernels do not know (float16, a GPU, normalized queries, attention by torch's kernels), they leave to the fast
+module that they extend.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm.model.attention import MultiHeadSelfAttention
+from lm.model.fast import FastAttention, FastSwiGLU, FastTransformerLM
+from lm.model.fast_head import kernel_cross_entropy
+from lm.model.fast_sublayers import add_normalize, normalize, products_dtype, self_attention, swiglu
+from lm.model.layers import RMSNorm, SwiGLU
+from lm.model.transformer import TransformerBlock, TransformerLM
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def are_known(*tensors: Tensor) -> bool:
+    """Whether the kernels compute with these tensors."""
+    return all(tensor.is_cpu and tensor.dtype in DTYPES for tensor in tensors)
+
+
+class KernelNorm(RMSNorm):
+    """An RMSNorm in one pass over memory."""
+
+    def forward(self, x: Tensor, added: Tensor | None = None, dtype: torch.dtype | None = None) -> Any:
+        """Normalizes x, and rounds the result to this dtype; if something is `added` first, returns the sum, too."""
+        if not (are_known(x) and x.dtype == self.weight.dtype == torch.float32):
+            total = x if added is None else x + added
+            return super().forward(total) if added is None else (total, super().forward(total))
+        if added is None:
+            return normalize(x, self.weight, self.eps, dtype or x.dtype)[0]
+        return add_normalize(x, added, self.weight, self.eps, dtype or x.dtype)[:2]
+
+
+class KernelAttention(FastAttention):
+    """Attention in blocks, from the product with the input to that with the output, as one operator."""
+
+    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+        weights = [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj, self.output_proj)]
+        h = x.to(products_dtype(x))
+        if not (self.is_one_operator and token_positions.ndim == 1 and x.ndim == 3 and are_known(h, *weights)):
+            return super().forward(x, token_positions)
+        angles = [h.new_empty(0, dtype=torch.float32)] * 2
+        if self.rope is not None:
+            angles = [self.rope.cos[token_positions], self.rope.sin[token_positions]]
+        a: Tensor = self_attention(h, *weights, *angles, self.num_heads)[0]
+        return a
+
+    @property
+    def is_one_operator(self) -> bool:
+        return self.attention == "blocks" and self.q_norm is None
+
+
+class KernelSwiGLU(FastSwiGLU):
+    """The gated feed-forward network as one operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.w1.weight, self.w2.weight, self.w3.weight
+        h = x.to(products_dtype(x))
+        f: Tensor = swiglu(h, *weights)[0] if are_known(h, *weights) else super().forward(x)
+        return f
+
+
+class KernelBlock(TransformerBlock):
+    """A block that adds attention's output and normalizes the sum in one pass, and rounds where one product reads."""
+
+    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+        if self.norm_position != "pre" or self.ln1 is None or self.ln2 is None:
+            return super().forward(x, token_positions)
+        dtype = products_dtype(x)
+        # Where several products read the norm, their gradients are summed, for which bfloat16 is too coarse.
+        one = isinstance(self.attn, KernelAttention) and self.attn.is_one_operator
+        a = self.attn(self.ln1(x, dtype=dtype if one else None), token_positions)
+        x, h = self.ln2(x, a, dtype)
+        y: Tensor = x + self.ffn(h)
+        return y
+
+
+class KernelTransformerLM(FastTransformerLM):
+    """A model whose loss and the logits' gradient are computed in one pass over the logits."""
+
+    def loss(self, x: Tensor, targets: Tensor, z_loss: float) -> Tensor:
+        weight = self.lm_head.weight
+        known = products_dtype(x) in DTYPES and targets.dtype == torch.int64
+        if not (known and are_known(x, weight)):
+            return super().loss(x, targets, z_loss)
+        return kernel_cross_entropy(x, weight, targets, self.vocab_size, z_loss)
+
+
+WITH_KERNELS: dict[type[nn.Module], type[nn.Module]] = {
+    RMSNorm: KernelNorm,
+    MultiHeadSelfAttention: KernelAttention,
+    SwiGLU: KernelSwiGLU,
+    TransformerBlock: KernelBlock,
+    TransformerLM: KernelTransformerLM,
+}
