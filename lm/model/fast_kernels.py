@@ -47,8 +47,7 @@ class KernelAttention(FastAttention):
     """Attention in blocks, from the product with the input to that with the output, as one operator."""
 
     def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
-        weights = [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj, self.output_proj)]
-        h = x.to(products_dtype(x))
+        h, weights = x.to(products_dtype(x)), self.weights
         if not (self.is_one_operator and token_positions.ndim == 1 and x.ndim == 3 and are_known(h, *weights)):
             return super().forward(x, token_positions)
         angles = [h.new_empty(0, dtype=torch.float32)] * 2
@@ -58,8 +57,14 @@ class KernelAttention(FastAttention):
         return a
 
     @property
+    def weights(self) -> list[Tensor]:
+        return [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj, self.output_proj)]
+
+    @property
     def is_one_operator(self) -> bool:
-        return self.attention == "blocks" and self.q_norm is None
+        """Whether the operator knows this attention, of which each head has queries, keys and values of its own."""
+        same = all(weight.shape == self.weights[0].shape for weight in self.weights)
+        return self.attention == "blocks" and self.q_norm is None and same
 
 
 class KernelSwiGLU(FastSwiGLU):
