@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lm.accounting.costs import PARTS, SUPPORT, state_bytes, worth_compiling
 from lm.machine.torch_inside import storage_id, without_memory
 from lm.model.attention import MultiHeadSelfAttention
+from lm.model.dropout import mask_bytes
 from lm.model.fast import speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention, spans
 from lm.model.fast_loss import ROWS
@@ -196,6 +197,8 @@ def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     logits: int = rows * settings["vocab_size"] * ((8 if how.half else 12) if how.fast else 8)
     holes = HOLES_COMPILED if how.compiled or how.kernels else HOLES_HALF if how.half else HOLES_FLOAT32
     kept = sum(kept_bytes(settings, batch_size, how).values()) * holes
+    if settings.get("dropout"):
+        kept += mask_bytes(settings["num_layers"], tokens, settings["d_model"])
     rest = INTERPRETER + (COMPILER if how.compiled else 0)
     gradients = state.pop("gradients")
     return rest + sum(state.values()) + max(gradients, kept + logits)

@@ -34,9 +34,9 @@ PASSED_OVER = {"fast", "attention", "compile", "recompute_activations", "max_ski
 
 
 class Forecast(Callback):
-    """Foretells the final validation loss from a tenth of the run on; nothing with averaged weights.
+    """Foretells the final validation loss from a tenth of the run on; nothing with averaged weights or dropout.
 
-    The law knows the noise of large steps in both losses, and an average takes it out of one.
+    The law knows the noise of large steps in both losses, and an average takes it out of one. Dropout raises one alone.
     """
 
     def __init__(self) -> None:
@@ -116,8 +116,8 @@ def validated_on(config: dict[str, Any]) -> str:
 def read_losses(folder: Path) -> Losses:
     """Reads a run's losses and what they depend on.
 
-    Raises InputError for a folder that does not tell, and for a run that the law is not for: with averaged weights, of
-    more than MOST_STEPS, or with a learning rate of 0.
+    Raises InputError for a folder that does not tell, and for a run that the law is not for: with averaged weights or
+    dropout, of more than MOST_STEPS, or with a learning rate of 0.
     """
     curves = read_curves(folder)
     try:
@@ -128,7 +128,7 @@ def read_losses(folder: Path) -> Losses:
 
 def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[float]]]) -> Losses:
     model, data, steps = config["model"], config["data"], config["trainer"]["max_steps"]
-    if model.get("ema_decay") or not 0 < steps <= MOST_STEPS or not model["learning_rate"] > 0:
+    if model.get("ema_decay") or model.get("dropout") or not 0 < steps <= MOST_STEPS or not model["learning_rate"] > 0:
         raise ValueError
     schedule, own = model.get("schedule", "cosine"), {}
     if schedule == "trapezoid":

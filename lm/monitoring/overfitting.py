@@ -63,6 +63,7 @@ class Overfitting(Callback):
         return (
             f"step {trainer.global_step}: overfitting{after}: the validation loss was lowest at step {best['step']},"
             f" {best['validation']:.4f}, and is now {validation:.4f}, while the training loss fell from"
-            f" {best['training']:.4f} to {training:.4f}. More text, a higher --model.weight_decay or a smaller model"
-            f" would help. best.ckpt holds step {best['step']}; --trainer.max_steps {best['step']} would end there"
+            f" {best['training']:.4f} to {training:.4f}. More text, a higher --model.weight_decay or --model.dropout,"
+            f" or a smaller model would help. best.ckpt holds step {best['step']};"
+            f" --trainer.max_steps {best['step']} would end there"
         )

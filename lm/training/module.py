@@ -15,6 +15,7 @@ from lm.data.batches import Batch, check_batch
 from lm.data.datamodule import TokenDataModule
 from lm.evaluation import metrics
 from lm.model.bigram_start import check_bigram_start
+from lm.model.dropout import Dropout
 from lm.model.initialization import start_small
 from lm.model.transformer import TransformerLM
 from lm.optim.averaging import WeightAverage
@@ -58,6 +59,8 @@ class LanguageModel(LightningModule):
         gain_rate: the learning rate of the norms' gains, likewise.
         muon_iteration: how Muon orthogonalizes; five steps of jordan's or of polar-express's coefficients.
         cautious_decay: Muon's weight decay acts only where the step, too, pulls a number towards 0.
+        dropout: share of the numbers that embedding, attention and feed-forward networks add to the residual stream
+            which a training step sets to 0; for many passes over a text.
         ema_decay: validate and keep an exponential moving average of the weights, of about the last 1 / (1 - ema_decay)
             steps; training goes on with the weights themselves. 0 averages nothing.
         schedule: the learning rate after the warmup: half a cosine, a straight line, or constant and then a straight
@@ -94,6 +97,7 @@ class LanguageModel(LightningModule):
         gain_rate: float = 1.0,
         muon_iteration: Literal["jordan", "polar-express"] = "jordan",
         cautious_decay: bool = False,
+        dropout: float = 0.0,
         ema_decay: float = 0.0,
         schedule: Literal["cosine", "linear", "trapezoid"] = "cosine",
         decay_share: float = DECAY_SHARE,
@@ -113,6 +117,7 @@ class LanguageModel(LightningModule):
         start_small(self.model, zero_init, head_init)
         if bigram_init:
             check_bigram_start(self.model, zero_init, head_init)
+        self.dropout = Dropout(self.model, dropout) if dropout else None
         self.average = WeightAverage(self.parameters(), ema_decay)
         self.starts_anew = True  # else its first weights are a checkpoint's
         self.arrangement, self.compile_optimizer = "", False
@@ -166,9 +171,18 @@ class LanguageModel(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = check_batch(batch, self.model)
+        if self.dropout is not None:
+            seed = 0 if self.data is None else self.data.seed
+            self.dropout.draw(seed, self._batch_number(batch_idx), inputs.shape, inputs.device)
         loss: Tensor = self.model(inputs, targets=targets)
         self._log_step_loss(loss.detach(), batch_idx)
         return loss
+
+    def _batch_number(self, batch_idx: int) -> int:
+        """Returns the number of a batch among those of the run, on all devices."""
+        of_device = self.trainer.accumulate_grad_batches
+        batch = self.global_step * of_device + batch_idx % of_device
+        return batch * self.trainer.world_size + self.global_rank
 
     def _log_step_loss(self, loss: Tensor, batch_idx: int) -> None:
         """Logs the mean over the step's batches so far; over those of all devices if the step is drawn."""
