@@ -8,7 +8,7 @@ the products (float32: 4):
     norms         4 T (d_model + 1) for each norm: its input and its scale
     projections   s T 2 d_model for each layer: the inputs of the four products
     scores        s (3 T d_model + weights) for each layer: q, k, v and the attention weights; sdpa keeps no weights
-    feed-forward  s T (d_model + 3 d_ff) for each layer, or s T (d_model + 2 d_ff) with silu: the products' inputs
+    feed-forward  s T (d_model + 3 d_ff) for each layer, or s T (d_model + 2 d_ff) without a gate: the products' inputs
     head          s T d_model + 4 rows d_model: the gradients, which the chunked loss computes in the forward pass
 """
 
@@ -29,7 +29,7 @@ from lm.model.dropout import mask_bytes
 from lm.model.fast import speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention, spans
 from lm.model.fast_loss import ROWS
-from lm.model.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
+from lm.model.layers import Embedding, Linear, RMSNorm, SwiGLU, UngatedFeedForward
 from lm.model.transformer import MODEL_SETTINGS, TransformerLM
 
 INTERPRETER, COMPILER = 550e6, 150e6  # bytes: of Python, torch and Lightning at rest; of what compiling leaves behind
@@ -145,7 +145,7 @@ def _watching(model: nn.Module) -> Iterator[list[str]]:
 
 def _part_of_module(name: str, module: nn.Module) -> str | None:
     kinds = {Embedding: "embeddings", RMSNorm: "norms", MultiHeadSelfAttention: "scores"}
-    kinds |= {SwiGLU: "feed-forward", SiLUFeedForward: "feed-forward"}
+    kinds |= {SwiGLU: "feed-forward", UngatedFeedForward: "feed-forward"}
     if isinstance(module, Linear) and ".attn." in name:
         return "projections"
     return next((part for kind, part in kinds.items() if isinstance(module, kind)), None)
@@ -172,7 +172,7 @@ def _compiled(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangeme
             else:  # one number for each query, and the output as the kernel wrote it
                 weights = 4 * length + (size * length * d_model // model.num_heads if module.rope is not None else 0)
             kept["scores"] += 3 * stream + batch_size * model.num_heads * weights
-        elif isinstance(module, SwiGLU | SiLUFeedForward):
+        elif isinstance(module, SwiGLU | UngatedFeedForward):
             wide = 3 if isinstance(module, SwiGLU) else 2
             kept["feed-forward"] += stream + wide * size * tokens * len(module.w1.weight)
         elif isinstance(module, Linear) and name.startswith("layers") and how.half:

@@ -14,7 +14,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from lm.model.attention import MultiHeadSelfAttention
-from lm.model.layers import RMSNorm, SiLUFeedForward, SwiGLU
+from lm.model.layers import RMSNorm, SwiGLU, UngatedFeedForward
 from lm.model.support import Support
 from lm.model.transformer import TransformerLM
 from lm.optim.muon import uses_muon
@@ -26,7 +26,7 @@ SUPPORT = Support(
     options={
         "norm_position": ("pre", "post", "none"),
         "position_encoding": ("rope", "none"),
-        "feed_forward": ("swiglu", "silu"),
+        "feed_forward": ("swiglu", "silu", "relu2"),
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
     },
@@ -105,7 +105,7 @@ def matrix_products(model: TransformerLM, context_length: int | None = None) -> 
             d_k = d_model // module.num_heads
             times[Product("scores", "queries by keys", length, d_k, length)] += module.num_heads
             times[Product("scores", "weights by values", length, length, d_k)] += module.num_heads
-        elif isinstance(module, SwiGLU | SiLUFeedForward):
+        elif isinstance(module, SwiGLU | UngatedFeedForward):
             for name, weight in module.named_parameters():
                 d_out, d_in = weight.shape
                 times[Product("feed-forward", name.removesuffix(".weight"), length, d_in, d_out)] += 1
@@ -156,7 +156,7 @@ def handout_activations(model: TransformerLM, edition: int = 2026) -> dict[str, 
         elif isinstance(module, MultiHeadSelfAttention):
             kept["projections"] += 4 * length * d_model
             kept["scores"] += 2 * module.num_heads * length**2 + length * d_model
-        elif isinstance(module, SwiGLU | SiLUFeedForward):
+        elif isinstance(module, SwiGLU | UngatedFeedForward):
             wide = 4 if isinstance(module, SwiGLU) and edition == 2026 else 2
             kept["feed-forward"] += length * (wide * len(module.w1.weight) + d_model)
     return kept

@@ -2,7 +2,7 @@
 
     training    batch i = batch_size windows of context_length + 1 tokens, at offsets drawn from (seed, i); with
                 several sources (mixture.py), each from one that is drawn by its weight; or the next windows of the
-                documents in a new order each pass (document_stream.py)
+                documents in a new order each pass (document_stream.py); in the first steps perhaps cut into short ones
     validation  batch i = the next batch_size adjacent windows, from the beginning of the file
 
 So a run has a length, a resumed run needs only its step to continue with the same batches, and every validation sees
@@ -14,13 +14,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lm.data.batches import Batch
 from lm.data.document_stream import DocumentStream
 from lm.data.loaders import make_loader
 from lm.data.mixture import Drawn, Mixture, compare_shares, read_sources, sources_of
-from lm.data.windows import DocumentWindows, MixedWindows, RandomWindows, SequentialWindows
+from lm.data.windows import (
+    DocumentWindows,
+    MixedWindows,
+    RandomWindows,
+    SequentialWindows,
+    ShortFirst,
+    check_short_windows,
+)
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer
 
 
@@ -38,6 +45,9 @@ class TokenDataModule(LightningDataModule):
         seed: decides which windows are drawn.
         windows: at random places, or of the documents one after another, in a new order each pass, so that a pass sees
             every token once.
+        short_context: tokens per window in the first short_steps steps, whose windows are cut into as many of them as
+            they hold; a divisor of context_length.
+        short_steps: optimizer steps with windows of short_context tokens.
         num_workers: processes that load batches; 0 is fastest unless the disk is slow.
     """
 
@@ -51,6 +61,8 @@ class TokenDataModule(LightningDataModule):
         batch_size: int = 32,
         seed: int = 0,
         windows: Literal["random", "documents"] = "random",
+        short_context: int | None = None,
+        short_steps: int = 0,
         num_workers: int = 0,
     ):
         super().__init__()
@@ -60,6 +72,7 @@ class TokenDataModule(LightningDataModule):
             raise ValueError(
                 f"batch_size {batch_size} must be at least 1, num_workers {num_workers} and seed {seed} at least 0"
             )
+        check_short_windows(short_context, short_steps, context_length)
         self.sources = read_sources(train_path)
         if windows == "documents" and len(self.sources) > 1:
             raise ValueError(
@@ -74,6 +87,7 @@ class TokenDataModule(LightningDataModule):
         self.vocab_size = vocab_size
         self.batch_size = batch_size
         self.seed = seed
+        self.short_context, self.short_steps = short_context, short_steps
         self.by_documents = windows == "documents"
         self.num_workers = num_workers
         self.files: dict[str, TokenFile] = {}  # "fit" if there is one source, and "validate"
@@ -160,7 +174,11 @@ class TokenDataModule(LightningDataModule):
         # The dataset keeps its full length after a resume: Lightning counts the earlier batches too.
         num_batches = self.trainer.max_steps * batches_per_step
         self.source_figures()  # counting begins here
-        windows = self._windows(num_batches, first_batch=self.trainer.global_step * batches_per_step)
+        first_batch = self.trainer.global_step * batches_per_step
+        windows: Dataset[Batch] = self._windows(num_batches, first_batch)
+        if self.short_context is not None:
+            short = self.short_steps * batches_per_step - first_batch
+            windows = ShortFirst(windows, self.short_context, short)
         return make_loader(windows, self.trainer, self.num_workers)
 
     def _windows(self, num_batches: int, first_batch: int) -> RandomWindows | MixedWindows | DocumentWindows:

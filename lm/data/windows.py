@@ -1,5 +1,5 @@
 """Windows of token files as batches, which follow from their numbers alone: random ones of a file or of several, those
-of documents in a new order each pass, and all of a file, one after another."""
+of documents in a new order each pass, and all of a file, one after another. The first may be cut into shorter ones."""
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -72,6 +72,37 @@ class SequentialWindows(Dataset[Batch]):
         first = index * self.batch_size
         windows = np.arange(first, min(first + self.batch_size, self.num_windows))
         return gather_windows(self.tokens, windows * self.context_length, self.context_length)
+
+
+class ShortFirst(Dataset[Batch]):
+    """A dataset whose first num_short batches are cut into windows of length tokens: the same tokens in the same order.
+
+    Each step reads as many tokens as later ones do, but a token attends to its own piece alone, which saves time.
+    """
+
+    def __init__(self, windows: Dataset[Batch], length: int, num_short: int):
+        self.windows, self.length, self.num_short = windows, length, num_short
+
+    def __len__(self) -> int:
+        return len(self.windows)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Batch:
+        inputs, targets = self.windows[index]
+        if index >= self.num_short:
+            return inputs, targets
+        return inputs.reshape(-1, self.length), targets.reshape(-1, self.length)
+
+
+def check_short_windows(length: int | None, steps: int, context_length: int) -> None:
+    """Raises ValueError for a length that does not cut windows evenly, and for one of the two settings alone."""
+    if steps < 0:
+        raise ValueError(f"short_steps is {steps}; it must be at least 0")
+    if (length is None) != (steps == 0):
+        raise ValueError(f"short_context is {length} and short_steps {steps}; set both, or neither")
+    if length is not None and (not 0 < length < context_length or context_length % length):
+        raise ValueError(
+            f"short_context is {length}; it must be a divisor of context_length {context_length}, and less than that"
+        )
 
 
 class MixedWindows(Dataset[Batch]):

@@ -28,7 +28,7 @@ from lm.model.attention import scaled_dot_product_attention
 from lm.model.bigram_table import NONE
 from lm.model.fast import gate_in_place
 from lm.model.fast_attention import torch_attention
-from lm.model.layers import SwiGLU, silu
+from lm.model.layers import SwiGLU
 from lm.model.support import Support
 from lm.model.transformer import NORM_POSITIONS, TransformerBlock, TransformerLM
 
@@ -38,7 +38,7 @@ SUPPORT = Support(
     options={
         "norm_position": ("pre", "post", "none"),
         "position_encoding": ("rope", "none"),
-        "feed_forward": ("swiglu", "silu"),
+        "feed_forward": ("swiglu", "silu", "relu2"),
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
     },
@@ -139,7 +139,7 @@ class CachedBlock:
     def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, laid_out: Sequence[Product]):
         self.keys, self.values = keys, values  # (batch_size, num_heads, context_length, d_k)
         self.ln1, self.ln2, self.q_norm, self.k_norm = block.ln1, block.ln2, block.attn.q_norm, block.attn.k_norm
-        self.gated = isinstance(block.ffn, SwiGLU)
+        self.activation = None if isinstance(block.ffn, SwiGLU) else block.ffn.activation
         self.qkv, self.output, self.w13, self.w2 = laid_out
 
     def attn(self, x: Tensor, places: Places) -> Tensor:
@@ -158,8 +158,8 @@ class CachedBlock:
         return self.output(heads.transpose(1, 2).flatten(-2).to(x.dtype))
 
     def ffn(self, x: Tensor) -> Tensor:
-        if not self.gated:
-            return self.w2(silu(self.w13(x)))
+        if self.activation is not None:
+            return self.w2(self.activation(self.w13(x)))
         gate, value = self.w13(x).chunk(2, dim=-1)
         return self.w2(gate_in_place(gate, value))
 

@@ -33,7 +33,7 @@ SUPPORT = Support(
     options={
         "norm_position": ("pre", "post", "none"),
         "position_encoding": ("rope", "none"),
-        "feed_forward": ("swiglu", "silu"),
+        "feed_forward": ("swiglu", "silu", "relu2"),
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
     },

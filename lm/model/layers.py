@@ -9,6 +9,7 @@ several positions at once is in attention.py.
 """
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -102,8 +103,15 @@ class SwiGLU(nn.Module):
         return max(64, round(8 / 3 * d_model / 64) * 64)
 
 
-class SiLUFeedForward(nn.Module):
-    """The feed-forward network without a gate, an ablation: y = W2 SiLU(W1 x) (handout, section 7)."""
+def squared_relu(x: Tensor) -> Tensor:
+    """Computes max(x, 0)^2, element by element (So et al. 2021, "Primer")."""
+    return torch.relu(x).square()
+
+
+class UngatedFeedForward(nn.Module):
+    """A feed-forward network without a gate: y = W2 activation(W1 x), (..., d_model) -> (..., d_model)."""
+
+    activation: Callable[[Tensor], Tensor]
 
     def __init__(self, d_model: int, d_ff: int, device: Device = None, dtype: Dtype = None):
         super().__init__()
@@ -111,7 +119,7 @@ class SiLUFeedForward(nn.Module):
         self.w2 = Linear(d_ff, d_model, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.w2(silu(self.w1(x)))
+        y: Tensor = self.w2(self.activation(self.w1(x)))
         return y
 
     def extra_repr(self) -> str:
@@ -121,3 +129,15 @@ class SiLUFeedForward(nn.Module):
     def default_d_ff(d_model: int) -> int:
         """Returns 4 d_model."""
         return 4 * d_model
+
+
+class SiLUFeedForward(UngatedFeedForward):
+    """The feed-forward network with SiLU and no gate, an ablation (handout, section 7)."""
+
+    activation = staticmethod(silu)
+
+
+class ReLU2FeedForward(UngatedFeedForward):
+    """The feed-forward network with a squared ReLU and no gate. No Llama has it."""
+
+    activation = staticmethod(squared_relu)

@@ -20,7 +20,17 @@ from torch.utils.checkpoint import checkpoint
 
 from lm.model.attention import MultiHeadSelfAttention, head_width
 from lm.model.bigram_table import BigramTable, tokens_before
-from lm.model.layers import Device, Dtype, Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU
+from lm.model.layers import (
+    Device,
+    Dtype,
+    Embedding,
+    Linear,
+    ReLU2FeedForward,
+    RMSNorm,
+    SiLUFeedForward,
+    SwiGLU,
+    UngatedFeedForward,
+)
 from lm.model.loss import cross_entropy
 from lm.model.positions import RotaryPositionalEmbedding
 
@@ -53,12 +63,12 @@ def no_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
 
 NormPosition = Literal["pre", "post", "none"]
 PositionEncoding = Literal["rope", "none"]
-FeedForward = Literal["swiglu", "silu"]
+FeedForward = Literal["swiglu", "silu", "relu2"]
 NORM_POSITIONS: dict[NormPosition, Callable[[Any, Tensor, Any], Tensor]]
 NORM_POSITIONS = {"pre": pre_norm, "post": post_norm, "none": no_norm}
 POSITION_ENCODINGS: tuple[PositionEncoding, ...] = get_args(PositionEncoding)
-FEED_FORWARDS: dict[FeedForward, type[SwiGLU] | type[SiLUFeedForward]]
-FEED_FORWARDS = {"swiglu": SwiGLU, "silu": SiLUFeedForward}
+FEED_FORWARDS: dict[FeedForward, type[SwiGLU] | type[UngatedFeedForward]]
+FEED_FORWARDS = {"swiglu": SwiGLU, "silu": SiLUFeedForward, "relu2": ReLU2FeedForward}
 
 
 class TransformerBlock(nn.Module):
@@ -103,11 +113,12 @@ class TransformerLM(nn.Module):
         d_model: width of the residual stream.
         num_layers: number of Transformer blocks.
         num_heads: attention heads in each block; must divide d_model.
-        d_ff: width of the feed-forward networks; null is 8/3 d_model rounded to a multiple of 64 (4 d_model for silu).
+        d_ff: width of the feed-forward networks; null is 8/3 d_model rounded to a multiple of 64, or 4 d_model
+            without a gate.
         rope_theta: base of the rotary embedding's wavelengths.
         norm_position: RMSNorm before each sublayer, after each addition, or nowhere.
         position_encoding: rotary embeddings, or none at all.
-        feed_forward: with a gate (swiglu), or without one (silu).
+        feed_forward: with a gate (swiglu), or without one, with a SiLU (silu) or a squared ReLU (relu2).
         vocab_multiple: embedding and head are padded to a multiple of this many rows, 64 for a GPU.
         tie_embeddings: embedding and head share one weight.
         qk_norm: RMSNorm on each head's queries and keys.

@@ -158,7 +158,7 @@ def test_adamw_flops_by_counting():
 SMALL = {"vocab_size": 100, "context_length": 24, "d_model": 32, "num_layers": 3, "num_heads": 4}
 
 
-@pytest.mark.parametrize("feed_forward", ["swiglu", "silu"])
+@pytest.mark.parametrize("feed_forward", ["swiglu", "silu", "relu2"])
 def test_flops_are_those_that_torch_counts(feed_forward):
     model = make_model({**SMALL, "feed_forward": feed_forward}).to_empty(device="cpu")
     tokens = torch.zeros(2, 25, dtype=torch.int64)

@@ -69,6 +69,7 @@ def test_other_ways_drop_the_same():
             torch.testing.assert_close(gradient, expected[name])
 
 
+@pytest.mark.slow
 def test_compiled_it_drops_the_same_and_is_compiled_once():
     model, dropout = dropping()
     fast, drawn = dropping()

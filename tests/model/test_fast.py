@@ -220,6 +220,7 @@ def gradients(model: TransformerLM, bfloat16: bool = False) -> tuple[torch.Tenso
         {"norm_position": "post"},
         {"norm_position": "none", "position_encoding": "none"},
         {"feed_forward": "silu"},
+        {"feed_forward": "relu2"},
         {"tie_embeddings": True, "qk_norm": True, "z_loss": 0.01},
     ],
 )

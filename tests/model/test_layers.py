@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from lm.model.attention import MultiHeadSelfAttention
-from lm.model.layers import Embedding, Linear, RMSNorm, SiLUFeedForward, SwiGLU, silu
+from lm.model.layers import Embedding, Linear, ReLU2FeedForward, RMSNorm, SiLUFeedForward, SwiGLU, silu, squared_relu
 from lm.model.positions import RotaryPositionalEmbedding
 from lm.model.transformer import TransformerLM
 
@@ -68,6 +68,13 @@ def test_rms_norm_defaults_to_the_handouts_eps_and_computes_in_float32():
     torch.testing.assert_close(tiny, torch.full((4,), 1e-6 / math.sqrt(1e-12 + 1e-5)))
 
 
+def test_squared_relu():
+    x = torch.tensor([-2.0, -0.0, 0.5, 3.0], requires_grad=True)
+    squared_relu(x).sum().backward()
+    assert squared_relu(x).tolist() == [0, 0, 0.25, 9]
+    assert x.grad.tolist() == [0, 0, 1, 6]
+
+
 def test_silu():
     x = torch.linspace(-200, 200, 1001, requires_grad=True)
     torch.testing.assert_close(silu(x), F.silu(x))
@@ -85,6 +92,8 @@ def test_feed_forward_networks(leading):
     assert_same_gradients(gated(x), expected, (x, w1, w2, w3))
     w1, w2 = plain.parameters()
     torch.testing.assert_close(plain(x), F.linear(F.silu(F.linear(x, w1)), w2))
+    plain.__class__ = ReLU2FeedForward
+    torch.testing.assert_close(plain(x), F.linear(F.relu(F.linear(x, w1)) ** 2, w2))
 
 
 @pytest.mark.parametrize(

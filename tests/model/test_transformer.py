@@ -20,6 +20,7 @@ OPTIONS = [
     {"norm_position": norm, "position_encoding": position, "feed_forward": network}
     for norm, position, network in itertools.product(("pre", "post", "none"), ("rope", "none"), ("swiglu", "silu"))
 ]
+OPTIONS.append({"norm_position": "pre", "position_encoding": "rope", "feed_forward": "relu2"})
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,8 @@ def reference(model: TransformerLM, token_ids, norm_position, position_encoding,
         return F.linear(y.transpose(-3, -2).flatten(-2), w[f"{layer}.attn.output_proj"])
 
     def network(x, layer):
-        hidden = F.silu(F.linear(x, w[f"{layer}.ffn.w1"]))
+        hidden = F.linear(x, w[f"{layer}.ffn.w1"])
+        hidden = F.relu(hidden) ** 2 if model.settings["feed_forward"] == "relu2" else F.silu(hidden)
         if feed_forward == "swiglu":
             hidden = hidden * F.linear(x, w[f"{layer}.ffn.w3"])
         return F.linear(hidden, w[f"{layer}.ffn.w2"])

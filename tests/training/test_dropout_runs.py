@@ -10,9 +10,9 @@ from helpers.events import read_events
 from helpers.faults import Moment, send
 from helpers.runs import SETTINGS, same
 
+from lm.data.loaders import InOrder
 from lm.model.dropout import Dropout
 from lm.runs.checkpoint import load_checkpoint
-from lm.training.loaders import InOrder
 from lm.training.module import LanguageModel
 
 DROPOUT = "--model.dropout=0.2"
