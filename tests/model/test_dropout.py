@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lm.model.dropout import Dropout, mask_bytes
-from lm.model.fast import speed_up
+from lm.model.fast import speed_up, why_no_kernels
 from lm.model.loss import cross_entropy
 from lm.model.transformer import TransformerLM
 
@@ -62,9 +62,9 @@ def test_other_ways_drop_the_same():
     recomputing.recompute = True
     for name, gradient in gradients(recomputing).items():
         assert torch.equal(gradient, expected[name])
-    for attention in ("blocks", "sdpa"):
+    for attention, kernels in (("blocks", False), ("blocks", not why_no_kernels()), ("sdpa", False)):
         fast, _ = dropping()
-        speed_up(fast, attention, joint_products=attention == "sdpa")
+        speed_up(fast, attention, joint_products=attention == "sdpa", kernels=kernels)
         for name, gradient in gradients(fast).items():
             torch.testing.assert_close(gradient, expected[name])
 
