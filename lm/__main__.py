@@ -29,11 +29,11 @@ verify,consolidate} ...
   lm fit -c configs/demo.yaml --print_config      every setting, with its value
   lm fit -c checkpoints/demo/config.yaml --ckpt_path checkpoints/demo/last.ckpt
                                                   resume the run where it stopped; `--ckpt_path auto` finds the
-                                                  newest whole checkpoint, or begins a new run if there is none
+                                                  newest intact checkpoint, or begins a new run if there is none
   lm validate checkpoints/demo                    loss, perplexity and bits per byte on the validation file
   lm generate checkpoints/demo --prompt "Once upon a time"
                                                   continue a prompt, or each prompt of a file; --interactive
-                                                  holds a conversation
+                                                  takes turns with you
   lm serve checkpoints/demo                       a page to write with, and OpenAI's API, on this machine
   lm test checkpoints/demo data/demo/valid.bin    measure how well a model predicts a text, or each of its documents
   lm export checkpoints/demo --format hf --output exported
@@ -49,7 +49,7 @@ verify,consolidate} ...
                                                   compare configurations or settings, several seeds each, with
                                                   p-values; --cpu-seconds 120 gives all the same processor time
   lm find-lr -c configs/demo.yaml                 suggest a learning rate from one short training run
-  lm report checkpoints/demo                      write a page about a run, or about several compared
+  lm report checkpoints/demo                      write a page that shows a run, or compares several
 
 `lm COMMAND --help` lists the options of a command; `lm --version` prints the version.
 """

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{command}: {describe_os_error(error)}", file=sys.stderr)
         return 2
     except MemoryError:
-        print(f"{command}: the memory does not suffice; raise its limit, or use fewer --processes", file=sys.stderr)
+        print(f"{command}: there is not enough memory; raise its limit, or use fewer --processes", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{command}: interrupted; no unfinished file is left", file=sys.stderr)

@@ -128,9 +128,9 @@ def adopt(
 def recognise(path: Path, vocabulary: Vocabulary, dtype: str | None = None) -> Foreign:
     """Returns what a file is by its content. Raises InputError where that is not certain, or the file is damaged."""
     if not path.is_file():
-        raise InputError(f"{path}: {'is no file' if path.exists() else 'no such file'}; name a file of token ids")
+        raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}; name a file of token ids")
     if is_token_file(path):
-        raise InputError(f"{path}: is a token file of ours already; use it as it is")
+        raise InputError(f"{path}: is already a token file of ours; use it as it is")
     with open(path, "rb") as file:
         head = file.read(4 * LLMC_HEADER)
     if head.startswith(NPY):
@@ -159,23 +159,23 @@ def recognise_npy(path: Path) -> Foreign:
         raise InputError(f"{path}: holds {array.dtype}; token ids are whole numbers, so save them as uint16 or uint32")
     behind = path.stat().st_size - array.offset - array.nbytes
     if behind:
-        raise InputError(f"{path}: has {behind:,} bytes behind its ids; save it again")
+        raise InputError(f"{path}: has {behind:,} bytes after its ids; save it again")
     return Foreign(path, "NumPy's", array.dtype, array.offset, array.size)
 
 
 def recognise_llmc(path: Path, header: np.ndarray) -> Foreign:
     """Returns what the header of a file of llm.c says."""
     if header[0] == LLMC_EVALUATION:
-        raise InputError(f"{path}: holds multiple-choice questions of llm.c's, and not a text")
+        raise InputError(f"{path}: holds llm.c's multiple-choice questions, not text")
     version, dtype = LLMC[int(header[0])]
     if len(header) < LLMC_HEADER:
-        raise InputError(f"{path}: begins as a file of llm.c's and ends within its header; copy it again")
+        raise InputError(f"{path}: begins like a file of llm.c's and ends within its header; copy it again")
     if header[1] != version:
-        raise InputError(f"{path}: is a file of llm.c's of version {header[1]}; {version} is known")
+        raise InputError(f"{path}: is a file of llm.c's of version {header[1]}; only version {version} is read")
     there, tokens = path.stat().st_size - 4 * LLMC_HEADER, int(header[2])
     if there != tokens * DTYPES[dtype].itemsize:
         raise InputError(
-            f"{path}: should have {tokens:,} {dtype} ids by its header, and has {there:,} bytes of them; copy it again"
+            f"{path}: should have {tokens:,} {dtype} ids by its header, but has {there:,} bytes of them; copy it again"
         )
     return Foreign(path, "llm.c's", DTYPES[dtype], 4 * LLMC_HEADER, tokens)
 

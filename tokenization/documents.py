@@ -37,8 +37,8 @@ def check_text_field(text_field: str | None, names: Iterable[str]) -> None:
     """Raises InputError for a field that is named although none of the files has records."""
     if text_field is not None and not any(map(holds_documents, names)):
         raise InputError(
-            f"--text-field {text_field}: there are fields in {', '.join((*JSON_LINES, PARQUET))} files alone, and none"
-            " of these is read; leave it out"
+            f"--text-field {text_field}: only {', '.join((*JSON_LINES, PARQUET))} files have fields, and none of these"
+            " is read; leave it out"
         )
 
 

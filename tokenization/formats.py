@@ -223,8 +223,8 @@ def check_merges(
         name, merges_name = Path(vocab_path).name, Path(merges_path).name
         count = f"{len(unmade)} tokens of {name} are" if len(unmade) > 1 else f"1 token of {name} is"
         raise InputError(
-            f"{merges_path}: {count} made by no merge (first {bytes_to_text(unmade[0])!r}): {merges_name} is cut, or a"
-            f" special token is not named in {where}"
+            f"{merges_path}: {count} made by no merge (first {bytes_to_text(unmade[0])!r}): {merges_name} is truncated,"
+            f" or a special token is not named in {where}"
         )
 
 

@@ -126,8 +126,8 @@ class TextFiles:
         ]
         read = "1 file" if len(self.files) == 1 else f"{len(self.files):,} files"
         if again := self.second_names:
-            read += f", {len(again):,} under another name once more: {list_briefly(again)}"
-        return f"reading {read}" + (f"; passing over {', and '.join(reasons)}" if reasons else "")
+            read += f", {len(again):,} once more under another name: {list_briefly(again)}"
+        return f"reading {read}" + (f"; skipping {', and '.join(reasons)}" if reasons else "")
 
 
 def has_text_name(path: Place) -> bool:

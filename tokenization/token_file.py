@@ -141,11 +141,11 @@ class TokenFile:
         """Raises InputError unless this tokenizer made the file. tokenizer: its name; remedy: what to do otherwise."""
         if not self.description.tokenizer_sha256:
             raise InputError(
-                f"{self.path}: was adopted without a tokenizer, so that nothing says it is {tokenizer}'s; adopt it"
+                f"{self.path}: was adopted without a tokenizer, so nothing shows that it is {tokenizer}'s; adopt it"
                 " again with --tokenizer"
             )
         if self.description.tokenizer_sha256 != digest:
-            raise InputError(f"{self.path}: was encoded by another tokenizer than {tokenizer}; {remedy}")
+            raise InputError(f"{self.path}: was encoded by another tokenizer, not {tokenizer}; {remedy}")
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -82,7 +82,7 @@ def verify_tokens(path: Path, description: Description, pass_on: Callable[[memor
         )
     if data_sha256 != description.data_sha256:
         raise InputError(
-            f"{path}: has changed since it was made, says the digest in {description_path(path).name};"
+            f"{path}: has changed since it was made, by the digest in {description_path(path).name};"
             " encode the text again"
         )
 

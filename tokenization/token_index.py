@@ -145,7 +145,7 @@ def check_shard(folder: Path, shard: Shard, whole: Description) -> Description:
     check_kind(path, found, whole, "the set")
     if (found.tokens, found.data_sha256) != (shard.tokens, shard.data_sha256):
         raise InputError(
-            f"{path}: is another file than {INDEX} lists (digest {found.data_sha256[:12]}, not"
+            f"{path}: is not the file that {INDEX} lists (digest {found.data_sha256[:12]}, not"
             f" {shard.data_sha256[:12]}); put it back, or index the folder again"
         )
     return found
@@ -154,7 +154,7 @@ def check_shard(folder: Path, shard: Shard, whole: Description) -> Description:
 def check_kind(path: Path, found: Description, wanted: Description, whose: str) -> None:
     """Raises InputError where a token file has not the tokenizer, vocabulary and dtype of others. whose: theirs."""
     if found.tokenizer_sha256 != wanted.tokenizer_sha256:
-        raise InputError(f"{path}: was encoded by another tokenizer than {whose}; take it out")
+        raise InputError(f"{path}: was encoded by another tokenizer, not that of {whose}; take it out")
     for name in ("vocab_size", "dtype"):
         there, here = getattr(found, name), getattr(wanted, name)
         if there != here:

@@ -33,7 +33,9 @@ def add_device(parser: ArgumentParser) -> None:
 
 def add_settings(parser: ArgumentParser) -> None:
     """Adds the configuration of an experiment's runs, and the folder of its results."""
-    parser.add_argument("-c", "--config", action="append", required=True, help="the configuration of the runs")
+    parser.add_argument(
+        "-c", "--config", action="append", required=True, help="a configuration of `lm fit`; repeatable"
+    )
     parser.add_argument(
         "--output", type=output_path, help="folder for the results (default: beside the configuration's run)"
     )

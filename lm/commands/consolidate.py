@@ -24,7 +24,7 @@ HELP = """Merge a sharded checkpoint into a single file, as a run without --chec
   lm consolidate checkpoints/demo --output published/demo.ckpt            best.ckpt, with tokenizer and config.yaml
 
 The file holds the whole state: it can be resumed from, on any number of devices, and every command reads it. Commands
-read a sharded checkpoint, too, as long as the folder shards/ lies beside it. The whole state must fit into memory.
+read a sharded checkpoint, too, as long as the folder shards/ is beside it. The whole state must fit into memory.
 """
 
 
@@ -70,7 +70,7 @@ def surroundings(run_folder: Path, folder: Path) -> Iterator[None]:
     """
     here, there = run_folder / TOKENIZER, folder / TOKENIZER
     if there.exists() and Tokenizer.load(there).digest != Tokenizer.load(here).digest:
-        raise InputError(f"{there}: is another tokenizer than the run's; choose another folder")
+        raise InputError(f"{there}: is not the run's tokenizer; choose another folder")
     copied = [name for name in (TOKENIZER, CONFIG) if (run_folder / name).exists() and not (folder / name).exists()]
     new_folders = missing_folders([folder / name for name in copied])
     try:

@@ -1,4 +1,4 @@
-"""`lm generate`: continues prompts with a trained model and prints text or JSON lines, or holds a conversation."""
+"""`lm generate`: continues prompts with a trained model and prints text or JSON lines, or takes turns with you."""
 
 import argparse
 import contextlib
@@ -48,13 +48,13 @@ def make_parser() -> ArgumentParser:
     """Returns the parser of `lm generate`."""
     parser = new_parser("generate", HELP)
     parser.add_argument("checkpoint", help="a run's folder, which stands for its best.ckpt, or a checkpoint")
-    parser.add_argument("--prompt", action="append", help="beginning of a text; repeatable (default: Once upon a time)")
+    parser.add_argument("--prompt", action="append", help="text to continue; repeatable (default: Once upon a time)")
     parser.add_argument(
         "--prompts",
         metavar="FILE",
         help='file of prompts, one per line, or {"prompt": TEXT} in a .jsonl file; - is the standard input',
     )
-    parser.add_argument("--interactive", action="store_true", help="hold a conversation; /help there explains it")
+    parser.add_argument("--interactive", action="store_true", help="take turns with the model; /help there explains it")
     parser.add_argument("--json", action="store_true", help="print JSON lines, in the order of the prompts")
     parser.add_argument(
         "--logprobs", type=int, metavar="N", help="with --json: log-probabilities, of each token and the N most likely"
@@ -63,13 +63,15 @@ def make_parser() -> ArgumentParser:
         "--stop", action="append", default=[], metavar="TEXT", help="end the text before this string; repeatable"
     )
     add_sampling(parser)
-    parser.add_argument("--batch-size", type=int, default=16, help="the most texts generated at once (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="the most texts generated at once (default: 16)"
+    )
     parser.add_argument(
         "--precision",
         choices=list(PRECISIONS),
         default="fp32",
-        help="precision of the weights: fp32 keeps them as they are; bf16 rounds them to 3 digits, and int8, on a CPU"
-        " only, to 8 bits; each is faster than the one before (default: fp32)",
+        help="precision of the weights: fp32 keeps them as they are; bf16 rounds them to about 3"
+        " digits, and int8, on a CPU only, to 8 bits; each is faster than the one before (default: fp32)",
     )
     add_device(parser)
     return parser
@@ -79,7 +81,8 @@ def add_sampling(parser: ArgumentParser) -> None:
     """Adds the settings by which tokens are drawn, and the length of a text."""
 
     def add(name: str, kind: type, default: object, text: str) -> None:
-        parser.add_argument(name, type=kind, default=default, help=f"{text} (default: {default or 'keep all'})")
+        words = f"{text} (default: {default or 'keep all'})"
+        parser.add_argument(name, type=kind, default=default, metavar="N" if kind is int else "X", help=words)
 
     add("--max-new-tokens", int, 256, "the most tokens to generate; the model may end the text earlier")
     add("--temperature", float, Sampling.temperature, "below 1 is more predictable; 0 takes the most likely token")
@@ -90,12 +93,14 @@ def add_sampling(parser: ArgumentParser) -> None:
         "--repetition-penalty",
         type=float,
         default=1.0,
+        metavar="X",
         help="above 1 makes tokens that the text already has less likely (default: 1)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
+        metavar="N",
         help="the same seed gives the same text; each further prompt uses the next seed (default: 0)",
     )
 

@@ -34,7 +34,11 @@ def make_parser() -> ArgumentParser:
     parser = new_parser("race", HELP, allow_abbrev=False, usage="lm race CONFIG ... [OPTION ...] [--SETTING VALUE ...]")
     parser.add_argument("-c", "--config", action="append", default=[], help="another configuration to compare")
     parser.add_argument(
-        "--variant", action="append", default=[], metavar="'NAME: --SETTING VALUE ...'", help="one more contestant"
+        "--variant",
+        action="append",
+        default=[],
+        metavar="'NAME: --SETTING VALUE ...'",
+        help="one more contestant: the first configuration with other settings",
     )
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="runs of each, with seeds 0 to N-1 (default: 3)"
@@ -49,10 +53,12 @@ def make_parser() -> ArgumentParser:
         " (default: each configuration's own trainer.max_steps)",
     )
     parser.add_argument(
-        "--output", type=output_path, help="folder for the race (default: checkpoints/race-NAME, of the first)"
+        "--output",
+        type=output_path,
+        help="folder for the race (default: checkpoints/race-NAME, for the first configuration's NAME)",
     )
     parser.add_argument(
-        "--even-if-busy", action="store_true", help="compare seconds although other programs use cores, and say so"
+        "--even-if-busy", action="store_true", help="compare seconds even if other programs use cores, and say so"
     )
     parser.add_argument("--json", action="store_true", help="print the table as JSON; progress goes to stderr")
     return parser
@@ -100,7 +106,7 @@ def check(args: Namespace, configs: list[str]) -> None:
     if len(configs) + len(args.variant) < 2:
         raise InputError("a race needs two contestants; name another configuration, or a --variant")
     if args.seeds < 1:
-        raise InputError(f"--seeds {args.seeds}: at least 1 is needed; 3 tell chance from gain")
+        raise InputError(f"--seeds {args.seeds}: at least 1 is needed; 3 or more tell a gain from chance")
     if args.steps is not None and args.steps < 1:
         raise InputError(f"--steps {args.steps}: at least 1 is needed")
     if args.cpu_seconds is not None and not 0 < args.cpu_seconds < math.inf:

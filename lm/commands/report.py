@@ -14,7 +14,7 @@ from tokenization.files import writing
 from tokenization.outputs import check_file
 from tokenization.plots import is_plot
 
-HELP = """Write a page about a run, or about several compared: losses, curves, settings, samples. Any browser opens it.
+HELP = """Write a page that shows a run, or compares several: losses, curves, settings, samples. Any browser opens it.
 
   lm report checkpoints/demo
   lm report checkpoints/demo checkpoints/deeper --output comparison.html

@@ -41,14 +41,16 @@ def make_parser() -> ArgumentParser:
     parser = new_parser("serve", HELP)
     add_run(parser)
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="the port; 0 picks a free one (default: 8000)")
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="the port; 0 picks a free one (default: 8000)"
+    )
     for name, default, text in (
         ("slots", 8, "the most texts generated at once"),
-        ("queue", 64, "the most texts that may wait; further ones are answered by 429"),
+        ("queue", 64, "the most texts that may wait; further ones are refused with status 429"),
         ("max-tokens", Limits.max_tokens, "the most tokens of a completion"),
         ("timeout", int(Limits.seconds), "the most seconds that a request may take, its wait included"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
     parser.add_argument(
         "--api-key", metavar="KEY", help=f"the key that requests must have (default: {KEY_VARIABLE}, or none)"
     )
@@ -56,7 +58,7 @@ def make_parser() -> ArgumentParser:
         "--precision",
         choices=list(PRECISIONS),
         default="fp32",
-        help="of the weights; int8 on a CPU only (default: fp32)",
+        help="precision of the weights; int8 works on a CPU only (default: fp32)",
     )
     add_device(parser)
     return parser

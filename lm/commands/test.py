@@ -34,8 +34,8 @@ HELP = """Measure how well a trained model predicts a text: loss, perplexity and
   lm test checkpoints/demo data/demo/valid.bin --per-document --json > documents.jsonl
   lm test checkpoints/demo https://example.org/news.jsonl.gz --text-field body --per-document
 
-A token file must be made by `tokenization encode` with the run's tokenizer. Any other file, folder or URL is a text,
-which is encoded first: anything that `tokenization encode` reads, one document per record of .jsonl or .parquet. The
+A token file must be made by `tokenization encode` with the run's tokenizer. Any other file, folder or URL is text,
+and is encoded first: anything that `tokenization encode` reads, one document per record of .jsonl or .parquet. The
 model computes in float32, whatever it was trained in; --precision rounds its weights first. Bits per byte can be
 compared across tokenizers; loss and perplexity cannot. By default the file is read in adjacent windows that ignore
 documents; --per-document scores each document by itself, as lm-eval does.

@@ -9,7 +9,7 @@ from lm.runs.folder import CONFIG, SHARDS
 from tokenization.commands import ArgumentParser
 from tokenization.files import file_sha256
 
-HELP = """Check that every byte of checkpoints, and of the tokenizer beside them, is as it was saved, by its digest.
+HELP = """Check by their digests that checkpoints, and the tokenizer beside them, are byte for byte as they were saved.
 
   lm verify checkpoints/demo                  every checkpoint of a run
   lm verify checkpoints/demo/best.ckpt        one of them

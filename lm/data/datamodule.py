@@ -129,7 +129,8 @@ class TokenDataModule(LightningDataModule):
         end_id = self.tokenizer.end_of_text_id
         if end_id is None:
             raise InputError(
-                f"{self.tokenizer_path}: has no {END_OF_TEXT}, by which data.windows documents finds them; take random"
+                f"{self.tokenizer_path}: has no {END_OF_TEXT}, by which `data.windows documents` finds documents; take"
+                " random"
             )
         return DocumentStream(file.tokens, end_id, self.context_length, self.seed)
 

@@ -208,12 +208,12 @@ def common_measure(contestants: list[Contestant]) -> str:
                 )
         elif found.tokenizer == reference.tokenizer or not found.bytes or found.bytes != reference.bytes:
             raise InputError(
-                f"{name}: validates on {contestant.config.data.val_path}, which is other text than {base.name}'s"
-                f" {base.config.data.val_path}; losses on other text do not compare"
+                f"{name}: validates on {contestant.config.data.val_path}, which is not {base.name}'s"
+                f" {base.config.data.val_path}; losses on different text cannot be compared"
             )
         elif not (found.whole and reference.whole):
             raise InputError(
-                f"{name}: has another tokenizer than {base.name}; only on the whole validation file do they see the"
+                f"{name}: does not use {base.name}'s tokenizer; only on the whole validation file do they see the"
                 " same text: set --trainer.limit_val_batches 1.0"
             )
         else:

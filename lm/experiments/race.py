@@ -104,7 +104,7 @@ class Race:
                 if was.get(setting) != now.get(setting):
                     raise InputError(
                         f"{self.output}: {name} has run with {setting} {was.get(setting)}, not {now.get(setting)};"
-                        " leave it at that, or choose another --output or another name"
+                        " keep that value, or choose another --output or another name"
                     )
             contestant.set_length(old["steps"])
 
@@ -239,7 +239,7 @@ class Gate:
         if self.strict:
             done, all_runs = len(self.race.entries), len(self.race.runs)
             raise InputError(
-                f"{busy}, beside which seconds do not compare; end them, or add --even-if-busy, which the table will"
+                f"{busy}, so seconds cannot be compared; end them, or add --even-if-busy, which the table will"
                 f" say; {done} of {all_runs} runs have ended and are kept, and the same command resumes"
             )
         warning, self.warned = "" if self.warned else f"{busy}: seconds will be longer than on a quiet machine", True

@@ -135,7 +135,7 @@ class Results:
         for name in sorted(was.keys() | now.keys()):
             if was.get(name) != now.get(name):
                 raise InputError(
-                    f"{folder}: holds a sweep with {name} {was.get(name)}, not {now.get(name)}; leave it at that, or"
+                    f"{folder}: holds a sweep with {name} {was.get(name)}, not {now.get(name)}; keep that value, or"
                     " choose another --output"
                 )
         return cls(folder, parameter, settings, rows)

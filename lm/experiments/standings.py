@@ -116,7 +116,7 @@ class Standings:
     def _on_runs(self) -> Iterator[str]:
         for name, entries in self.entries.items():
             if lost := [entry.seed for entry in entries if entry.diverged]:
-                yield f"{name}: seed {', '.join(map(str, lost))} diverged and is in no mean"
+                yield f"{name}: seed {', '.join(map(str, lost))} diverged and is left out of the means"
         runs = [entry for entries in self.entries.values() for entry in entries]
         crowded = [taken for entry in runs if (taken := max(entry.others_before or 0, entry.others_during or 0)) > MANY]
         budget = self.budget.cpu_seconds
@@ -127,7 +127,7 @@ class Standings:
                 f" {max(crowded):.1f} cores: seconds are longer than on a quiet machine; {effect}"
             )
         if again := sum(entry.starts > 1 for entry in runs):
-            yield f"{again} of {len(runs)} runs were interrupted: their seconds hold every start"
+            yield f"{again} of {len(runs)} runs were interrupted: their seconds include every start"
         for what in ("machine", "code"):
             if len(found := sorted({getattr(entry, what) for entry in runs})) > 1:
                 yield f"the runs are of different {what}: {'; '.join(found)}"

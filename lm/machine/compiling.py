@@ -46,7 +46,7 @@ def why_not_compiled(device_type: str) -> str:
     """
     numbers = torch.arange(64 * 64, device=device_type) % 251  # bfloat16 holds them exactly
     inputs = [x.view(64, 64).bfloat16() for x in (numbers, -numbers)]
-    announce("checking torch.compile: some 20 s the first time, then a few")
+    announce("checking torch.compile: some 20 s the first time, a few s after that")
     try:
         with quiet():
             found = torch.compile(two_transposes, backend=compile_graph, dynamic=False)(*inputs)
@@ -71,7 +71,7 @@ def compiler_version() -> str:
 
 def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
     """Compiles a graph by Inductor, for torch.compile(backend=...); if that fails, says so and returns the graph."""
-    announce("compiling the model: some 30 s for a new shape, then a few")
+    announce("compiling the model: some 30 s for a new shape, a few s after that")
     start = time.monotonic()
     try:
         with quiet():
@@ -79,7 +79,7 @@ def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
         announce(f"compiled in {format_duration(time.monotonic() - start)}")
         return compiled
     except Exception as error:
-        warn(f"torch.compile does not work for this model ({in_a_line(error)}); training goes on without")
+        warn(f"torch.compile does not work for this model ({in_a_line(error)}); training goes on without it")
         return graph
 
 

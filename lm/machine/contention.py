@@ -49,7 +49,7 @@ class OtherPrograms:
         if not self.in_the_way:
             return "other programs no longer slow this run down"
         cores = available_cores()
-        remedy = "" if "GOMP_SPINCOUNT" in os.environ else "; restarted beside them, it would lose less"
+        remedy = "" if "GOMP_SPINCOUNT" in os.environ else "; stopped and resumed now, it would lose less"
         return f"other programs take {self.taken:.1f} of {cores} cores and slow this run down{remedy}"
 
 

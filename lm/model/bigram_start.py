@@ -25,9 +25,9 @@ ROUNDS = 2  # of the subspace iteration
 def check_bigram_start(model: TransformerLM, zero_outputs: bool, head_factor: float) -> None:
     """Raises ValueError for a model that cannot start as a table of bigrams."""
     if not zero_outputs:
-        raise ValueError("bigram_init is True, which the first output of the blocks would blur; set zero_init")
+        raise ValueError("bigram_init is True, and the blocks' first outputs would blur its table; set zero_init")
     if head_factor != 1:
-        raise ValueError(f"bigram_init is True, which makes its own head; leave head_init out, not {head_factor}")
+        raise ValueError(f"bigram_init is True, which makes its own head; leave head_init out, which is {head_factor}")
     if model.settings["tie_embeddings"]:
         raise ValueError("bigram_init is True, which needs a head of its own; tie_embeddings makes it the embedding")
     if model.settings["d_model"] < 3:

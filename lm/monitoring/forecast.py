@@ -123,7 +123,7 @@ def read_losses(folder: Path) -> Losses:
     try:
         return _losses(read_config(folder), {tag: (curve.steps, curve.values) for tag, curve in curves.items()})
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
-        raise InputError(f"{folder}: its settings or curves are not those of a run that can be foretold") from None
+        raise InputError(f"{folder}: its settings or curves do not allow a forecast") from None
 
 
 def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[float]]]) -> Losses:

@@ -158,7 +158,7 @@ def load_model(path: str | os.PathLike[str], finite: bool = True) -> Transformer
         name.removeprefix(prefix): value for name, value in checkpoint["state_dict"].items() if name.startswith(prefix)
     }
     if not _fits(settings, weights):
-        raise InputError(f"{path}: holds weights of another model than its settings describe")
+        raise InputError(f"{path}: its weights are not those of the model that its settings describe")
     model = TransformerLM(**settings)
     model.load_state_dict(weights)
     return model

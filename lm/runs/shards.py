@@ -177,7 +177,7 @@ class Shards:
             name: (len(rows_of(shape[0], index, len(self.digests))), *shape[1:]) for name, shape in self.shapes.items()
         }
         if not isinstance(rows, dict) or {name: tuple(row.shape) for name, row in named_tensors(rows)} != shapes:
-            raise InputError(f"{path}: holds other rows than {self.checkpoint} says; {REMEDY}")
+            raise InputError(f"{path}: does not hold the rows that {self.checkpoint} names; {REMEDY}")
         return rows
 
     def verify(self) -> None:

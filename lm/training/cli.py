@@ -211,7 +211,7 @@ class RunCLI(SettingsCLI):
         if time_is_up(trainer):
             raise InputError(f"trainer.max_time is {settings.max_time}, too short for any step")
         if isinstance(trainer.strategy, FSDPStrategy):
-            raise InputError("trainer.strategy FSDPStrategy: is FSDP's first version; fsdp is the second")
+            raise InputError("trainer.strategy FSDPStrategy: is FSDP's first version; take fsdp, which is the second")
         return trainer
 
     def announce(self, news: list[str], resume: Resume) -> None:

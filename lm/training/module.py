@@ -51,12 +51,12 @@ class LanguageModel(LightningModule):
         compile: use torch.compile; auto does if the run is long enough to pay for it.
         recompute_activations: recompute each block's activations in the backward pass: less memory, more time.
         z_loss: weight of the penalty on the softmax's normalizer; validation reports the cross-entropy alone.
-        optimizer: adamw for all weights; or muon, or normuon, which evens out its rows, for the layers' matrices and
-            AdamW for the rest.
+        optimizer: adamw for all weights; or muon for the layers' matrices and AdamW for the rest; normuon also
+            divides each row of a step by its running root mean square.
         muon_rate: Muon's learning rate, as a multiple of learning_rate.
         embedding_rate: the embedding's learning rate, as a multiple of learning_rate.
-        head_rate: lm_head's learning rate, likewise.
-        gain_rate: the learning rate of the norms' gains, likewise.
+        head_rate: lm_head's learning rate, as a multiple of learning_rate.
+        gain_rate: the learning rate of the norms' gains, as a multiple of learning_rate.
         muon_iteration: how Muon orthogonalizes; five steps of jordan's or of polar-express's coefficients.
         cautious_decay: Muon's weight decay acts only where the step, too, pulls a number towards 0.
         dropout: share of the numbers that embedding, attention and feed-forward networks add to the residual stream

@@ -213,8 +213,8 @@ def test_files_that_do_not_fit_are_refused(settings, token_data, tmp_path, small
         ({"train_path": str(tmp_path / "odd.bin")}, r"odd.bin: \d+ bytes are not a whole number of uint16 ids"),
         ({"train_path": str(tmp_path / "cut.bin")}, r"cut.bin: holds \d+ tokens, but cut.bin.json says"),
         ({"train_path": str(tmp_path / "changed.bin")}, r"changed.bin: has changed since it was made"),
-        ({"val_path": str(tmp_path / "other.bin")}, r"other.bin: was encoded by another tokenizer than .*tok; encode"),
-        ({"tokenizer": str(tmp_path / "other")}, r"train.bin: was encoded by another tokenizer than .*other; encode"),
+        ({"val_path": str(tmp_path / "other.bin")}, r"other.bin: was encoded by another tokenizer, not .*tok; encode"),
+        ({"tokenizer": str(tmp_path / "other")}, r"train.bin: was encoded by another tokenizer, not .*other; encode"),
         ({"tokenizer": str(tmp_path / "none")}, r"none: no such tokenizer folder; make it with"),
         (
             {"val_path": str(tmp_path / "short.bin"), "context_length": short},

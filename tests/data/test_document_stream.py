@@ -151,7 +151,9 @@ def test_what_cannot_be_read_by_documents_is_refused(token_data, tmp_path):
     (tmp_path / "text.txt").write_text("no end\n" * 30)
     plain.encode_files([tmp_path / "text.txt"], tmp_path / "text.bin", num_processes=1)
     paths = {name: str(tmp_path / "text.bin") for name in ("train_path", "val_path")}
-    with pytest.raises(InputError, match=r"tok: has no <\|endoftext\|>, by which data.windows documents finds them"):
+    with pytest.raises(
+        InputError, match=r"tok: has no <\|endoftext\|>, by which `data.windows documents` finds documents"
+    ):
         module(token_data, **paths, tokenizer=str(tmp_path / "tok")).setup("fit")
 
 

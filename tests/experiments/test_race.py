@@ -231,7 +231,7 @@ def test_a_busy_machine(lm, arguments, race, tmp_path, monkeypatch):
     seconds = [word for word in arguments if not word.startswith("--steps")]
     result = lm("race", *seconds, "--output", tmp_path / "out")
     assert (result.code, len(result.err.splitlines())) == (2, 1)
-    assert "beside which seconds do not compare" in result.err
+    assert "so seconds cannot be compared" in result.err
     assert "0 of 6 runs have ended" in result.err
     for words in ([*seconds, "--even-if-busy"], arguments):
         result = lm("race", *words, "--output", tmp_path / words[-1].strip("-"))
@@ -290,7 +290,11 @@ def test_what_other_tokenizers_are_compared_by(arguments, token_data, small, tmp
         return common_measure(read_contestants([config], [variant], words, Budget(steps=6)))
 
     assert measure("valid.bin", "1.0") == BITS
-    for valid, limit, message in (("valid.bin", "5", "has another tokenizer"), ("other.bin", "1.0", "is other text")):
+    refused = (
+        ("valid.bin", "5", "does not use .*'s tokenizer"),
+        ("other.bin", "1.0", "different text cannot be compared"),
+    )
+    for valid, limit, message in refused:
         with pytest.raises(Exception, match=message):
             measure(valid, limit)
     same = read_contestants([config], ["a: --model.num_layers 1"], shared, Budget(steps=6))

@@ -246,7 +246,7 @@ def test_which_runs_are_earlier_ones(whole_run, tmp_path):
     assert len(list(earlier_runs(own, run))) == 3
     beside = made("beside")  # a run beside races reads them, and they it
     assert (len(list(earlier_runs(beside, run))), len(list(earlier_runs(own, run)))) == (4, 4)
-    with pytest.raises(InputError, match="not those of a run that can be foretold"):
+    with pytest.raises(InputError, match="do not allow a forecast"):
         read_losses(tmp_path / "race/a/averaged")
 
 

@@ -189,7 +189,9 @@ SIZES = {"num_layers": 10**9, "context_length": 10**12, "d_model": 10**6, "vocab
 def test_a_strangers_settings_take_no_memory(name, tmp_path):
     checkpoint = make_checkpoint(hyper_parameters=SETTINGS | {name: SIZES[name]})
     (tmp_path / "evil.ckpt").write_bytes(sign(archive(checkpoint)))
-    with pytest.raises(InputError, match=r"evil.ckpt: holds weights of another model than its settings describe"):
+    with pytest.raises(
+        InputError, match=r"evil.ckpt: its weights are not those of the model that its settings describe"
+    ):
         load_model(tmp_path / "evil.ckpt")
     checkpoint["hyper_parameters"][name] = laughs()
     (tmp_path / "evil.ckpt").write_bytes(sign(archive(checkpoint)))

@@ -138,7 +138,7 @@ HOSTILE = {  # what a stranger's checkpoint may say of its shards
     "no shards": ({}, {}, "does not describe its shards"),
     "sizes that no file holds": (None, {"state_dict.model.lm_head.weight": [1 << 50, 12]}, "does not describe"),
     "sizes that are none": (None, {"state_dict.model.lm_head.weight": ["many"]}, "does not describe"),
-    "other tensors": (None, {"state_dict.model.another": [3]}, "holds other rows than"),
+    "other tensors": (None, {"state_dict.model.another": [3]}, "does not hold the rows that"),
 }
 
 
@@ -159,7 +159,7 @@ def test_a_shard_runs_no_code(run, tmp_path):
     (run / next(iter(digests))).write_bytes(archive({"x": Calls(os.mkdir, str(tmp_path / "evil"))}))
     digests[next(iter(digests))] = shards.hashlib.sha256((run / next(iter(digests))).read_bytes()).hexdigest()
     save_checkpoint(state, run / "last.ckpt", digests)
-    with pytest.raises(InputError, match=r"0-of-3.pt: holds other rows than"):
+    with pytest.raises(InputError, match=r"0-of-3.pt: does not hold the rows that"):
         load_checkpoint(run / "last.ckpt")
     assert not (tmp_path / "evil").exists()
 
@@ -276,7 +276,7 @@ def test_what_cannot_be_consolidated(run, lm, small, tmp_path):
         ((tmp_path / "nowhere",), "nowhere: no such checkpoint"),
         ((run / "last.ckpt", "--output", tmp_path / "there"), "there: exists already"),
         ((run / "last.ckpt", "--output", run / "last.ckpt"), "last.ckpt: exists already"),
-        ((run / "last.ckpt", "--output", tmp_path / "other/it.ckpt"), "tokenizer: is another tokenizer than the run's"),
+        ((run / "last.ckpt", "--output", tmp_path / "other/it.ckpt"), "tokenizer: is not the run's tokenizer"),
     ):
         result = lm("consolidate", *arguments)
         assert (result.code, result.out) == (2, "")

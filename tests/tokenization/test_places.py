@@ -176,7 +176,7 @@ def test_folders_and_patterns(memory, monkeypatch):
     texts = TextFiles([memory])
     assert list(map(str, texts.files)) == [f"memory:///box/{name}" for name in ("deep/a.md", *sorted(FILES))]
     assert texts.summary() == (
-        "reading 5 files; passing over 1 (about the other files; name it to have it read): README.md, and 1 (no .txt,"
+        "reading 5 files; skipping 1 (about the other files; name it to have it read): README.md, and 1 (no .txt,"
         " .md, .jsonl, .ndjson, .parquet; name a file to have it read): t.csv"
     )
     found = TextFiles([f"{memory}/*.jsonl*", f"{memory}/t.csv"]).files

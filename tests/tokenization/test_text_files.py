@@ -89,7 +89,7 @@ def test_a_file_with_two_names_is_two_documents_and_that_is_said(folder, small):
         "a.txt",
     ]
     assert not texts.passed_over
-    assert texts.summary() == "reading 7 files, 3 under another name once more: hard.txt, soft.txt, a.txt"
+    assert texts.summary() == "reading 7 files, 3 once more under another name: hard.txt, soft.txt, a.txt"
     assert small.encode_files(["texts"], "t.bin", num_processes=1).description.documents == 6
 
 
@@ -106,7 +106,7 @@ def test_what_is_passed_over_is_said_with_the_reason(folder):
     assert [file.name for file in texts.files] == ["a.txt", "b.TXT", "d.txt", "merges.txt", "c.Txt.GZ"]
     assert texts.files[3].parent.name == "own"  # which is no tokenizer's
     assert texts.summary() == (
-        "reading 5 files; passing over 1 (about the other files; name it to have it read): README.md, and 7 (no .txt,"
+        "reading 5 files; skipping 1 (about the other files; name it to have it read): README.md, and 7 (no .txt,"
         " .md, .jsonl, .ndjson, .parquet; name a file to have it read): c.rst, d.csv, e.txt.lz4, f.rst, g.RST, noname,"
         " vocab.json, and 2 (not a file): gone.txt, pipe.txt, and 1 (part of a tokenizer): merges.txt"
     )

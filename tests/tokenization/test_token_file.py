@@ -194,7 +194,7 @@ class FullDisk(io.FileIO):
         (lambda path: describe(path, dtype="uint32"), "holds 2 tokens, but"),
         (lambda path: describe(path, dtype="int16"), "dtype is 'int16', not uint16 or uint32"),
         (lambda path: path.write_bytes(path.read_bytes()[:-2] + b"\5\0"), r"has changed since it was made"),
-        (lambda path: describe(path, data_sha256="0" * 64), r"has changed .* says the digest in t\.bin\.json"),
+        (lambda path: describe(path, data_sha256="0" * 64), r"has changed .* by the digest in t\.bin\.json"),
         (lambda path: describe(path, tokens=None), "is not the description of a token file"),
         (lambda path: describe(path, tokens=4.0), "is not the description of a token file"),
         (lambda path: describe(path, vocab_size="300"), "is not the description of a token file"),

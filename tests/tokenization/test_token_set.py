@@ -167,10 +167,10 @@ DAMAGE = {
     "cut": (lambda f: (f / "c.bin").write_bytes(bytes(22)), r"c\.bin: holds 11 tokens, but c\.bin\.json says 12"),
     "undescribed": (lambda f: (f / "b.bin.json").unlink(), r"b\.bin\.json: cannot be read"),
     "one too many": (lambda f: write(f / "f.bin", IDS), r"holds f\.bin, which index\.json does not list"),
-    "another file": (replace_shard, r"b\.bin: is another file than index\.json lists \(digest "),
+    "another file": (replace_shard, r"b\.bin: is not the file that index\.json lists \(digest "),
     "another tokenizer": (
         lambda f: replace_shard(f, tokenizer="b"),
-        r"b\.bin: was encoded by another tokenizer than the set",
+        r"b\.bin: was encoded by another tokenizer, not that of the set",
     ),
     "another vocabulary": (
         lambda f: replace_shard(f, vocab_size=400),
@@ -253,7 +253,7 @@ def test_token_files_are_indexed_by_name(folder, capsys, monkeypatch):
         (lambda f: (f / "b.bin.json").unlink(), r"b\.bin\.json: cannot be read"),
         (lambda f: (f / "b.bin").unlink(), r"b\.bin: is missing, though b\.bin\.json is there"),
         (lambda f: (f / "b.bin").write_bytes(b"\1\1"), r"b\.bin: has changed since it was made"),
-        (lambda f: replace_shard(f, tokenizer="b"), r"b\.bin: was encoded by another tokenizer than a\.bin"),
+        (lambda f: replace_shard(f, tokenizer="b"), r"b\.bin: was encoded by another tokenizer, not that of a\.bin"),
         (of_another_dtype, r"b\.bin: vocab_size is 70000, and that of a\.bin 300"),
         (lambda f: ((f / INDEX).unlink(), (f / "plan.json").touch()), "is not the plan of an interrupted encoding"),
     ],

@@ -218,7 +218,7 @@ def test_folders_say_what_is_read_and_what_is_not(capsys):
     for name in ("a.txt", "b.TXT", "c.rst", "d.csv"):
         Path(f"texts/{name}").write_text("the cat and the rain " * 5)
     reading = (
-        "reading 2 files; passing over 2 (no .txt, .md, .jsonl, .ndjson, .parquet; name a file to have it read): c.rst,"
+        "reading 2 files; skipping 2 (no .txt, .md, .jsonl, .ndjson, .parquet; name a file to have it read): c.rst,"
         " d.csv\n"
     )
     for arguments in ("train texts --vocab-size 260 --output t", "encode texts --tokenizer tok --output t.bin"):
@@ -243,7 +243,7 @@ def test_the_files_of_another_program_are_not_taken_for_a_tokenizer(capsys):
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
         (OSError("libllvmlite.so: failed to map segment"), "libllvmlite.so: failed to map segment"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x/y"), "x/y: No such file or directory"),
-        (MemoryError(), "the memory does not suffice; raise its limit, or use fewer --processes"),
+        (MemoryError(), "there is not enough memory; raise its limit, or use fewer --processes"),
     ],
 )
 def test_what_the_system_refuses_is_not_laid_at_another_door(monkeypatch, capsys, error, line):
@@ -287,13 +287,13 @@ BAD_INPUT = {
     "encode text.txt --tokenizer tok --output text.txt": r"text\.txt: is one of the inputs; choose another output",
     "encode text.txt --tokenizer tok --output latin.txt": r"latin\.txt: exists, and is not a token file",
     "encode text.txt --tokenizer tok --output tok/vocab": r"tok/vocab\.json: is one of the inputs",
-    "encode . --tokenizer tok --output new.txt": r"new\.txt: would be read as text of \. from then on",
+    "encode . --tokenizer tok --output new.txt": r"new\.txt: would from then on be read as text of \.",
     "export tok --output text.txt": r"text\.txt: exists, and is not a tokenizer\.json",
     "export tok --output tok/vocab.json": r"tok/vocab\.json: is one of the inputs",
     "import tok/vocab.json --output tok --overwrite": r"tok/vocab\.json: is one of the inputs",
     "decode none.bin --tokenizer tok": r"none\.bin: no such token file",
     "decode text.txt --tokenizer tok": r"text\.txt\.json: cannot be read",
-    "decode text.bin --tokenizer other": r"text\.bin: was encoded by another tokenizer than other",
+    "decode text.bin --tokenizer other": r"text\.bin: was encoded by another tokenizer, not other",
     "decode odd.bin --tokenizer tok": r"odd\.bin: \d+ bytes are not a whole number",
     "decode high.bin --tokenizer tok": "token id 65535 lies outside its vocabulary of 300 tokens",
     "decode changed.bin --tokenizer tok": r"changed\.bin: has changed since it was made",

@@ -499,7 +499,7 @@ def test_from_files_refuses_merges_that_do_not_make_the_vocabulary(gpt2_files, s
         Tokenizer.from_files(gpt2_files / "vocab.json", merges)
     merges.write_text("\n".join(lines[:-1]))
     with pytest.raises(
-        InputError, match=r"1 token of vocab\.json is made by no merge .*: merges\.txt is cut, or a special"
+        InputError, match=r"1 token of vocab\.json is made by no merge .*: merges\.txt is truncated, or a special"
     ):
         Tokenizer.from_files(gpt2_files / "vocab.json", merges, [END_OF_TEXT])
 

@@ -22,7 +22,7 @@ TITLES = {  # of findings: what it says of a document
     "duplicate": "the same as an earlier document",
     "near_duplicate": "nearly the same as an earlier one",
     "whole_in_training": "whole in training",
-    "near_training": "nearly the same as one of training",
+    "near_training": "nearly the same as one in training",
     "part_in_training": "a long part in training",
     "repetitive": "very repetitive",
     "incompressible": "hardly compressible",

@@ -12,7 +12,7 @@ SIGNS = {  # name: a character class, and what it is
     "control": (r"\x01-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f", "control characters"),
     "separator": (r"\v\f\x1c-\x1e\x85\u2028\u2029", "line separators other than \\n"),
     "replacement": ("\ufffd", "U+FFFD, where a decoder failed"),
-    "mark": ("\ufeff", "U+FEFF, a byte order mark inside"),
+    "mark": ("\ufeff", "U+FEFF, a byte order mark within the text"),
 }
 _EACH = {name: re.compile(f"[{characters}]") for name, (characters, _) in SIGNS.items()}
 _ANY = re.compile(f"[{''.join(characters for characters, _ in SIGNS.values())}]")

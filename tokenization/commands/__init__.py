@@ -65,8 +65,8 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="how many to run in parallel (default: one per core; in a task on Ray: one); the result does not depend on"
-        " it",
+        help="the number of processes or threads (default: one per core; in a task on Ray: one); the result does not"
+        " depend on it",
     )
     add_text_options(parser)
 
@@ -110,7 +110,7 @@ def reporting(work: "Work", what: str) -> Iterator[None]:
     if work.done:
         print(f"resuming: {len(work.done):,} of {total:,} {what} are done", flush=True)
     if work.outdated:
-        print(f"{what} of other inputs or settings, made anew: {len(work.outdated):,}", flush=True)
+        print(f"{what} of other inputs or settings, made again: {len(work.outdated):,}", flush=True)
     try:
         yield
     except KeyboardInterrupt:
@@ -149,7 +149,7 @@ def read_pattern(argument: str) -> str:
     if re.fullmatch(r"\w[\w.-]*|", argument):
         raise InputError(
             f"--pattern {argument!r}: no such pattern; there are {', '.join(PATTERNS)}, and regular expressions"
-            f" (put one that is a plain word in brackets: '({argument})')"
+            f" (put one that is a plain word in parentheses: '({argument})')"
         )
     return argument
 

@@ -22,8 +22,8 @@ content tells the format: a .npy of one dimension, a .bin with the header of llm
   tokenization adopt ids.npy --tokenizer data/tokenizer --output data/train.bin
   tokenization adopt train.bin --vocab-size 50257 --separator-id 50256 --output data/train.bin
 
-`tokenization import` makes the tokenizer of GPT-2's or another vocabulary. `lm` needs it: a file that was adopted with
-a --vocab-size alone is for other programs that read our format. `tokenization index` makes one set of many files.
+`tokenization import` makes the folder of GPT-2's or another tokenizer, which `lm` needs: a file that was adopted with
+--vocab-size alone is for other programs that read our format. `tokenization index` makes one set of many files.
 """
 
 

@@ -40,7 +40,9 @@ def make_parser() -> ArgumentParser:
     """Returns the parser of this command."""
     parser = command_parser("check", HELP)
     parser.add_argument("train", nargs="+", metavar="TRAIN", help=f"text to train on: {TEXT_HELP}")
-    parser.add_argument("--valid", nargs="+", default=[], metavar="VALID", help="text to validate on, likewise")
+    parser.add_argument(
+        "--valid", nargs="+", default=[], metavar="VALID", help="text to validate on, in the same forms"
+    )
     parser.add_argument(
         "--span",
         type=int,
@@ -63,7 +65,11 @@ def make_parser() -> ArgumentParser:
         help="the largest share of documents that a finding may cover with exit code 0 (default: %(default)s)",
     )
     parser.add_argument(
-        "--examples", type=int, default=EXAMPLES, metavar="N", help="how many to show of each (default: %(default)s)"
+        "--examples",
+        type=int,
+        default=EXAMPLES,
+        metavar="N",
+        help="how many to show for each finding (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the findings as JSON, too; - prints JSON and no table")
     add_reading_options(parser)
@@ -101,7 +107,9 @@ def check(args: argparse.Namespace, texts: TextFiles) -> None:
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: must be at least {least}")
     if not 0.5 <= args.similarity <= 1:
-        raise InputError(f"--similarity {args.similarity}: must be from 0.5 to 1; less is found by chance alone")
+        raise InputError(
+            f"--similarity {args.similarity}: must be from 0.5 to 1; below that, documents agree by chance"
+        )
     if not 0 <= args.tolerate <= 1:
         raise InputError(f"--tolerate {args.tolerate}: is a share, from 0 to 1")
     if args.json in (None, "-"):
@@ -109,7 +117,7 @@ def check(args: argparse.Namespace, texts: TextFiles) -> None:
     path, inputs = Path(args.json), [*args.train, *args.valid]
     check_file(path, texts.files, "a report of this command", is_report)
     if (reader := reads(inputs, path)) is not None:
-        raise InputError(f"{path}: would be read as text of {reader} from then on; choose another place or name")
+        raise InputError(f"{path}: would from then on be read as text of {reader}; choose another place or name")
 
 
 def is_report(path: Path) -> bool:

@@ -110,7 +110,7 @@ def check(args: argparse.Namespace) -> None:
     if args.plot:
         check_file(args.plot, [*args.tokenizers, *TextFiles(args.text).files], "a plot of ours", is_plot)
         if (name := reads(args.text, args.plot)) is not None:
-            raise InputError(f"{args.plot}: would be read as text of {name} from then on; choose another place or name")
+            raise InputError(f"{args.plot}: would from then on be read as text of {name}; choose another place or name")
 
 
 def read_sample(name: str, args: argparse.Namespace) -> Sample:

@@ -43,7 +43,7 @@ the same command continues with the next shard.
   tokenization encode crawl/ --text-field body --tokenizer data/tokenizer --output data/train.bin
   tokenization encode crawl/*.jsonl.zst --tokenizer data/tokenizer --output data/crawl.tokens/ --shard-size 500MB
 
-Several machines that share a disk encode one set with --engine ray, or each a part of it; docs/machines.md tells more:
+Several machines that share a disk encode one set with --engine ray, or each a part of it; see docs/machines.md:
 
   tokenization encode ... --output shared/crawl.tokens/ --part 0/8        and so on to 7/8, and then
   tokenization index shared/crawl.tokens
@@ -65,7 +65,7 @@ def make_parser() -> ArgumentParser:
         "--shard-size",
         type=size_in_bytes,
         metavar="SIZE",
-        help="how much of the input files, by their size on the disk, makes a shard of a token set (default: 1GB)",
+        help="put about this much input into each shard of a token set, by its size on the disk (default: 1GB)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a token file or token set of this name")
     add_reading_options(parser)
@@ -139,9 +139,9 @@ def check_set_output(args: Namespace, texts: TextFiles) -> None:
     """Raises InputError where the folder cannot be written, or its files would be read as text next time."""
     check_folder(Path(args.output))
     if args.overwrite and args.part is not None:
-        raise InputError(f"--overwrite: not with --part, of which several run at once; delete {args.output} first")
+        raise InputError(f"--overwrite: not with --part, because several parts run at once; delete {args.output} first")
     if (name := reads(args.text, Path(args.output, "00000.bin"))) is not None:
-        raise InputError(f"{args.output}: would be read as text of {name} from then on; choose another place or name")
+        raise InputError(f"{args.output}: would from then on be read as text of {name}; choose another place or name")
 
 
 def check_output(args: Namespace, texts: TextFiles) -> None:
@@ -150,9 +150,11 @@ def check_output(args: Namespace, texts: TextFiles) -> None:
     given = {"shard-size": args.shard_size, "part": args.part is not None, "engine": args.engine != "threads"}
     for option, value in given.items():
         if value:
-            raise InputError(f"--{option}: is for a token set; {output} is one file, and a set {output.stem}.tokens/")
+            raise InputError(
+                f"--{option}: is for a token set; {output} is one file, {output.stem}.tokens/ would be a set"
+            )
     for file in (output, description_path(output), digests_path(output)):
         inputs = [*texts.files, args.tokenizer]
         check_file(file, inputs, "a token file", lambda _: is_token_file(output), args.overwrite)
         if (name := reads(args.text, file)) is not None:
-            raise InputError(f"{file}: would be read as text of {name} from then on; choose another place or name")
+            raise InputError(f"{file}: would from then on be read as text of {name}; choose another place or name")

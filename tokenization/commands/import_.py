@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
     tokenizer.save(args.output)
     print(f"{len(tokenizer.vocab):,} tokens, {len(tokenizer.merges):,} merges -> {args.output}")
     if not is_verified(args.source):
-        print(f"{args.source} has no digest, so nothing shows whether it is as it was published")
+        print(f"{args.source} has no digest, so nothing shows whether it has changed since it was published")
 
 
 def read_source(source: str, pattern: str | None) -> Tokenizer:

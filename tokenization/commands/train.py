@@ -32,7 +32,7 @@ HELP = """Learn a byte-level BPE vocabulary from text and write it as a folder w
   tokenization train data/tinystories-train.txt.gz --vocab-size 10000 --output data/tokenizer
   tokenization train 'crawl/*.jsonl.zst' --text-field body --vocab-size 32000 --output data/tokenizer
 
-Several machines count the files of one text together if they share the folder --work; docs/machines.md tells more:
+Several machines count the files of one text together if they share the folder --work; see docs/machines.md:
 
   tokenization train ... --work shared/counts --engine ray
   tokenization train ... --work shared/counts --part 0/8        and so on to 7/8, and then the same without --part
@@ -61,7 +61,7 @@ def make_parser() -> ArgumentParser:
         "--pattern",
         default="gpt2",
         help="how text is split before merging: gpt2, cl100k, o200k, or a regular expression; what lies between its"
-        " matches is kept as well. A plain word must be in brackets: (word) (default: gpt2)",
+        " matches is kept as well. A plain word must be in parentheses: (word) (default: gpt2)",
     )
     parser.add_argument(
         "--ties",
@@ -76,14 +76,14 @@ def make_parser() -> ArgumentParser:
         "--work",
         type=output_path,
         metavar="DIR",
-        help="count the files in groups, each into a file of this folder, from which an interrupted command continues,"
-        " and another vocabulary is learnt without counting",
+        help="count the files in groups, and keep the counts in this folder: an interrupted command continues from"
+        " them, and another --vocab-size needs no counting",
     )
     parser.add_argument(
         "--group-size",
         type=size_in_bytes,
         metavar="SIZE",
-        help="how much of the input files, by their size on the disk, makes a group (default: 1GB)",
+        help="put about this much input into each group, by its size on the disk (default: 1GB)",
     )
     add_reading_options(parser)
     add_scaling_options(parser)

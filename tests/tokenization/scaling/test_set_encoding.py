@@ -327,11 +327,11 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         Interruption(patch, 2)
         assert run(line) == 130
-    assert "shards of other inputs or settings, made anew: 1" in capsys.readouterr().out
+    assert "shards of other inputs or settings, made again: 1" in capsys.readouterr().out
     assert run(line) == 0
     out = capsys.readouterr().out
     assert "resuming: 2 of 3 shards are done" in out
-    assert "made anew" not in out
+    assert "made again" not in out
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
         ("0.txt --output 0.txt/deeper/", "cannot be written"),
         ("0.txt --output foreign.tokens", "foreign.tokens/plan.json: is not the plan"),
         ("0.txt --output evil.tokens", "evil.tokens/plan.json: is not the plan"),
-        ("0.txt x*/* --output x.tokens", "would be read as text of x*/*"),
+        ("0.txt x*/* --output x.tokens", "would from then on be read as text of x*/*"),
         ("0.txt --output x.tokens --text-field body", "--text-field body: there are fields in"),
         ("bad.txt --output x.tokens", "bad.txt: not UTF-8 at byte 0"),
         ("none.txt --output x.tokens", "none.txt: no such file"),
@@ -469,5 +469,5 @@ def test_a_reader_of_the_old_set_never_takes_a_shard_of_the_new_one(replace, pat
     paths[1].write_text("another text")
     assert replace(2) == 0
     assert reader.tokens[:3].tolist() == first
-    with pytest.raises(InputError, match=r"00001\.bin: is another file than index\.json lists"):
+    with pytest.raises(InputError, match=r"00001\.bin: is not the file that index\.json lists"):
         reader.tokens[-1]
