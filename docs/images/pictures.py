@@ -68,17 +68,18 @@ def ablations() -> None:
     labels = {"xlabel": "optimizer steps", "ylabel": LOSS}
     shifts = {"silu": 15, "base": 5, "post-norm": -5, "no-norm": -14}
     with picture(
-        "ablations", "Leaving out positions costs most; no-norm-slow has a tenth of the rate", **labels
+        "ablations", "Of the parts, positions matter most (no-norm-slow has a tenth of the rate)", **labels
     ) as axes:
         for place, row in enumerate(rows):
             draw_line(axes, place, row[0], steps, list(map(number, row[3:])), shifts.get(row[0], 0))
+        axes.set_ylim(bottom=2.8)
 
 
 def batch_sizes() -> None:
     header, *rows = read_table("experiments.md", "| windows a batch |")
     rates = [cell.removeprefix("loss at ") for cell in header[2:6]]
     labels = {"xlabel": "windows in a batch", "ylabel": LOSS}
-    with picture("batch-sizes", "At equal tokens, small batches win, at each one's best rate", **labels) as axes:
+    with picture("batch-sizes", "With equal tokens, each at its best rate, small batches win", **labels) as axes:
         best = []
         for row in rows:
             for rate, cell in zip(rates, row[2:6], strict=True):
@@ -130,7 +131,7 @@ def options() -> None:
 
 def fast() -> None:
     _, *rows = read_table("experiments.md", "| configuration | parameters | steps |")
-    title = "A smaller model and Muon: more tokens, the lower loss"
+    title = "A smaller model, with Muon, sees more tokens in less time and ends lower"
     with picture("fast", title, xlabel="millions of tokens", ylabel=LOSS) as axes:
         for place, name in enumerate(("adamw", "narrower, with Muon")):
             row = next(row for row in rows if row[0] == name)

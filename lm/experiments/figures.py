@@ -160,7 +160,7 @@ OTHERS = {
     BITS: Quantity("Validation and baselines", "bits per byte"),
     "val/gap": Quantity("Gap to training", "nats per token"),
     "lr": Quantity("Learning rate", "dimensionless"),
-    "train/gradient_norm": Quantity("Gradient norm before clipping", "l2 norm"),
+    "train/gradient_norm": Quantity("Gradient before clipping", "l2 norm"),
     "train/tokens_per_second": Quantity("Speed", "tokens per second"),
     "train/mfu": Quantity("MFU", "% of peak FLOP/s", 100),
     "train/peak_memory_gb": Quantity("Peak memory", "GB"),
@@ -214,7 +214,7 @@ def _draw_on(axes: "Axes", tag: str, quantity: Quantity, unit: str, runs: list[d
         bounds += [(bits, bits) for bits in _draw_baselines(axes, runs)]
     if bounds and tag in (*LOSSES, BITS):  # curves that diverge leave the picture
         low, high = min(low for low, _ in bounds), max(first for _, first in bounds)
-        axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
+        axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + (0.1 if tag == BITS else 0.05) * (high - low) + 0.01)
     axes.set(xlabel=AXES[unit], ylabel=quantity.unit)
     if unit == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -223,13 +223,21 @@ def _draw_on(axes: "Axes", tag: str, quantity: Quantity, unit: str, runs: list[d
 
 
 def _draw_baselines(axes: "Axes", runs: list[dict[str, Curve]]) -> list[float]:
-    """Draws a dotted line, with its name, for each baseline that a run's model had to beat; returns where they are."""
-    lines = {(tag, curve.values[-1]) for curves in runs for tag, curve in curves.items() if tag.startswith(BASELINES)}
-    for tag, bits in sorted(lines):
+    """Draws a dotted line, with its name, for each baseline that a run's model had to beat; returns where they are.
+
+    Lines that are close together share one label.
+    """
+    lines = {(curve.values[-1], tag) for curves in runs for tag, curve in curves.items() if tag.startswith(BASELINES)}
+    labels: list[tuple[float, dict[str, None]]] = []
+    for bits, tag in sorted(lines, reverse=True):
         axes.axhline(bits, color=INK, linestyle=":", linewidth=1, alpha=0.6)
-        name = axes.text(1, bits, tag.removeprefix(BASELINES), fontsize=7, ha="right", va="bottom", clip_on=True)
-        name.set_transform(axes.get_yaxis_transform())
-    return [bits for _, bits in lines]
+        if not labels or labels[-1][0] - bits > 0.08 * (max(lines)[0] - min(lines)[0]):
+            labels.append((bits, {}))
+        labels[-1][1][tag.removeprefix(BASELINES)] = None
+    for bits, names in labels:
+        label = axes.text(1, bits, ", ".join(names), fontsize=7, ha="right", va="bottom", clip_on=True)
+        label.set_transform(axes.get_yaxis_transform())
+    return [bits for bits, _ in lines]
 
 
 def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:

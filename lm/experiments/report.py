@@ -8,6 +8,7 @@ report_page.py makes a page of it.
 """
 
 import math
+import os
 import re
 import statistics
 import time
@@ -49,18 +50,22 @@ class Run:
 
 
 def find_runs(paths: list[Path]) -> list[Run]:
-    """Reads the runs that the paths name; a folder of runs, such as a sweep's, stands for all runs in it."""
-    folders: list[Path] = []
-    for path in paths:
-        inner = (
-            []
-            if any(path.glob(EVENT_FILES))
-            else sorted({file.parent for file in path.glob(f"*/{EVENT_FILES}")}, key=by_number)
-        )
-        folders += [folder for folder in inner or [path] if folder not in folders]
-    names = [folder.resolve().name for folder in folders]
-    unique = len(set(names)) == len(names)
-    return [read_run(folder, name if unique else str(folder)) for folder, name in zip(folders, names, strict=True)]
+    """Reads the runs that the paths name; a folder of runs, such as a sweep's or a race's, stands for all of them."""
+    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(path)))
+    places = [folder.resolve() for folder in folders]
+    names = [place.name for place in places]
+    if len(set(names)) < len(names):
+        root = os.path.commonpath([place.parent for place in places])
+        names = [str(place.relative_to(root)) for place in places]
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Returns the folders of the runs that a path stands for: itself, those in it, or those of a race's contestants."""
+    for pattern in (EVENT_FILES, f"*/{EVENT_FILES}", f"*/*/{EVENT_FILES}"):
+        if found := {file.parent for file in path.glob(pattern)}:
+            return sorted(found, key=lambda folder: (by_number(folder.parent), by_number(folder)))
+    return [path]
 
 
 def by_number(folder: Path) -> list[Any]:
@@ -88,9 +93,13 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
-    """Lists each setting in which the runs differ, with its value in each; "-" if a run does not have it."""
+    """Lists each setting in which the runs differ, with its value in each; "-" if a run does not have it.
+
+    Lists, such as those of callbacks, which are long, come last.
+    """
     names = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [(name, [run.settings.get(name, "-") for run in runs]) for name in names if name not in HIDDEN]
+    rows.sort(key=lambda row: any(isinstance(value, list) for value in row[1]))
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
 
 
@@ -149,7 +158,7 @@ def origin(runs: list[Run]) -> list[tuple[str, list[str]]]:
 
     columns = [
         ("began", [when(run.curves.began) for run in runs]),
-        ("last figure", [when(run.curves.ended) for run in runs]),
+        ("last logged", [when(run.curves.ended) for run in runs]),
         ("machine", [each([start.machine for start in run.curves.starts]) for run in runs]),
         ("code", [each([start.code for start in run.curves.starts]) for run in runs]),
     ]

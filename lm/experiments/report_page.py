@@ -59,7 +59,7 @@ def page(runs: list[Run]) -> str:
     names = f"{len(runs)} runs" if len(runs) > FEW else ", ".join(run.name for run in runs)
     parts = [f"<h1>{escape(names)}</h1>", "<h2>Results</h2>", *table(runs, results(runs))]
     parts += [f'<p class="note">{escape(line)}</p>' for run in runs for line in run.curves.damage]
-    parts += ["<h2>When, where and by which code</h2>", *table(runs, origin(runs))]
+    parts += ["<h2>Date, machine and code</h2>", *table(runs, origin(runs))]
     if len(runs) > 1:
         rows = differences(runs)
         parts += ["<h2>Settings in which they differ</h2>", *(table(runs, rows) if rows else ["<p>none</p>"])]
@@ -90,9 +90,16 @@ def table(runs: list[Run], columns: list[tuple[str, list[Any]]]) -> Iterator[str
     titles = "".join(f"<th>{escape(title)}</th>" for title, _ in columns)
     yield f'<div class="scroll"><table><thead><tr><th></th>{titles}</tr></thead><tbody>'
     for place, run in enumerate(runs):
-        cells = "".join(f"<td>{escape(str(column[place]))}</td>" for _, column in columns)
+        cells = "".join(f"<td>{escape(as_yaml(column[place]))}</td>" for _, column in columns)
         yield f"<tr><td>{key(place)}{escape(run.name)}</td>{cells}</tr>"
     yield "</tbody></table></div>"
+
+
+def as_yaml(value: Any) -> str:
+    """Writes a value as a configuration does (true, null), and lists as Python does."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def curves(runs: list[Run]) -> Iterator[str]:
@@ -104,7 +111,7 @@ def curves(runs: list[Run]) -> Iterator[str]:
     yield '<div class="curves">'
     for title, svg in draw_curves([run.curves for run in runs]):
         yield f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
-    yield '</div><p class="note">Training losses are drawn pale, and dark as means of neighbours.</p>'
+    yield '</div><p class="note">Pale lines are training losses of single steps, bold ones their moving averages.</p>'
 
 
 def key(place: int) -> str:

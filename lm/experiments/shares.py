@@ -33,7 +33,10 @@ def plot(settings: Mapping[str, Any], path: Path) -> None:
         "d_model": (WIDTHS, [{"d_model": width, "d_ff": max(1, d_ff * width // d_model)} for width in WIDTHS]),
         "context_length": (CONTEXTS, [{"context_length": length} for length in CONTEXTS]),
     }
-    with new_figure(9, 3.6) as figure:
+    with new_figure(9, 3.8) as figure:
+        figure.suptitle(
+            "Where a forward pass spends its FLOPs, by width and by context", x=0.01, ha="left", fontsize=11
+        )
         axes = figure.subplots(1, 2, sharey=True)
         for axis, (name, (values, changes)) in zip(axes, panels.items(), strict=True):
             points = [shares({**settings, **change}) for change in changes]

@@ -234,7 +234,7 @@ def test_an_id_that_stands_for_no_token_is_refused(capsys):
         ("theirs.bin --vocab-size 300 --separator-id 300 --output ours.bin", "--separator-id 300: is not in the voc"),
         ("theirs.bin --tokenizer tok --dtype int8 --output ours.bin", "invalid choice: 'int8'"),
         ("none.bin --tokenizer tok --output ours.bin", "none.bin: no such file"),
-        ("tok --tokenizer tok --output ours.bin", "tok: is no file"),
+        ("tok --tokenizer tok --output ours.bin", "tok: is not a file"),
         ("theirs.bin --tokenizer none --output ours.bin", "none: no such tokenizer folder"),
         ("theirs.bin --tokenizer tok --output theirs.bin", "theirs.bin: is one of the inputs"),
         ("theirs.bin --tokenizer tok --output same.bin --overwrite", "is the input theirs.bin under another name"),

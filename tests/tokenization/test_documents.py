@@ -288,7 +288,7 @@ def test_a_field_of_texts_without_any_is_refused(tmp_path, small, monkeypatch, c
     assert main([*command.split(), *more, "--text-field", "body"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.partition(": ")[2].startswith("--text-field body: there are fields in .jsonl, .ndjson, .parquet files")
+    assert err.partition(": ")[2].startswith("--text-field body: only .jsonl, .ndjson, .parquet files have fields")
     assert err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"t.txt", "tok"}
 
