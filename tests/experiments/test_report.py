@@ -16,9 +16,11 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util.tensor_util import make_ndarray
 
 from lm.durations import format_duration
+from lm.experiments.figures import _draw_baselines
 from lm.experiments.report import Run, by_number, differences, find_runs, origin
 from lm.machine.identity import code_in_words, machine_in_words
-from lm.runs.events import Curves, Start, read_curves
+from lm.runs.events import Curve, Curves, Start, read_curves
+from tokenization.plots import new_figure
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
     for axis in ("nats per token", "optimizer steps", "tokens", "minutes", "tokens per second", "GB"):
         assert f">{axis}</text>" in content
     for name in ("unigram", "4-gram", "xz"):  # dotted lines beside the bits per byte
-        assert f">{name}</text>" in content
+        assert re.search(rf">([^<]*, )?{name}(, [^<]*)?</text>", content)
     assert 'name="viewport"' in content
     assert "</pre><script>alert(1)</script>" in reader.text
     assert "<b>two & $x$" in reader.text
@@ -162,6 +164,39 @@ def test_the_settings_that_differ(runs):
     names = {name for name, _ in differences(find_runs([runs]))}
     assert {"model.learning_rate", "samples.prompt", "trainer.max_steps"} <= names
     assert not {"model.d_model", "trainer.default_root_dir"} & names
+
+
+def test_long_settings_come_last():
+    runs = [
+        Run(str(i), Path(), Curves(), {"trainer.callbacks": [{"class_path": "C"}] * i, "model.d_model": i}, "")
+        for i in (1, 2)
+    ]
+    assert [name for name, _ in differences(runs)] == ["model.d_model", "trainer.callbacks"]
+
+
+def test_a_race_stands_for_all_its_runs(runs, tmp_path):
+    """By the shortest names that tell them apart; a run beside it keeps its own."""
+    for name in ("b/seed-0", "a/seed-10", "a/seed-9"):
+        shutil.copytree(runs / "one", tmp_path / "race" / name)
+    shutil.copytree(runs / "one", tmp_path / "seed-0")
+
+    def names(*places):
+        return [run.name for run in find_runs([tmp_path / place for place in places])]
+
+    assert names("race/a") == ["seed-9", "seed-10"]
+    assert names("race", "race/a/seed-9") == ["seed-9", "seed-10", "seed-0"]
+    assert names("race", "seed-0") == ["race/a/seed-9", "race/a/seed-10", "race/b/seed-0", "seed-0"]
+
+
+def test_baselines_that_are_close_share_a_label():
+    curves = Curves()
+    for name, bits in (("unigram", 2.3), ("xz", 2.0), ("trigram", 1.16), ("4-gram", 1.13)):
+        curves[f"baselines/{name}"] = Curve([1], [0.0], [bits])
+    with new_figure(4.6, 2.9) as figure:
+        axes = figure.subplots()
+        assert sorted(_draw_baselines(axes, [curves])) == [1.13, 1.16, 2.0, 2.3]
+        assert [text.get_text() for text in axes.texts] == ["unigram", "xz", "trigram, 4-gram"]
+        assert len(axes.lines) == 4
 
 
 def test_a_page_takes_its_colours_from_the_mode(lm, runs, tmp_path):

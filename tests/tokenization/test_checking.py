@@ -328,7 +328,7 @@ def test_the_report_is_written_as_json(capsys, to):
         (["t.txt", "--examples", "-1"], "--examples -1: must be at least 0"),
         (["t.txt", "--similarity", "0.2"], "--similarity 0.2: must be from 0.5 to 1"),
         (["t.txt", "--tolerate", "2"], "--tolerate 2.0: is a share"),
-        (["t.txt", "--text-field", "body"], "--text-field body: there are fields in"),
+        (["t.txt", "--text-field", "body"], "--text-field body: only .jsonl, .ndjson, .parquet files have fields"),
         (["t.txt", "--json", "t.txt"], "t.txt: is one of the inputs"),
         (["t.txt", "--json", "other"], "other: exists, and is not a report of this command"),
         (["t.txt", "--processes", "0"], "--processes 0: at least one"),

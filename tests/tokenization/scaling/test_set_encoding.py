@@ -348,7 +348,10 @@ def test_the_command_says_what_is_done(work, capsys, monkeypatch):
         ("0.txt --output foreign.tokens", "foreign.tokens/plan.json: is not the plan"),
         ("0.txt --output evil.tokens", "evil.tokens/plan.json: is not the plan"),
         ("0.txt x*/* --output x.tokens", "would from then on be read as text of x*/*"),
-        ("0.txt --output x.tokens --text-field body", "--text-field body: there are fields in"),
+        (
+            "0.txt --output x.tokens --text-field body",
+            "--text-field body: only .jsonl, .ndjson",
+        ),
         ("bad.txt --output x.tokens", "bad.txt: not UTF-8 at byte 0"),
         ("none.txt --output x.tokens", "none.txt: no such file"),
         ("0.txt --output x.bin --part 0/2", "--part: is for a token set; x.bin is one file"),
