@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 
 import lm
+from lm.durations import format_duration
 from lm.runs.events import read_curves
 from tokenization import InputError
 
@@ -47,11 +48,10 @@ def main() -> None:
 
 
 def title(run: Path, step: int) -> str:
-    """Returns the step, the minutes and seconds until then, and the training loss."""
+    """Returns the step, the time until then, and the training loss."""
     losses = read_curves(run)["train/loss"]
     point = max((i for i, drawn in enumerate(losses.steps) if drawn <= step), default=0)
-    minutes, seconds = divmod(round(losses.seconds[point]), 60)
-    return f"step {step:,}, after {minutes} min {seconds:02} s, loss {losses.values[point]:.2f}"
+    return f"step {step:,}, after {format_duration(losses.seconds[point])}, loss {losses.values[point]:.2f}"
 
 
 def write(args: argparse.Namespace, step: int) -> list[str]:

@@ -18,7 +18,7 @@ HELP = """Write a page that shows a run, or compares several: losses, curves, se
 
   lm report checkpoints/demo
   lm report checkpoints/demo checkpoints/deeper --output comparison.html
-  lm report checkpoints/sweep-demo-learning_rate      every run of a sweep
+  lm report checkpoints/sweep-demo-learning_rate      every run of a sweep or a race
 """
 
 
