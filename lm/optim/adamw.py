@@ -9,6 +9,8 @@ schedule.py, the bound on the gradient's norm in clipping.py.
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -96,12 +98,34 @@ def adamw_pass(
             old.copy_(torch.where(take, new, old))
 
 
+@cache
+def loaded_kernel() -> ModuleType | None:
+    """Returns adamw_kernel.py; None where there is no llvmlite, or its kernel cannot be compiled."""
+    try:
+        from lm.optim import adamw_kernel
+
+        adamw_kernel.load_kernel()
+    except Exception:  # whatever LLVM raises
+        return None
+    return adamw_kernel
+
+
+def kernel_for(tensors: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Callable[..., None] | None:
+    """Returns adamw_kernel.update; None where it cannot be had, or does not know such tensors."""
+    kernel = loaded_kernel()
+    update: Callable[..., None] | None = None
+    if kernel is not None and kernel.are_known([each for four in tensors for each in four]):
+        update = kernel.update
+    return update
+
+
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay, for every parameter that has a gradient.
 
     foreach: updates all tensors at once (True) or one after another (False). None chooses by device: a GPU pays for
     each operation that it is given, while a CPU was faster with one tensor at a time, which stays in its cache.
-    compiled: updates all at once, by torch.compile. Raises ValueError for a setting out of its range.
+    compiled: updates all at once, by torch.compile. kernel: updates what is in float32 on a CPU in one pass over
+    memory, by adamw_kernel.py, where that can be compiled. Raises ValueError for a setting out of its range.
     """
 
     def __init__(
@@ -113,6 +137,7 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         foreach: bool | None = None,
         compiled: bool = False,
+        kernel: bool = False,
     ):
         if not (0 <= lr < math.inf and 0 <= weight_decay < math.inf):
             raise ValueError(f"lr is {lr} and weight_decay {weight_decay}; both must be finite and not negative")
@@ -123,7 +148,7 @@ class AdamW(torch.optim.Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}; each must be at least 0 and below 1")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.foreach = foreach
+        self.foreach, self.kernel = foreach, kernel
         self.compiled_pass = torch.compile(adamw_pass, backend=compile_or_run, dynamic=False) if compiled else None
         self.take: Tensor | None = None  # 0-d bool on the device: where it is False, a step changes no tensor
         self.rates: dict[Tensor, float] = {}  # parameters' learning rates, as multiples of their group's; 1 unless here
@@ -155,6 +180,9 @@ class AdamW(torch.optim.Optimizer):
             settings = lr, group["betas"], group["eps"], group["weight_decay"]
             if self.compiled_pass is not None:
                 self.update_compiled(t, tensors, *settings)
+                continue
+            if self.kernel and self.take is None and (update := kernel_for(tensors)):
+                update(tensors, t, *settings)
                 continue
             foreach = tensors[0][0].device.type != "cpu" if self.foreach is None else self.foreach
             if foreach or self.take is not None:

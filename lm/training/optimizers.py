@@ -57,7 +57,7 @@ def make_optimizer(task: "LanguageModel", compiled: bool) -> torch.optim.Optimiz
     """
     name = task.hparams["optimizer"]
     settings = {setting: task.hparams[setting] for setting in ("weight_decay", "betas", "eps")}
-    optimizer = OPTIMIZERS[name](task, lr=0.0, compiled=compiled, **settings)
+    optimizer = OPTIMIZERS[name](task, lr=0.0, compiled=compiled, kernel=task.hparams["fast"], **settings)
     kind, rates = type(optimizer).__name__, rates_of(task)
     if not hasattr(optimizer, "take"):
         raise InputError(

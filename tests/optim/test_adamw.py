@@ -61,6 +61,31 @@ def test_defaults_are_the_documented_ones():
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
+def test_the_kernel_is_one_tensor_after_another(settings):
+    ours, expected = ([*make_parameters(), nn.Parameter(torch.ones(3, 7001))] for _ in range(2))
+    kernel, single = AdamW(ours, kernel=True, **settings), AdamW(expected, foreach=False, **settings)
+    for step in range(6):
+        for parameters, optimizer in ((ours, kernel), (expected, single)):
+            set_gradients(parameters, step)
+            optimizer.step()
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+        for name in "mv":
+            found, known = kernel.state[a][name], single.state[b][name]
+            torch.testing.assert_close(found, known, rtol=1e-6, atol=1e-6 * known.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_leaves_what_it_does_not_know(dtype, monkeypatch):
+    monkeypatch.setattr("lm.optim.adamw_kernel.update", None)  # would fail
+    whole = torch.ones(6, 4, dtype=dtype)
+    weight = nn.Parameter(whole.T if dtype == torch.float32 else whole)
+    weight.grad = torch.ones_like(weight)
+    AdamW([weight], lr=0.1, weight_decay=0, kernel=True).step()
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 0.9))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_the_compiled_pass_is_one_tensor_after_another(settings, monkeypatch):
     """Without compiling anew as t and lr change, and without changing anything where a step is not to be taken."""
     monkeypatch.setattr("lm.optim.adamw.compile_or_run", "aot_eager")
