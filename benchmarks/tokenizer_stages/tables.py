@@ -1,6 +1,7 @@
 """The results as tables in Markdown. In brackets: how many times as fast as the library we are, within a round."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from tokenizer_stages.documents import ratio, speed
@@ -15,6 +16,15 @@ FORMS = {
     "decode": "a list of ids to text",
     "cold": "text to a list of ids, documents of 100 kB, the first time",
     "warm": "the same documents again",
+}
+SHORT = {
+    "list": "to a list",
+    "array": "to an array",
+    "batch": "lines in one call",
+    "stream": "lines as a stream",
+    "decode": "ids to text",
+    "cold": "met for the first time",
+    "warm": "met again",
 }
 MARKS = "<!-- measured by benchmarks/tokenizer.py -->", "<!-- end of what benchmarks/tokenizer.py measured -->"
 START = ("import", "load", "first call", "process")
@@ -36,7 +46,7 @@ def tables(results: dict[str, Any]) -> str:
         chosen = [row for row in rows if row["section"] == section]
         for vocabulary in dict.fromkeys(row["vocabulary"] for row in chosen):
             lines += run_table([row for row in chosen if row["vocabulary"] == vocabulary])
-    return "\n".join(lines)
+    return "\n".join([*lines, *list_ahead(rows)])
 
 
 def into_document(made: str, document: str) -> str:
@@ -97,9 +107,53 @@ def run_table(rows: list[Row]) -> Iterator[str]:
     yield ""
 
 
+def list_ahead(rows: list[Row]) -> Iterator[str]:
+    """Yields a list with all places in the tables where another library is ahead of us."""
+    places: dict[str, dict[str, list[str]]] = {}
+    for name, table, place in chain(ahead_in_races(rows), ahead_in_processes(rows)):
+        found = places.setdefault(name, {}).setdefault(table, [])
+        found += [place] if place not in found else []
+    if places:
+        yield "**Where others are ahead of tokenization**"
+        yield ""
+    for name, tables_of in places.items():
+        listed = (f"{table} ({', '.join(found)})" for table, found in tables_of.items())
+        yield f"- {name}: {'; '.join(listed)}"
+    yield ""
+
+
+Place = tuple[str, str, str]  # library, table, row
+
+
+def ahead_in_races(rows: list[Row]) -> Iterator[Place]:
+    for row in rows:
+        for name in row.get("seconds", {}):
+            if name != OURS and ratio(row, name) < 1:
+                yield name, SHORT[row["form"]], f"{row['vocabulary']} {row['row']}".removesuffix(" lines")
+
+
+def ahead_in_processes(rows: list[Row]) -> Iterator[Place]:
+    """Compares the least of several processes, as the tables show them."""
+    titles = {
+        ("start", "process"): "until the first ids are there",
+        ("train", "cold"): "training",
+        ("files", "cold"): "a file, the first time",
+        ("files", "warm"): "a file again",
+    }
+    for (section, key), title in titles.items():
+        chosen = [row for row in rows if row["section"] == section]
+        for place, same in grouped(chosen, "vocabulary", "threads"):
+            least = {name: min(row[key] for row in of_one) for name, of_one in grouped(same, "library")}
+            count = same[0].get("threads")
+            threads = f" with {count} thread{'s' if count > 1 else ''}" if count else ""
+            for name, seconds in least.items():
+                if OURS in least and not name.startswith(OURS) and seconds < least[OURS]:
+                    yield name, title, f"{place}{threads}"
+
+
 def grouped(rows: list[Row], *keys: str) -> Iterator[tuple[str, list[Row]]]:
-    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
-        yield values[0], [row for row in rows if tuple(row[key] for key in keys) == values]
+    for values in dict.fromkeys(tuple(row.get(key) for key in keys) for row in rows):
+        yield values[0], [row for row in rows if tuple(row.get(key) for key in keys) == values]
 
 
 def table_head(first: str, titles: Iterable[str]) -> list[str]:

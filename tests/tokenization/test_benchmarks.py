@@ -57,6 +57,35 @@ def test_tables_are_put_between_the_marks_of_a_document(documents):
     assert all((ROOT / "docs/tokenizer-speed.md").read_text().count(mark) == 1 for mark in tables.MARKS)
 
 
+def test_it_is_listed_where_others_are_ahead(documents):
+    tables = importlib.import_module("tokenizer_stages.tables")
+    race = {"section": "documents", "vocabulary": "gpt2", "form": "list", "megabytes": [1, 1, 1], "left_out": {}}
+    ours, slower, faster = [1.0, 2.0, 3.0], [1.1, 2.1, 0.1], [0.9, 1.9, 9.0]
+    rows = [
+        race | {"row": "100 B", "seconds": {"tokenization": ours, "one": slower, "two": faster}},
+        race | {"row": "1 kB", "seconds": {"tokenization": ours, "one": ours, "two": [0.5, None, None]}},
+        race | {"row": "lines", "form": "batch", "seconds": {"tokenization": ours, "two": faster}},
+        race | {"row": "cjk", "form": "warm", "section": "kinds", "seconds": {"tokenization": ours, "one": faster}},
+    ]
+    start = {"section": "start", "vocabulary": "gpt2"}
+    rows += [start | {"library": "tokenization", "process": 0.3}, start | {"library": "one", "process": 0.4}]
+    rows += [
+        start | {"library": "one", "process": 0.2},
+        start | {"library": "tokenization, the first time", "process": 0},
+    ]
+    file = {"section": "files", "vocabulary": "gpt2", "threads": 2}
+    rows += [file | {"library": name, "cold": 1, "warm": warm} for name, warm in (("tokenization", 0.5), ("two", 0.4))]
+    rows += [file | {"threads": 1, "library": "two", "cold": 0, "warm": 0}]  # nothing to compare it with
+    assert list(tables.list_ahead(rows)) == [
+        "**Where others are ahead of tokenization**",
+        "",
+        "- two: to a list (gpt2 100 B, gpt2 1 kB); lines in one call (gpt2); a file again (gpt2 with 2 threads)",
+        "- one: met again (gpt2 cjk); until the first ids are there (gpt2)",
+        "",
+    ]
+    assert list(tables.list_ahead([rows[0] | {"seconds": {"tokenization": ours, "one": slower}}])) == [""]
+
+
 # --- the race --------------------------------------------------------------------------------------------------------
 
 
