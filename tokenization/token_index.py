@@ -10,7 +10,7 @@ A folder without an index is no token set, so an interrupted writer leaves none.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ INDEX = "index.json"
 PLAN = "plan.json"  # of an encoding that has not ended, see set_encoding.py
 SUFFIX = ".tokens"  # of a folder's name, by custom
 FORMAT = 1
+BLOCK_BYTES = 1 << 22  # that are read at once
 TOTALS = [field.name for field in fields(Description)]
 
 
@@ -161,31 +162,49 @@ def check_kind(path: Path, found: Description, wanted: Description, whose: str) 
             raise InputError(f"{path}: {name} is {there}, and that of {whose} {here}; take it out")
 
 
-def write_index(folder: Path) -> Index:
+def write_index(folder: Path, fresh: Collection[str] = ()) -> Index:
     """Verifies every token file of a folder, in the order of their names, and writes the index over them.
 
-    Raises InputError for one that is damaged or of another tokenizer than the first, and where there is none.
+    fresh: the names of those that the same command has just written, whose digests are believed. Raises InputError for
+    one that is damaged or of another tokenizer than the first, and where there is none.
     """
     paths = shard_paths(folder)
     found = [check_size(path) for path in paths]
     for path, description in zip(paths, found, strict=True):
         check_kind(path, description, found[0], paths[0].name)
-    sha256 = hashlib.sha256()
-    with progress("verifying", sum(path.stat().st_size for path in paths)) as bar:
-        for path, description in zip(paths, found, strict=True):
-
-            def take(data: memoryview) -> None:
-                sha256.update(data)
-                bar.update(data.nbytes)
-
-            verify_tokens(path, description, take)
+    only = len(paths) == 1 and paths[0].name in fresh
+    data_sha256 = found[0].data_sha256 if only else digest_of_all(paths, found, fresh)
     shards = tuple(
         Shard(path.name, about.tokens, about.documents, about.bytes, about.data_sha256)
         for path, about in zip(paths, found, strict=True)
     )
-    index = Index(add_up(found, sha256.hexdigest()), shards)
+    index = Index(add_up(found, data_sha256), shards)
     write_text(folder / INDEX, index.text)
     return index
+
+
+def digest_of_all(paths: Sequence[Path], found: Sequence[Description], fresh: Collection[str]) -> str:
+    """Returns the digest of the data of all shards in sequence; verifies those that are not fresh."""
+    sha256 = hashlib.sha256()
+    with progress("verifying", sum(path.stat().st_size for path in paths)) as bar:
+
+        def take(data: memoryview) -> None:
+            sha256.update(data)
+            bar.update(data.nbytes)
+
+        for path, description in zip(paths, found, strict=True):
+            if path.name in fresh:
+                read_blocks(path, take)
+            else:
+                verify_tokens(path, description, take)
+    return sha256.hexdigest()
+
+
+def read_blocks(path: Path, take: Callable[[memoryview], object]) -> None:
+    """Passes the content of a file on, some at a time."""
+    with open(path, "rb") as file:
+        while data := file.read(BLOCK_BYTES):
+            take(memoryview(data))
 
 
 def add_up(found: Sequence[Description], data_sha256: str) -> Description:

@@ -198,6 +198,37 @@ def test_wrong_input_of_the_comparison_of_versions(changed, line, monkeypatch, c
     assert err.startswith(f"tokenizer_versions.py: {line}")
 
 
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"text": "none.txt"}, "none.txt: no such file"),
+        ({"--tokenizer": "empty"}, "empty: holds no tokenizer; make one with `tokenization train`"),
+        ({"--groups": "0"}, "--groups 0: at least one is needed"),
+    ],
+)
+def test_wrong_input_of_the_comparison_of_groups(changed, line, small, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    small.save("tok")
+    Path("empty").mkdir()
+    Path("file").touch()
+    given = {"text": "file", "--tokenizer": "tok"} | changed
+    options = [part for name, value in given.items() if name.startswith("--") for part in (name, value)]
+    err = refusal("tokenizer_groups.py", [given["text"], *options], monkeypatch, capsys)
+    assert err.startswith(f"tokenizer_groups.py: {line}")
+
+
+@pytest.mark.parametrize("groups", ["1", "3"])
+def test_counting_and_encoding_in_groups_are_timed(groups, small, monkeypatch, capsys, tmp_path):
+    small.save(tmp_path / "tok")
+    arguments = [str(ROOT / "README.md"), "--tokenizer", str(tmp_path / "tok"), "--vocab-size", "260"]
+    options = ["--groups", groups, "--files", "3", "--pairs", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["tokenizer_groups.py", *arguments, *options])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_path(str(BENCHMARKS / "tokenizer_groups.py"), run_name="__main__")
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows == ["train", "direct", "clock", "CPU", "encode", "direct", "clock", "CPU"]
+
+
 def test_the_courses_experiments_in_small(monkeypatch, capsys):
     """Five ways to learn and six to encode give the same, which the script itself checks."""
     small = ("--merges", "3", "5", "--vocab-size", "300", "--characters", "300", "--seconds", "0")

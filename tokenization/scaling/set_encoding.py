@@ -9,7 +9,7 @@ and the records of tasks.py are deleted in the end.
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +73,7 @@ class SetEncoding(Work):
             self._close_last(encode, {result.name for result in results if result.output})
         finally:
             self.end()
-        complete(self.folder)
+        complete(self.folder, {result.name for result in results if result.state != "kept"})
         return TokenFile.open(self.folder)
 
     def _close_last(self, encode: EncodeGroup, shards: set[str]) -> None:
@@ -88,10 +88,11 @@ class SetEncoding(Work):
             encode(self.plan.groups[written[-1].number])
 
 
-def complete(folder: Path) -> Index:
+def complete(folder: Path, fresh: Collection[str] = ()) -> Index:
     """Writes the index of a set whose shards are all done, and deletes the plan. Another process may do the same.
 
-    Raises InputError where shards are missing, or are not those that were recorded as done.
+    fresh: the names of the shards that this command has written, which are not verified once more. Raises InputError
+    where shards are missing, or are not those that were recorded as done.
     """
     try:
         check_shards(folder)
@@ -100,7 +101,7 @@ def complete(folder: Path) -> Index:
             forget_all(folder)  # the records of tasks that ended after it was complete
             return read_index(folder)
         raise
-    index = write_index(folder)
+    index = write_index(folder, fresh)
     (folder / PLAN).unlink(missing_ok=True)
     forget_all(folder)
     return index
