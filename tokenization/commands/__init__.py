@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tokenization.document_digests import digests_path
 from tokenization.errors import InputError, did_you_mean
+from tokenization.places import is_url
 from tokenization.pretokenization import PATTERNS
 from tokenization.text_files import TextFiles
 from tokenization.token_format import description_path
@@ -46,9 +47,14 @@ def command_parser(name: str, description: str) -> ArgumentParser:
 
 
 def output_path(text: str) -> Path:
-    """Converts the value of an option that names an output; an empty one comes from an unset shell variable."""
+    """Converts the value of an option that names an output; an empty one comes from an unset shell variable.
+
+    A URL is refused: as a path, s3://a/b would be a local folder s3:, in which nobody looks.
+    """
     if not text:
         raise argparse.ArgumentTypeError("is empty; name what is to be written")
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL, from which text can be read; name an output on a disk")
     return Path(text)
 
 

@@ -14,6 +14,7 @@ from tokenization.commands import (
     announce,
     check_processes,
     command_parser,
+    output_name,
 )
 from tokenization.errors import InputError
 from tokenization.files import write_text
@@ -71,7 +72,12 @@ def make_parser() -> ArgumentParser:
         metavar="N",
         help="how many to show for each finding (default: %(default)s)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the findings as JSON, too; - prints JSON and no table")
+    parser.add_argument(
+        "--json",
+        type=output_name,
+        metavar="FILE",
+        help="write the findings as JSON, too; - prints JSON and no table",
+    )
     add_reading_options(parser)
     return parser
 

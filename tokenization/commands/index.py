@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenization.commands import ArgumentParser, command_parser
+from tokenization.commands import ArgumentParser, command_parser, output_path
 from tokenization.errors import InputError
 from tokenization.token_index import INDEX, PLAN, holds_index, write_index
 
@@ -20,7 +20,7 @@ tokenizer. If they were encoded in parts, all parts must be done.
 def make_parser() -> ArgumentParser:
     """Returns the parser of this command."""
     parser = command_parser("index", HELP)
-    parser.add_argument("folder", type=Path, help="a folder with token files")
+    parser.add_argument("folder", type=output_path, help="a folder with token files")
     parser.add_argument("--overwrite", action="store_true", help="replace the index that the folder has")
     return parser
 
