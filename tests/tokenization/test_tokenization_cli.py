@@ -288,7 +288,7 @@ BAD_INPUT = {
     "encode text.txt --tokenizer tok --output latin.txt": r"latin\.txt: exists, and is not a token file",
     "encode text.txt --tokenizer tok --output tok/vocab": r"tok/vocab\.json: is one of the inputs",
     "encode . --tokenizer tok --output new.txt": r"new\.txt: would from then on be read as text of \.",
-    "train text.txt --vocab-size 300 --output s3://b/tok": "--output: s3://b/tok is a URL, .*; name an output on a disk",
+    "train text.txt --vocab-size 300 --output s3://b/tok": "--output: s3://b/tok is a URL, .*; name one on a disk",
     "train text.txt --vocab-size 300 --output t --work s3://b/work": "--work: s3://b/work is a URL",
     "encode text.txt --tokenizer tok --output s3://b/t.tokens": "--output: s3://b/t.tokens is a URL",
     "index s3://b/t.tokens": "folder: s3://b/t.tokens is a URL",

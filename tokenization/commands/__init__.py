@@ -54,7 +54,7 @@ def output_path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty; name what is to be written")
     if is_url(text):
-        raise argparse.ArgumentTypeError(f"{text} is a URL, from which text can be read; name an output on a disk")
+        raise argparse.ArgumentTypeError(f"{text} is a URL, and only text is read from those; name one on a disk")
     return Path(text)
 
 
