@@ -43,10 +43,10 @@ class TokenDataModule(LightningDataModule):
         vocab_size: the model's; every token id must be below it.
         batch_size: windows per batch, on each device.
         seed: decides which windows are drawn.
-        windows: at random places, or of the documents one after another, in a new order each pass, so that a pass sees
-            every token once.
-        short_context: tokens per window in the first short_steps steps, whose windows are cut into as many of them as
-            they hold; a divisor of context_length.
+        windows: drawn at random places, or taken from the documents one after another, in a new order each pass, so
+            that a pass sees every token once.
+        short_context: tokens per window in the first short_steps steps, whose windows are cut into windows of this
+            length; a divisor of context_length.
         short_steps: optimizer steps with windows of short_context tokens.
         num_workers: processes that load batches; 0 is fastest unless the disk is slow.
     """

@@ -123,7 +123,7 @@ class TransformerLM(nn.Module):
         tie_embeddings: embedding and head share one weight.
         qk_norm: RMSNorm on each head's queries and keys.
         bigram_rows: rows of a table of hashed bigrams, whose vectors each block adds to its input; null is no table.
-            No Llama has it, so that such a model cannot be exported.
+            No Llama has one, so such a model can be exported as safetensors alone.
         device: where the weights are created.
         dtype: of the weights.
 

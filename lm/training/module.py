@@ -42,13 +42,13 @@ class LanguageModel(LightningModule):
         warmup_steps: optimizer steps of linear warmup.
         max_steps: the step at which the schedule ends; trainer.max_steps.
         weight_decay: decoupled weight decay, as in AdamW.
-        betas: AdamW's decay rates, of the mean of the gradient and of the mean of its square.
+        betas: AdamW's decay rates for the means of the gradient and of its square.
         eps: AdamW's epsilon, added to the denominator.
         max_gradient_norm: the gradient of all parameters together is scaled down to this l2 norm; .inf never scales.
-        fast: false computes everything by the plain modules, written to be read: slower, the same numbers.
-        attention: its implementation: blocks of queries, PyTorch's fused kernels (sdpa), or plain; auto chooses by
-            device and context length.
-        compile: use torch.compile; auto does if the run is long enough to pay for it.
+        fast: false computes everything with the plain modules, which are written to be read: slower, the same numbers.
+        attention: how it is computed: in blocks of queries, by PyTorch's fused kernels (sdpa), or plainly; auto
+            chooses by device and context length.
+        compile: use torch.compile; auto does so if the run is long enough for it to pay off.
         recompute_activations: recompute each block's activations in the backward pass: less memory, more time.
         z_loss: weight of the penalty on the softmax's normalizer; validation reports the cross-entropy alone.
         optimizer: adamw for all weights; or muon for the layers' matrices and AdamW for the rest; normuon also
@@ -57,10 +57,10 @@ class LanguageModel(LightningModule):
         embedding_rate: the embedding's learning rate, as a multiple of learning_rate.
         head_rate: lm_head's learning rate, as a multiple of learning_rate.
         gain_rate: the learning rate of the norms' gains, as a multiple of learning_rate.
-        muon_iteration: how Muon orthogonalizes; five steps of jordan's or of polar-express's coefficients.
-        cautious_decay: Muon's weight decay acts only where the step, too, pulls a number towards 0.
-        dropout: share of the numbers that embedding, attention and feed-forward networks add to the residual stream
-            which a training step sets to 0; for many passes over a text.
+        muon_iteration: whose coefficients Muon's five orthogonalization steps have.
+        cautious_decay: Muon's weight decay acts on a weight only if the step also pulls it towards 0.
+        dropout: share, set to 0 in each training step, of the numbers that embedding, attention and feed-forward
+            networks add to the residual stream; for many passes over a text.
         ema_decay: validate and keep an exponential moving average of the weights, of about the last 1 / (1 - ema_decay)
             steps; training goes on with the weights themselves. 0 averages nothing.
         schedule: the learning rate after the warmup: half a cosine, a straight line, or constant and then a straight
