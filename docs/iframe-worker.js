@@ -1,7 +1,7 @@
 // A Worker for pages that are opened as files, where browsers refuse real ones: a hidden frame runs the script.
 // The site's search needs it (mkdocs.yml, extra.polyfills).
 if (location.protocol === "file:") {
-  window.Worker = class extends EventTarget {
+  window.Worker = window.IFrameWorker = class extends EventTarget {  // the second name tells the script inside where it is
     constructor(url) {
       super();
       this.frame = document.createElement("iframe");

@@ -22,6 +22,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
+SITE_NAMES = {False: "From raw text to a language model", True: "从原始文本到语言模型"}  # by whether it is Chinese
 FENCE = re.compile(r"^(```|~~~).*?^\1$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?P<text>!?\[(?:[^\[\]]|\[[^\[\]]*\])*\])\((?P<target>[^()\s]+)\)")
 MODULE = re.compile(r"(?<![\[`])`(?P<path>(?:lm|tokenization)/[\w/]+\.py)`(?![\]`])")
@@ -206,6 +207,7 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
 
     chinese = page.file.src_uri.startswith("zh/")
     config.theme["language"] = "zh" if chinese else "en"
+    config.site_name = SITE_NAMES[chinese]
     sections = [item for item in nav.items if item.title == "中文"]
     items = sections[0].children if chinese else [item for item in nav.items if item not in sections]
     context["nav"] = Navigation(items, nav.pages)

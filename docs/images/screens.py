@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -124,6 +125,8 @@ async def take(run: Path, output: Path, only: list[str]) -> None:
     pages = {"serve": (f"http://127.0.0.1:{serve}/", STORY, 1.0), "report": (report.resolve().as_uri(), "", 1.0)}
     pages["tensorboard"] = (f"http://127.0.0.1:{board}/#custom_scalars", "", 12.0)
     pages |= {f"site/{page.removesuffix('.html')}": ((ROOT / "site" / page).as_uri(), "", 1.0) for page in site_pages()}
+    for name, page, query in (("search", "index", "attention"), ("zh/search", "zh/index", "损失")):
+        pages[f"site/{name}"] = (f"{(ROOT / 'site' / page).as_uri()}.html?q={quote(query)}", "", 5.0)
     chosen = {name: page for name, page in pages.items() if not only or name.startswith(tuple(only))}
     with contextlib.ExitStack() as running:
         if "serve" in chosen:
