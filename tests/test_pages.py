@@ -63,6 +63,26 @@ def test_functions_that_a_link_names_are_in_the_file_it_leads_to():
     assert [where for where in named if where[1] not in definitions(where[2])] == []
 
 
+def test_functions_that_a_page_places_in_a_file_are_there():
+    """As in "`scan` in `tokenization/token_format.py`"."""
+    named = [
+        (page, *found)
+        for page in PAGES
+        if page.startswith("docs/")
+        for found in re.findall(r"`([\w.]+)` in\s+`((?:lm|tokenization)/[\w/]+\.py)`", TEXTS[page])
+    ]
+    assert len(named) > 20
+    assert [where for where in named if where[1] not in definitions(where[2])] == []
+
+
+def test_files_that_a_page_names_are_there():
+    path = r"(?<![\w/.])(?:lm|tokenization|configs|benchmarks|examples|tests|docs)/[\w/.-]+\.(?:py|yaml|md|ipynb)\b"
+    named = {(page, found) for page in PAGES for found in re.findall(path, TEXTS[page])}
+    assert len(named) > 100
+    theirs = {"tests/adapters.py"}  # the course's
+    assert sorted(where for where in named if where[1] not in theirs and not (ROOT / where[1]).is_file()) == []
+
+
 def test_every_page_is_in_the_navigation_and_the_other_way_round():
     outside = {"CLAUDE.md", "data/README.md"}
     english = {site.place(page) for page in PAGES if not page.startswith("docs/zh/") and page not in outside}

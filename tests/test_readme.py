@@ -92,6 +92,10 @@ def test_readme_commands_run_in_order(
     assert variables["windows"].shape[1] == 65
 
 
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 def test_every_file_of_the_code_is_in_its_map() -> None:
     text = (ROOT / "docs/code.md").read_text() + (ROOT / "README.md").read_text()
     exempt = {"__init__.py", "errors.py"}
