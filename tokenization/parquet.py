@@ -37,7 +37,7 @@ class ParquetRows:
             )
         if raw.read(len(MAGIC)) != MAGIC:
             raise InputError(
-                f"{reader.file}: is named .parquet, but is no Parquet file; give it the name of what it is"
+                f"{reader.file}: is named .parquet, but is not a Parquet file; give it the name of what it is"
             )
         self._size: int = raw.seek(0, 2)
         parquet, self._arrow = import_pyarrow(reader.file)

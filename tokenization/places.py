@@ -209,9 +209,7 @@ def named_errors(url: str) -> Iterator[None]:
     except FileNotFoundError as error:
         cause = error.__cause__  # of web servers, whatever they answered
         if cause is None or getattr(cause, "status", None) == 404:
-            pattern = (
-                "; a web server knows no patterns, so name each file" if "*" in url and is_web_address(url) else ""
-            )
+            pattern = "; a web server has no globs, so name each file" if "*" in url and is_web_address(url) else ""
             raise InputError(f"{url}: no such file{pattern}") from None
         raise InputError(f"{url}: cannot be read ({one_line(cause)})") from None
     except ImportError as error:

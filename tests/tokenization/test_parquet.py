@@ -125,7 +125,9 @@ def test_what_is_no_parquet_file_or_is_packed_is_refused(tmp_path, small):
     whole = write(tmp_path / "t.parquet", TEXTS).read_bytes()
     for data in (b"", b"PAR", b'{"text": "a"}\n', gzip.compress(whole)):
         (tmp_path / "t.parquet").write_bytes(data)
-        assert refusal(tmp_path / "t.parquet", small).startswith(": is named .parquet, but is no Parquet file; give it")
+        assert refusal(tmp_path / "t.parquet", small).startswith(
+            ": is named .parquet, but is not a Parquet file; give it"
+        )
     (tmp_path / "t.parquet.gz").write_bytes(gzip.compress(whole))
     assert refusal(tmp_path / "t.parquet.gz", small) == ": Parquet in a .gz file is not read; decompress it"
     (tmp_path / "t.txt").write_bytes(whole)

@@ -218,7 +218,7 @@ def test_whatever_goes_wrong_is_one_line_with_the_url(web, memory, small, tmp_pa
         f"{web}/none.txt": "no such file",
         f"{web}/fails.txt": "cannot be read (500",
         f"{web}/cut.txt": "cannot be read (the connection was lost: ",
-        f"{web}/*.txt": "no such file; a web server knows no patterns, so name each file",
+        f"{web}/*.txt": "no such file; a web server has no globs, so name each file",
         "http://127.0.0.1:1/t.txt": "cannot be read (Cannot connect",
         f"{memory}/none.txt": "no such file, folder or pattern",
         f"{memory}/none*": "no such file, folder or pattern",

@@ -121,7 +121,7 @@ def read_counts(path: Path) -> tuple[Counts, str]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); count the text again") from None
     body = data[: max(0, len(data) - DIGEST_BYTES)]
     if len(body) < HEAD_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
-        raise InputError(f"{path}: is no file of counts; delete it, and count the text again")
+        raise InputError(f"{path}: is not a file of counts; delete it, and count the text again")
     sha256 = hashlib.sha256(body.data)
     if sha256.digest() != data[len(body) :].tobytes():
         raise InputError(f"{path}: is damaged, according to its own digest; delete it, and count the text again")

@@ -127,7 +127,7 @@ def check_shards(folder: Path) -> None:
             " without --part"
         )
     if others := sorted(path.name for path in folder.glob("[!.]*.bin") if path.name not in records):
-        raise InputError(f"{folder / others[0]}: is no shard of this set; move it away")
+        raise InputError(f"{folder / others[0]}: is not a shard of this set; move it away")
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         shard = path.with_suffix("") if path.suffix in (".json", SUFFIX) else path
         if not (path.name == INDEX or path.name.startswith(".") or (path.is_file() and is_token_file(shard))):
-            raise InputError(f"{path}: is no part of the token set to be replaced; move it away")
+            raise InputError(f"{path}: is not part of the token set to be replaced; move it away")
     shutil.rmtree(old, ignore_errors=True)
     if (new / INDEX).exists():  # complete, but perhaps of other inputs
         shutil.rmtree(new)

@@ -461,7 +461,7 @@ def test_what_is_no_part_of_the_set_is_not_lost(replace, tmp_path, capsys):
     (tmp_path / "set.tokens/notes.txt").write_text("mine")
     before = contents(tmp_path / "set.tokens")
     assert replace(3) == 2
-    assert "notes.txt: is no part of the token set to be replaced; move it away" in capsys.readouterr().err
+    assert "notes.txt: is not part of the token set to be replaced; move it away" in capsys.readouterr().err
     assert contents(tmp_path / "set.tokens") == before
 
 
