@@ -3,7 +3,7 @@
     KernelNorm            an RMSNorm in one pass, with the addition before it
     KernelAttention       attention with its projections as one operator (fast_sublayers.py)
     KernelSwiGLU          the feed-forward network as one operator
-    KernelBlock           joins the addition of attention's output with the norm that follows
+    KernelBlock           joins each addition with the norm that follows it
     KernelTransformerLM   softmax, loss and gradient of the logits in one pass (fast_head.py)
 
 What the kernels do not know (float16, a GPU, normalized queries, attention by torch's kernels), they leave to the fast
@@ -78,22 +78,40 @@ class KernelSwiGLU(FastSwiGLU):
 
 
 class KernelBlock(TransformerBlock):
-    """A block that adds attention's output and normalizes the sum in one pass, and rounds where one product reads."""
+    """A block that adds and normalizes in one pass, and rounds at once what one product reads."""
 
     def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
-        if self.norm_position != "pre" or self.ln1 is None or self.ln2 is None:
+        if self.norm_position != "pre":
             return super().forward(x, token_positions)
+        x, f = self.without_last_addition(x, None, token_positions)
+        return x + f
+
+    def without_last_addition(self, x: Tensor, added: Tensor | None, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the residual stream and what is to be added to it, from the same two of the block before."""
+        assert self.ln1 is not None
+        assert self.ln2 is not None
         dtype = products_dtype(x)
         # Where several products read the norm, their gradients are summed, for which bfloat16 is too coarse.
         one = isinstance(self.attn, KernelAttention) and self.attn.is_one_operator
-        a = self.attn(self.ln1(x, dtype=dtype if one else None), token_positions)
-        x, h = self.ln2(x, a, dtype)
-        y: Tensor = x + self.ffn(h)
-        return y
+        normed = self.ln1(x, added, dtype if one else None)
+        x, h = (x, normed) if added is None else normed
+        x, h = self.ln2(x, self.attn(h, positions), dtype)
+        return x, self.ffn(h)
 
 
 class KernelTransformerLM(FastTransformerLM):
     """A model whose loss and the logits' gradient are computed in one pass over the logits."""
+
+    def hidden_states(self, token_ids: Tensor) -> Tensor:
+        plain = self.settings["norm_position"] != "pre" or self.bigrams is not None or self.recompute
+        if plain or token_ids.shape[-1] > self.context_length:
+            return super().hidden_states(token_ids)
+        positions = torch.arange(token_ids.shape[-1], device=token_ids.device)
+        x, added = self.token_embeddings(token_ids), None
+        for block in self.layers:
+            x, added = block.without_last_addition(x, added, positions)  # type: ignore[operator]
+        h: Tensor = self.ln_final(x, added, products_dtype(x))[1]  # type: ignore[misc]
+        return h
 
     def loss(self, x: Tensor, targets: Tensor, z_loss: float) -> Tensor:
         weight = self.lm_head.weight

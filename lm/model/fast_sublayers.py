@@ -144,7 +144,8 @@ def self_attention(
         kept = new_probabilities(q)
         values = attend(q, k, v, kept, kernels=True)
         heads = from_heads(values.view(1, batch, num_heads, seq, -1))
-        a = (heads.view(-1, d_model) @ w_out.T).view(batch, seq, d_model)
+        a = h.new_empty(h.shape)  # not a view of the product, against which FSDP warns
+        torch.mm(heads.view(-1, d_model), w_out.T, out=a.view(-1, d_model))
     return a, w_in, w_out, qkv, kept, heads
 
 
@@ -234,7 +235,8 @@ def swiglu(h: Tensor, w_1: Tensor, w_2: Tensor, w_3: Tensor) -> tuple[Tensor, Te
         w_in, w_out = joined([w_1, w_3], h.dtype), w_2.to(h.dtype, copy=True)
         wide = h.reshape(-1, h.shape[-1]) @ w_in.T
         gated = gate(wide)
-        f = (gated @ w_out.T).view(h.shape)
+        f = h.new_empty(h.shape)  # not a view of the product, against which FSDP warns
+        torch.mm(gated, w_out.T, out=f.view(-1, h.shape[-1]))
     return f, w_in, w_out, wide, gated
 
 

@@ -26,17 +26,17 @@ def gradients(model: TransformerLM, precision: str) -> tuple[torch.Tensor, dict[
     return loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
 
 
-def make_model() -> TransformerLM:
+def make_model(kernels: bool) -> TransformerLM:
     torch.manual_seed(0)
     model = TransformerLM(**SHAPE)
-    speed_up(model, "blocks")
+    speed_up(model, "blocks", kernels=kernels)
     return model
 
 
 GATHER = "all_gather_single" if hasattr(distributed, "all_gather_single") else "all_gather_into_tensor"  # before 2.13
 
 
-def work(rank: int, precision: str, folder: Path) -> None:
+def work(rank: int, precision: str, kernels: bool, folder: Path) -> None:
     """Saves loss, gradients and, by dtype, how many numbers each gather has brought together."""
     store = distributed.FileStore(str(folder / "store"), 2)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -49,7 +49,7 @@ def work(rank: int, precision: str, folder: Path) -> None:
         return gather(*arguments, **settings)
 
     setattr(distributed, GATHER, note)
-    model = make_model()
+    model = make_model(kernels)
     shard(model, init_device_mesh("cpu", (2,)), precision)
     loss, found = gradients(model, precision)
     whole = {name: gradient.full_tensor() for name, gradient in found.items()}
@@ -57,7 +57,7 @@ def work(rank: int, precision: str, folder: Path) -> None:
         torch.save({"loss": loss, "gradients": whole, "gathered": gathered}, folder / "found.pt")
 
 
-def work_in_two(precision: str, folder: Path) -> None:
+def work_in_two(precision: str, kernels: bool, folder: Path) -> None:
     pids = []
     for rank in range(2):
         if pid := os.fork():
@@ -65,7 +65,7 @@ def work_in_two(precision: str, folder: Path) -> None:
             continue
         code = 1
         try:
-            work(rank, precision, folder)
+            work(rank, precision, kernels, folder)
             code = 0
         except Exception:
             traceback.print_exc()
@@ -74,13 +74,14 @@ def work_in_two(precision: str, folder: Path) -> None:
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
 
 
+@pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_fsdp_gathers_in_the_precision_of_the_products(precision, monkeypatch, tmp_path):
+def test_fsdp_gathers_in_the_precision_of_the_products(precision, kernels, monkeypatch, tmp_path):
     """The numbers are those of one process, bit for bit: both see the same batch, so that a mean is the gradient."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    work_in_two(precision, tmp_path)
+    work_in_two(precision, kernels, tmp_path)
     found = torch.load(tmp_path / "found.pt", weights_only=True)
-    model = make_model()
+    model = make_model(kernels)
     loss, expected = gradients(model, precision)
     assert torch.equal(found["loss"], loss)
     for name, gradient in expected.items():
