@@ -14,7 +14,7 @@ single text is continued by one call for each token (one_row.py), where that can
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from typing import cast
 
@@ -140,22 +140,33 @@ class CachedBlock:
         self.keys, self.values = keys, values  # (batch_size, num_heads, context_length, d_k)
         self.ln1, self.ln2, self.q_norm, self.k_norm = block.ln1, block.ln2, block.attn.q_norm, block.attn.k_norm
         self.activation = None if isinstance(block.ffn, SwiGLU) else block.ffn.activation
+        self.pre_norm = block.norm_position == "pre"
         self.qkv, self.output, self.w13, self.w2 = laid_out
 
     def attn(self, x: Tensor, places: Places) -> Tensor:
         """Attends in float32, the dtype of the cache, in which a CPU attends faster than in bfloat16."""
+        q = self.store(x, places)
+        k, v = (cache[places.rows, :, : places.length] for cache in (self.keys, self.values))
+        whole = q.shape[-2] > 1  # for a whole window, torch's own is faster; heads: (rows, num_heads, seq, d_k)
+        heads = torch_attention(q, k, v) if whole else scaled_dot_product_attention(q, k, v, places.mask)
+        return self.output(heads.transpose(1, 2).flatten(-2).to(x.dtype))
+
+    def store(self, x: Tensor, places: Places) -> Tensor:
+        """Adds new keys and values to the cache; returns the queries, (rows, num_heads, seq, d_k)."""
         _, num_heads, _, d_k = self.keys.shape
-        q, k, v = torch.unflatten(self.qkv(x).float(), -1, (3, num_heads, d_k)).permute(2, 0, 3, 1, 4)
+        qkv: Tensor = torch.unflatten(self.qkv(x).float(), -1, (3, num_heads, d_k))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if places.rotations is not None:
             q, k = rotate(q, places.rotations), rotate(k, places.rotations)
         for cache, new in ((self.keys, k), (self.values, v)):
             cache.view(-1, d_k).index_copy_(0, places.slots, new.reshape(-1, d_k))
-        k, v = (cache[places.rows, :, : places.length] for cache in (self.keys, self.values))
-        whole = q.shape[-2] > 1  # for a whole window, torch's own is faster; heads: (rows, num_heads, seq, d_k)
-        heads = torch_attention(q, k, v) if whole else scaled_dot_product_attention(q, k, v, places.mask)
-        return self.output(heads.transpose(1, 2).flatten(-2).to(x.dtype))
+        return q
+
+    def remember(self, x: Tensor, places: Places) -> None:
+        """Adds the keys and values of tokens whose outputs nobody needs."""
+        self.store(self.ln1(x) if self.pre_norm and self.ln1 is not None else x, places)
 
     def ffn(self, x: Tensor) -> Tensor:
         if self.activation is not None:
@@ -196,10 +207,11 @@ class CachedReader(Reader):
         *of_layers, self.lm_head = (lay_out(matrix, layout) for matrix in matrices)
         self.matrices = matrices if layout == PLAIN else []  # which the products then share
         blocks = cast(list[TransformerBlock], list(model.layers))
-        self.layers = [
-            partial(NORM_POSITIONS[block.norm_position], CachedBlock(block, keys, values, of_layers[4 * n : 4 * n + 4]))
+        self.blocks = [
+            CachedBlock(block, keys, values, of_layers[4 * n : 4 * n + 4])
             for n, (block, keys, values) in enumerate(zip(blocks, self.keys, self.values, strict=True))
         ]
+        self.arrange = NORM_POSITIONS[blocks[0].norm_position]
         rope = blocks[0].attn.rope
         self.rotations = None if rope is None else torch.complex(rope.cos, rope.sin)  # (context_length, d_k / 2)
 
@@ -238,7 +250,8 @@ class CachedReader(Reader):
         """Reads the last seq tokens of each of these rows; returns the logits after them, (rows, vocab_size).
 
         seq is 1, or there is one row, and seq is all of its window. every: returns those after each token,
-        (rows, seq, vocab_size).
+        (rows, seq, vocab_size). Otherwise the last block computes the last token alone; of those before it, later
+        tokens need only the keys and values.
         """
         token_ids = torch.tensor([window[-seq:] for window in self.windows[rows]], device=self.device)
         places = self.places(rows, seq)
@@ -247,18 +260,23 @@ class CachedReader(Reader):
         if self.model.bigrams is not None:
             before = [[NONE, *window[:-1]][-seq:] for window in self.windows[rows]]
             bigrams = self.model.bigrams(token_ids, torch.tensor(before, device=self.device)).to(self.dtype)
-        for layer in self.layers:
-            x = layer(x if bigrams is None else x + bigrams, places)
+        for block in self.blocks:
+            x = x if bigrams is None else x + bigrams
+            if block is self.blocks[-1] and seq > 1 and not every:
+                block.remember(x[:, :-1], self.places(rows, seq - 1, skip=1))
+                x, places = x[:, -1:], self.places(rows, 1)
+            x = self.arrange(block, x, places)
         x = x if every else x[:, -1]
         if self.model.ln_final is not None:
             x = self.model.ln_final(x)
         return self.lm_head(x)
 
-    def places(self, rows: slice, seq: int) -> Places:
-        """Finds the places of the last seq tokens of each of these rows."""
+    def places(self, rows: slice, seq: int, skip: int = 0) -> Places:
+        """Finds the places of the last seq tokens of each of these rows, or of those before the last `skip`."""
         lengths = [len(window) for window in self.windows[rows]]
         num_heads, context_length, _ = self.keys.shape[-3:]
-        positions = torch.tensor(lengths, device=self.device)[:, None] + torch.arange(-seq, 0, device=self.device)
+        ends = torch.tensor(lengths, device=self.device)[:, None] - skip
+        positions = ends + torch.arange(-seq, 0, device=self.device)
         heads = torch.arange(rows.start * num_heads, rows.stop * num_heads, device=self.device)
         slots = heads.view(-1, num_heads, 1) * context_length + positions[:, None]  # (rows, num_heads, seq)
         mask = None

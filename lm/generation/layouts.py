@@ -45,8 +45,9 @@ def lay_out(weight: Tensor | Quantized, layout: str) -> Product:
 
 
 def join(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Stacks weights that share an input: (all out_features, in_features)."""
-    return torch.cat([weight.detach().to(dtype) for weight in weights])
+    """Stacks weights that share an input, (all out_features, in_features); one alone, of this dtype, is not copied."""
+    stacked = [weight.detach().to(dtype) for weight in weights]
+    return torch.cat(stacked) if len(stacked) > 1 else stacked[0]
 
 
 def choose_layout(products: Sequence[Sequence[Tensor]], dtype: torch.dtype, rows: int) -> str:
