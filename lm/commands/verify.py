@@ -43,7 +43,7 @@ def findings(checkpoint: Path) -> Iterator[str]:
     same = config.is_file() and file_sha256(config) == manifest.get("config_sha256")
     shards = [checkpoint.parent / name for name in manifest.get(SHARDS, {})]
     size = sum(path.stat().st_size for path in (checkpoint, *shards))
-    yield f"{checkpoint}: whole, step {manifest['step']}, {size:,} bytes" + (
+    yield f"{checkpoint}: intact, step {manifest['step']}, {size:,} bytes" + (
         f" in {len(shards)} shards" if shards else ""
     )
     for name in DIGESTS:

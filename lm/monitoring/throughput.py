@@ -78,7 +78,7 @@ class Throughput(Callback):
         seconds = training_seconds(model, tokens, now * trainer.world_size, TYPICAL_MFU)
         say(
             trainer,
-            f"{steps:,} steps to go, at a first guess {format_duration(seconds)} (at half of the"
+            f"{steps:,} steps to go, by a first estimate {format_duration(seconds)} (at half of the"
             f" {now / 1e9:,.0f} GFLOP/s that the device reaches right now; `lm account --probe` measures it)",
         )
 

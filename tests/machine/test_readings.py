@@ -207,7 +207,7 @@ def test_a_run_says_how_long_it_takes(lm, fit_arguments, tmp_path, cache, monkey
     settings = ("--trainer.max_steps=50", "--trainer.val_check_interval=20", "--trainer.log_every_n_steps=6")
     done = lm(*fit_arguments(tmp_path / "run", *settings, "--samples.max_new_tokens=0"))
     assert (done.code, done.err) == (0, "")
-    assert "50 steps to go, at a first guess 0 s (at half of the 1,000 GFLOP/s" in done.out
+    assert "50 steps to go, by a first estimate 0 s (at half of the 1,000 GFLOP/s" in done.out
     (before, first), *later = guesses
     assert before == 60 + 5 * 2  # at step 6; of a validation, only the number of its batches is known
     assert first == pytest.approx(44 * 2 + 3 * (max(batches) + 1) * 2 / 3)

@@ -417,7 +417,7 @@ def test_fit_says_what_it_chose(lm, fit_arguments, tmp_path):
         assert done.code == 0, done.err
         assert words in done.out
         assert re.search(r"measured on [-\d]+ [\d:]+, (\d+ x \d+|a training step) in float32\)", done.out)
-        assert "2 steps to go, at a first guess 0 s (at half of the" in done.out
+        assert "2 steps to go, by a first estimate 0 s (at half of the" in done.out
         checkpoint = (tmp_path / str(number) / "last.ckpt").stat().st_size
         announced = float(re.search(r"([\d.]+) MB of disk per checkpoint", done.out)[1])
         assert announced == pytest.approx(checkpoint / 1e6, abs=0.15)  # beside tensors there are 0.1 MB of names

@@ -30,7 +30,7 @@ def old_run(tmp_path, monkeypatch):
 def test_it_verifies(lm, old_run):
     result = lm("verify", "run")
     assert (result.code, result.err) == (0, "")
-    assert "whole, step 20" in result.out
+    assert "intact, step 20" in result.out
     assert "config.yaml is the one it was saved with" in result.out
 
 

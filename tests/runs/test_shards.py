@@ -294,7 +294,7 @@ def test_verify_counts_the_shards(run, lm):
     result = lm("verify", run / "last.ckpt")
     sizes = sum(path.stat().st_size for path in (run / "last.ckpt", *run.glob("shards/*/*")))
     assert (result.code, result.err) == (0, "")
-    assert result.out.startswith(f"{run / 'last.ckpt'}: whole, step 4, {sizes:,} bytes in 3 shards\n")
+    assert result.out.startswith(f"{run / 'last.ckpt'}: intact, step 4, {sizes:,} bytes in 3 shards\n")
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_verify(lm, whole_run, tmp_path):
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     result = lm("verify", run)
     assert (result.code, result.err) == (0, "")
-    assert f"{run / 'last.ckpt'}: whole, step 14, {(run / 'last.ckpt').stat().st_size:,} bytes" in result.out
+    assert f"{run / 'last.ckpt'}: intact, step 14, {(run / 'last.ckpt').stat().st_size:,} bytes" in result.out
     assert result.out.count("config.yaml is the one it was saved with") == 2
     (run / "config.yaml").write_text("changed")
     assert "not the one it was saved with" in lm("verify", run / "last.ckpt").out
