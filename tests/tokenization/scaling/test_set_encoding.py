@@ -3,6 +3,7 @@ encoding goes on with what is done, and only with that; and that nothing else in
 
 import contextlib
 import gzip
+import itertools
 import json
 import os
 import random
@@ -290,6 +291,30 @@ def test_a_host_that_is_late_does_not_spoil_what_another_has_completed(tmp_path,
     monkeypatch.setattr(tasks, step, wait)
     assert late.run().description == small.encode_files(paths, tmp_path / "one.bin", num_processes=1).description
     assert not {PLAN, RECORDS} & set(names(folder))
+
+
+def test_nothing_half_written_is_ever_listed(tmp_path, small, paths, monkeypatch):
+    """Ended before each of its renames, the command leaves a whole set, or none and the same command completes it."""
+    one = small.encode_files(paths[:2], tmp_path / "one.bin", num_processes=1)
+    rename, moments = os.replace, itertools.count()
+    for moment in moments:
+        folder, left = tmp_path / f"{moment}.tokens", itertools.count(moment, -1)
+
+        def end(source, target, left=left):
+            if next(left) == 0:
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", end)
+            encode(small, paths[:2], folder)
+            break
+        if not (folder / INDEX).exists():
+            encode(small, paths[:2], folder)
+        assert TokenFile.open(folder).description == one.description
+        assert joined(folder) == (tmp_path / "one.bin").read_bytes()
+        assert not [path.name for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    assert next(moments) > 8
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
