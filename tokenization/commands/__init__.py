@@ -99,8 +99,8 @@ def add_scaling_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="threads",
         metavar="ENGINE",
-        help="what runs the tasks: threads, in this process; ray, on the cores of a Ray cluster, or of this machine if"
-        " none is found; ray://HOST:PORT, on that cluster (default: threads)",
+        help="what runs the tasks: threads, in this process; ray, on the cluster that RAY_ADDRESS names or that runs"
+        " here, or else on this machine's cores; ray://HOST:PORT, on that cluster (default: threads)",
     )
     group.add_argument(
         "--part",
