@@ -23,7 +23,6 @@ ANSWER_SECONDS = 10  # until a cluster's host must have answered
 QUICK = {  # Ray's settings for a command that connects to a cluster
     "RAY_NUM_REDIS_GET_RETRIES": "1",  # of 40 seconds each
     "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "5",  # three times, for ray://
-    "RAY_BACKEND_LOG_LEVEL": "error",  # on stderr
 }
 
 Item = TypeVar("Item")

@@ -122,6 +122,7 @@ def cluster() -> Iterator[int]:
     ports = f"--port {GCS_PORT} --min-worker-port 0 --max-worker-port 0 --ray-client-server-port {CLIENT_PORT}"
     options = f"--head --block {ports} --num-cpus 2 --include-dashboard=false"
     settings = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "600"}
+    settings["RAY_ADDRESS"] = ""  # the servers for ray:// would start clusters of their own
     command = [ray, "start", *options.split()]
     process = subprocess.Popen(command, env=os.environ | settings | S3, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -231,8 +232,9 @@ class TestRay:
         process = run(line, RAY_ADDRESS=address)
         _, err = process.communicate(timeout=40)
         assert process.returncode == 2
-        assert len(err.splitlines()) == 1
-        assert err.startswith(f"tokenization encode: --engine ray: {message}")
+        *warnings, line = err.splitlines()  # Ray's own, of a port that is another one's
+        assert line.startswith(f"tokenization encode: --engine ray: {message}")
+        assert not (warnings and line.startswith("tokenization encode: --engine ray: no cluster"))
         assert not Path("s.tokens").exists()
 
     def test_texts_on_s3(self, work, cluster, monkeypatch):
