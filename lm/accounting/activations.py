@@ -159,6 +159,8 @@ def _compiled(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangeme
     stream = size * tokens * d_model
     kept = dict.fromkeys(PARTS, 0)
     kept["embeddings"] = 8 * batch_size * (length + 1)
+    if model.skips is not None:
+        kept["embeddings"] += 4 * tokens * d_model
     kept["head"] = stream + 4 * model.lm_head.weight.numel()
     for name, module in model.named_modules():
         if isinstance(module, RMSNorm):

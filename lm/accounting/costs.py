@@ -29,13 +29,14 @@ SUPPORT = Support(
         "feed_forward": ("swiglu", "silu", "relu2"),
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
+        "embedding_skips": (False, True),
     },
     numbers=("bigram_rows",),
 )
 # scores: Q K^T, softmax, and the weights times V. head: lm_head and the loss.
 PARTS = ("embeddings", "norms", "projections", "scores", "feed-forward", "head")
 OWNERS = {"token_embeddings": "embeddings", "bigrams": "embeddings", "lm_head": "head"}
-OWNERS |= {"attn": "projections", "ffn": "feed-forward"}
+OWNERS |= {"skips": "norms", "attn": "projections", "ffn": "feed-forward"}
 
 GPT2 = {"vocab_size": 50257, "context_length": 1024}
 PRESETS: dict[str, dict[str, int]] = {

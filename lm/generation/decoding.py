@@ -41,6 +41,7 @@ SUPPORT = Support(
         "feed_forward": ("swiglu", "silu", "relu2"),
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
+        "embedding_skips": (False, True),
     },
     numbers=("bigram_rows",),
 )
@@ -260,8 +261,10 @@ class CachedReader(Reader):
         if self.model.bigrams is not None:
             before = [[NONE, *window[:-1]][-seq:] for window in self.windows[rows]]
             bigrams = self.model.bigrams(token_ids, torch.tensor(before, device=self.device)).to(self.dtype)
-        for block in self.blocks:
+        embedding = x
+        for number, block in enumerate(self.blocks):
             x = x if bigrams is None else x + bigrams
+            x = x if self.model.skips is None else self.model.skips(x, embedding, number).to(self.dtype)
             if block is self.blocks[-1] and seq > 1 and not every:
                 block.remember(x[:, :-1], self.places(rows, seq - 1, skip=1))
                 x, places = x[:, -1:], self.places(rows, 1)

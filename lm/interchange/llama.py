@@ -39,6 +39,7 @@ CHOSEN: dict[str, Any] = {  # the settings with which our model is a Llama
     "feed_forward": "swiglu",
     "qk_norm": False,
     "bigram_rows": None,
+    "embedding_skips": False,
 }
 SUPPORT = Support(
     part="export as a Llama",

@@ -36,6 +36,7 @@ SUPPORT = Support(
         "feed_forward": ("swiglu", "silu", "relu2"),
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
+        "embedding_skips": (False, True),
     },
     numbers=("bigram_rows",),
 )

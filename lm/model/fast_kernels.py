@@ -103,7 +103,8 @@ class KernelTransformerLM(FastTransformerLM):
     """A model whose loss and the logits' gradient are computed in one pass over the logits."""
 
     def hidden_states(self, token_ids: Tensor) -> Tensor:
-        plain = self.settings["norm_position"] != "pre" or self.bigrams is not None or self.recompute
+        additions = self.bigrams is not None or self.skips is not None
+        plain = self.settings["norm_position"] != "pre" or additions or self.recompute
         if plain or token_ids.shape[-1] > self.context_length:
             return super().hidden_states(token_ids)
         positions = torch.arange(token_ids.shape[-1], device=token_ids.device)

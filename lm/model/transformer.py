@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lm.model.attention import MultiHeadSelfAttention, head_width
 from lm.model.bigram_table import BigramTable, tokens_before
+from lm.model.embedding_skips import EmbeddingSkips
 from lm.model.layers import (
     Device,
     Dtype,
@@ -124,6 +125,8 @@ class TransformerLM(nn.Module):
         qk_norm: RMSNorm on each head's queries and keys.
         bigram_rows: rows of a table of hashed bigrams, whose vectors each block adds to its input; null is no table.
             No Llama has one, so such a model can be exported as safetensors alone.
+        embedding_skips: add the embedding to each block's input again, scaled by a learned number that starts at 0; no
+            Llama does this.
         device: where the weights are created.
         dtype: of the weights.
 
@@ -150,6 +153,7 @@ class TransformerLM(nn.Module):
         tie_embeddings: bool = False,
         qk_norm: bool = False,
         bigram_rows: int | None = None,
+        embedding_skips: bool = False,
         device: Device = None,
         dtype: Dtype = None,
     ):
@@ -181,6 +185,7 @@ class TransformerLM(nn.Module):
             self.token_embeddings.weight = self.lm_head.weight
         # Last, so that the other weights are drawn as without it.
         self.bigrams = None if bigram_rows is None else BigramTable(bigram_rows, d_model, device, dtype)
+        self.skips = EmbeddingSkips(num_layers, device, dtype) if embedding_skips else None
 
     def forward(self, token_ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """Returns the logits of the token after each one: (..., seq) -> (..., seq, vocab_size); seq <= context_length.
@@ -198,9 +203,12 @@ class TransformerLM(nn.Module):
         token_positions = torch.arange(seq, device=token_ids.device)
         x: Tensor = self.token_embeddings(token_ids)
         bigrams = None if self.bigrams is None else self.bigrams(token_ids, tokens_before(token_ids))
-        for layer in self.layers:
+        embedding = x
+        for number, layer in enumerate(self.layers):
             if bigrams is not None:
                 x = x + bigrams
+            if self.skips is not None:
+                x = self.skips(x, embedding, number)
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, token_positions, use_reentrant=False)
             else:

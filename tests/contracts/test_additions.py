@@ -39,7 +39,7 @@ from lm.training.module import LanguageModel
 from tokenization import InputError
 
 PARTS = (fast.SUPPORT, decoding.SUPPORT, costs.SUPPORT, llama.SUPPORT)
-PLAIN = combinations()[0] | {"bigram_rows": None}  # what every part supports
+PLAIN = combinations()[0] | {"bigram_rows": None, "embedding_skips": False}  # what every part supports
 ALIBI, GROUPED = PLAIN | {"position_encoding": "alibi"}, PLAIN | {"num_kv_heads": 1}
 REFUSING = {
     "the fast path": lambda model: speed_up(model, "blocks"),

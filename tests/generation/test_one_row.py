@@ -70,7 +70,9 @@ def test_a_row_that_stays_alone_goes_on():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"norm_position": "post"}, {"feed_forward": "silu"}, {"num_heads": 6}, {"d_ff": 70}], ids=str
+    "settings",
+    [{"norm_position": "post"}, {"feed_forward": "silu"}, {"embedding_skips": True}, {"num_heads": 6}, {"d_ff": 70}],
+    ids=str,
 )
 def test_what_the_kernel_does_not_know_is_left_to_torch(settings):
     reader = CachedReader(lively(**settings), 1, torch.float32)

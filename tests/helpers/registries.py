@@ -22,6 +22,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "rope_theta": (10000.0, 50.0),
     "vocab_multiple": (1, 32),
     "bigram_rows": (None, 50),
+    "embedding_skips": (False, True),
 }
 NO_SETTINGS = ("device", "dtype")
 
