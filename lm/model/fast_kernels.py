@@ -105,7 +105,8 @@ class KernelTransformerLM(FastTransformerLM):
     def hidden_states(self, token_ids: Tensor) -> Tensor:
         additions = self.bigrams is not None or self.skips is not None
         plain = self.settings["norm_position"] != "pre" or additions or self.recompute
-        if plain or token_ids.shape[-1] > self.context_length:
+        # In evaluation, others watch what each block and norm puts out (lm/monitoring/callbacks.py).
+        if plain or not self.training or token_ids.shape[-1] > self.context_length:
             return super().hidden_states(token_ids)
         positions = torch.arange(token_ids.shape[-1], device=token_ids.device)
         x, added = self.token_embeddings(token_ids), None
