@@ -12,13 +12,13 @@ WORKERS ?= 3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
-.PHONY: help install demo data docs test test-fast test-repeat test-slow test-elsewhere test-oldest test-cluster \
-	coverage drills torture gpu lint style types format hooks clean-demo
+.PHONY: help install demo data docs test test-fast test-repeat test-slow test-docs test-elsewhere test-oldest \
+	test-cluster coverage drills torture gpu lint style types format hooks clean-demo
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
 	@echo "also: docs (a site to read), install, data (the demo's token files), lint, format, hooks, test-repeat, test-slow,"
-	@echo "      test-elsewhere, test-oldest, test-cluster, coverage, drills, torture, gpu, clean-demo"
+	@echo "      test-docs, test-elsewhere, test-oldest, test-cluster, coverage, drills, torture, gpu, clean-demo"
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -162,6 +162,11 @@ docs: .venv/.installed-docs
 .venv/.installed-docs: .venv/.installed
 	@echo "installing what the site needs"
 	@rm -f $@; { $(PIP) -e '.[docs]' && touch $@; } $(BRIEFLY)
+
+# The site's links and the notebook in Jupyter; screenshots, if Chromium is installed. Some minutes.
+test-docs: .venv/.installed-test
+	$(PIP) -e '.[test,docs,notebook]'
+	$(BIN)/pytest -m slow tests/test_site.py tests/test_notebook.py
 
 # --- a GPU -----------------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,13 @@ def test_links_of_the_site(page, markdown, expected):
     assert site.relink(markdown, page) == expected
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_list_has_an_empty_line_before_it(page):
+    """The site takes it for a paragraph otherwise; GitHub does not."""
+    text = "".join(part for is_code, part in site.split_code(TEXTS[page]) if not is_code)
+    assert re.findall(r"^(?![-*] |\d+[.] |  )\S.*\n(?:[-*]|1[.]) .*", text, re.MULTILINE) == []
+
+
 def test_every_module_has_a_page_which_names_what_is_in_a_folder():
     modules = site.modules()
     assert sorted(modules) == sorted(

@@ -31,7 +31,11 @@ SCREENS = {"desktop": (1280, 800, 1), "phone": (390, 844, 2)}  # width and heigh
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0")
 FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)
 STORY = """document.querySelector('[name=seed]').value = 1; document.querySelector('[name=max_tokens]').value = 120;
-write().then(() => document.querySelectorAll('.token')[9].dispatchEvent(new Event('pointerover', {bubbles: true})))"""
+write().then(() => {
+  document.querySelector('#story').focus();
+  const right = () => new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true});
+  for (let step = 0; step < 37; step++) document.querySelector('#story').dispatchEvent(right());
+})"""
 
 
 class Browser:
@@ -110,8 +114,8 @@ def free_port() -> int:
 def site_pages() -> list[str]:
     """Returns the pages of the site, without those of code but one of each kind."""
     pages = sorted(path.relative_to(ROOT / "site").as_posix() for path in (ROOT / "site").rglob("*.html"))
-    code = {"code/lm.html", "code/lm/model/attention.html"}
-    return [page for page in pages if not page.startswith("code/") or page in code]
+    shown = {"code/lm.html", "code/lm/model/attention.html"}
+    return [page for page in pages if page in shown or not page.startswith(("code/", "404"))]
 
 
 async def take(run: Path, output: Path, only: list[str]) -> None:
