@@ -20,7 +20,7 @@ from tokenization.native.instructions import (
     shift_right,
     store64,
 )
-from tokenization.native.joints import find_parts, joints_of, may_have_joints
+from tokenization.native.joints import LONGEST_CUT, find_parts, joints_of, may_have_joints
 from tokenization.native.lanes import LANES_ROOM, learn, merge_pretoken
 from tokenization.native.listing import list_ids, numbers_below
 from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of, large_zeros
@@ -63,7 +63,7 @@ from tokenization.native.windows import Window, cut_into_windows, in_order
 from tokenization.native.words import WordCutter, check_first_id
 from tokenization.pretokenization import END_OF_TEXT
 
-WORK_TOKENS = 1 << 10  # tokens that a worker's memory has room for at first
+WORK_TOKENS = LONGEST_CUT  # tokens that a worker's memory has room for at first
 KEPT_BYTES = 1 << 17  # of the longest text for which a worker makes no arrays anew
 MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 

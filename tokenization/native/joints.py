@@ -33,10 +33,8 @@ from tokenization.native.table import home_slot, key_of
 JOINT_BITS = 20  # log2 of the number of bits for pairs of whole characters
 PARTIAL = 1 << JOINT_BITS - 3  # where the table goes on: a byte for each last byte and first byte
 JOINTS_SIZE = PARTIAL + (64 << 4)  # bytes
-# Bytes of a pre-token that is cut: more than three characters, which are looked up at once, and not more than a worker
-# always has memory for.
-SHORTEST_CUT, LONGEST_CUT = 10, 1024
-MORE_STARTS = LONGEST_CUT // 3  # parts that a chunk may have beyond its pre-tokens: only its last one may be so long
+SHORTEST_CUT = 10  # bytes of a pre-token that is cut; three characters are looked up at once
+LONGEST_CUT = 1024  # a worker always has memory for so much, and never goes on from the middle of a pre-token
 
 # The ends of a token: its first and its last bytes, at most three of them, with their number in the byte above.
 ENDS_ROW = 16

@@ -51,7 +51,7 @@ INLINE_BYTES = 15
 LONG = 16 << 56
 BEING_FILLED = 17 << 56
 CHUNK = 1024  # bytes scanned and then looked up: few enough that their slots arrive in the cache meanwhile
-CHUNK_STARTS = CHUNK + 512  # addresses that a scan of CHUNK bytes can write, and the parts of its last pre-token
+CHUNK_STARTS = CHUNK + 512  # where pre-tokens begin in CHUNK bytes, or parts of them, and 342 in a last one behind
 MAX_FREQUENCY = LOW_HALF  # of a word in the cells of the trainer; a more frequent one takes several rows of cells
 
 
