@@ -1,15 +1,17 @@
-"""Trains the handout's base model (22.7M parameters, context 256) with this package and with others, all in one run.
+"""Trains models with this package, with an older version of it and with others, step by step in turn.
 
-  python benchmarks/training.py                   the table of docs/performance.md
+  python benchmarks/training.py --old FOLDER      the tables of docs/performance.md; FOLDER: a checkout of e3ae780, made
+                                                  by `git worktree add FOLDER e3ae780`; without --old no older version
   python benchmarks/training.py --ladder          what each step of the fast path gives, one after another
 
-Each measurement is a process of its own, so that its peak memory is its own, and all take turns, several times, because
-a machine is not equally fast all the time. Every process trains in bfloat16 where the processor has it, from the same
-settings, and drops its first steps, in which compilation happens.
+Each contestant is a process of its own, so that its peak memory is its own. All are started, compile, and drop their
+first steps; then each makes one step at a time, in turn, while the others wait: a machine is not equally fast all the
+time, and only ratios within a round mean anything. All train in bfloat16 where the processor has it.
 
-  lm fit       the command, with Trainer, callbacks and logging      bare loop   our model and optimizer without them
-  lm fit plain the same with model.fast false                        llama, gpt2 transformers' models, compiled, with
-  litgpt       if it is installed; compiled                                      torch's fused AdamW and cross_entropy
+  lm fit         the command, with Trainer, callbacks and logging, compiled; "eager" without torch.compile
+  old            the same of the older version                  bare loop   our model and optimizer without the command
+  lm fit plain   with model.fast false                          llama, gpt2 transformers' models, compiled, with torch's
+  litgpt         if it is installed; compiled                               fused AdamW and cross_entropy
 
 gpt2 stands in for nanoGPT, whose architecture and training loop it repeats; litgpt pins versions that exclude ours and
 needs an environment of its own. "+ memory" gives the others our allocator settings (lm/machine/resources.py).
@@ -25,115 +27,200 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 VOCAB_SIZE, CONTEXT, D_MODEL, D_FF, LAYERS, HEADS = 10_000, 256, 512, 1344, 4, 16
 WARMUP = 3  # steps that are not counted
-CONTESTANTS = ["lm fit", "bare loop", "lm fit plain", "llama", "gpt2", "litgpt", "llama + memory", "gpt2 + memory"]
-CONTESTANTS += ["litgpt + memory"]
+SHAPES: dict[str, dict[str, Any]] = {  # settings of a model, and windows in a batch
+    "base": {"vocab_size": 10_000, "d_model": 512, "num_layers": 4, "num_heads": 16, "d_ff": 1344, "batch_size": 32},
+    "adamw": {"vocab_size": 2048, "d_model": 192, "num_layers": 4, "num_heads": 3, "d_ff": 512, "batch_size": 8},
+    "fast": {"vocab_size": 2048, "d_model": 128, "num_layers": 3, "num_heads": 2, "d_ff": 320, "batch_size": 8},
+}
+GROUPS = {  # a heading: the shape, the rounds, and who takes turns; not all at once, for the sake of memory
+    "The handout's base model": ("base", 10, ["lm fit", "lm fit eager", "old", "llama", "gpt2", "litgpt"]),
+    "The same, others with our allocator settings": (
+        "base",
+        10,
+        ["lm fit", "llama + memory", "gpt2 + memory", "litgpt + memory"],
+    ),
+    "configs/experiments/adamw.yaml's shape": ("adamw", 40, ["lm fit", "lm fit eager", "old", "old eager"]),
+    "configs/tinystories-fast.yaml's shape, with Muon": ("fast", 40, ["lm fit", "lm fit eager", "old", "old eager"]),
+}
 LADDER = {  # each adds to the one before it
     "float32, plain": "float32",
     "bfloat16": "",
     "memory stays": "memory",
     "attention in blocks": "memory attention",
     "loss without logits": "memory attention loss",
-    "compiled": "memory attention loss compile",
-    "joint products": "memory attention loss compile joint",
-    "recomputed": "memory attention loss compile recompute",
+    "kernels": "memory attention loss kernels",
+    "compiled": "memory attention loss kernels compile",
+    "recomputed": "memory attention loss kernels compile recompute",
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=32, help="windows (default: 32)")
-    parser.add_argument("--steps", type=int, default=8, help="that are timed (default: 8)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all contestants in turn (default: 3)")
+    parser.add_argument("--old", type=Path, help="a checkout of the older version")
+    parser.add_argument("--rounds", type=int, help="steps of each contestant (default: 10, or 40 of small models)")
+    parser.add_argument("--shape", choices=SHAPES, help="this shape alone")
     parser.add_argument("--only", nargs="+", help="these contestants")
     parser.add_argument("--ladder", action="store_true", help="the steps of the fast path instead of the others")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process measures
     args = parser.parse_args()
     if args.one is not None:
-        measure(args.one, args)
+        sys.path.insert(0, str(args.old if args.one.startswith("old") else ROOT))
+        measure(args.one, args.shape)
         return
-    names = list(LADDER) if args.ladder else args.only or CONTESTANTS
-    if not importlib.util.find_spec("litgpt"):
-        names = [name for name in names if not name.startswith("litgpt")]
+    sys.path.insert(0, str(ROOT))
+    groups = {"The steps of the fast path": ("base", 5, list(LADDER))} if args.ladder else GROUPS
+    for heading, (shape, rounds, names) in groups.items():
+        names = [name for name in names if is_there(name, args)]
+        if (args.shape is None or args.shape == shape) and len(names) > 1:
+            report(heading, shape, take_turns(names, shape, args.rounds or rounds, args), args.ladder)
+
+
+def is_there(name: str, args: argparse.Namespace) -> bool:
+    missing = (name.startswith("old") and not args.old) or (
+        name.startswith("litgpt") and not importlib.util.find_spec("litgpt")
+    )
+    return not missing and (args.only is None or name in args.only)
+
+
+# --- the parent ------------------------------------------------------------------------------------------------------
+
+
+def take_turns(names: list[str], shape: str, rounds: int, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Lets each contestant make a step in turn; returns what each has measured."""
+    workers = {}
     results: dict[str, list[dict]] = {name: [] for name in names}
-    for number in range(args.rounds):
+    try:
         for name in names:
-            print(f"\r\033[Kround {number + 1} of {args.rounds}: {name}", end="", file=sys.stderr, flush=True)
-            command = [
-                sys.executable,
-                __file__,
-                "--one",
-                name,
-                f"--steps={args.steps}",
-                f"--batch-size={args.batch_size}",
-            ]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"\n{name} failed:\n{done.stderr[-2000:]}")
-            results[name].append(json.loads(done.stdout.splitlines()[-1]))
-    print("\r\033[K", end="", file=sys.stderr)
-    report(results, args)
+            command = [sys.executable, __file__, "--one", name, "--shape", shape]
+            command += ["--old", str(args.old.resolve())] if args.old else []
+            workers[name] = subprocess.Popen(
+                command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            say(f"{shape}: {name} starts")
+            start = time.monotonic()
+            for _ in range(WARMUP):
+                ask(name, workers[name])
+            results[name].append({"start": time.monotonic() - start})
+        for number in range(rounds):
+            for name in names:
+                say(f"{shape}: round {number + 1} of {rounds}: {name}")
+                results[name].append(ask(name, workers[name]))
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+        say("")
+    return results
 
 
-def report(results: dict[str, list[dict]], args: argparse.Namespace) -> None:
-    """Medians over the rounds; the ratio to the first, or of the first to the others, is the median of each round's."""
+def say(words: str) -> None:
+    print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
+
+
+def ask(name: str, worker: subprocess.Popen) -> dict:
+    """Lets a contestant make a step; returns its seconds, those of its processors, and its peak memory in GB."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    line = worker.stdout.readline()
+    if not line:
+        sys.exit(f"\n{name} has ended; to see why: echo | {' '.join(map(str, worker.args))}")  # type: ignore[arg-type]
+    found: dict = json.loads(line)
+    return found
+
+
+def report(heading: str, shape: str, results: dict[str, list[dict]], ladder: bool) -> None:
+    """Prints medians over the rounds, of speeds and of the ratios to the first contestant within each round."""
+    from lm.machine.identity import cpu_model
     from lm.machine.peaks import peak_flops
     from lm.machine.resources import native_precision
 
     precision = native_precision("cpu")
     peak, source, _ = peak_flops("cpu", precision)
-    first = next(iter(results))
-    print(f"batch {args.batch_size} x {CONTEXT}, {precision}; peak {peak / 1e9:.0f} GFLOP/s ({source})")
-    heading = f"x {first}" if args.ladder else f"{first} / it"
-    print(f"{'':<24}{'tokens/s':>10}{'MFU':>7}{'peak GB':>9}{'start s':>9}{heading:>20}")
-    for name, runs in results.items():
-        speed = statistics.median(run["speed"] for run in runs)
-        pairs = zip(results[first], runs, strict=True)
-        ratio = statistics.median((b["speed"] / a["speed"]) ** (1 if args.ladder else -1) for a, b in pairs)
-        memory, compile_time = (statistics.median(run[key] for run in runs) for key in ("memory", "first"))
-        mfu = speed * base_flops_per_token() / peak
-        print(f"{name:<24}{speed:>10,.0f}{mfu:>7.0%}{memory:>9.2f}{compile_time:>9.1f}{ratio:>20.2f}")
-    for runs in (runs for runs in results.values() if "pipeline" in runs[0]):
-        seconds = statistics.median(run["pipeline"] for run in runs)
-        share = seconds * runs[0]["speed"] / args.batch_size / CONTEXT
-        print(f"a batch takes {seconds * 1e3:.2f} ms to gather, {share:.3%} of a step")
-        break
+    first, tokens = next(iter(results)), SHAPES[shape]["batch_size"] * CONTEXT
+    starts = {name: runs[0]["start"] for name, runs in results.items()}
+    rounds = {name: runs[1:] for name, runs in results.items()}
+    print(f"\n{heading}: {SHAPES[shape]['batch_size']} x {CONTEXT} tokens, {precision}, {cpu_model()}, load")
+    print(f"{os.getloadavg()[0]:.1f}, {len(rounds[first])} rounds; peak {peak / 1e9:.0f} GFLOP/s ({source})\n")
+    ratio = "x the first" if ladder else f"{first} is faster by"
+    print(f"| | tokens/s | MFU | CPU s a step | peak GB | start s | {ratio} | by CPU time |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, steps in rounds.items():
+        speed = tokens / statistics.median(step["seconds"] for step in steps)
+        processor = statistics.median(step["processor"] for step in steps)
+        ratios = []
+        for key in ("seconds", "processor"):
+            pairs = zip(rounds[first], steps, strict=True)
+            ratios.append(statistics.median((b[key] / a[key]) ** (-1 if ladder else 1) for a, b in pairs))
+        figures = f"{speed:,.0f} | {speed * flops_per_token(shape) / peak:.0%} | {processor:.3f}"
+        memory = f"{steps[-1]['memory']:.2f} | {starts[name]:.0f}"
+        print(f"| {name} | {figures} | {memory} | {ratios[0]:.2f} | {ratios[1]:.2f} |", flush=True)
 
 
-def base_flops_per_token() -> int:
+def flops_per_token(shape: str) -> int:
     from lm.accounting.costs import training_flops_per_token
     from lm.model.transformer import TransformerLM
 
-    model = TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF, device="meta")
-    return training_flops_per_token(model)
+    settings = {name: value for name, value in SHAPES[shape].items() if name != "batch_size"}
+    return training_flops_per_token(TransformerLM(context_length=CONTEXT, device="meta", **settings))
 
 
-def measure(name: str, args: argparse.Namespace) -> None:
-    """In a process of its own: prints tokens/s, peak memory in GB and the seconds until it was at work, as JSON."""
-    from lm.machine.resources import keep_large_blocks
+# --- a contestant ----------------------------------------------------------------------------------------------------
 
-    theirs = name.startswith(("llama", "gpt2", "litgpt"))
-    parts = set(LADDER[name].split()) if name in LADDER else {"memory", "attention", "loss", "compile"}
-    if "memory" in (name if theirs else parts):
-        keep_large_blocks()  # before torch is imported
+
+class Turns:
+    """Steps that are made when the parent asks for them; what the program itself prints goes nowhere."""
+
+    def __init__(self) -> None:
+        self.answers = os.fdopen(os.dup(1), "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        self.began: tuple[float, float] | None = None
+
+    def next(self) -> None:
+        """Answers how long it took since the last turn began, and waits for the next one."""
+        if self.began:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            seconds, processor = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+            answer = {"seconds": seconds, "processor": processor, "memory": peak}
+            print(json.dumps(answer), file=self.answers, flush=True)
+        if not sys.stdin.readline():
+            os._exit(0)
+        self.began = time.perf_counter(), time.process_time()
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(1 << 30):
+            self.next()
+            yield number
+
+
+def measure(name: str, shape: str) -> None:
+    """Trains in a process of its own, a step whenever the parent asks for one."""
+    turns, theirs = Turns(), name.startswith(("llama", "gpt2", "litgpt"))
+    parts = set(LADDER[name].split()) if name in LADDER else {"memory", "attention", "loss", "kernels", "compile"}
     with tempfile.TemporaryDirectory() as folder:
+        if name.startswith(("lm fit", "old")):
+            make_data(Path(folder))
+            lm_fit(Path(folder), name, shape, turns)
+        if "memory" in (name if theirs else parts):
+            from lm.machine.resources import keep_large_blocks
+
+            keep_large_blocks()  # before torch is imported
+        if theirs:
+            their_loop(name.split()[0], turns)
         make_data(Path(folder))
-        if name.startswith("lm fit"):
-            result = lm_fit(Path(folder), name, args)
-        elif theirs:
-            result = their_loop(name.split()[0], args)
-        else:
-            result = our_loop(Path(folder), parts, args)
-    result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps(result))
+        our_loop(Path(folder), parts, turns)
 
 
 def make_data(folder: Path) -> None:
-    """A token file of random tokens, in the form that `tokenization encode` writes; the speed is that of any text."""
+    """Makes a token file of random tokens, as `tokenization encode` writes it; the speed is that of any text."""
     import numpy as np
 
     from tokenization import END_OF_TEXT, Tokenizer
@@ -145,54 +232,46 @@ def make_data(folder: Path) -> None:
     tokenizer.encode_files([folder / "text.txt"], folder / "text.bin", num_processes=1)
 
 
-def lm_fit(folder: Path, name: str, args: argparse.Namespace) -> dict:
-    """From the curves that the run itself has written."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+def lm_fit(folder: Path, name: str, shape: str, turns: Turns) -> None:
+    """Runs the command, of whichever version is on the path; a turn ends where the next training step begins."""
     from lm.__main__ import main as lm
 
-    run, every = folder / "run", 2
+    try:
+        from lm.training.module import LanguageModel
+    except ModuleNotFoundError:  # e3ae780
+        from lm.module import LanguageModel
+
+    step = LanguageModel.training_step
+
+    def training_step(self: Any, *arguments: Any) -> Any:
+        turns.next()
+        return step(self, *arguments)
+
+    LanguageModel.training_step = training_step
+    steps = 100_000
+    model = {key: value for key, value in SHAPES[shape].items() if key != "batch_size"}
     settings = {
-        "trainer.default_root_dir": run,
-        "trainer.max_steps": WARMUP + 1 + args.steps,
-        "trainer.val_check_interval": WARMUP + 1 + args.steps,
+        "trainer.default_root_dir": folder / "run",
+        "trainer.max_steps": steps,
+        "trainer.val_check_interval": steps,
         "trainer.limit_val_batches": 1,
-        "trainer.log_every_n_steps": every,
-        "model.warmup_steps": 1,
-        "model.fast": str(name != "lm fit plain").lower(),
-        "model.compile": str(name != "lm fit plain").lower(),
+        "checkpoints.every_n_steps": steps,
         "data.train_path": folder / "text.bin",
         "data.val_path": folder / "text.bin",
         "data.tokenizer": folder / "tok",
-        "data.batch_size": args.batch_size,
+        "data.batch_size": SHAPES[shape]["batch_size"],
         "samples.max_new_tokens": 0,
-    }
-    start = time.perf_counter()
-    code = lm(["fit", "-c", str(ROOT / "configs/tinystories-cpu.yaml"), *(f"--{k}={v}" for k, v in settings.items())])
-    assert code == 0
-    events = EventAccumulator(str(run))
-    events.Reload()
-    speeds = [event.value for event in events.Scalars("train/tokens_per_second")][(WARMUP + 1) // every :]
-    rate = statistics.median(speeds)
-    elapsed = time.perf_counter() - start
-    return {"speed": rate, "first": elapsed - args.steps * args.batch_size * CONTEXT / rate}
+        "model.compile": str(not name.endswith(("plain", "eager"))).lower(),
+        "model.fast": str(not name.endswith("plain")).lower(),
+        "model.optimizer": "muon" if shape == "fast" else "adamw",
+    } | {f"model.{key}": value for key, value in model.items()}
+    lm(["fit", "-c", str(ROOT / "configs/tinystories-cpu.yaml"), *(f"--{k}={v}" for k, v in settings.items())])
 
 
-def timed(step, batches, args: argparse.Namespace) -> dict:
-    """step(inputs, targets) over the batches -> median tokens/s, and the seconds of the first."""
-    seconds = []
-    for index in range(WARMUP + args.steps):
-        start = time.perf_counter()
-        step(*batches(index))
-        seconds.append(time.perf_counter() - start)
-    rate = args.batch_size * CONTEXT / statistics.median(seconds[WARMUP:])
-    return {"speed": rate, "first": seconds[0]}
-
-
-def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
+def our_loop(folder: Path, parts: set[str], turns: Turns) -> None:
     import torch
+    from lm.training.windows import RandomWindows
 
-    from lm.data.windows import RandomWindows
     from lm.machine.compiling import compile_graph
     from lm.machine.resources import native_precision
     from lm.model.fast import speed_up
@@ -203,28 +282,23 @@ def our_loop(folder: Path, parts: set[str], args: argparse.Namespace) -> dict:
 
     torch.manual_seed(0)
     model = TransformerLM(VOCAB_SIZE, CONTEXT, D_MODEL, LAYERS, num_heads=HEADS, d_ff=D_FF)
+    kernels = "kernels" in parts
     if "attention" in parts:
-        speed_up(model, "blocks", joint_products="joint" in parts, keep_logits="loss" not in parts)
+        speed_up(model, "blocks", keep_logits="loss" not in parts, kernels=kernels)
     model.recompute = "recompute" in parts
     if "compile" in parts:
         model.compile(backend=compile_graph)
-    optimizer = AdamW(model.parameters())
+    optimizer = AdamW(model.parameters(), kernel=kernels)
     half = "float32" not in parts and native_precision("cpu") == "bf16-mixed"
-
-    def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    windows = RandomWindows(TokenFile.open(folder / "text.bin").tokens, CONTEXT, 32, 0, 1000)
+    for number in turns:
+        inputs, targets = windows[number % 1000]
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = model(inputs, targets=targets)
         loss.backward()
         clip_gradients(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-
-    windows = RandomWindows(TokenFile.open(folder / "text.bin").tokens, CONTEXT, args.batch_size, 0, 1000)
-    result = timed(step, windows.__getitem__, args)
-    start = time.perf_counter()
-    for index in range(200):
-        windows[index]
-    return result | {"pipeline": (time.perf_counter() - start) / 200}
 
 
 def their_model(
@@ -285,7 +359,7 @@ def their_model(
     )
 
 
-def their_loop(name: str, args: argparse.Namespace) -> dict:
+def their_loop(name: str, turns: Turns) -> None:
     import torch
 
     from lm.machine.compiling import compile_graph
@@ -293,11 +367,11 @@ def their_loop(name: str, args: argparse.Namespace) -> dict:
 
     torch.manual_seed(0)
     model = their_model(name)
-    compiled = torch.compile(model, backend=compile_graph)
+    compiled: Callable = torch.compile(model, backend=compile_graph)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = torch.randint(VOCAB_SIZE, (args.batch_size, CONTEXT + 1))
-
-    def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    tokens = torch.randint(VOCAB_SIZE, (SHAPES["base"]["batch_size"], CONTEXT + 1))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    for _ in turns:
         with torch.autocast("cpu", torch.bfloat16, enabled=native_precision("cpu") == "bf16-mixed"):
             output = compiled(inputs)
             logits = output if isinstance(output, torch.Tensor) else output.logits
@@ -307,10 +381,7 @@ def their_loop(name: str, args: argparse.Namespace) -> dict:
         optimizer.step()
         optimizer.zero_grad()
 
-    return timed(step, lambda index: (tokens[:, :-1], tokens[:, 1:]), args)
-
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     main()
