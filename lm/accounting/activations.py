@@ -66,12 +66,12 @@ def arrange(settings: Mapping[str, Any], precision: str, num_tokens: float) -> A
     half, recompute = precision.startswith("bf16"), settings["recompute_activations"]
     if not settings["fast"]:
         return Arrangement(half=half, recompute=recompute)
-    attention, compiled = settings["attention"], settings["compile"]
+    attention, compiled, kernels = settings["attention"], settings["compile"], not why_no_kernels()
     if attention == "auto":
         attention = choose_attention("cpu", settings["context_length"])
     if compiled == "auto":
-        compiled = worth_compiling(make_model(settings), num_tokens, "cpu")
-    return Arrangement(attention, True, half, compiled, recompute, kernels=not why_no_kernels())
+        compiled = worth_compiling(make_model(settings), num_tokens, "cpu", kernels)
+    return Arrangement(attention, True, half, compiled, recompute, kernels)
 
 
 def make_model(settings: Mapping[str, Any]) -> TransformerLM:

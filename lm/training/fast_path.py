@@ -36,9 +36,9 @@ def install_fast_path(task: "LanguageModel") -> tuple[str, bool]:
             f"model.optimizer {task.hparams['optimizer']} needs whole matrices, which trainer.strategy fsdp cuts;"
             " take adamw"
         )
-    compiled = task.trainer.state.fn == "fit" and should_compile(task, device)
-    keep_logits = compiled and device == "cuda" and logits_fit(task)
     kernels = device == "cpu" and not why_no_kernels()
+    compiled = task.trainer.state.fn == "fit" and should_compile(task, device, kernels)
+    keep_logits = compiled and device == "cuda" and logits_fit(task)
     speed_up(model, attention, joint_products=device != "cpu", keep_logits=keep_logits, kernels=kernels)
     description = f"attention {attention}, loss {'from whole logits' if keep_logits else 'in chunks'}"
     description += ", own kernels" if kernels else ""
@@ -64,12 +64,12 @@ def shard(model: TransformerLM, mesh: DeviceMesh, precision: str) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def should_compile(task: "LanguageModel", device: str) -> bool:
+def should_compile(task: "LanguageModel", device: str, kernels: bool) -> bool:
     """Whether to compile: requested, or worth it for a run of this length, and possible."""
     wanted = task.hparams["compile"]
     if wanted == "auto":
         tokens = (task.tokens_per_batch() or 0) * max(0, task.trainer.max_steps)
-        wanted = worth_compiling(task.model, tokens * task.trainer.accumulate_grad_batches, device)
+        wanted = worth_compiling(task.model, tokens * task.trainer.accumulate_grad_batches, device, kernels)
     if wanted and (reason := why_not_compiled(device)):
         if task.global_rank == 0:
             print(f"lm fit: {reason}; training goes on without it", file=sys.stderr)
