@@ -38,7 +38,7 @@ EXTRAS = {
     "lm": ("gguf",),
     "tokenization": ("parquet", "cluster"),
     "tests": ("test", "elsewhere"),
-    "benchmarks": ("bench",),
+    "benchmarks": ("bench", "elsewhere"),
     "examples": (),
 }
 
