@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lm.machine.kernels import FIELDS, SMALL, compiled, portion, run
 from lm.machine.lanes import BFLOAT16, FLOAT32, INT, LANES, as_float, at, for_each, load, spread, store
-from tokenization.native.instructions import copy_bytes, instruction, load64
+from tokenization.native.instructions import instruction, load64
 
 
 def _rotate(size: int) -> Callable[[int, int, int, int, int, int, int], int]:
@@ -42,6 +42,18 @@ def _rotate(size: int) -> Callable[[int, int, int, int, int, int, int], int]:
         for_each(builder, length, build, (LANES, 2))
 
     return rotate
+
+
+@instruction
+def copy(builder: Any, source: Any, target: Any, length: Any) -> None:
+    """Copies bytes, a cache line at a time."""
+
+    def build(index: Any, width: int) -> None:
+        line = ir.VectorType(ir.IntType(8), width).as_pointer()
+        numbers = builder.load(builder.inttoptr(builder.add(source, index), line), align=1)
+        builder.store(numbers, builder.inttoptr(builder.add(target, index), line), align=1)
+
+    for_each(builder, length, build)
 
 
 rotate_float32, rotate_bfloat16 = _rotate(FLOAT32), _rotate(BFLOAT16)
@@ -75,7 +87,7 @@ def move_heads(task: int) -> None:
             if part < 2 and load64(task + COSINES):
                 place(task, position, part, source, target)
             else:
-                copy_bytes(source, target, bytes_of_one)
+                copy(source, target, bytes_of_one)
             here += parts * heads * bytes_of_one
             there += bytes_of_one
 
