@@ -6,6 +6,7 @@ Parts 0 and 1, the queries and keys, are rotated by the angles of their position
 1 / sqrt(d_k); from_heads computes the gradient of that: it turns them back, and scales as well.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,33 +14,53 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lm.machine.kernels import FIELDS, SMALL, compiled, portion, run
-from lm.machine.lanes import BFLOAT16, FLOAT32, INT, LANES, as_float, at, for_each, load, spread, store
+from lm.machine.lanes import BFLOAT16, FLOAT32, INT, LANES, as_float, at, for_each, load, loop, spread, store
 from tokenization.native.instructions import instruction, load64
 
 
-def _rotate(size: int) -> Callable[[int, int, int, int, int, int, int], int]:
-    """Returns the instruction for vectors of numbers of this size."""
+Rotation = Callable[[int, int, int, int, int, int, int, int, int, int], int]
+
+
+def _rotate(size: int) -> Rotation:
+    """Returns the instruction for matrices of numbers of this size."""
 
     @instruction
-    def rotate(builder: Any, x: Any, y: Any, cosines: Any, sines: Any, sign: Any, factor: Any, length: Any) -> None:
-        """Stores the pairs of x, each turned by its angle times the sign, and scaled."""
+    def rotate(
+        builder: Any,
+        x: Any,
+        x_stride: Any,
+        y: Any,
+        y_stride: Any,
+        cosines: Any,
+        sines: Any,
+        sign: Any,
+        factor: Any,
+        seq: Any,
+        length: Any,
+    ) -> None:
+        """Stores the pairs of each row of x, turned by its angles times the sign, and scaled; strides are in bytes."""
+        sign, factor = (as_float(builder, number) for number in (sign, factor))
+        half = builder.lshr(length, ir.Constant(length.type, 1))
 
-        def build(index: Any, width: int) -> None:
+        def build(row: Any, index: Any, width: int) -> None:
             lanes = ir.VectorType(INT, width)
             doubled = ir.Constant(lanes, [lane // 2 for lane in range(width)])
             swapped = ir.Constant(lanes, [lane ^ 1 for lane in range(width)])
             signs = ir.Constant(ir.VectorType(ir.FloatType(), width), [(-1.0, 1.0)[lane % 2] for lane in range(width)])
-            pair = builder.lshr(index, ir.Constant(index.type, 1))
+            pair = builder.add(builder.mul(row, half), builder.lshr(index, ir.Constant(index.type, 1)))
             cosine, sine = (load(builder, at(builder, t, pair, FLOAT32), width // 2) for t in (cosines, sines))
-            numbers = load(builder, at(builder, x, index, size), width, size)
+            source = builder.add(x, builder.mul(row, x_stride))
+            numbers = load(builder, at(builder, source, index, size), width, size)
             along = builder.fmul(numbers, builder.shuffle_vector(cosine, cosine, doubled))
             across = builder.fmul(builder.shuffle_vector(numbers, numbers, swapped), signs)
             across = builder.fmul(across, builder.shuffle_vector(sine, sine, doubled))
-            turned = builder.fadd(along, builder.fmul(across, spread(builder, as_float(builder, sign), width)))
-            turned = builder.fmul(turned, spread(builder, as_float(builder, factor), width))
-            store(builder, turned, at(builder, y, index, size), size)
+            turned = builder.fadd(along, builder.fmul(across, spread(builder, sign, width)))
+            turned = builder.fmul(turned, spread(builder, factor, width))
+            target = builder.add(y, builder.mul(row, y_stride))
+            store(builder, turned, at(builder, target, index, size), size)
 
-        for_each(builder, length, build, (LANES, 2))
+        with loop(builder, ir.Constant(seq.type, 0), seq, 1) as row:
+            for_each(builder, length, functools.partial(build, row), (LANES, 2))
 
     return rotate
 
@@ -78,32 +99,36 @@ def move_heads(task: int) -> None:
         head = matrix - part * each - sequence * heads
         here = load64(task + ROWS) + ((sequence * seq * parts + part) * heads + head) * bytes_of_one
         there = load64(task + MATRICES) + matrix * seq * bytes_of_one
-        for position in range(seq):
-            source = here
-            target = there
-            if load64(task + BACK):
-                source = there
-                target = here
-            if part < 2 and load64(task + COSINES):
-                place(task, position, part, source, target)
-            else:
-                copy(source, target, bytes_of_one)
-            here += parts * heads * bytes_of_one
-            there += bytes_of_one
+        stride = parts * heads * bytes_of_one
+        source = here
+        target = there
+        source_stride = stride
+        target_stride = bytes_of_one
+        if load64(task + BACK):
+            source = there
+            target = here
+            source_stride = bytes_of_one
+            target_stride = stride
+        if part < 2 and load64(task + COSINES):
+            turn(task, part, source, source_stride, target, target_stride)
+        else:
+            for position in range(seq):
+                copy(source + position * source_stride, target + position * target_stride, bytes_of_one)
 
 
 @compiled(__file__)
-def place(task: int, position: int, part: int, source: int, target: int) -> None:
-    """Rotates one query or key."""
+def turn(task: int, part: int, source: int, source_stride: int, target: int, target_stride: int) -> None:
+    """Rotates the queries, or the keys, of one head."""
+    seq = load64(task + SEQ)
     length = load64(task + WIDTH)
-    cosines = load64(task + COSINES) + 2 * length * position
-    sines = load64(task + SINES) + 2 * length * position
+    cosines = load64(task + COSINES)
+    sines = load64(task + SINES)
     sign = load64(task + SIGN)
     factor = load64(task + ONE) if part else load64(task + FACTOR)
     if load64(task + SIZE) == BFLOAT16:
-        rotate_bfloat16(source, target, cosines, sines, sign, factor, length)
+        rotate_bfloat16(source, source_stride, target, target_stride, cosines, sines, sign, factor, seq, length)
     else:
-        rotate_float32(source, target, cosines, sines, sign, factor, length)
+        rotate_float32(source, source_stride, target, target_stride, cosines, sines, sign, factor, seq, length)
 
 
 Angles = tuple[Tensor, Tensor]
