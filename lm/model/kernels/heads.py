@@ -17,7 +17,6 @@ from lm.machine.kernels import FIELDS, SMALL, compiled, portion, run
 from lm.machine.lanes import BFLOAT16, FLOAT32, INT, LANES, as_float, at, for_each, load, loop, spread, store
 from tokenization.native.instructions import instruction, load64
 
-
 Rotation = Callable[[int, int, int, int, int, int, int, int, int, int], int]
 
 
