@@ -152,19 +152,16 @@ def title(path: str) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Adds the Chinese pages to the navigation, in the order of the English ones, if there are any."""
+    """Adds the Chinese pages to the navigation, in the order of the English ones."""
     config.mdx_configs["toc"]["slugify"] = lambda heading, separator: slug(heading)
     order = [page for item in config.nav for page in pages_of(item)]
-    chinese = sorted(
-        (path.name for path in (ROOT / "docs/zh").glob("*.md")), key=lambda name: [*order, name].index(name)
-    )
-    front = ["zh/index.md"] if (ROOT / "README.zh.md").is_file() else []
-    if front or chinese:
-        config.nav = [*config.nav, {"中文": front + [f"zh/{name}" for name in chinese]}]
-        config.extra["alternate"] = [
-            {"name": "English", "link": "index.html", "lang": "en"},
-            {"name": "中文", "link": f"zh/{'index' if front else Path(chinese[0]).stem}.html", "lang": "zh"},
-        ]
+    names = [path.name for path in (ROOT / "docs/zh").glob("*.md")]
+    chinese = [f"zh/{name}" for name in sorted(names, key=lambda name: [*order, name].index(name))]
+    config.nav = [*config.nav, {"中文": ["zh/index.md", *chinese]}]
+    config.extra["alternate"] = [
+        {"name": "English", "link": "index.html", "lang": "en"},
+        {"name": "中文", "link": "zh/index.html", "lang": "zh"},
+    ]
     return config
 
 

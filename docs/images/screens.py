@@ -28,8 +28,8 @@ import aiohttp
 
 ROOT = Path(__file__).parents[2]
 SCREENS = {"desktop": (1280, 800, 1), "phone": (390, 844, 2)}  # width and height in CSS pixels, pixels for each
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0")
-FLAGS += ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",)
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0"]
+FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 STORY = """document.querySelector('[name=seed]').value = 1; document.querySelector('[name=max_tokens]').value = 120;
 write().then(() => {
   document.querySelector('#story').focus();
@@ -134,11 +134,11 @@ async def take(run: Path, output: Path, only: list[str]) -> None:
     chosen = {name: page for name, page in pages.items() if not only or name.startswith(tuple(only))}
     with contextlib.ExitStack() as running:
         if "serve" in chosen:
-            command = (sys.executable, "-m", "lm", "serve", run, "--port", serve, "--device", "cpu")
-            running.enter_context(program(*command, address=f"http://127.0.0.1:{serve}/health"))
+            command: tuple[object, ...] = ("lm", "serve", run, "--port", serve, "--device", "cpu")
+            running.enter_context(program(sys.executable, "-m", *command, address=f"http://127.0.0.1:{serve}/health"))
         if "tensorboard" in chosen:
-            command = (sys.executable, "-m", "tensorboard.main", "--logdir", run, "--port", board)
-            running.enter_context(program(*command, address=f"http://127.0.0.1:{board}/"))
+            command = ("tensorboard.main", "--logdir", run, "--port", board)
+            running.enter_context(program(sys.executable, "-m", *command, address=f"http://127.0.0.1:{board}/"))
         profile = Path(running.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         running.enter_context(program(browser_program, *FLAGS, f"--user-data-dir={profile}", "about:blank"))
         while not (profile / "DevToolsActivePort").exists() or not (profile / "DevToolsActivePort").read_text():
