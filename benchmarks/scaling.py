@@ -20,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 BASE = {"context_length": 256, "d_model": 512, "batch_size": 32}
 TOKENS = BASE["context_length"] * BASE["batch_size"]
 SWEEPS = {
-    "context_length": [{"context_length": n, "batch_size": TOKENS // n} for n in (128, 256, 512, 1024, 2048, 4096, 8192)],
+    "context_length": [
+        {"context_length": n, "batch_size": TOKENS // n} for n in (128, 256, 512, 1024, 2048, 4096, 8192)
+    ],
     "d_model": [{"d_model": n} for n in (64, 128, 256, 512, 768, 1024)],
     "batch_size": [{"batch_size": n} for n in (1, 2, 4, 8, 16, 32, 64)],
 }

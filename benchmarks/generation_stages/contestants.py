@@ -36,7 +36,7 @@ def work(who: str, precision: str, small: bool) -> None:
 
     A case is [texts at once, tokens of each prompt, new tokens, times]; the fastest time counts.
     """
-    shape, writers = SMALL if small else BASE, {}
+    shape, writers, warm = SMALL if small else BASE, {}, set()
     print(json.dumps({"about": ABOUT[who]() if who in ABOUT else ""}), flush=True)
     for line in sys.stdin:
         batch, prompt_tokens, new_tokens, times = json.loads(line)
@@ -46,17 +46,19 @@ def work(who: str, precision: str, small: bool) -> None:
         context = max(256, prompt_tokens + new_tokens)
         if context not in writers:
             writers[context] = WRITERS[who](make_model(shape, context), precision)
-        print(json.dumps(measure(writers[context], shape, batch, prompt_tokens, new_tokens, times)), flush=True)
+        generator = torch.Generator().manual_seed(1)
+        prompts = torch.randint(shape["vocab_size"], (batch, prompt_tokens), generator=generator)
+        if line not in warm:
+            writers[context](prompts, min(3, new_tokens))
+            warm.add(line)
+        print(json.dumps(measure(writers[context], prompts, new_tokens, times)), flush=True)
 
 
-def measure(write: Writer, shape: dict[str, int], batch: int, prompt_tokens: int, new_tokens: int, times: int) -> Any:
+def measure(write: Writer, prompts: Tensor, new_tokens: int, times: int) -> dict[str, Any]:
     """Returns {speed, peak, texts}: tokens a second, MB, ids. Tokens are those written; where only one is, those read.
 
     The time is from the call to the last token: with reading the prompts and, for ours, laying out the weights.
     """
-    generator = torch.Generator().manual_seed(1)
-    prompts = torch.randint(shape["vocab_size"], (batch, prompt_tokens), generator=generator)
-    write(prompts, min(3, new_tokens))
     seconds, texts = [], []
     for _ in range(times):
         start = time.perf_counter()
@@ -65,7 +67,7 @@ def measure(write: Writer, shape: dict[str, int], batch: int, prompt_tokens: int
     if any(len(text) != new_tokens for text in texts):
         sys.exit(f"has not written {new_tokens} tokens for each prompt")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    tokens = batch * (new_tokens if new_tokens > 1 else prompt_tokens)
+    tokens = len(prompts) * new_tokens if new_tokens > 1 else prompts.numel()
     return {"speed": tokens / min(seconds), "peak": peak, "texts": texts}
 
 
