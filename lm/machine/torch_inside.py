@@ -6,13 +6,14 @@ private parts are in lightning_inside.py, apart, because not all who import torc
 """
 
 import ctypes
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Graph = Callable[..., Any]
 
@@ -60,6 +61,11 @@ def openmp() -> ctypes.CDLL | None:
 # --- tensors without memory ------------------------------------------------------------------------------------------
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Tells whether somebody has hooked into calls of the module: whoever computes its output must call it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def without_memory() -> AbstractContextManager[Any]:
     """Returns a context in which tensors have shapes and devices but no memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -80,7 +86,10 @@ def run_inductor(graph: Graph, inputs: list[Any]) -> Graph:
     from torch._dynamo.backends.registry import lookup_backend
     from torch._functorch import config
 
-    with config.patch(force_non_lazy_backward_lowering=True), gcc_without_ipa_cp():
+    with config.patch(force_non_lazy_backward_lowering=True), gcc_without_ipa_cp(), warnings.catch_warnings():
+        # Inductor pickles the graph for its cache, and for a torch.memory_format pickle asks every module that is
+        # loaded whether it is there; some warn of being outdated then.
+        warnings.simplefilter("ignore", DeprecationWarning)
         return lookup_backend("inductor")(graph, inputs)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lm.machine.torch_inside import is_watched
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.fast import FastAttention, FastSwiGLU, FastTransformerLM
 from lm.model.fast_head import kernel_cross_entropy
@@ -81,10 +82,19 @@ class KernelBlock(TransformerBlock):
     """A block that adds and normalizes in one pass, and rounds at once what one product reads."""
 
     def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
-        if self.norm_position != "pre":
+        if self.norm_position != "pre" or self.has_watched_norms:
             return super().forward(x, token_positions)
         x, f = self.without_last_addition(x, None, token_positions)
         return x + f
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody has hooked into the block or one of its norms."""
+        return is_watched(self) or self.has_watched_norms
+
+    @property
+    def has_watched_norms(self) -> bool:
+        return any(norm is not None and is_watched(norm) for norm in (self.ln1, self.ln2))
 
     def without_last_addition(self, x: Tensor, added: Tensor | None, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the residual stream and what is to be added to it, from the same two of the block before."""
@@ -105,8 +115,9 @@ class KernelTransformerLM(FastTransformerLM):
     def hidden_states(self, token_ids: Tensor) -> Tensor:
         additions = self.bigrams is not None or self.skips is not None
         plain = self.settings["norm_position"] != "pre" or additions or self.recompute
-        # In evaluation, others watch what each block and norm puts out (lm/monitoring/callbacks.py).
-        if plain or not self.training or token_ids.shape[-1] > self.context_length:
+        # A block or norm that somebody watches is called by itself, as all are in evaluation (monitoring/callbacks.py).
+        plain = plain or not self.training or token_ids.shape[-1] > self.context_length
+        if plain or is_watched(self.ln_final) or any(block.is_watched for block in self.layers):
             return super().hidden_states(token_ids)
         positions = torch.arange(token_ids.shape[-1], device=token_ids.device)
         x, added = self.token_embeddings(token_ids), None

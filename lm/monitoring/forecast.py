@@ -108,9 +108,8 @@ def read_config(folder: Path) -> Any:
 def validated_on(config: dict[str, Any]) -> str:
     """Returns a name for the text that a run is validated on."""
     data = config["data"]
-    return json.dumps(
-        [data["val_path"], data["tokenizer"], config["trainer"].get("limit_val_batches")], allow_nan=False
-    )
+    text = [data["val_path"], data["tokenizer"], config["trainer"].get("limit_val_batches")]
+    return json.dumps(text, allow_nan=False)
 
 
 def read_losses(folder: Path) -> Losses:

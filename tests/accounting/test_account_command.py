@@ -40,7 +40,7 @@ def test_the_command_on_a_configuration(lm, fit_arguments, tmp_path):
     assert (result.code, result.err) == (0, "")
     figures = json.loads(result.out)
     assert sum(figures["parameters"].values()) == 2 * 320 * 16 + 3 * (4 * 16 * 16 + 3 * 16 * 64) + 7 * 16
-    assert (figures["batch_size"], figures["arrangement"]) == (8, "float32, attention blocks, fast")
+    assert (figures["batch_size"], figures["arrangement"]) == (8, "float32, attention blocks, fast, kernels")
     assert list(tmp_path.iterdir()) == []
 
 

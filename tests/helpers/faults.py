@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from lm.model import fast
+from lm.model import fast, fast_kernels
 from lm.monitoring.throughput import Throughput
 from lm.training.module import LanguageModel
 
@@ -37,12 +37,14 @@ def send(signum: int):
 
 def spoil_loss(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """The loss of these steps is NaN, although the gradient that it has by itself is finite."""
-    original = fast.linear_cross_entropy
+    losses = ((fast, "linear_cross_entropy"), (fast_kernels, "kernel_cross_entropy"))
+    originals = [getattr(module, name) for module, name in losses]
     step = LanguageModel.training_step
 
     def training_step(self, batch, batch_idx):
-        patch.setattr(fast, "linear_cross_entropy", lambda *args: original(*args) + spoilt)
         spoilt = torch.nan if self.global_step + 1 in bad else 0.0
+        for (module, name), original in zip(losses, originals, strict=True):
+            patch.setattr(module, name, lambda *args, original=original: original(*args) + spoilt)
         return step(self, batch, batch_idx)
 
     patch.setattr(LanguageModel, "training_step", training_step)

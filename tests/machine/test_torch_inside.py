@@ -7,6 +7,7 @@ nothing else.
 import ctypes
 import os
 import shlex
+import warnings
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_has_packed_product_asks_the_processor():
     assert torch_inside.has_packed_product(torch.float32) == torch.backends.mkldnn.is_available()
 
 
+def test_is_watched():
+    layer = torch.nn.Linear(1, 1)
+    assert not torch_inside.is_watched(layer), changed("torch", "Module._forward_hooks")
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        handle = register(lambda *_: None)
+        assert torch_inside.is_watched(layer), changed("torch", "Module._forward_hooks")
+        handle.remove()
+
+
 def test_without_memory():
     with torch_inside.without_memory():
         huge = torch.empty(1 << 50, device="cpu")
@@ -91,6 +101,7 @@ def test_inductor_compiles_the_way_back_at_once(monkeypatch):
 
     def backend(graph, inputs):
         asked.append(config.force_non_lazy_backward_lowering)
+        warnings.warn("a module that pickle looks through is outdated", DeprecationWarning, stacklevel=1)
         return graph
 
     message = changed("torch", "_dynamo's lookup_backend, or _functorch.config.force_non_lazy_backward_lowering")

@@ -459,3 +459,14 @@ def test_a_process_without_a_compiler(fit_arguments, tmp_path):
     command = [sys.executable, "-m", "lm", *map(str, fit_arguments(tmp_path / "run", *WITHOUT_COMPILER))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert_it_trained_all_the_same(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("name", ["layers.0", "layers.1.ln1", "layers.1.ln2", "ln_final", "layers.0.ffn"])
+def test_who_hooks_into_a_module_in_training_sees_and_changes_its_output(name):
+    torch.manual_seed(0)
+    model = TransformerLM(50, 8, 16, 2, num_heads=2)
+    token_ids = torch.randint(50, (2, 8))
+    model.get_submodule(name).register_forward_hook(lambda module, inputs, output: 2 * output)
+    expected = model.hidden_states(token_ids)
+    speed_up(model, "blocks", kernels=True)
+    torch.testing.assert_close(model.train().hidden_states(token_ids), expected)
