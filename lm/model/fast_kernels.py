@@ -117,7 +117,8 @@ class KernelTransformerLM(FastTransformerLM):
         plain = self.settings["norm_position"] != "pre" or additions or self.recompute
         # A block or norm that somebody watches is called by itself, as all are in evaluation (monitoring/callbacks.py).
         plain = plain or not self.training or token_ids.shape[-1] > self.context_length
-        if plain or is_watched(self.ln_final) or any(block.is_watched for block in self.layers):
+        watched = any(block.is_watched for block in self.layers)
+        if plain or watched or self.ln_final is None or is_watched(self.ln_final):
             return super().hidden_states(token_ids)
         positions = torch.arange(token_ids.shape[-1], device=token_ids.device)
         x, added = self.token_embeddings(token_ids), None

@@ -180,7 +180,10 @@ def read_plan(folder: Path, work: str) -> dict[str, Any] | None:
         if plan["work"] != work:
             raise ValueError
     except FileNotFoundError:
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        holds_others = folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+        if path.exists():  # another host has written it meanwhile, and what it has listed with it
+            return read_plan(folder, work)
+        if holds_others:
             raise InputError(f"{folder}: holds other files; choose a new folder, or an empty one") from None
         return None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
