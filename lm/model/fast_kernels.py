@@ -124,7 +124,7 @@ class KernelTransformerLM(FastTransformerLM):
         x, added = self.token_embeddings(token_ids), None
         for block in self.layers:
             x, added = block.without_last_addition(x, added, positions)  # type: ignore[operator]
-        h: Tensor = self.ln_final(x, added, products_dtype(x))[1]  # type: ignore[misc]
+        h: Tensor = self.ln_final(x, added, products_dtype(x))[1]
         return h
 
     def loss(self, x: Tensor, targets: Tensor, z_loss: float) -> Tensor:
