@@ -9,20 +9,11 @@ for the others before the next job. A job and a program are rows of int64, whose
 in bytes; program.py fills them. int8 weights are multiplied by the scale of their row.
 """
 
-from collections.abc import Callable
-from hashlib import sha256
-from pathlib import Path
-from typing import Any, TypeVar, cast
-
 from lm.generation import vectors
 from lm.generation.vectors import (
-    BFLOAT16,
-    INT8,
-    LANES,
     TOGETHER,
     add,
     add_floats,
-    call,
     dot_bfloat16,
     dot_float32,
     dot_int8,
@@ -36,7 +27,8 @@ from lm.generation.vectors import (
     scale,
     softmax,
 )
-from tokenization.native.compiling import Kernel, cache_folder
+from lm.machine.kernels import call_function, compiled
+from lm.machine.lanes import BFLOAT16, INT8, LANES
 from tokenization.native.instructions import copy_bytes, load32, load64, store32
 
 # A program; addresses unless stated otherwise. SCRATCH_SIZE: bytes for each thread. The last three are C functions.
@@ -53,33 +45,15 @@ PRODUCT, ATTENTION, ADDITION = range(3)
 NOTHING, NORM, GATE = range(3)
 MINUS_INFINITY = 0xFF800000
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-class GenerationKernel(Kernel):
-    """A kernel of this file; its machine code is cached by a digest of its sources, beside the tokenizer's."""
-
-    def _cached(self) -> Path | None:
-        folder = cache_folder()
-        digest = sha256()
-        for source in (__file__, vectors.__file__):
-            digest.update(Path(source).read_bytes())
-        return Path(folder, f"{self.source.name}-{digest.hexdigest()[:16]}.o") if folder else None
-
-
-def compiled(function: Function) -> Function:
-    """Marks a function to be compiled at its first call."""
-    return cast(Function, GenerationKernel(function))
-
-
-@compiled
+@compiled(__file__, vectors.__file__)
 def run_jobs(program: int) -> None:
     """Carries out a thread's share of all jobs."""
     thread = 0
     threads = 1
     if load64(program + NUM_THREADS):
-        thread = call(load64(program + THREAD_NUMBER))
-        threads = call(load64(program + NUM_THREADS))
+        thread = call_function(load64(program + THREAD_NUMBER))
+        threads = call_function(load64(program + NUM_THREADS))
     scratch = load64(program + SCRATCH) + thread * load64(program + SCRATCH_SIZE)
     job = load64(program + JOBS)
     for _ in range(load64(program + NUM_JOBS)):
@@ -91,11 +65,11 @@ def run_jobs(program: int) -> None:
         elif thread == 0:
             add(load64(job + X), load64(job + Y), load64(job + INPUTS))
         if threads > 1:
-            call(load64(program + BARRIER))
+            call_function(load64(program + BARRIER))
         job += JOB_BYTES
 
 
-@compiled
+@compiled(__file__, vectors.__file__)
 def multiply(job: int, scratch: int, thread: int, threads: int) -> None:
     """Computes a thread's share of a product, in one pass over its weights."""
     rows = load64(job + ROWS)
@@ -119,7 +93,7 @@ def multiply(job: int, scratch: int, thread: int, threads: int) -> None:
             row += 1
 
 
-@compiled
+@compiled(__file__, vectors.__file__)
 def multiply_one(job: int, x: int, output: int, y: int, product: int) -> None:
     """Multiplies one row of weights by one vector."""
     inputs = load64(job + INPUTS)
@@ -138,7 +112,7 @@ def multiply_one(job: int, x: int, output: int, y: int, product: int) -> None:
     store32(y, number)
 
 
-@compiled
+@compiled(__file__, vectors.__file__)
 def prepare(job: int, scratch: int, inputs: int) -> int:
     """Returns the address of what a product multiplies; each thread computes all of it."""
     x = load64(job + X)
@@ -150,7 +124,7 @@ def prepare(job: int, scratch: int, inputs: int) -> int:
     return scratch if before else x
 
 
-@compiled
+@compiled(__file__, vectors.__file__)
 def normalize(x: int, gains: int, eps: int, y: int, length: int) -> None:
     """Stores the RMSNorm of x; y may be x, but for the number that follows it."""
     squares = y + 4 * length
@@ -158,7 +132,7 @@ def normalize(x: int, gains: int, eps: int, y: int, length: int) -> None:
     scale(x, gains, inverse_root_of_mean(load32(squares), length, eps), y, length)
 
 
-@compiled
+@compiled(__file__, vectors.__file__)
 def attend(job: int, scratch: int, thread: int, threads: int) -> None:
     """Attends in a thread's share of the heads."""
     heads = load64(job + OUTPUTS)
@@ -183,7 +157,7 @@ def attend(job: int, scratch: int, thread: int, threads: int) -> None:
         mix(scores, count, values, d_k, inverse(total), load64(job + Y) + 4 * head * d_k)
 
 
-@compiled
+@compiled(__file__, vectors.__file__)
 def place(job: int, x: int, gains: int, scratch: int, y: int) -> None:
     """Stores a query or key, normalized if there are gains, and rotated by the position."""
     d_k = load64(job + INPUTS)
