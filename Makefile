@@ -132,7 +132,7 @@ test-oldest: .venv-oldest/.installed
 test-cluster: .venv-cluster/.installed
 	.venv-cluster/bin/pytest -m slow tests/tokenization/scaling/test_ray.py
 
-# boto needs a python-dateutil before 3, and so not the one that the other tests ran with.
+# boto needs python-dateutil 2; the other tests use the newer one of constraints.txt.
 .venv-cluster/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-cluster
 	sed '/^python-dateutil==/d' constraints.txt > .venv-cluster/constraints.txt

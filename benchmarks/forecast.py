@@ -3,12 +3,13 @@
   python benchmarks/forecast.py checkpoints/race-*                  all runs of these races
   python benchmarks/forecast.py checkpoints/race-* --of race-new    foretells this race's alone, from all before
 
-Each run is cut at a share of its steps and foretold from the newest runs that had ended when it began, of whatever
-race, as `lm fit` does. A run whose curve an earlier one has to the last digit is passed over: it is the same run again.
+Each run is cut at a share of its steps and foretold from the newest runs that began before it, of whatever race. A run
+whose curve an earlier one has to the last digit is passed over: it is the same run again.
 """
 
 import argparse
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,10 @@ def main() -> None:
     parser.add_argument("--of", nargs="+", metavar="NAME", help="foretell the runs of these races alone")
     given = parser.parse_args()
     runs = read_runs(given.races)
-    print_tables(runs, {words: foretold_then(runs, share, given.of) for words, share in SHARES.items()})
+    found = {words: foretold_then(runs, share, given.of) for words, share in SHARES.items()}
+    if not all(found.values()):
+        sys.exit("no finished run of these races can be foretold at every share; name others, or another --of")
+    print_tables(runs, found)
 
 
 if __name__ == "__main__":

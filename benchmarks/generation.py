@@ -182,8 +182,9 @@ def losses(args: argparse.Namespace) -> dict[str, float]:
     if args.small or not (args.run.exists() and args.text.exists()):
         return {}
     found = {}
+    run, text = args.run.resolve(), args.text.resolve()
     for precision in PRECISIONS:
-        command = [sys.executable, "-m", "lm", "test", args.run, args.text, f"--precision={precision}", "--json"]
+        command = [sys.executable, "-m", "lm", "test", run, text, f"--precision={precision}", "--json"]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
         found[precision] = json.loads(done.stdout.splitlines()[-1])["loss"]
     return found

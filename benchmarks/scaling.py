@@ -94,7 +94,7 @@ def measure(settings: dict, steps: int) -> dict:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
     speed = batch_size * context_length / sorted(seconds[3:])[steps // 2]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     mfu = speed * training_flops_per_token(model) / peak_flops("cpu", precision)[0]
     return {"speed": speed, "memory": memory, "mfu": mfu, "attention": attention}
 

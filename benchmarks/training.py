@@ -187,7 +187,7 @@ class Turns:
     def next(self) -> None:
         """Answers how long it took since the last turn began, and waits for the next one."""
         if self.began:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
             seconds, processor = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
             answer = {"seconds": seconds, "processor": processor, "memory": peak}
             print(json.dumps(answer), file=self.answers, flush=True)
@@ -270,8 +270,8 @@ def lm_fit(folder: Path, name: str, shape: str, turns: Turns) -> None:
 
 def our_loop(folder: Path, parts: set[str], turns: Turns) -> None:
     import torch
-    from lm.training.windows import RandomWindows
 
+    from lm.data.windows import RandomWindows
     from lm.machine.compiling import compile_graph
     from lm.machine.resources import native_precision
     from lm.model.fast import speed_up

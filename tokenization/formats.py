@@ -77,7 +77,7 @@ def text_to_bytes(text: str) -> bytes:
 def texts_to_bytes(texts: Sequence[str]) -> list[bytes]:
     """Reads many tokens in GPT-2's alphabet, in one go. Raises KeyError for a character outside it."""
     text = "".join(texts)
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     values = _encoding()[np.minimum(points, len(_encoding()) - 1)]
     if values.min(initial=0) < 0:
         raise KeyError(text[int(values.argmin())])

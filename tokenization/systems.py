@@ -110,13 +110,16 @@ def lock(descriptor: int) -> bool | None:
 
 
 def is_flocked(descriptor: int) -> bool:
-    """Whether another process holds flock's lock of an open file; False on Windows."""
+    """Whether another process holds flock's lock of an open file; if none does, this one has it until it closes it.
+
+    False on Windows, and where the file system has no locks.
+    """
     if fcntl is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in UNLOCKABLE
     return False
 
 

@@ -168,3 +168,11 @@ def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
         ):
             return name
     return None
+
+
+def refuse_read_back(inputs: Sequence[str | os.PathLike[str]], path: Path, output: str | os.PathLike[str] = "") -> None:
+    """Raises InputError where a new file would be text of the inputs the next time. output: its name in the message."""
+    if (name := reads(inputs, path)) is not None:
+        raise InputError(
+            f"{output or path}: would from then on be read as text of {name}; choose another place or name"
+        )

@@ -11,6 +11,7 @@ def own_version() -> str:
     A clone comes first: what pip recorded of an editable install is as old as the install.
     """
     project = Path(__file__).parent.parent / "pyproject.toml"
-    if not project.is_file():
+    text = project.read_text(encoding="utf-8") if project.is_file() else ""
+    if 'name = "text-to-lm"' not in text:  # beside an installed package it would be another one's
         return version("text-to-lm")
-    return str(re.findall(r'^version = "(.*)"$', project.read_text(encoding="utf-8"), flags=re.MULTILINE)[0])
+    return str(re.findall(r'^version = "(.*)"$', text, flags=re.MULTILINE)[0])

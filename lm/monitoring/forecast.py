@@ -70,9 +70,17 @@ def earlier_runs(folder: Path, run: Losses) -> Iterator[Losses]:
     races = [ledger.parent for ledger in beside.glob(f"*/{LEDGER}")]
     configs = {*beside.glob(f"*/{CONFIG}"), *folder.parent.glob(f"*/{CONFIG}")}
     configs |= {config for race in races for config in race.glob(f"*/*/{CONFIG}")}
-    newest = sorted(configs - {folder / CONFIG}, key=lambda path: path.stat().st_mtime, reverse=True)
+    newest = sorted(configs - {folder / CONFIG}, key=when_changed, reverse=True)
     found = filter(None, (read_if_it_tells(path.parent, run) for path in newest[:MOST_FOLDERS]))
     yield from itertools.islice(found, MOST_RUNS)
+
+
+def when_changed(path: Path) -> float:
+    """Returns when a file was last changed; 0 if it has been deleted meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def read_if_it_tells(folder: Path, run: Losses) -> Losses | None:
@@ -82,7 +90,7 @@ def read_if_it_tells(folder: Path, run: Losses) -> Losses | None:
         if not of_a_length(config["trainer"]["max_steps"], run) or validated_on(config) != run.text:
             return None
         other = read_losses(folder)
-    except (InputError, LookupError, TypeError, ValueError, ArithmeticError):
+    except (InputError, OSError, LookupError, TypeError, ValueError, ArithmeticError):
         return None
     return other if tells_of(other, run) else None
 

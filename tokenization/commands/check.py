@@ -20,7 +20,7 @@ from tokenization.errors import InputError
 from tokenization.files import write_text
 from tokenization.outputs import check_file
 from tokenization.systems import available_cores
-from tokenization.text_files import TextFiles, reads
+from tokenization.text_files import TextFiles, refuse_read_back
 
 HELP = """Look for what harms training: duplicate and nearly duplicate documents; validation documents that are in
 training, whole or in part; documents that are very repetitive or hardly compressible; characters that do not belong in
@@ -122,8 +122,7 @@ def check(args: argparse.Namespace, texts: TextFiles) -> None:
         return
     path, inputs = Path(args.json), [*args.train, *args.valid]
     check_file(path, texts.files, "a report of this command", is_report)
-    if (reader := reads(inputs, path)) is not None:
-        raise InputError(f"{path}: would from then on be read as text of {reader}; choose another place or name")
+    refuse_read_back(inputs, path)
 
 
 def is_report(path: Path) -> bool:

@@ -17,7 +17,7 @@ from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import check_file
 from tokenization.plots import is_plot
 from tokenization.samples import Sample, beginning, draw_documents
-from tokenization.text_files import TextFiles, reads
+from tokenization.text_files import TextFiles, refuse_read_back
 from tokenization.tokenizer import Tokenizer
 from tokenization.vocabulary_sizes import draw_sizes, tokens_by_size
 
@@ -109,8 +109,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--plot {args.plot}: draws the curve; add --curve")
     if args.plot:
         check_file(args.plot, [*args.tokenizers, *TextFiles(args.text).files], "a plot of ours", is_plot)
-        if (name := reads(args.text, args.plot)) is not None:
-            raise InputError(f"{args.plot}: would from then on be read as text of {name}; choose another place or name")
+        refuse_read_back(args.text, args.plot)
 
 
 def read_sample(name: str, args: argparse.Namespace) -> Sample:

@@ -24,7 +24,7 @@ from tokenization.document_digests import digests_path
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.outputs import check_file, check_folder
-from tokenization.text_files import TextFiles, reads
+from tokenization.text_files import TextFiles, refuse_read_back
 from tokenization.token_file import TokenFile
 from tokenization.token_format import description_path, is_token_file
 from tokenization.token_index import INDEX, SUFFIX
@@ -140,8 +140,7 @@ def check_set_output(args: Namespace, texts: TextFiles) -> None:
     check_folder(Path(args.output))
     if args.overwrite and args.part is not None:
         raise InputError(f"--overwrite: not with --part, because several parts run at once; delete {args.output} first")
-    if (name := reads(args.text, Path(args.output, "00000.bin"))) is not None:
-        raise InputError(f"{args.output}: would from then on be read as text of {name}; choose another place or name")
+    refuse_read_back(args.text, Path(args.output, "00000.bin"), args.output)
 
 
 def check_output(args: Namespace, texts: TextFiles) -> None:
@@ -156,5 +155,4 @@ def check_output(args: Namespace, texts: TextFiles) -> None:
     for file in (output, description_path(output), digests_path(output)):
         inputs = [*texts.files, args.tokenizer]
         check_file(file, inputs, "a token file", lambda _: is_token_file(output), args.overwrite)
-        if (name := reads(args.text, file)) is not None:
-            raise InputError(f"{file}: would from then on be read as text of {name}; choose another place or name")
+        refuse_read_back(args.text, file)
