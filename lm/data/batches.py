@@ -1,6 +1,6 @@
 """Gathers and checks the batches of LanguageModel: pairs of token ids and the tokens that follow them.
 
-Token files are data.py's; another loader's mistake is reported in one line.
+Token files are windows.py's; what is wrong with the batches of another loader is reported in one line.
 """
 
 from collections.abc import Sequence

@@ -205,6 +205,35 @@ def exp(builder: Any, x: Any) -> Any:
     return builder.select(below, everywhere(0.0, length), builder.fmul(result, scale))
 
 
+def exponentials(builder: Any, row: Any, length: Any, size: int, scratch: Any) -> tuple[Any, Any]:
+    """Stores e^(x_i - the largest x) in scratch, in float32; returns the largest, and the sum of what is stored."""
+    largest, total = Total(builder, start=float("-inf")), Total(builder)
+
+    def numbers(index: Any, width: int) -> Any:
+        return load(builder, at(builder, row, index, size), width, size)
+
+    for_each(builder, length, lambda index, width: largest.raise_to(builder, numbers(index, width)))
+    most = largest.largest(builder)
+
+    def build(index: Any, width: int) -> None:
+        powers = exp(builder, builder.fsub(numbers(index, width), spread(builder, most, width)))
+        total.add(builder, powers)
+        store(builder, powers, at(builder, scratch, index, FLOAT32))
+
+    for_each(builder, length, build)
+    return most, total.sum(builder)
+
+
+def store_zeros(builder: Any, row: Any, start: Any, stop: Any, size: int) -> None:
+    """Stores zeros in a row from `start` to before `stop`."""
+    here = at(builder, row, start, size)
+    for_each(
+        builder,
+        builder.sub(stop, start),
+        lambda index, width: store(builder, everywhere(0.0, width), at(builder, here, index, size), size),
+    )
+
+
 def log(builder: Any, number: Any) -> Any:
     """Computes the natural logarithm of a normal float above 0, to about 2 units in the last place.
 

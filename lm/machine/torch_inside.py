@@ -63,7 +63,8 @@ def openmp() -> ctypes.CDLL | None:
 
 def is_watched(module: nn.Module) -> bool:
     """Tells whether somebody has hooked into calls of the module: whoever computes its output must call it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(kinds)
 
 
 def without_memory() -> AbstractContextManager[Any]:

@@ -126,10 +126,11 @@ def copy_number(task: int, source: int, target: int) -> None:
 
 
 def transposed(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Returns the transpose of a contiguous matrix, contiguous: (rows, columns) -> (columns, rows).
+    """Returns the transpose of a matrix, contiguous: (rows, columns) -> (columns, rows).
 
     matrix: in float32 or bfloat16; dtype: of the result, the matrix's own or float32.
     """
+    matrix = matrix.contiguous()
     rows, columns = matrix.shape
     result = matrix.new_empty(columns, rows, dtype=dtype or matrix.dtype)
     bands = (rows + BAND - 1) // BAND

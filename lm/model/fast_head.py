@@ -19,7 +19,7 @@ def kernel_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size:
     """Computes fast_loss.linear_cross_entropy by a kernel: float32 or bfloat16, on a CPU; targets in int64."""
     if torch.is_autocast_enabled("cpu"):
         x = x.to(torch.get_autocast_dtype("cpu"))
-    flat = x.flatten(0, -2), weight, targets.flatten()
+    flat = x.flatten(0, -2).contiguous(), weight, targets.flatten().contiguous()
     loss: Tensor = _kernel_cross_entropy(*flat, vocab_size, z_loss, torch.is_grad_enabled())[0]
     return loss
 

@@ -36,7 +36,8 @@ class KernelNorm(RMSNorm):
 
     def forward(self, x: Tensor, added: Tensor | None = None, dtype: torch.dtype | None = None) -> Any:
         """Normalizes x, and rounds the result to this dtype; if something is `added` first, returns the sum, too."""
-        if not (are_known(x) and x.dtype == self.weight.dtype == torch.float32):
+        known = are_known(x, *(() if added is None else (added,))) and dtype in (None, *DTYPES)
+        if not (known and x.dtype == self.weight.dtype == torch.float32):
             total = x if added is None else x + added
             return super().forward(total) if added is None else (total, super().forward(total))
         if added is None:
@@ -53,7 +54,7 @@ class KernelAttention(FastAttention):
             return super().forward(x, token_positions)
         angles = [h.new_empty(0, dtype=torch.float32)] * 2
         if self.rope is not None:
-            angles = [self.rope.cos[token_positions], self.rope.sin[token_positions]]
+            angles = [table[token_positions].float() for table in (self.rope.cos, self.rope.sin)]
         a: Tensor = self_attention(h, *weights, *angles, self.num_heads)[0]
         return a
 
@@ -64,8 +65,10 @@ class KernelAttention(FastAttention):
     @property
     def is_one_operator(self) -> bool:
         """Whether the operator knows this attention, of which each head has queries, keys and values of its own."""
-        same = all(weight.shape == self.weights[0].shape for weight in self.weights)
-        return self.attention == "blocks" and self.q_norm is None and same
+        weights = self.weights
+        same = all(weight.shape == weights[0].shape for weight in weights)
+        even = len(weights[0]) // self.num_heads % 2 == 0  # features are rotated in pairs
+        return self.attention == "blocks" and self.q_norm is None and same and even
 
 
 class KernelSwiGLU(FastSwiGLU):
@@ -115,7 +118,7 @@ class KernelTransformerLM(FastTransformerLM):
     def hidden_states(self, token_ids: Tensor) -> Tensor:
         additions = self.bigrams is not None or self.skips is not None
         plain = self.settings["norm_position"] != "pre" or additions or self.recompute
-        # A block or norm that somebody watches is called by itself, as all are in evaluation (monitoring/callbacks.py).
+        # A block or norm with a hook must be called as a module, as all are in evaluation (monitoring/callbacks.py).
         plain = plain or not self.training or token_ids.shape[-1] > self.context_length
         watched = any(block.is_watched for block in self.layers)
         if plain or watched or self.ln_final is None or is_watched(self.ln_final):

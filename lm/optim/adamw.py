@@ -181,7 +181,7 @@ class AdamW(torch.optim.Optimizer):
             if self.compiled_pass is not None:
                 self.update_compiled(t, tensors, *settings)
                 continue
-            if self.kernel and self.take is None and (update := kernel_for(tensors)):
+            if self.kernel and self.take is None and tensors[0][0].is_cpu and (update := kernel_for(tensors)):
                 update(tensors, t, *settings)
                 continue
             foreach = tensors[0][0].device.type != "cpu" if self.foreach is None else self.foreach

@@ -1,7 +1,7 @@
 """Joins model, loss, optimizer and schedule into the LightningModule that `lm fit` trains.
 
-Each part is computed in the file it is imported from; how fast, in fast_path.py. What is logged besides is in
-callbacks.py.
+Each part is computed in the file it is imported from; how fast, in fast_path.py. What else is logged is in
+lm/monitoring/callbacks.py.
 """
 
 import sys

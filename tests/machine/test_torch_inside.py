@@ -55,7 +55,7 @@ def test_has_packed_product_asks_the_processor():
 def test_is_watched():
     layer = torch.nn.Linear(1, 1)
     assert not torch_inside.is_watched(layer), changed("torch", "Module._forward_hooks")
-    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook, layer.register_full_backward_hook):
         handle = register(lambda *_: None)
         assert torch_inside.is_watched(layer), changed("torch", "Module._forward_hooks")
         handle.remove()

@@ -8,6 +8,9 @@ from torch.nn import functional
 
 from lm.machine.kernels import SMALL
 from lm.machine.transposing import transposed
+from lm.model.fast import speed_up
+from lm.model.fast_head import kernel_cross_entropy
+from lm.model.fast_sublayers import swiglu
 from lm.model.kernels.gate import gate, gate_backward
 from lm.model.kernels.heads import from_heads, to_heads
 from lm.model.kernels.loss import losses_of
@@ -17,6 +20,7 @@ from lm.model.layers import RMSNorm
 from lm.model.loss import cross_entropy
 from lm.model.positions import RotaryPositionalEmbedding
 from lm.model.products import joined, weight_gradient
+from lm.model.transformer import TransformerLM
 
 WIDTHS = [1, 7, 16, 33, 64, 150]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -159,3 +163,69 @@ def test_twice_the_same_bits():
         _, h, factors = normalize(x, None, torch.ones(150), 1e-5, torch.float32)
         results.append([h, *normalize_backward(d, h, x, torch.ones(150), factors, False)[::2]])
     assert all(map(torch.equal, *results))
+
+
+# --- inputs that lie in memory otherwise ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", [torch.arange(64).view(32, 2)[:, 1] % 40, torch.tensor([7]).expand(32)])
+def test_the_loss_of_strided_targets(targets):
+    x, weight = torch.randn(32, 16), torch.randn(40, 16)
+    close(kernel_cross_entropy(x, weight, targets, 40), cross_entropy(x @ weight.T, targets))
+
+
+@DTYPES
+def test_an_expanded_gradient(dtype):
+    h, weights = torch.randn(4, 32, 64, dtype=dtype), [torch.randn(64, 64) for _ in range(3)]
+    parts = [weight.requires_grad_() for weight in weights]
+    swiglu(h, *parts)[0].sum().backward()
+    found = [part.grad.clone() for part in parts]
+    for part in parts:
+        part.grad = None
+    (swiglu(h, *parts)[0] * 1.0).sum().backward()
+    for each, part in zip(found, parts, strict=True):
+        assert torch.equal(each, part.grad)
+
+
+def test_a_sliced_matrix_is_transposed():
+    matrix = torch.randn(70, 90)[3:, ::2]
+    assert torch.equal(transposed(matrix), matrix.T)
+
+
+SHAPE = {"vocab_size": 50, "context_length": 8, "d_model": 16, "num_layers": 2, "num_heads": 2}
+
+
+def with_kernels(**settings: object) -> tuple[TransformerLM, TransformerLM]:
+    """Returns the plain model and the one with kernels."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(TransformerLM(**SHAPE | settings))
+    speed_up(models[1], "blocks", kernels=True)
+    return models[0], models[1]
+
+
+def test_heads_of_an_odd_width_are_left_to_torch():
+    plain, fast = with_kernels(d_model=36, num_heads=4, position_encoding="none")
+    token_ids = torch.randint(50, (2, 8))
+    close(fast(token_ids), plain(token_ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_and_a_model_in_few_bits(dtype):
+    """In float16, which no kernel knows, and with weights and tables in bfloat16: near to float32."""
+    plain, fast = with_kernels()
+    token_ids = torch.randint(50, (2, 8))
+    expected = plain(token_ids)
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(fast(token_ids).float(), expected, rtol=0.05, atol=0.05)
+    if dtype == torch.bfloat16:
+        torch.testing.assert_close(fast.bfloat16()(token_ids).float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_a_backward_hook_on_a_block_is_called_in_training():
+    _, fast = with_kernels()
+    seen = []
+    fast.layers[0].register_full_backward_hook(lambda *_: seen.append("block"))
+    fast.train().loss(fast.hidden_states(torch.randint(50, (2, 8))), torch.randint(50, (2, 8)), 0.0).backward()
+    assert seen == ["block"]

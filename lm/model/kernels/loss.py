@@ -15,16 +15,15 @@ from lm.machine.lanes import (
     FLOAT,
     FLOAT32,
     INT,
-    Total,
     as_float,
     at,
-    everywhere,
-    exp,
+    exponentials,
     for_each,
     load,
     log,
     spread,
     store,
+    store_zeros,
 )
 from tokenization.native.instructions import instruction, load64
 
@@ -35,22 +34,8 @@ def _loss(size: int) -> Callable[[int, int, int, int, int, int], int]:
     @instruction
     def loss(builder: Any, row: Any, length: Any, target: Any, z: Any, scratch: Any, result: Any) -> Any:
         """Stores the loss, and the exponentials of the logits in scratch; returns the factor that makes dx of them."""
-        largest, total = Total(builder, start=float("-inf")), Total(builder)
-        for_each(
-            builder,
-            length,
-            lambda index, width: largest.raise_to(builder, load(builder, at(builder, row, index, size), width, size)),
-        )
-        most = largest.largest(builder)
-
-        def exponentials(index: Any, width: int) -> None:
-            numbers = load(builder, at(builder, row, index, size), width, size)
-            powers = exp(builder, builder.fsub(numbers, spread(builder, most, width)))
-            total.add(builder, powers)
-            store(builder, powers, at(builder, scratch, index, FLOAT32))
-
-        for_each(builder, length, exponentials)
-        sum_, weight = total.sum(builder), as_float(builder, z)
+        most, sum_ = exponentials(builder, row, length, size, scratch)
+        weight = as_float(builder, z)
         picked = builder.extract_element(load(builder, at(builder, row, target, size), 1, size), INT(0))
         beyond = log(builder, sum_)
         normalizer = builder.fadd(beyond, most)
@@ -80,12 +65,7 @@ def _loss_backward(size: int) -> Callable[[int, int, int, int, int, int], int]:
             store(builder, powers, at(builder, row, index, size), size)
 
         for_each(builder, length, build)
-        rest = at(builder, row, length, size)
-        for_each(
-            builder,
-            builder.sub(padded, length),
-            lambda index, width: store(builder, everywhere(0.0, width), at(builder, rest, index, size), size),
-        )
+        store_zeros(builder, row, length, padded, size)
 
     return loss_backward
 

@@ -20,12 +20,13 @@ from lm.machine.lanes import (
     Total,
     at,
     everywhere,
-    exp,
+    exponentials,
     for_each,
     load,
     loop,
     spread,
     store,
+    store_zeros,
 )
 from tokenization.native.instructions import instruction, load64
 
@@ -42,22 +43,8 @@ def _softmax(size: int) -> Callable[[int, int, int, int, int], int]:
     def softmax(builder: Any, row: Any, count: Any, reach: Any, length: Any, scratch: Any) -> None:
         """Replaces the first `count` scores of a row by their softmax, the others by 0; whole vectors end at reach."""
         _fill(builder, row, count, reach, size, float("-inf"))
-        largest, total = Total(builder, start=float("-inf")), Total(builder)
-        for_each(
-            builder,
-            reach,
-            lambda index, width: largest.raise_to(builder, load(builder, at(builder, row, index, size), width, size)),
-        )
-        most = largest.largest(builder)
-
-        def exponentials(index: Any, width: int) -> None:
-            numbers = load(builder, at(builder, row, index, size), width, size)
-            powers = exp(builder, builder.fsub(numbers, spread(builder, most, width)))
-            total.add(builder, powers)
-            store(builder, powers, at(builder, scratch, index, FLOAT32))
-
-        for_each(builder, reach, exponentials)
-        inverse = builder.fdiv(FLOAT(1.0), total.sum(builder))
+        _, total = exponentials(builder, row, reach, size, scratch)
+        inverse = builder.fdiv(FLOAT(1.0), total)
 
         def shares(index: Any, width: int) -> None:
             powers = load(builder, at(builder, scratch, index, FLOAT32), width)
@@ -65,18 +52,9 @@ def _softmax(size: int) -> Callable[[int, int, int, int, int], int]:
             store(builder, powers, at(builder, row, index, size), size)
 
         for_each(builder, reach, shares)
-        _zeros(builder, row, reach, length, size)
+        store_zeros(builder, row, reach, length, size)
 
     return softmax
-
-
-def _zeros(builder: Any, row: Any, start: Any, stop: Any, size: int) -> None:
-    here = at(builder, row, start, size)
-    for_each(
-        builder,
-        builder.sub(stop, start),
-        lambda index, width: store(builder, everywhere(0.0, width), at(builder, here, index, size), size),
-    )
 
 
 def _softmax_backward(size: int) -> Callable[[int, int, int, int], int]:
@@ -100,7 +78,7 @@ def _softmax_backward(size: int) -> Callable[[int, int, int, int], int]:
             store(builder, result, at(builder, gradients, index, size), size)
 
         for_each(builder, reach, build)
-        _zeros(builder, gradients, reach, length, size)
+        store_zeros(builder, gradients, reach, length, size)
 
     return softmax_backward
 
