@@ -19,8 +19,8 @@ from tqdm import tqdm
 from lm.model.loss import bits_per_byte, log_softmax, perplexity
 from lm.model.transformer import TransformerLM
 from tokenization import Tokenizer
-from tokenization.token_file import TokenFile
-from tokenization.token_set import Tokens
+from tokenization.tokens.token_file import TokenFile
+from tokenization.tokens.token_set import Tokens
 
 LOGITS = 1 << 25  # per batch at most: 128 MiB in float32
 

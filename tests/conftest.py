@@ -20,9 +20,10 @@ from helpers.processes import ForkServer, fork_server_process, free_port
 from helpers.runs import DEBUG, SETTINGS, TINY
 
 from lm.machine.lean_imports import import_torchmetrics_on_demand
-from tokenization import END_OF_TEXT, Tokenizer, formats
+from tokenization import END_OF_TEXT, Tokenizer
 from tokenization.bpe import learn_merges
 from tokenization.files import write_text
+from tokenization.formats.gpt2 import byte_alphabet
 from tokenization.pretokenization import count_pretokens
 
 # What a shell starts with & ignores Ctrl-C, and so would the processes that tests start.
@@ -76,7 +77,7 @@ def gpt2_files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("gpt2")
     text = gzip.decompress((FIXTURES / "gpt2_merges.txt.gz").read_bytes()).decode()
     pairs = [tuple(line.split(" ")) for line in text.splitlines()]
-    tokens = [*formats.byte_alphabet().values(), *(left + right for left, right in pairs), END_OF_TEXT]
+    tokens = [*byte_alphabet().values(), *(left + right for left, right in pairs), END_OF_TEXT]
     table = {token: token_id for token_id, token in enumerate(tokens)}
     write_text(folder / "vocab.json", json.dumps(table))
     write_text(folder / "merges.txt", "#version: 0.2\n" + text)

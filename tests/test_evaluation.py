@@ -15,8 +15,8 @@ from torch.nn import functional
 from lm.evaluation import document_windows, file_windows, score_documents, split_documents, total_losses
 from lm.model.transformer import TransformerLM
 from tokenization import Tokenizer
-from tokenization.token_file import TokenFile
-from tokenization.token_index import write_index
+from tokenization.tokens.token_file import TokenFile
+from tokenization.tokens.token_index import write_index
 
 END = 7
 

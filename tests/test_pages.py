@@ -64,7 +64,7 @@ def test_functions_that_a_link_names_are_in_the_file_it_leads_to():
 
 
 def test_functions_that_a_page_places_in_a_file_are_there():
-    """As in "`scan` in `tokenization/token_format.py`"."""
+    """As in "`scan` in `tokenization/tokens/token_format.py`"."""
     named = [
         (page, *found)
         for page in PAGES

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenization.errors import InputError
     from tokenization.pretokenization import END_OF_TEXT, GPT2_PATTERN
-    from tokenization.token_file import TokenFile
     from tokenization.tokenizer import Tokenizer
+    from tokenization.tokens.token_file import TokenFile
     from tokenization.training import TrainingReport, train_bpe
 
 __all__ = ["END_OF_TEXT", "GPT2_PATTERN", "InputError", "TokenFile", "Tokenizer", "TrainingReport", "train_bpe"]
@@ -19,7 +19,7 @@ _MODULES = {
     "END_OF_TEXT": "pretokenization",
     "GPT2_PATTERN": "pretokenization",
     "InputError": "errors",
-    "TokenFile": "token_file",
+    "TokenFile": "tokens.token_file",
     "Tokenizer": "tokenizer",
     "TrainingReport": "training",
     "train_bpe": "training",

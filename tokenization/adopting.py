@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from tokenization.errors import InputError
-from tokenization.token_file import TokenFile, TokenFileWriter
-from tokenization.token_format import DTYPES, SCAN_TOKENS, is_token_file
+from tokenization.tokens.token_file import TokenFile, TokenFileWriter
+from tokenization.tokens.token_format import DTYPES, SCAN_TOKENS, is_token_file
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer

@@ -1,6 +1,6 @@
 """Encoding files of text or documents into a token file, in parallel.
 
-    files -> chunks (cut where no pre-token crosses) -> token ids, in order -> token_file.py
+    files -> chunks (cut where no pre-token crosses) -> token ids, in order -> tokens/token_file.py
 
 Large files are encoded by the compiled kernels (native/), with the same result.
 """
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenization.corpus import Corpus, map_in_order
-from tokenization.document_digests import digests_path
-from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, check_text_field, holds_documents
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import refuse_input
 from tokenization.pretokenization import END_OF_TEXT, cut_into_chunks
 from tokenization.systems import available_cores
-from tokenization.token_file import TokenFile, TokenFileWriter
-from tokenization.token_format import description_path, token_dtype
+from tokenization.text.corpus import Corpus, map_in_order
+from tokenization.text.documents import BETWEEN, BETWEEN_CHARACTER, check_text_field, holds_documents
+from tokenization.tokens.document_digests import digests_path
+from tokenization.tokens.token_file import TokenFile, TokenFileWriter
+from tokenization.tokens.token_format import description_path, token_dtype
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer

@@ -3,7 +3,8 @@
     tokenizer.json   Hugging Face `tokenizers` and transformers: vocabulary, merges, pattern and special tokens
     NAME.tiktoken    tiktoken: a line "base64(token) rank" per token; no merges, pattern or special tokens
 
-Whatever a file requests beyond byte-level BPE is refused by name (tokenizer_json.py): ignored, it would give other ids.
+Whatever a file requests beyond byte-level BPE is refused by name (formats/tokenizer_json.py): ignored, it would give
+other ids.
 """
 
 import base64
@@ -18,7 +19,7 @@ import numpy as np
 
 from tokenization.errors import InputError
 from tokenization.files import write_text
-from tokenization.formats import (
+from tokenization.formats.gpt2 import (
     MAX_ID,
     bytes_to_text,
     check_single_bytes,
@@ -26,9 +27,9 @@ from tokenization.formats import (
     read_text,
     vocabulary_table,
 )
-from tokenization.oniguruma import to_oniguruma
+from tokenization.formats.oniguruma import to_oniguruma
+from tokenization.formats.tokenizer_json import read_tokenizer_json
 from tokenization.tokenizer import Tokenizer
-from tokenization.tokenizer_json import read_tokenizer_json
 
 # The special tokens of OpenAI's own vocabularies, which their .tiktoken files leave out.
 KNOWN_SPECIAL_TOKENS = {

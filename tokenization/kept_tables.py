@@ -27,8 +27,8 @@ from tokenization.files import writing
 LEAST_MERGES = 10_000  # of a tokenizer that is kept; smaller ones are read in some milliseconds
 MAX_KEPT = 8  # the table of 200,000 tokens has 6 MB
 SOURCES = (
-    *("bpe.py", "folder.py", "formats.py", "kept_tables.py", "oniguruma.py", "patterns.py", "tokenizer_json.py"),
-    "tokenizer.py",
+    *("bpe.py", "kept_tables.py", "patterns.py", "tokenizer.py"),
+    *("formats/folder.py", "formats/gpt2.py", "formats/oniguruma.py", "formats/tokenizer_json.py"),
 )
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple
 
-from tokenization.corpus import Corpus
-from tokenization.documents import BETWEEN_CHARACTER, holds_documents
 from tokenization.errors import InputError
-from tokenization.places import Place
 from tokenization.pretokenization import END_OF_TEXT
+from tokenization.text.corpus import Corpus
+from tokenization.text.documents import BETWEEN_CHARACTER, holds_documents
+from tokenization.text.places import Place
 
 MAX_DOCUMENT = 64_000_000  # characters
 

@@ -26,7 +26,7 @@ from tokenization.kernels import (
     load_behind,
     step,
 )
-from tokenization.token_format import token_dtype
+from tokenization.tokens.token_format import token_dtype
 
 
 class EncoderSwitch:

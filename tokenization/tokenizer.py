@@ -3,7 +3,7 @@
     encode    text -> special tokens and pre-tokens -> bytes -> merges, the oldest first -> ids
     decode    ids -> bytes -> text; what is not UTF-8 becomes U+FFFD
 
-Vocabulary and merges come from training.py, or from files: folder.py, interchange.py. Whole files are encoded by
+Vocabulary and merges come from training.py, or from files: formats/, interchange.py. Whole files are encoded by
 encoding.py. What only some calls need is imported by them, so that a program that encodes a line starts soon.
 """
 
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenization import formats
 from tokenization.bpe import Merges, Ranks, Vocabulary, find_merge_ids, merge_by_rank, rank_merges
 from tokenization.decoding import Decoder
 from tokenization.errors import InputError
-from tokenization.folder import read_folder, tokenizer_files, write_folder
+from tokenization.formats import gpt2
+from tokenization.formats.folder import read_folder, tokenizer_files, write_folder
 from tokenization.kept_tables import Table, add_digest, is_kept, key_of, read_table, write_table
 from tokenization.patterns import parts_of
 from tokenization.pretokenization import (
@@ -38,11 +38,11 @@ from tokenization.pretokenization import (
     split_on_special_tokens,
 )
 from tokenization.switching import EncoderSwitch
-from tokenization.token_format import token_dtype
+from tokenization.tokens.token_format import token_dtype
 
 if TYPE_CHECKING:
     from tokenization.encoding import EncodingReport
-    from tokenization.token_file import TokenFile
+    from tokenization.tokens.token_file import TokenFile
 
 MAX_CACHED_PRETOKENS = 1 << 18
 PIECE_CHARACTERS = 1 << 16  # of a long text or a stream, encoded at once
@@ -115,10 +115,10 @@ class Tokenizer:
         <|endoftext|> need not be named, and is an ordinary token then.
         """
         check_special_tokens(special_tokens or [])
-        vocab = formats.read_vocabulary(vocab_filepath, special_tokens or ())
-        merges = formats.read_merges(merges_filepath)
+        vocab = gpt2.read_vocabulary(vocab_filepath, special_tokens or ())
+        merges = gpt2.read_merges(merges_filepath)
         unmerged = [*(special_tokens or ()), END_OF_TEXT]
-        formats.check_merges(vocab_filepath, merges_filepath, vocab, merges, unmerged, "special_tokens")
+        gpt2.check_merges(vocab_filepath, merges_filepath, vocab, merges, unmerged, "special_tokens")
         return cls(vocab, merges, special_tokens)
 
     @classmethod

@@ -15,12 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from tokenization.bpe import TIES, Merges, Vocabulary, creation_order, initial_vocabulary, learn_merges
-from tokenization.corpus import Corpus, map_in_order
-from tokenization.documents import check_text_field
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES, have_kernels, kernels_for
 from tokenization.pretokenization import GPT2_PATTERN, check_pattern, count_pretokens, cut_into_chunks
 from tokenization.systems import available_cores, peak_memory
+from tokenization.text.corpus import Corpus, map_in_order
+from tokenization.text.documents import check_text_field
 
 
 @dataclass

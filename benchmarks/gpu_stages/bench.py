@@ -20,7 +20,7 @@ from lm.model.transformer import TransformerLM
 from lm.runs.events import read_curves
 from lm.training.cli import RunCLI
 from tokenization import END_OF_TEXT, Tokenizer
-from tokenization.token_file import TokenFileWriter
+from tokenization.tokens.token_file import TokenFileWriter
 
 ROOT = Path(__file__).parent.parent.parent
 BASE = {"vocab_size": 10_000, "context_length": 256, "d_model": 512, "num_layers": 4, "num_heads": 16, "d_ff": 1344}

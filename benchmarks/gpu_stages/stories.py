@@ -13,7 +13,7 @@ from typing import Any
 from gpu_stages.bench import ROOT, Bench, Part, call, curve, fit
 from lm.runs.folder import BEST
 from tokenization.__main__ import main as tokenization
-from tokenization.token_file import TokenFile
+from tokenization.tokens.token_file import TokenFile
 
 VOCAB_SIZE = 2048
 MUON = {"model.optimizer": "muon", "model.muon_rate": 0.5, "model.learning_rate": 8e-3, "model.min_learning_rate": 0.0}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tokenization import END_OF_TEXT, TokenFile, Tokenizer, train_bpe
-from tokenization.formats import bytes_to_text, text_to_bytes
+from tokenization.formats.gpt2 import bytes_to_text, text_to_bytes
 from tokenizer_stages.documents import Row
 from tokenizer_stages.peers import OURS, Vocabulary
 from tokenizer_stages.start import peak

@@ -23,9 +23,9 @@ from lm.model.transformer import TransformerLM
 from lm.strict_json import to_json
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.commands import ArgumentParser, add_text_options
-from tokenization.token_file import TokenFile
-from tokenization.token_format import description_path
-from tokenization.token_index import is_token_set
+from tokenization.tokens.token_file import TokenFile
+from tokenization.tokens.token_format import description_path
+from tokenization.tokens.token_index import is_token_set
 
 HELP = """Measure how well a trained model predicts a text: loss, perplexity and bits per byte.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lm.model.transformer import TransformerLM
 from tokenization import InputError
-from tokenization.token_set import Tokens
+from tokenization.tokens.token_set import Tokens
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, each (batch, seq), int64
 

@@ -18,7 +18,7 @@ from itertools import islice
 
 import numpy as np
 
-from tokenization.token_set import Tokens
+from tokenization.tokens.token_set import Tokens
 
 CHUNK = 1 << 24  # tokens or documents at a time
 ROUNDS = 6

@@ -3,7 +3,7 @@
 import sys
 
 from lm.data.datamodule import TokenDataModule
-from tokenization.document_digests import count_shared
+from tokenization.tokens.document_digests import count_shared
 
 
 def warn_of_overlap(data: TokenDataModule) -> None:

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 from lm.data.batches import Batch, gather_mixed_windows, gather_windows, to_batch
 from lm.data.document_stream import DocumentStream
 from lm.data.mixture import Mixture
-from tokenization.token_set import Tokens
+from tokenization.tokens.token_set import Tokens
 
 
 def random_starts(seed: int, batch_index: int, batch_size: int, num_starts: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from lm.interchange.llama import llama_settings, other_names, refuse_overflow, weights_without_padding
 from lm.model.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
-from tokenization.formats import bytes_to_text, vocabulary_table
+from tokenization.formats.gpt2 import bytes_to_text, vocabulary_table
 from tokenization.pretokenization import GPT2_PATTERN
 
 

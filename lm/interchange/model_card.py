@@ -14,7 +14,7 @@ from lm.runs.events import Curves, read_curves
 from lm.runs.folder import CONFIG
 from lm.runs.manifest import read_manifest
 from tokenization import InputError, Tokenizer
-from tokenization.token_format import read_description
+from tokenization.tokens.token_format import read_description
 
 CARD = "README.md"
 TEMPLATE = """---

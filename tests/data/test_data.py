@@ -14,8 +14,8 @@ from lm.data.datamodule import TokenDataModule
 from lm.data.loaders import InOrder
 from lm.data.windows import RandomWindows, SequentialWindows, random_starts
 from tokenization import InputError, TokenFile, Tokenizer
-from tokenization.token_file import TokenFileWriter
-from tokenization.token_index import write_index
+from tokenization.tokens.token_file import TokenFileWriter
+from tokenization.tokens.token_index import write_index
 
 TOKENS = (np.arange(100, dtype=np.uint16) * 7 + 3) % 101  # every token differs from its neighbours
 

@@ -15,8 +15,8 @@ from lm.data.document_stream import DocumentStream, permute
 from lm.data.windows import DocumentWindows
 from lm.runs.checkpoint import load_checkpoint
 from tokenization import InputError, TokenFile, Tokenizer
-from tokenization.token_file import TokenFileWriter
-from tokenization.token_index import write_index
+from tokenization.tokens.token_file import TokenFileWriter
+from tokenization.tokens.token_index import write_index
 
 END, CONTEXT = 0, 5
 

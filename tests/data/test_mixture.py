@@ -19,8 +19,8 @@ from lm.data.mixture import Mixture, Source, read_sources
 from lm.data.windows import MixedWindows, random_starts
 from lm.runs.checkpoint import load_checkpoint
 from tokenization import InputError, TokenFile, Tokenizer
-from tokenization.token_file import TokenFileWriter
-from tokenization.token_index import write_index
+from tokenization.tokens.token_file import TokenFileWriter
+from tokenization.tokens.token_index import write_index
 
 SIZES = {"a": 300, "b": 40, "c": 1000}
 

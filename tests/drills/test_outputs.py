@@ -49,7 +49,7 @@ WORKS = {  # for each option that names an output, a call that works
     "lm init folder": ["init"],
     "lm consolidate --output": ["consolidate sharded --output"],
 }
-IN_PLACE = {"tokenization index folder"}  # completes what it reads; tests/tokenization/test_token_set.py refuses
+IN_PLACE = {"tokenization index folder"}  # completes what it reads; tests/tokenization/tokens/test_token_set.py refuses
 COSTLY = ("lm sweep", "lm race", "lm find-lr", "lm init")  # read a whole configuration, train, or write megabytes
 REPLACED = {"lm report --output": "page.html"}
 REPLACED |= dict.fromkeys(("lm report --plot", "lm account --plot", "tokenization compare --plot"), "plot.png")

@@ -18,9 +18,9 @@ import tokenizers
 from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, TrainingReport, encoding, train_bpe
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges
+from tokenization.formats.tokenizer_json import LLAMA3_PATTERN
 from tokenization.interchange import export_huggingface, import_huggingface
 from tokenization.pretokenization import PATTERNS, count_pretokens, cut_into_chunks
-from tokenization.tokenizer_json import LLAMA3_PATTERN
 
 REAL = [
     *PATTERNS.values(),

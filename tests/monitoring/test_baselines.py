@@ -14,7 +14,7 @@ from lm.monitoring.baselines import Baselines, standing
 from lm.monitoring.overfitting import Overfitting
 from lm.ngrams import ngram_losses
 from tokenization import TokenFile, Tokenizer
-from tokenization.token_file import TokenFileWriter
+from tokenization.tokens.token_file import TokenFileWriter
 
 NAMES = ["unigram", "bigram", "trigram", "4-gram", "xz"]
 KEPT = "train.bin.baselines.json"

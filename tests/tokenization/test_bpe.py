@@ -11,9 +11,10 @@ from itertools import pairwise
 import pytest
 from helpers.native import NEVER, take_kernels_from
 
-from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, corpus, train_bpe, training
+from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, train_bpe, training
 from tokenization.bpe import find_merge_ids, learn_merges, merge_by_rank, merge_word, rank_merges
 from tokenization.pretokenization import count_pretokens, cut_into_chunks
+from tokenization.text import corpus
 
 HANDOUT = {b"low": 5, b"lower": 2, b"widest": 3, b"newest": 6}
 HANDOUT_MERGES = "s t, e st, o w, l ow, w est, n e, ne west, w i, wi d, wid est, low e, lowe r"

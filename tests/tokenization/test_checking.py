@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenization import END_OF_TEXT, InputError, corpus
+from tokenization import END_OF_TEXT, InputError
 from tokenization.__main__ import main
 from tokenization.checking import examining, reading
 from tokenization.checking.findings import Settings, check_texts
 from tokenization.checking.signatures import SIGNATURE, near_pairs, signatures_of
 from tokenization.checking.words import HashedWords, words_of
+from tokenization.text import corpus
 
 
 @pytest.fixture(autouse=True)

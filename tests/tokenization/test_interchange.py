@@ -17,7 +17,8 @@ import tokenizers
 from tokenization import END_OF_TEXT, InputError, Tokenizer, pretokenization
 from tokenization.__main__ import main
 from tokenization.bpe import merge_by_rank
-from tokenization.formats import bytes_to_text, vocabulary_table
+from tokenization.formats.gpt2 import bytes_to_text, vocabulary_table
+from tokenization.formats.tokenizer_json import COMPLETE, LLAMA3_PATTERN
 from tokenization.interchange import (
     export_huggingface,
     export_tiktoken,
@@ -26,7 +27,6 @@ from tokenization.interchange import (
     recover_merges,
 )
 from tokenization.pretokenization import PATTERNS, cut_into_chunks, find_cut, pretokenize
-from tokenization.tokenizer_json import COMPLETE, LLAMA3_PATTERN
 
 SEEDS = range(300)
 TRICKY = [

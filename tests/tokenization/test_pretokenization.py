@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, pre_tokenizers
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, pretokenization
-from tokenization.formats import bytes_to_text
+from tokenization.formats.gpt2 import bytes_to_text
 from tokenization.pretokenization import (
     check_pattern,
     count_pretokens,

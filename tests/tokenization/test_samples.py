@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tokenization import END_OF_TEXT, InputError, corpus, reading, samples
+from tokenization import END_OF_TEXT, InputError, samples
 from tokenization.samples import beginning, draw_documents
+from tokenization.text import corpus, reading
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from tokenization.checking.reading import Batch, batches
 from tokenization.checking.signatures import signatures_of
 from tokenization.checking.spans import SpanIndex, look_up
 from tokenization.checking.words import HashedWords, words_of
-from tokenization.corpus import Corpus, map_in_order
 from tokenization.errors import printable
+from tokenization.text.corpus import Corpus, map_in_order
 
 EXCERPT = 60  # characters
 EXCERPT_BYTES = 100

@@ -12,11 +12,11 @@ from tokenization.checking.examining import Documents, examine_training, examine
 from tokenization.checking.oddities import INCOMPRESSIBLE, REPETITIVE, SIGNS
 from tokenization.checking.signatures import near_pairs
 from tokenization.checking.spans import SpanIndex, look_up
-from tokenization.corpus import Corpus
-from tokenization.documents import check_text_field
 from tokenization.errors import InputError
-from tokenization.places import Place
-from tokenization.text_files import TextFiles
+from tokenization.text.corpus import Corpus
+from tokenization.text.documents import check_text_field
+from tokenization.text.places import Place
+from tokenization.text.text_files import TextFiles
 
 TITLES = {  # of findings: what it says of a document
     "duplicate": "the same as an earlier document",

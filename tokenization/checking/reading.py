@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tokenization.corpus import Corpus
-from tokenization.documents import holds_documents
 from tokenization.samples import split_documents
+from tokenization.text.corpus import Corpus
+from tokenization.text.documents import holds_documents
 
 BATCH_CHARACTERS = 1 << 20
 

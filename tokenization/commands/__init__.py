@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from tokenization.document_digests import digests_path
 from tokenization.errors import InputError, did_you_mean
-from tokenization.places import is_url
 from tokenization.pretokenization import PATTERNS
-from tokenization.text_files import TextFiles
-from tokenization.token_format import description_path
+from tokenization.text.places import is_url
+from tokenization.text.text_files import TextFiles
+from tokenization.tokens.document_digests import digests_path
+from tokenization.tokens.token_format import description_path
 
 if TYPE_CHECKING:
     from tokenization.scaling.work import Work

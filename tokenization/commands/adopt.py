@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tokenization.adopting import Vocabulary, adopt
 from tokenization.commands import TOKENIZER_HELP, ArgumentParser, command_parser, in_words, output_path
-from tokenization.document_digests import digests_path
 from tokenization.errors import InputError
 from tokenization.outputs import check_file
-from tokenization.token_format import DTYPES, description_path, is_token_file
-from tokenization.token_index import SUFFIX
 from tokenization.tokenizer import Tokenizer
+from tokenization.tokens.document_digests import digests_path
+from tokenization.tokens.token_format import DTYPES, description_path, is_token_file
+from tokenization.tokens.token_index import SUFFIX
 
 HELP = """Convert a token file of another program: check every id, and write a token file for training. The
 content tells the format: a .npy of one dimension, a .bin with the header of llm.c (and of modded-nanogpt), or a raw

@@ -20,7 +20,7 @@ from tokenization.errors import InputError
 from tokenization.files import write_text
 from tokenization.outputs import check_file
 from tokenization.systems import available_cores
-from tokenization.text_files import TextFiles, refuse_read_back
+from tokenization.text.text_files import TextFiles, refuse_read_back
 
 HELP = """Look for what harms training: duplicate and nearly duplicate documents; validation documents that are in
 training, whole or in part; documents that are very repetitive or hardly compressible; characters that do not belong in

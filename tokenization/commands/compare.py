@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from tokenization.commands import TEXT_HELP, ArgumentParser, add_text_options, command_parser, output_path
-from tokenization.documents import check_text_field
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import check_file
 from tokenization.plots import is_plot
 from tokenization.samples import Sample, beginning, draw_documents
-from tokenization.text_files import TextFiles, refuse_read_back
+from tokenization.text.documents import check_text_field
+from tokenization.text.text_files import TextFiles, refuse_read_back
 from tokenization.tokenizer import Tokenizer
 from tokenization.vocabulary_sizes import draw_sizes, tokens_by_size
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from tokenization.commands import ArgumentParser, command_parser
 from tokenization.errors import InputError
-from tokenization.token_file import TokenFile
 from tokenization.tokenizer import Tokenizer
+from tokenization.tokens.token_file import TokenFile
 
 HELP = """Print the text of a token file, or of some of its tokens.
 

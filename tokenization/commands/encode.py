@@ -20,15 +20,15 @@ from tokenization.commands import (
     reporting,
     size_in_bytes,
 )
-from tokenization.document_digests import digests_path
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.outputs import check_file, check_folder
-from tokenization.text_files import TextFiles, refuse_read_back
-from tokenization.token_file import TokenFile
-from tokenization.token_format import description_path, is_token_file
-from tokenization.token_index import INDEX, SUFFIX
+from tokenization.text.text_files import TextFiles, refuse_read_back
 from tokenization.tokenizer import Tokenizer
+from tokenization.tokens.document_digests import digests_path
+from tokenization.tokens.token_file import TokenFile
+from tokenization.tokens.token_format import description_path, is_token_file
+from tokenization.tokens.token_index import INDEX, SUFFIX
 
 HELP = """Turn text into a token file for training: raw uint16 ids (uint32 for more than 65,536 tokens), with a JSON
 file beside it. <|endoftext|> is put between files, and between the documents of one file. Special tokens written

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenization.commands import REPLACE_TOKENIZER_HELP, ArgumentParser, command_parser, output_path, read_pattern
 from tokenization.errors import InputError
-from tokenization.folder import check_new_tokenizer, is_verified
+from tokenization.formats.folder import check_new_tokenizer, is_verified
 from tokenization.interchange import KNOWN_SPECIAL_TOKENS, import_huggingface, import_tiktoken
 from tokenization.tokenizer import Tokenizer
 

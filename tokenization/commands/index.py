@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenization.commands import ArgumentParser, command_parser, output_path
 from tokenization.errors import InputError
-from tokenization.token_index import INDEX, PLAN, holds_index, write_index
+from tokenization.tokens.token_index import INDEX, PLAN, holds_index, write_index
 
 HELP = """Make the token files in a folder into a token set: read and verify each, and write index.json over them. The
 folder is then used as if it were one token file: all of them in sequence, sorted by name. All must use one

@@ -8,7 +8,7 @@ from tokenization.commands import ArgumentParser, command_parser
 from tokenization.commands.import_ import read_source
 from tokenization.derivation import RankOf, merge_steps, origins, rank_pairs
 from tokenization.errors import InputError
-from tokenization.folder import is_verified
+from tokenization.formats.folder import is_verified
 from tokenization.interchange import KNOWN_SPECIAL_TOKENS
 from tokenization.pretokenization import PATTERNS, pretokenize, split_on_special_tokens
 from tokenization.tokenizer import Tokenizer

@@ -19,10 +19,10 @@ from tokenization.commands import (
     size_in_bytes,
 )
 from tokenization.errors import InputError
-from tokenization.folder import check_new_tokenizer
+from tokenization.formats.folder import check_new_tokenizer
 from tokenization.outputs import check_folder
 from tokenization.pretokenization import END_OF_TEXT
-from tokenization.text_files import TextFiles
+from tokenization.text.text_files import TextFiles
 from tokenization.tokenizer import Tokenizer
 from tokenization.training import TrainingReport, check_arguments, learn, train_bpe
 

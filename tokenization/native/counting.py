@@ -6,7 +6,6 @@ from itertools import chain
 
 import numpy as np
 
-from tokenization.corpus import Corpus
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import copy_bytes, load64, shift_right, store64
 from tokenization.native.memory import DONE, TABLE_FULL, Head, address_of
@@ -33,6 +32,7 @@ from tokenization.native.table import (
 )
 from tokenization.native.text import SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens, next_special
 from tokenization.native.windows import Window, cut_into_windows, in_order, padded
+from tokenization.text.corpus import Corpus
 
 
 def count_corpus(corpus: Corpus, special_tokens: Sequence[str], pattern: str, num_threads: int) -> Table:

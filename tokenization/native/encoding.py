@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from tokenization.corpus import Corpus
-from tokenization.documents import BETWEEN, BETWEEN_CHARACTER
 from tokenization.native.compiling import built_in_of, compiled
 from tokenization.native.given import give_ends
 from tokenization.native.instructions import (
@@ -62,6 +60,8 @@ from tokenization.native.text import SPECIAL_ID, SPECIAL_LENGTH, SPECIAL_ROW, Sp
 from tokenization.native.windows import Window, cut_into_windows, in_order
 from tokenization.native.words import WordCutter, check_first_id
 from tokenization.pretokenization import END_OF_TEXT
+from tokenization.text.corpus import Corpus
+from tokenization.text.documents import BETWEEN, BETWEEN_CHARACTER
 
 WORK_TOKENS = LONGEST_CUT  # tokens that a worker's memory has room for at first
 KEPT_BYTES = 1 << 17  # of the longest text for which a worker makes no arrays anew

@@ -14,11 +14,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from tokenization.corpus import Corpus, not_utf8
-from tokenization.documents import BETWEEN, holds_documents
 from tokenization.native.memory import PADDING, Head, address_of
 from tokenization.native.text import SpecialTokens, first_invalid, last_cut
-from tokenization.places import Place
+from tokenization.text.corpus import Corpus, not_utf8
+from tokenization.text.documents import BETWEEN, holds_documents
+from tokenization.text.places import Place
 
 WINDOW_BYTES = 1 << 20
 LONGEST_WINDOW = 4  # times WINDOW_BYTES: then a word is cut, if that is possible

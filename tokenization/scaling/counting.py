@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenization.errors import InputError
-from tokenization.places import Place
 from tokenization.scaling.counts_file import Counts
 from tokenization.scaling.engines import Engine, Threads
 from tokenization.scaling.plan import GROUP_BYTES, Plan, digest_of
 from tokenization.scaling.tasks import AddCounts, CountGroup, Reading, Sum, read_record
 from tokenization.scaling.work import Work
+from tokenization.text.places import Place
 from tokenization.training import TrainingReport
 
 FAN_IN = 16

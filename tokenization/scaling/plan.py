@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from tokenization.errors import InputError
 from tokenization.files import write_text
-from tokenization.places import Place, Url, size_of, version_of
-from tokenization.token_index import PLAN
+from tokenization.text.places import Place, Url, size_of, version_of
+from tokenization.tokens.token_index import PLAN
 
 GROUP_BYTES = 1 << 30
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tokenization.errors import InputError
-from tokenization.places import one_line
+from tokenization.text.places import one_line
 
 RETRIES = 3  # of a task whose worker is lost
 ANSWER_SECONDS = 10  # until a cluster's host must have answered

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenization.document_digests import SUFFIX
 from tokenization.encoding import EncodingReport
 from tokenization.errors import InputError
 from tokenization.scaling.engines import Engine, Threads
@@ -22,10 +21,11 @@ from tokenization.scaling.plan import GROUP_BYTES, Plan, read_plan
 from tokenization.scaling.tasks import EncodeGroup, Reading, forget_all, is_done, read_record
 from tokenization.scaling.work import Work
 from tokenization.systems import flush
-from tokenization.text_files import TextFiles, list_briefly
-from tokenization.token_file import TokenFile
-from tokenization.token_format import check_size, is_token_file
-from tokenization.token_index import INDEX, PLAN, Index, holds_index, read_index, write_index
+from tokenization.text.text_files import TextFiles, list_briefly
+from tokenization.tokens.document_digests import SUFFIX
+from tokenization.tokens.token_file import TokenFile
+from tokenization.tokens.token_format import check_size, is_token_file
+from tokenization.tokens.token_index import INDEX, PLAN, Index, holds_index, read_index, write_index
 
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenization.corpus import Corpus
-from tokenization.documents import holds_documents
 from tokenization.encoding import EncodingReport, NoText, encode_files
 from tokenization.errors import InputError
 from tokenization.files import write_text
 from tokenization.scaling.counts_file import Counts, add_up, read_counts
 from tokenization.scaling.plan import Group
-from tokenization.token_file import TokenFile
+from tokenization.text.corpus import Corpus
+from tokenization.text.documents import holds_documents
 from tokenization.tokenizer import Tokenizer
+from tokenization.tokens.token_file import TokenFile
 from tokenization.training import TrainingReport, count_files
 
 RECORDS = ".tasks"

@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from tokenization.corpus import Corpus
-from tokenization.documents import check_text_field
 from tokenization.errors import InputError
 from tokenization.files import delete_empty, missing_folders
 from tokenization.kernels import KERNELS_FROM_BYTES
-from tokenization.places import Place
 from tokenization.scaling.engines import Engine
 from tokenization.scaling.plan import Plan, read_plan
 from tokenization.scaling.tasks import RECORDS, Reading, Result, forget_all, is_done, record_path
-from tokenization.token_index import PLAN
+from tokenization.text.corpus import Corpus
+from tokenization.text.documents import check_text_field
+from tokenization.text.places import Place
+from tokenization.tokens.token_index import PLAN
 
 Item = TypeVar("Item")
 

@@ -10,9 +10,9 @@ from helpers.texts import SEED_TEXT, SPECIAL_TOKENS
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, train_bpe
 from tokenization.bpe import learn_merges
-from tokenization.corpus import Corpus
 from tokenization.native.words import WordCutter
 from tokenization.pretokenization import PATTERNS
+from tokenization.text.corpus import Corpus
 
 # --- files ---
 

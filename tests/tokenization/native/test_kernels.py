@@ -18,12 +18,12 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, Tokenizer, native, train_bpe
 from tokenization.bpe import learn_merges
-from tokenization.corpus import Corpus
 from tokenization.native import Window
 from tokenization.native import table as table_module
 from tokenization.native.memory import address_of
 from tokenization.native.text import first_invalid
 from tokenization.pretokenization import PATTERNS, count_pretokens
+from tokenization.text.corpus import Corpus
 
 
 def encoder_of(tokenizer: Tokenizer) -> native.Encoder:

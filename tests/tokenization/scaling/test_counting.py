@@ -20,7 +20,7 @@ from tokenization.scaling.counting import GroupCounting
 from tokenization.scaling.counts_file import Counts
 from tokenization.scaling.engines import Part, Threads
 from tokenization.scaling.tasks import RECORDS, Reading
-from tokenization.token_index import PLAN
+from tokenization.tokens.token_index import PLAN
 
 TEXTS = [f"The cat number {n} and the rain{END_OF_TEXT} over éverything. " * (n + 1) for n in range(6)]
 EVERYTHING = sum((count_pretokens(text, [END_OF_TEXT]) for text in TEXTS), start=count_pretokens(""))

@@ -21,7 +21,7 @@ from tokenization.scaling.engines import Part
 from tokenization.scaling.plan import Source, cut_into_groups
 from tokenization.scaling.set_encoding import SetEncoding, complete, replacing
 from tokenization.scaling.tasks import RECORDS, Reading
-from tokenization.token_index import INDEX, PLAN
+from tokenization.tokens.token_index import INDEX, PLAN
 
 TEXTS = [
     "a cat",

@@ -21,18 +21,19 @@ import pytest
 from helpers.native import NEVER, take_kernels_from
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
-from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, corpus, documents, encoding, train_bpe
+from tokenization import END_OF_TEXT, InputError, Tokenizer, TrainingReport, encoding, train_bpe
 from tokenization.__main__ import main
 from tokenization.bpe import learn_merges
-from tokenization.corpus import Corpus
 from tokenization.encoding import EncodingReport
-from tokenization.fields import CHATS
 from tokenization.native.splitting import scanner_head
 from tokenization.native.text import SpecialTokens
 from tokenization.native.windows import cut_into_windows
-from tokenization.packing import zstd
 from tokenization.pretokenization import PATTERNS, count_pretokens, cut_into_chunks
 from tokenization.samples import beginning, draw_documents
+from tokenization.text import corpus, documents
+from tokenization.text.corpus import Corpus
+from tokenization.text.fields import CHATS
+from tokenization.text.packing import zstd
 
 Write = Callable[[Path, list[str]], None]
 
@@ -107,8 +108,8 @@ def code(request, monkeypatch) -> str:
     """Each of the codes that can do the work, and plain Python in pieces and blocks that end anywhere."""
     take_kernels_from(NEVER if request.param == "plain" else 0, monkeypatch)
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 101)
-    monkeypatch.setattr("tokenization.reading.BLOCK_BYTES", 101)
-    monkeypatch.setattr("tokenization.parquet.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("tokenization.text.reading.BLOCK_BYTES", 101)
+    monkeypatch.setattr("tokenization.text.parquet.ROWS_AT_ONCE", 3)
     if request.param == "plain":
         pieces = lambda blocks, boundaries, pattern: cut_into_chunks(blocks, boundaries, pattern, 150)  # noqa: E731
         monkeypatch.setattr(encoding, "cut_into_chunks", pieces)
@@ -210,7 +211,7 @@ def test_without_a_separator_documents_stand_side_by_side(tmp_path, tokenizer, c
 def test_memory_is_bounded_by_the_longest_document(tmp_path, tokenizer, monkeypatch):
     """Documents without any white space are cut between each other."""
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
-    monkeypatch.setattr("tokenization.reading.BLOCK_BYTES", 500)
+    monkeypatch.setattr("tokenization.text.reading.BLOCK_BYTES", 500)
     (tmp_path / "t.jsonl").write_bytes(json_lines(["漢字" * 20] * 300))
     windows = list(cut_into_windows(Corpus([tmp_path / "t.jsonl"]), SpecialTokens({}), scanner_head(PATTERNS["gpt2"])))
     assert max(window.length for window in windows) <= 1000

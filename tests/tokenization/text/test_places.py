@@ -18,10 +18,10 @@ import pytest
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, train_bpe
 from tokenization.__main__ import main
-from tokenization.corpus import Corpus
-from tokenization.packing import zstd
-from tokenization.places import Url
-from tokenization.text_files import TextFiles, reads
+from tokenization.text.corpus import Corpus
+from tokenization.text.packing import zstd
+from tokenization.text.places import Url
+from tokenization.text.text_files import TextFiles, reads
 
 TEXTS = ["The cat's tale.\n", f"A hat{END_OF_TEXT}!", "漢字 😀 " * 2000, "the end"]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()

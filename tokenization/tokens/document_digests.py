@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from tokenization.errors import InputError
-from tokenization.token_format import read_description
-from tokenization.token_index import parse_index
+from tokenization.tokens.token_format import read_description
+from tokenization.tokens.token_index import parse_index
 
 SUFFIX = ".documents"
 MAGIC = b"documents 1\n"

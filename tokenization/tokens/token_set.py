@@ -13,8 +13,8 @@ from typing import Any, overload
 import numpy as np
 
 from tokenization.systems import open_files
-from tokenization.token_format import DTYPES, Description, verify_tokens
-from tokenization.token_index import Index, check_shard, progress
+from tokenization.tokens.token_format import DTYPES, Description, verify_tokens
+from tokenization.tokens.token_index import Index, check_shard, progress
 
 MOST_MAPPED = max(open_files() // 4, 64)  # shards: each map holds an open file; shards beyond are read, which is slower
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from tokenization import END_OF_TEXT, InputError, Tokenizer, formats
+from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.bpe import find_merge_ids
-from tokenization.folder import is_verified
+from tokenization.formats import gpt2
+from tokenization.formats.folder import is_verified
 from tokenization.interchange import export_huggingface
 from tokenization.pretokenization import CL100K_PATTERN, GPT2_PATTERN
 
@@ -239,10 +240,10 @@ SPELLINGS = {  # tokens beside the single bytes, the special ones, merges, and w
 @pytest.mark.parametrize("kind", SPELLINGS)
 def test_merges_are_found_by_their_spelling_as_by_their_bytes(kind):
     tokens, special_tokens, lines, enough = SPELLINGS[kind]
-    table = {text: number for number, text in enumerate([*formats.byte_values(), *tokens])}
-    found = formats.merge_ids_by_text(*formats.split_merges(lines), table, special_tokens)
+    table = {text: number for number, text in enumerate([*gpt2.byte_values(), *tokens])}
+    found = gpt2.merge_ids_by_text(*gpt2.split_merges(lines), table, special_tokens)
     assert (found is not None) == enough
     if found is not None:
-        ids = {token: token_id for token_id, token in formats.parse_vocabulary("", table, special_tokens).items()}
-        merges = [tuple(map(formats.text_to_bytes, line.split(" "))) for line in lines]
+        ids = {token: token_id for token_id, token in gpt2.parse_vocabulary("", table, special_tokens).items()}
+        merges = [tuple(map(gpt2.text_to_bytes, line.split(" "))) for line in lines]
         assert found.tolist() == find_merge_ids(merges, ids).tolist()

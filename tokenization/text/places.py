@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from tokenization.errors import InputError
-from tokenization.packing import kind
+from tokenization.text.packing import kind
 
 SEPARATOR = "://"
 SILENT_SECONDS = 60  # that a server may take for the next bytes; there is no limit for a file as a whole

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, corpus, encoding
-from tokenization.corpus import Corpus, map_in_order
-from tokenization.packing import zstd
+from tokenization import END_OF_TEXT, InputError, TokenFile, Tokenizer, encoding
 from tokenization.pretokenization import cut_into_chunks
-from tokenization.text_files import TextFiles
-from tokenization.token_file import TokenFileWriter
-from tokenization.token_format import description_path, token_dtype
+from tokenization.text import corpus
+from tokenization.text.corpus import Corpus, map_in_order
+from tokenization.text.packing import zstd
+from tokenization.text.text_files import TextFiles
+from tokenization.tokens.token_file import TokenFileWriter
+from tokenization.tokens.token_format import description_path, token_dtype
 
 STORIES = [f"The cat's tale.\n\nÉ 漢字 😀 number {n} " * (1 + n % 3) for n in range(40)]
 

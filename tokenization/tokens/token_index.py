@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tokenization.errors import InputError
 from tokenization.files import write_text
-from tokenization.token_format import (
+from tokenization.tokens.token_format import (
     DTYPES,
     Description,
     check_size,

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, train_bpe
-from tokenization.corpus import Corpus
+from tokenization.text.corpus import Corpus
 
 pyarrow = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
@@ -170,7 +170,7 @@ def test_pyarrow_may_be_missing(tmp_path, small, monkeypatch):
 
 MEASURE = """
 import resource, sys
-from tokenization.corpus import Corpus
+from tokenization.text.corpus import Corpus
 corpus = Corpus([sys.argv[1]])
 next(corpus.blocks(corpus.files[0]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

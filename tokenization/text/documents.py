@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tokenization.errors import InputError
-from tokenization.fields import CHATS, FieldError, find_field, json_type, remedy
-from tokenization.packing import kind
+from tokenization.text.fields import CHATS, FieldError, find_field, json_type, remedy
+from tokenization.text.packing import kind
 
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"

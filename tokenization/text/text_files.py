@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
-from tokenization.documents import JSON_LINES, PARQUET
 from tokenization.errors import InputError
-from tokenization.packing import kind
-from tokenization.places import Place, Url, find, is_url, normalized
+from tokenization.text.documents import JSON_LINES, PARQUET
+from tokenization.text.packing import kind
+from tokenization.text.places import Place, Url, find, is_url, normalized
 
 TEXT_KINDS = (".txt", ".md", *JSON_LINES, PARQUET)  # in a folder; a file named by itself is read whatever its suffix
 

@@ -7,11 +7,11 @@ import codecs
 import json
 import re
 
-from tokenization.documents import JSON_LINES, UNLIST
 from tokenization.errors import InputError
-from tokenization.fields import TEXT_FIELDS
-from tokenization.packing import kind
-from tokenization.places import Place
+from tokenization.text.documents import JSON_LINES, UNLIST
+from tokenization.text.fields import TEXT_FIELDS
+from tokenization.text.packing import kind
+from tokenization.text.places import Place
 
 MARK = codecs.BOM_UTF8
 OTHER_MARKS = {  # UTF-32's before UTF-16's, which begins like it

@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tokenization.documents import BETWEEN, BETWEEN_CHARACTER, PARQUET, holds_documents
 from tokenization.errors import InputError
-from tokenization.packing import DAMAGED, kind, packing, unpack
-from tokenization.parquet import decompressed_size
-from tokenization.places import Place, Url, size_of
-from tokenization.reading import BLOCK_BYTES, open_text
-from tokenization.text_files import TextFiles
+from tokenization.text.documents import BETWEEN, BETWEEN_CHARACTER, PARQUET, holds_documents
+from tokenization.text.packing import DAMAGED, kind, packing, unpack
+from tokenization.text.parquet import decompressed_size
+from tokenization.text.places import Place, Url, size_of
+from tokenization.text.reading import BLOCK_BYTES, open_text
+from tokenization.text.text_files import TextFiles
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from tokenization.documents import RecordReader
 from tokenization.errors import InputError
-from tokenization.fields import FieldError, Kind, find_field, remedy
-from tokenization.packing import packing
+from tokenization.text.documents import RecordReader
+from tokenization.text.fields import FieldError, Kind, find_field, remedy
+from tokenization.text.packing import packing
 
 MAGIC = b"PAR1"
 STRINGS = ("string", "large_string", "binary", "large_binary")  # as pyarrow calls them

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenization import END_OF_TEXT, document_digests
-from tokenization.document_digests import count_shared, digests_path, read_digests
-from tokenization.token_file import TokenFileWriter
-from tokenization.token_index import write_index
+from tokenization import END_OF_TEXT
+from tokenization.tokens import document_digests
+from tokenization.tokens.document_digests import count_shared, digests_path, read_digests
+from tokenization.tokens.token_file import TokenFileWriter
+from tokenization.tokens.token_index import write_index
 
 SEPARATOR = 299
 

@@ -13,10 +13,10 @@ from types import TracebackType
 
 import numpy as np
 
-from tokenization.document_digests import DocumentDigests, digests_path
 from tokenization.errors import InputError
 from tokenization.files import writing_together
-from tokenization.token_format import (
+from tokenization.tokens.document_digests import DocumentDigests, digests_path
+from tokenization.tokens.token_format import (
     DTYPES,
     Description,
     check_size,
@@ -24,8 +24,8 @@ from tokenization.token_format import (
     token_dtype,
     verify_tokens,
 )
-from tokenization.token_index import read_index
-from tokenization.token_set import ShardedTokens, Tokens
+from tokenization.tokens.token_index import read_index
+from tokenization.tokens.token_set import ShardedTokens, Tokens
 
 
 class TokenFileWriter:

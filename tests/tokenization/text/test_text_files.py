@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, TokenFile
-from tokenization.corpus import Corpus
 from tokenization.native.splitting import scanner_head
 from tokenization.native.text import SpecialTokens
 from tokenization.native.windows import cut_into_windows
-from tokenization.packing import zstd
-from tokenization.text_files import TextFiles, reads
+from tokenization.text.corpus import Corpus
+from tokenization.text.packing import zstd
+from tokenization.text.text_files import TextFiles, reads
 
 TEXT = "The cat's tale, told in 漢字 and with a 😀.\n" * 200
 
@@ -293,7 +293,7 @@ def windows(corpus: Corpus) -> str:
 @pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
 @pytest.mark.parametrize("name", PACK)
 def test_a_byte_order_mark_is_dropped_at_the_beginning_and_only_there(tmp_path, monkeypatch, name, block):
-    monkeypatch.setattr("tokenization.corpus.BLOCK_BYTES", block)
+    monkeypatch.setattr("tokenization.text.corpus.BLOCK_BYTES", block)
     path = tmp_path / name
     for text in ("", "x", "\ufeffx", "x\ufeff\n\ufeffy " * 50):
         path.write_bytes(PACK[name](("\ufeff" + text).encode()))

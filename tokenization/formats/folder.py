@@ -1,6 +1,6 @@
 """A tokenizer's folder: the layout that `Tokenizer.save` writes, and those of others that `Tokenizer.load` reads.
 
-    vocab.json, merges.txt   in GPT-2's format, see formats.py
+    vocab.json, merges.txt   in GPT-2's format, see gpt2.py
     tokenizer_config.json    {"pattern": ..., "special_tokens": [...], "files_sha256": {...}, "config_sha256": ...}
 
 The configuration holds the SHA-256 of the other two files and of itself, so that no flipped bit, no cut file and no
@@ -23,7 +23,7 @@ import numpy as np
 from tokenization.bpe import Vocabulary
 from tokenization.errors import InputError
 from tokenization.files import write_texts
-from tokenization.formats import (
+from tokenization.formats.gpt2 import (
     MERGES_VERSION,
     TokenizerDefinition,
     bytes_to_text,
@@ -102,7 +102,7 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
     config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
     ours = bool(config.keys() & (SETTINGS | DIGESTS))
     if not ours and (folder / TOKENIZER_JSON).exists():
-        from tokenization.tokenizer_json import read_tokenizer_json
+        from tokenization.formats.tokenizer_json import read_tokenizer_json
 
         return read_tokenizer_json(folder / TOKENIZER_JSON)
     if ours:

@@ -12,12 +12,12 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from tokenization.documents import PARQUET, DocumentStream, RecordReader, holds_documents
 from tokenization.errors import InputError
-from tokenization.packing import DAMAGED, damaged, kind, unpack
-from tokenization.parquet import ParquetRows
-from tokenization.places import Place
-from tokenization.recognition import MARK, check_is_text
+from tokenization.text.documents import PARQUET, DocumentStream, RecordReader, holds_documents
+from tokenization.text.packing import DAMAGED, damaged, kind, unpack
+from tokenization.text.parquet import ParquetRows
+from tokenization.text.places import Place
+from tokenization.text.recognition import MARK, check_is_text
 
 BLOCK_BYTES = 1 << 20
 HEAD_BYTES = 4096  # enough to show what a file is

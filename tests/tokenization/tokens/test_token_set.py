@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenization import InputError, TokenFile, token_set
+from tokenization import InputError, TokenFile
 from tokenization.__main__ import main
-from tokenization.token_file import TokenFileWriter
-from tokenization.token_index import INDEX, is_token_set, parse_index, write_index
+from tokenization.tokens import token_set
+from tokenization.tokens.token_file import TokenFileWriter
+from tokenization.tokens.token_index import INDEX, is_token_set, parse_index, write_index
 
 SIZES = (5, 1, 12, 2, 9)
 IDS = np.random.default_rng(0).integers(0, 300, sum(SIZES)).astype(np.uint16)
@@ -274,7 +275,7 @@ def test_an_index_is_written_last_and_whole(folder, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tokenization.token_index.verify_tokens", fail)
+    monkeypatch.setattr("tokenization.tokens.token_index.verify_tokens", fail)
     with pytest.raises(KeyboardInterrupt):
         write_index(folder)
     assert not (folder / INDEX).exists()
