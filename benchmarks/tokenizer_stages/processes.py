@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,10 @@ def encode_ours(vocabulary: Vocabulary, text: Path, threads: int) -> Prepared:
     Tokenizer.load(vocabulary.folder).encode_files([beginning], Path(folder.name) / "beginning.bin", threads)
     tokenizer = Tokenizer.load(vocabulary.folder)  # the kernels are loaded now, its caches are empty
 
+    outputs = (Path(folder.name) / f"ids-{number}.bin" for number in count())  # deleting an old file is not timed
+
     def run() -> TokenFile:
-        return tokenizer.encode_files([text], Path(folder.name) / "ids.bin", threads)
+        return tokenizer.encode_files([text], next(outputs), threads)
 
     return run, lambda file: ids_as_bytes(file.tokens.tolist())
 

@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from tokenization.errors import InputError
-from tokenization.files import writing_together
+from tokenization.files import FlushedBehind, writing_together
 from tokenization.tokens.document_digests import DocumentDigests, digests_path
 from tokenization.tokens.token_format import (
     DTYPES,
@@ -58,6 +58,7 @@ class TokenFileWriter:
         except OSError as error:
             raise self._cannot_write(error) from None
         *self._beside, self._file = files
+        self._flushed = self._open.enter_context(FlushedBehind(self._file))
         return self
 
     def _cannot_write(self, error: OSError) -> InputError:
@@ -65,12 +66,14 @@ class TokenFileWriter:
 
     def write(self, token_ids: np.ndarray) -> None:
         """Appends token ids, of shape (n,). Raises InputError for one outside the vocabulary, and for a full disk."""
-        if token_ids.size and not (token_ids.min() >= 0 and token_ids.max() < self.vocab_size):
+        unsigned = token_ids.dtype.kind == "u"
+        if token_ids.size and not ((unsigned or token_ids.min() >= 0) and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
         token_ids = np.ascontiguousarray(token_ids, self.dtype)
         data = token_ids.data
         try:
             self._file.write(data)
+            self._flushed.wrote(data.nbytes)
         except OSError as error:
             raise self._cannot_write(error) from None
         self._sha256.update(data)
