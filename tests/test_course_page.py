@@ -46,7 +46,7 @@ def test_the_functions_it_names_exist():
 def test_the_files_it_names_exist():
     paths = set(re.findall(r"(?:lm|tokenization|configs|benchmarks|examples)/[\w/.-]+\.(?:py|yaml)", TEXT))
     assert len(paths) > 25
-    paths |= {f"docs/{target}" for target in re.findall(r"\]\(([^):]+)\)", TEXT)}
+    paths |= {f"docs/{target}" for target in re.findall(r"\]\(([^):#]+)(?:#[\w-]+)?\)", TEXT)}
     assert sorted(path for path in paths if not (ROOT / path).is_file()) == []
 
 
