@@ -6,7 +6,7 @@ Both ways take turns in one process, with kernels that are loaded, on the text c
 groups / direct within a pair, by the clock, and in CPU seconds, which suffer less from other programs. Merges and ids
 must be equal before any number is printed.
 
-  train       train_bpe of all files          GroupCounting into a work folder, the counts file read, and learning
+  train       train_bpe of all files          GroupCounting into a work folder, and learning
   encode      encode_files to one file        SetEncoding to a token set, its index included
 """
 
@@ -74,7 +74,6 @@ def training(args: argparse.Namespace, files: list[Path]) -> tuple[Way, Way]:
     from tokenization import END_OF_TEXT, GPT2_PATTERN, TrainingReport, train_bpe
     from tokenization.bpe import TIES
     from tokenization.scaling.counting import GroupCounting
-    from tokenization.scaling.counts_file import for_learning
     from tokenization.scaling.tasks import Reading
     from tokenization.training import learn
 
@@ -87,8 +86,7 @@ def training(args: argparse.Namespace, files: list[Path]) -> tuple[Way, Way]:
         reading = Reading(args.threads)
         counts = GroupCounting(files, special, GPT2_PATTERN, folder / "work", size, reading).run()
         assert counts is not None
-        table, native = for_learning(counts)
-        return learn(table, native, args.vocab_size, special, TIES[0], False, TrainingReport())
+        return learn(*counts, args.vocab_size, special, TIES[0], False, TrainingReport())
 
     return direct, groups
 

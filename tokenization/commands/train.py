@@ -142,7 +142,6 @@ def train_here(args: Namespace, texts: TextFiles, report: TrainingReport) -> tup
 def train_in_groups(args: Namespace, texts: TextFiles, report: TrainingReport) -> tuple[Vocabulary, Merges] | None:
     """Counts the files in groups, in the work folder, and learns from the sum; None if only a part is counted."""
     from tokenization.scaling.counting import GroupCounting
-    from tokenization.scaling.counts_file import for_learning
     from tokenization.scaling.engines import choose_engine
     from tokenization.scaling.plan import GROUP_BYTES
     from tokenization.scaling.tasks import Reading
@@ -156,5 +155,4 @@ def train_in_groups(args: Namespace, texts: TextFiles, report: TrainingReport) -
         counts = counting.run(report)
     if counts is None:
         return None
-    table, native = for_learning(counts)
-    return learn(table, native, args.vocab_size, args.special_tokens, args.ties, True, report)
+    return learn(*counts, args.vocab_size, args.special_tokens, args.ties, True, report)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tokenization.native.cells import fill_cells, list_byte_pairs, reset_cells
 from tokenization.native.compiling import cache_folder, is_cached, load
-from tokenization.native.counting import add_counts, add_rows, add_table, count_corpus, count_window, table_of
+from tokenization.native.counting import add_table, count_corpus, count_window
 from tokenization.native.decoding import Decoder, copy_tokens, decode_listed, decoded_size, place_tokens
 from tokenization.native.encoding import Encoder, can_encode, encode_window
 from tokenization.native.given import find_given
@@ -24,6 +24,7 @@ from tokenization.native.listing import list_ids
 from tokenization.native.merging import fill_merges
 from tokenization.native.pairs import add_token
 from tokenization.native.pieces import PieceEncoder
+from tokenization.native.rows import add_counts, add_rows, rows_of, sort_slots, table_of, write_rows
 from tokenization.native.splitting import scanner_head, scanner_kernel
 from tokenization.native.table import rehash, summarize
 from tokenization.native.text import first_invalid, last_cut
@@ -41,6 +42,7 @@ __all__ = [
     "compile_kernels",
     "count_corpus",
     "learn_merges",
+    "rows_of",
     "table_of",
 ]
 
@@ -50,7 +52,7 @@ _DECODING = (place_tokens, decode_listed, decoded_size, copy_tokens)
 _ENCODING = (first_invalid, last_cut, fill_merges, fill_joints, encode_window, rehash, list_ids, *_DECODING)
 _KERNELS = {
     "training": _COUNTING + _LEARNING,
-    "merging": (add_counts, rehash, *_LEARNING),
+    "merging": (add_counts, rehash, sort_slots, write_rows, *_LEARNING),
     "encoding": _ENCODING,
     "pieces": (*_ENCODING, find_given),
 }

@@ -1,10 +1,7 @@
 """Counts pre-tokens: every thread in a table of its own, and all tables added up in the end."""
 
 import queue
-from collections.abc import Mapping, Sequence
-from itertools import chain
-
-import numpy as np
+from collections.abc import Sequence
 
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import copy_bytes, load64, shift_right, store64
@@ -31,7 +28,7 @@ from tokenization.native.table import (
     key_of,
 )
 from tokenization.native.text import SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens, next_special
-from tokenization.native.windows import Window, cut_into_windows, in_order, padded
+from tokenization.native.windows import Window, cut_into_windows, in_order
 from tokenization.text.corpus import Corpus
 
 
@@ -56,29 +53,6 @@ def count_corpus(corpus: Corpus, special_tokens: Sequence[str], pattern: str, nu
     while not counters.empty():
         total.add(counters.get().table)
     return total.table
-
-
-def table_of(counts: Mapping[bytes, int]) -> Table:
-    """Returns a table of counts that were made elsewhere."""
-    rows = np.fromiter(chain.from_iterable((len(text), count) for text, count in counts.items()), np.int64)
-    return add_rows(np.frombuffer(b"".join(counts), np.uint8), rows.reshape(-1, 2))
-
-
-def add_rows(texts: np.ndarray, rows: np.ndarray, table: Table | None = None) -> Table:
-    """Adds counts that were made elsewhere to a table, by default an empty one; returns it, or a larger one instead.
-
-    texts: uint8, the pre-tokens one after another. rows: int64, (pre-tokens, 2), the length and count of each.
-    """
-    text, rows, table = padded(texts), np.ascontiguousarray(rows), table or Table()
-    added, position = 0, address_of(text)
-    end = position + len(texts)
-    while added < len(rows):
-        row = address_of(rows) + 16 * added
-        number, position = add_counts(position, row, len(rows) - added, table.head.address)
-        added += number
-        if added < len(rows):
-            table = table.larger(end - position)
-    return table
 
 
 class Counter:
@@ -169,24 +143,6 @@ def add_count(table: int, slot: int, low: int, high: int, address: int, length: 
         store64(table + USED, load64(table + USED) + 1)
     store64(slot + 16, load64(slot + 16) + amount)
     return True
-
-
-@compiled
-def add_counts(position: int, rows: int, number: int, table: int) -> tuple[int, int]:
-    """Adds the counts of `number` pre-tokens that stand one after another at `position`.
-
-    rows: (length, count) of each, int64. Returns how many were added before the table was full, and where the next one
-    stands.
-    """
-    for index in range(number):
-        length, amount = load64(rows + 16 * index), load64(rows + 16 * index + 8)
-        low, high = key_of(position, length)
-        home = home_slot(load64(table + SLOTS), load64(table + SHIFT), low, high)
-        full = load64(table + USED) + 1 > load64(table + LIMIT)
-        if full or not add_count(table, home, low, high, position, length, amount):
-            return index, position
-        position += length
-    return number, position
 
 
 @compiled

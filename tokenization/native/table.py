@@ -90,6 +90,13 @@ class Table:
         del self.slots, self.arena
         self.head.arrays.clear()
 
+    def with_room_for(self, unique: int) -> "Table":
+        """Returns the table, or a copy with so many slots that as many different pre-tokens fit."""
+        num_slots = len(self.slots)
+        while unique > num_slots * 5 // 8:
+            num_slots *= 2
+        return self if num_slots == len(self.slots) else self.copy(num_slots, len(self.arena))
+
     def copy(self, num_slots: int, arena_bytes: int) -> "Table":
         """Copies the table into a larger one. What other threads add to this one meanwhile may be lost."""
         larger = Table(num_slots, arena_bytes)
@@ -172,7 +179,13 @@ def hash_bytes(address: int, length: int) -> int:
 @compiled
 def home_slot(slots: int, shift: int, low: int, high: int) -> int:
     """Returns the slot at which the search for a key begins."""
-    return slots + 32 * shift_right(fold_multiply(low ^ MIX_1, high ^ MIX_2), shift)
+    return slots + 32 * shift_right(hash_of_key(low, high), shift)
+
+
+@compiled
+def hash_of_key(low: int, high: int) -> int:
+    """Returns 64 bits, of which the highest choose the home slot."""
+    return fold_multiply(low ^ MIX_1, high ^ MIX_2)
 
 
 @compiled

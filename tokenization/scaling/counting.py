@@ -9,12 +9,14 @@ kept: another vocabulary of the same text is learnt from it without counting.
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from tokenization.errors import InputError
-from tokenization.scaling.counts_file import Counts
+from tokenization.scaling.counts_file import Counts, for_learning
 from tokenization.scaling.engines import Engine, Threads
 from tokenization.scaling.plan import GROUP_BYTES, Plan, digest_of
-from tokenization.scaling.tasks import AddCounts, CountGroup, Reading, Sum, read_record
+from tokenization.scaling.tasks import AddCounts, CountGroup, Reading, Result, Sum, read_record
 from tokenization.scaling.work import Work
 from tokenization.text.places import Place
 from tokenization.training import TrainingReport
@@ -49,30 +51,43 @@ class GroupCounting(Work):
         plan = Plan.of("counting", files, group_bytes, settings, ".counts")
         super().__init__(plan, folder, reading, engine or Threads())
 
-    def run(self, report: TrainingReport | None = None) -> Counts | None:
+    def run(self, report: TrainingReport | None = None) -> tuple[Any, ModuleType | None] | None:
         """Counts what is not done yet, and returns the sum; None if the engine takes only a part of the groups.
 
-        report: filled in. After a failure, what is done stays.
+        report: filled in. After a failure, what is done stays. Returns a native.Table and the module with the kernels,
+        or a Counter and None. What the kernels have counted here is not read again from the file of a single group.
         """
         report = report if report is not None else TrainingReport()
         start = time.perf_counter()
         self.begin()
         try:
-            task = CountGroup(self.folder, len(self.plan.groups), self.special_tokens, self.pattern, self.reading)
+            groups = len(self.plan.groups)
+            keeps = groups == 1 and isinstance(self.engine, Threads)
+            task = CountGroup(self.folder, groups, self.special_tokens, self.pattern, self.reading, keeps)
             results = self.run_tasks(task, self.plan.groups, "counting")
         finally:
             self.end()
         counted = time.perf_counter()
         if not self.engine.takes_all:
             return None
-        counts = self._add_up()
-        if not counts.total:
+        counts = self._sum(results[0], report)
+        if not report.pretokens:
             raise InputError(f"{self.plan.groups[0].files[0]}: no text to learn from; the input is empty")
         made = [result.report.path for result in results if result.state != "kept"]
         report.path = made[-1] if made else "an earlier command, which counted"
         report.seconds |= {"counting": counted - start, "adding": time.perf_counter() - counted}
-        report.text_bytes, report.pretokens, report.unique_pretokens = counts.text_bytes, counts.total, len(counts.rows)
         return counts
+
+    def _sum(self, first: Result, report: TrainingReport) -> tuple[Any, ModuleType | None]:
+        """Returns the sum; fills in the report. first: of the groups."""
+        if first.counts:
+            report.text_bytes, report.pretokens = first.report.text_bytes, first.report.pretokens
+            report.unique_pretokens = first.report.unique_pretokens
+            return first.counts
+        counts = self._add_up()
+        report.text_bytes, report.pretokens = counts.text_bytes, counts.total
+        report.unique_pretokens = len(counts.rows)
+        return for_learning(counts)
 
     def _add_up(self) -> Counts:
         add = AddCounts(self.folder)

@@ -1,17 +1,18 @@
 """The counts file: how often each pre-token occurs, in an order of its own, so that equal counts are equal bytes.
 
     64 bytes    MAGIC, and three int64: the number of pre-tokens, the bytes of all, the bytes of the text they are from
-    pre-tokens  one after another, sorted by length, and then from the last byte to the first; zeros up to 8 bytes
+    pre-tokens  one after another, sorted by a hash (`sort_key`); zeros up to 8 bytes
     rows        (length, count) of each, int64
     32 bytes    the SHA-256 of all before
 
-The order is that of the keys of native/table.py, in which it costs least. All numbers are little-endian.
+The order is the one in which native/table.py has them nearly already, so that sorting costs little, and filling a table
+again, too. All numbers are little-endian. Format 1 was sorted by length, and is not read.
 """
 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,10 +25,12 @@ from tokenization.errors import InputError
 from tokenization.files import writing
 from tokenization.kernels import kernels_for
 
-MAGIC = b"counts of pre-tokens, format 1\n".ljust(40, b"\0")
+TITLE = b"counts of pre-tokens, format "
+MAGIC = (TITLE + b"2\n").ljust(40, b"\0")
 HEAD_BYTES, DIGEST_BYTES = 64, 32
 INT64 = np.dtype("<i8")
-LENGTH = (1 << 56) - 1  # of a long pre-token, in its key
+MIX_1, MIX_2 = 0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D  # those of native/instructions.py
+LOW = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -39,28 +42,15 @@ class Counts:
     text_bytes: int  # of the text that was counted
 
     @classmethod
-    def of(cls, counts: Mapping[bytes, int], text_bytes: int) -> "Counts":
-        """Sorts counts made in plain Python."""
+    def of(cls, counts: Any, native: ModuleType | None, text_bytes: int) -> "Counts":
+        """Sorts counts: a native.Table if there is a module with kernels, or else a mapping from bytes to int."""
+        if native:
+            texts, rows = native.rows_of(counts)
+            return cls(texts, rows, text_bytes)
         pretokens = sorted(counts, key=sort_key)
         numbers = chain.from_iterable((len(pretoken), counts[pretoken]) for pretoken in pretokens)
         rows = np.fromiter(numbers, INT64).reshape(-1, 2)
         return cls(np.frombuffer(b"".join(pretokens), np.uint8), rows, text_bytes)
-
-    @classmethod
-    def of_table(cls, table: Any, text_bytes: int) -> "Counts":
-        """Sorts the counts of a native.Table."""
-        slots = table.slots[table.slots[:, 1] != 0]
-        kinds = slots[:, 1] >> 56  # the length of a short pre-token; 16 of a long one
-        short, long = slots[kinds < 16], slots[kinds == 16]
-        short = short[np.lexsort(short[:, :2].view(np.uint64).T)]
-        keys = np.ascontiguousarray(short[:, :2]).view(np.uint8)
-        lengths = keys[:, 15]
-        texts = keys[:, :15][np.arange(15) < lengths[:, None]]
-        words = table.arena.data
-        entries = long[:, 1:].tolist()
-        rest = cls.of({words[at : at + (high & LENGTH)].tobytes(): count for high, count, at in entries}, 0)
-        rows = np.concatenate([np.column_stack([lengths.astype(INT64), short[:, 2]]), rest.rows])
-        return cls(np.concatenate([texts, rest.texts]), rows, text_bytes)
 
     @property
     def total(self) -> int:
@@ -88,9 +78,22 @@ class Counts:
         return sha256.hexdigest()
 
 
-def sort_key(pretoken: bytes) -> tuple[int, bytes]:
-    """Returns what pre-tokens are sorted by."""
-    return len(pretoken), pretoken[::-1]
+def sort_key(pretoken: bytes) -> tuple[int, int, bytes]:
+    """Returns what pre-tokens are sorted by: their hash in native/table.py; if that is equal, length and bytes."""
+    length = len(pretoken)
+    low, high = int.from_bytes(pretoken[:8], "little"), int.from_bytes(pretoken[8:], "little") | length << 56
+    if length > 15:
+        low, high = length, 16 << 56 | length
+        for place in range(0, length, 8):
+            part = int.from_bytes(pretoken[place : place + 8], "little")
+            low = fold_multiply(low ^ part ^ MIX_1, MIX_2 ^ length)
+    return fold_multiply(low ^ MIX_1, high ^ MIX_2), length, pretoken
+
+
+def fold_multiply(left: int, right: int) -> int:
+    """Multiplies to 128 bits and xors the two halves."""
+    product = left * right
+    return product >> 64 ^ product & LOW
 
 
 def add_up(parts: Iterator[Counts]) -> Counts:
@@ -104,7 +107,7 @@ def add_up(parts: Iterator[Counts]) -> Counts:
             counts = native.add_rows(part.texts, part.rows, counts)
         else:
             counts.update(part.as_counter())
-    return Counts.of_table(counts, text_bytes) if native else Counts.of(counts, text_bytes)
+    return Counts.of(counts, native, text_bytes)
 
 
 def for_learning(counts: Counts) -> tuple[Any, ModuleType | None]:
@@ -121,7 +124,8 @@ def read_counts(path: Path) -> tuple[Counts, str]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); count the text again") from None
     body = data[: max(0, len(data) - DIGEST_BYTES)]
     if len(body) < HEAD_BYTES or data[: len(MAGIC)].tobytes() != MAGIC:
-        raise InputError(f"{path}: is not a file of counts; delete it, and count the text again")
+        what = "of another version" if data[: len(TITLE)].tobytes() == TITLE else "not a file of counts"
+        raise InputError(f"{path}: is {what}; delete it, and count the text again")
     sha256 = hashlib.sha256(body.data)
     if sha256.digest() != data[len(body) :].tobytes():
         raise InputError(f"{path}: is damaged, according to its own digest; delete it, and count the text again")

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from tokenization.encoding import EncodingReport, NoText, encode_files
@@ -38,6 +39,7 @@ class Result(NamedTuple):
     state: str  # "kept": was done before; "made"; "mended": was damaged or missing, and is made again
     output: str | None  # the output's digest; None where there is nothing to write
     report: Any = None  # how it was made, a TrainingReport or an EncodingReport
+    counts: tuple[Any, ModuleType] | None = None  # of a CountGroup that keeps what the kernels have counted
 
 
 class Record(NamedTuple):
@@ -130,9 +132,10 @@ class CountGroup:
     special_tokens: tuple[str, ...]
     pattern: str
     reading: Reading = field(default_factory=Reading)
+    keeps: bool = False  # what the kernels have counted, in memory as well
 
     def __call__(self, group: Group) -> Result:
-        report = TrainingReport()
+        report, kept = TrainingReport(), []
 
         def make(path: Path) -> str:
             about = self.reading
@@ -140,12 +143,14 @@ class CountGroup:
             corpus = Corpus(group.files, about.errors, title, about.field_of(group))
             processes, size = about.num_processes, about.text_bytes
             counts, native = count_files(corpus, self.special_tokens, self.pattern, processes, report, size)
-            sort = Counts.of_table if native else Counts.of
-            output = sort(counts, report.text_bytes).write(path)
+            output = Counts.of(counts, native, report.text_bytes).write(path)
             group.check_unchanged()
+            if native and self.keeps:
+                kept.append((counts, native))
             return output
 
-        return do_once(self.folder, group.name, group.digest, make, counts_sha256)._replace(report=report)
+        result = do_once(self.folder, group.name, group.digest, make, counts_sha256)
+        return result._replace(report=report, counts=kept[0] if kept else None)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,17 @@ def paths(tmp_path) -> list[Path]:
     return [tmp_path / f"{number}.txt" for number in range(len(TEXTS))]
 
 
-def begin(paths, folder: Path, group_bytes: int = 1, engine=None, errors: str = "strict") -> GroupCounting:
-    return GroupCounting(paths, [END_OF_TEXT], GPT2_PATTERN, folder, group_bytes, Reading(1, errors), engine)
+class Sorted(GroupCounting):
+    """Returns the counts in the order of their file."""
+
+    def run(self, report=None):
+        report = report or TrainingReport()
+        counts = super().run(report)
+        return counts and Counts.of(*counts, report.text_bytes)
+
+
+def begin(paths, folder: Path, group_bytes: int = 1, engine=None, errors: str = "strict") -> Sorted:
+    return Sorted(paths, [END_OF_TEXT], GPT2_PATTERN, folder, group_bytes, Reading(1, errors), engine)
 
 
 def same(counts: Counts | None, other: Counts | None) -> bool:
@@ -61,7 +70,7 @@ def test_counts_are_those_of_the_whole_text(tmp_path, paths, monkeypatch, group_
     monkeypatch.setattr(counting, "FAN_IN", fan_in)
     report = TrainingReport()
     counts = begin(paths, tmp_path / "work", group_bytes, engine).run(report)
-    assert same(counts, Counts.of(EVERYTHING, sum(len(text.encode()) for text in TEXTS)))
+    assert same(counts, Counts.of(EVERYTHING, None, sum(len(text.encode()) for text in TEXTS)))
     assert (report.pretokens, report.unique_pretokens) == (EVERYTHING.total(), len(EVERYTHING))
 
 
@@ -72,7 +81,7 @@ def test_parts_in_any_order_and_some_twice(tmp_path, paths, order):
         assert counted.run() is None
     last = begin(paths, tmp_path / "work")
     assert len(last.done) == 2 * len(set(order))
-    assert same(last.run(), Counts.of(EVERYTHING, sum(len(text.encode()) for text in TEXTS)))
+    assert same(last.run(), Counts.of(EVERYTHING, None, sum(len(text.encode()) for text in TEXTS)))
 
 
 class Interruption:
@@ -102,7 +111,7 @@ def test_an_interrupted_counting_goes_on(tmp_path, paths, monkeypatch):
     last = Interruption(monkeypatch)
     counts = begin(paths, tmp_path / "work").run()
     assert last.counted == ["5.txt"]
-    assert same(counts, Counts.of(EVERYTHING, sum(len(text.encode()) for text in TEXTS)))
+    assert same(counts, Counts.of(EVERYTHING, None, sum(len(text.encode()) for text in TEXTS)))
     again = begin(paths, tmp_path / "work")
     assert again.run().total == counts.total
     assert last.counted == ["5.txt"]
@@ -195,6 +204,19 @@ def test_the_kernels_are_chosen_for_all_groups_together(tmp_path, paths, monkeyp
     take_kernels_from(1 << 60, monkeypatch)
     assert same(counts, begin(paths, tmp_path / "plain").run(report))
     assert report.path.startswith("plain Python")
+
+
+def test_a_single_group_is_learnt_from_without_reading_its_file(tmp_path, paths, monkeypatch):
+    take_kernels_from(0, monkeypatch)
+    read, counted = [], tasks.read_counts
+    monkeypatch.setattr(tasks, "read_counts", lambda path: read.append(path.name) or counted(path))
+    first, again = (begin(paths, tmp_path / "work", 10**9).run() for _ in range(2))
+    assert set(read) == {"00000.counts"}
+    assert same(first, again)
+    assert same(first, Counts.of(EVERYTHING, None, sum(len(text.encode()) for text in TEXTS)))
+    read.clear()
+    assert same(first, begin(paths, tmp_path / "fresh", 10**9).run())
+    assert read == []
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
