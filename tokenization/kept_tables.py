@@ -28,7 +28,8 @@ LEAST_MERGES = 10_000  # of a tokenizer that is kept; smaller ones are read in s
 MAX_KEPT = 8  # the table of 200,000 tokens has 6 MB
 SOURCES = (
     *("bpe.py", "kept_tables.py", "patterns.py", "tokenizer.py"),
-    *("formats/folder.py", "formats/gpt2.py", "formats/oniguruma.py", "formats/tokenizer_json.py"),
+    *("formats/folder.py", "formats/gpt2.py", "formats/own_files.py"),
+    *("formats/oniguruma.py", "formats/tokenizer_json.py"),
 )
 
 

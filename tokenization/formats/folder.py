@@ -111,11 +111,17 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
         check_gpt2_layout(folder, config)
     special_tokens = config.get("special_tokens")
     pattern = config.get("pattern", GPT2_PATTERN)
+    verified = has_digests(config)
+    if verified:
+        from tokenization.formats.own_files import read_own_files
+
+        contents = read_bytes(folder / VOCAB_FILE), read_bytes(folder / MERGES_FILE)
+        if (own := read_own_files(*contents, config["special_tokens"])) is not None:
+            return TokenizerDefinition(own[0], None, config["special_tokens"], pattern, own[1])
     table = read_json(folder / VOCAB_FILE)
     vocab = parse_vocabulary(folder / VOCAB_FILE, table, special_tokens or ())
     if special_tokens is None:
         special_tokens = [END_OF_TEXT] if END_OF_TEXT.encode() in vocab.values() else []
-    verified = has_digests(config)
     if verified and (merge_ids := read_merge_ids(folder / MERGES_FILE, table, special_tokens)) is not None:
         return TokenizerDefinition(vocab, None, special_tokens, pattern, merge_ids)
     merges = read_merges(folder / MERGES_FILE)

@@ -56,7 +56,7 @@ def _decoding() -> str:
 
 
 @functools.cache
-def _encoding() -> np.ndarray:
+def character_values() -> np.ndarray:
     """Returns the byte of each character, by code point, int16; -1 outside the alphabet, as at the end."""
     values = np.full(max(map(ord, byte_values())) + 2, -1, np.int16)
     for character, value in byte_values().items():
@@ -78,7 +78,7 @@ def texts_to_bytes(texts: Sequence[str]) -> list[bytes]:
     """Reads many tokens in GPT-2's alphabet, in one go. Raises KeyError for a character outside it."""
     text = "".join(texts)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    values = _encoding()[np.minimum(points, len(_encoding()) - 1)]
+    values = character_values()[np.minimum(points, len(character_values()) - 1)]
     if values.min(initial=0) < 0:
         raise KeyError(text[int(values.argmin())])
     data = values.astype(np.uint8).tobytes()  # as long as the text, for a character is a byte
