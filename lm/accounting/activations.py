@@ -26,10 +26,12 @@ from lm.accounting.costs import PARTS, SUPPORT, state_bytes, worth_compiling
 from lm.machine.torch_inside import storage_id, without_memory
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.dropout import mask_bytes
+from lm.model.embedding_skips import EmbeddingSkips
 from lm.model.fast import speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention, spans
-from lm.model.fast_loss import ROWS
+from lm.model.fast_loss import KERNEL_ROWS, ROWS
 from lm.model.layers import Embedding, Linear, RMSNorm, SwiGLU, UngatedFeedForward
+from lm.model.smear import Smear
 from lm.model.transformer import MODEL_SETTINGS, TransformerLM
 
 INTERPRETER, COMPILER = 550e6, 150e6  # bytes: of Python, torch and Lightning at rest; of what compiling leaves behind
@@ -144,7 +146,8 @@ def _watching(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _part_of_module(name: str, module: nn.Module) -> str | None:
-    kinds = {Embedding: "embeddings", RMSNorm: "norms", MultiHeadSelfAttention: "scores"}
+    kinds: dict[type[nn.Module], str] = {Embedding: "embeddings", Smear: "embeddings", EmbeddingSkips: "embeddings"}
+    kinds |= {RMSNorm: "norms", MultiHeadSelfAttention: "scores"}
     kinds |= {SwiGLU: "feed-forward", UngatedFeedForward: "feed-forward"}
     if isinstance(module, Linear) and ".attn." in name:
         return "projections"
@@ -159,7 +162,7 @@ def _compiled(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangeme
     stream = size * tokens * d_model
     kept = dict.fromkeys(PARTS, 0)
     kept["embeddings"] = 8 * batch_size * (length + 1)
-    if model.skips is not None:
+    if model.skips is not None or model.smear is not None:
         kept["embeddings"] += 4 * tokens * d_model
     kept["head"] = stream + 4 * model.lm_head.weight.numel()
     for name, module in model.named_modules():
@@ -195,7 +198,7 @@ def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     model = make_model(settings)
     state = state_bytes(model, settings.get("optimizer", "adamw"), settings.get("ema_decay", 0) > 0)
     tokens = batch_size * settings["context_length"]
-    rows = min(tokens, 4 * ROWS if how.kernels else ROWS) if how.fast else tokens
+    rows = min(tokens, KERNEL_ROWS if how.kernels else ROWS) if how.fast else tokens
     logits: int = rows * settings["vocab_size"] * ((8 if how.half else 12) if how.fast else 8)
     holes = HOLES_COMPILED if how.compiled or how.kernels else HOLES_HALF if how.half else HOLES_FLOAT32
     kept = sum(kept_bytes(settings, batch_size, how).values()) * holes

@@ -30,13 +30,15 @@ SUPPORT = Support(
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
         "embedding_skips": (False, True),
+        "value_embeddings": (False, True),
+        "smear": (False, True),
     },
     numbers=("bigram_rows",),
 )
 # scores: Q K^T, softmax, and the weights times V. head: lm_head and the loss.
 PARTS = ("embeddings", "norms", "projections", "scores", "feed-forward", "head")
-OWNERS = {"token_embeddings": "embeddings", "bigrams": "embeddings", "lm_head": "head"}
-OWNERS |= {"skips": "norms", "attn": "projections", "ffn": "feed-forward"}
+OWNERS = {**dict.fromkeys(("token_embeddings", "bigrams", "value_embeddings"), "embeddings"), "lm_head": "head"}
+OWNERS |= {"smear": "norms", "skips": "norms", "attn": "projections", "ffn": "feed-forward"}
 
 GPT2 = {"vocab_size": 50257, "context_length": 1024}
 PRESETS: dict[str, dict[str, int]] = {

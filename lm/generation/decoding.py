@@ -13,7 +13,6 @@ single text is continued by one call for each token (one_row.py), where that can
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import cast
@@ -21,13 +20,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lm.generation.layouts import PLAIN, Product, choose_layout, join, lay_out
+from lm.generation.cached_block import CachedBlock, Places
+from lm.generation.layouts import PLAIN, choose_layout, join, lay_out
 from lm.generation.one_row import OneRow, can_read_one_row
 from lm.generation.quantization import Quantized, check_int8, quantize
-from lm.model.attention import scaled_dot_product_attention
 from lm.model.bigram_table import NONE
-from lm.model.fast import gate_in_place
-from lm.model.fast_attention import torch_attention
 from lm.model.layers import SwiGLU
 from lm.model.support import Support
 from lm.model.transformer import NORM_POSITIONS, TransformerBlock, TransformerLM
@@ -42,6 +39,8 @@ SUPPORT = Support(
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
         "embedding_skips": (False, True),
+        "value_embeddings": (False, True),
+        "smear": (False, True),
     },
     numbers=("bigram_rows",),
 )
@@ -123,64 +122,6 @@ def all_products(model: TransformerLM) -> list[Sequence[Tensor]]:
     return [*chain.from_iterable(map(products, blocks)), [model.lm_head.weight[: model.vocab_size]]]
 
 
-@dataclass
-class Places:
-    """The places of the new tokens, seq in each of the rows; the same in all layers."""
-
-    rows: slice
-    length: int  # of the longest row
-    slots: Tensor  # (rows * num_heads * seq,): indices into a layer's keys or values, seen as rows of d_k numbers
-    rotations: Tensor | None  # (rows, 1, seq, d_k / 2): RoPE's, as complex numbers
-    mask: Tensor | None  # (rows, 1, 1, length), of rows that differ in length: True where a token may attend
-
-
-class CachedBlock:
-    """A TransformerBlock for tokens that come one by one: attn(x, places), ffn(x) and the norms."""
-
-    def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, laid_out: Sequence[Product]):
-        self.keys, self.values = keys, values  # (batch_size, num_heads, context_length, d_k)
-        self.ln1, self.ln2, self.q_norm, self.k_norm = block.ln1, block.ln2, block.attn.q_norm, block.attn.k_norm
-        self.activation = None if isinstance(block.ffn, SwiGLU) else block.ffn.activation
-        self.pre_norm = block.norm_position == "pre"
-        self.qkv, self.output, self.w13, self.w2 = laid_out
-
-    def attn(self, x: Tensor, places: Places) -> Tensor:
-        """Attends in float32, the dtype of the cache, in which a CPU attends faster than in bfloat16."""
-        q = self.store(x, places)
-        k, v = (cache[places.rows, :, : places.length] for cache in (self.keys, self.values))
-        whole = q.shape[-2] > 1  # for a whole window, torch's own is faster; heads: (rows, num_heads, seq, d_k)
-        heads = torch_attention(q, k, v) if whole else scaled_dot_product_attention(q, k, v, places.mask)
-        return self.output(heads.transpose(1, 2).flatten(-2).to(x.dtype))
-
-    def store(self, x: Tensor, places: Places) -> Tensor:
-        """Adds new keys and values to the cache; returns the queries, (rows, num_heads, seq, d_k)."""
-        _, num_heads, _, d_k = self.keys.shape
-        qkv: Tensor = torch.unflatten(self.qkv(x).float(), -1, (3, num_heads, d_k))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if places.rotations is not None:
-            q, k = rotate(q, places.rotations), rotate(k, places.rotations)
-        for cache, new in ((self.keys, k), (self.values, v)):
-            cache.view(-1, d_k).index_copy_(0, places.slots, new.reshape(-1, d_k))
-        return q
-
-    def remember(self, x: Tensor, places: Places) -> None:
-        """Adds the keys and values of tokens whose outputs nobody needs."""
-        self.store(self.ln1(x) if self.pre_norm and self.ln1 is not None else x, places)
-
-    def ffn(self, x: Tensor) -> Tensor:
-        if self.activation is not None:
-            return self.w2(self.activation(self.w13(x)))
-        gate, value = self.w13(x).chunk(2, dim=-1)
-        return self.w2(gate_in_place(gate, value))
-
-
-def rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Applies RoPE: a pair of features is a complex number, and its rotation a product with e^(i angle)."""
-    return torch.view_as_real(torch.view_as_complex(torch.unflatten(x, -1, (-1, 2))) * rotations).flatten(-2)
-
-
 class CachedReader(Reader):
     """Reads each token once, with a key-value cache.
 
@@ -256,23 +197,33 @@ class CachedReader(Reader):
         """
         token_ids = torch.tensor([window[-seq:] for window in self.windows[rows]], device=self.device)
         places = self.places(rows, seq)
-        x = self.embeddings[token_ids].to(self.dtype)
-        bigrams = None
+        before = [[NONE, *window[:-1]][-seq:] for window in self.windows[rows]]
+        ids_before = torch.tensor(before, device=self.device)
+        x, bigrams = self.embed(token_ids, ids_before).to(self.dtype), None
         if self.model.bigrams is not None:
-            before = [[NONE, *window[:-1]][-seq:] for window in self.windows[rows]]
-            bigrams = self.model.bigrams(token_ids, torch.tensor(before, device=self.device)).to(self.dtype)
-        embedding = x
+            bigrams = self.model.bigrams(token_ids, ids_before).to(self.dtype)
+        embedding, value_embeddings = x, self.model.value_embeddings
         for number, block in enumerate(self.blocks):
             x = x if bigrams is None else x + bigrams
             x = x if self.model.skips is None else self.model.skips(x, embedding, number).to(self.dtype)
+            values = None if value_embeddings is None else value_embeddings(token_ids, number)
             if block is self.blocks[-1] and seq > 1 and not every:
-                block.remember(x[:, :-1], self.places(rows, seq - 1, skip=1))
-                x, places = x[:, -1:], self.places(rows, 1)
-            x = self.arrange(block, x, places)
+                rest = self.places(rows, seq - 1, skip=1)
+                block.remember(x[:, :-1], rest, None if values is None else values[:, :-1])
+                x, places, values = x[:, -1:], self.places(rows, 1), None if values is None else values[:, -1:]
+            x = self.arrange(block, x, places, values)
         x = x if every else x[:, -1]
         if self.model.ln_final is not None:
             x = self.model.ln_final(x)
         return self.lm_head(x)
+
+    def embed(self, token_ids: Tensor, before: Tensor) -> Tensor:
+        """Returns the embeddings of tokens, given those before them, which their windows may hold: (rows, seq)."""
+        x = self.embeddings[token_ids]
+        if self.model.smear is None:
+            return x
+        smeared: Tensor = self.model.smear(x, torch.where(before[..., None] == NONE, 0, self.embeddings[before]))
+        return smeared
 
     def places(self, rows: slice, seq: int, skip: int = 0) -> Places:
         """Finds the places of the last seq tokens of each of these rows, or of those before the last `skip`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lm.generation.program import Program, obstacle
 from lm.generation.quantization import Quantized
+from lm.model.bigram_table import NONE
 from lm.model.layers import RMSNorm
 from lm.model.support import Support
 from lm.model.transformer import TransformerBlock, TransformerLM
@@ -29,6 +30,8 @@ SUPPORT = Support(
         "feed_forward": ("swiglu",),
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
+        "value_embeddings": (False, True),
+        "smear": (False, True),
     },
     numbers=("bigram_rows",),
 )
@@ -64,6 +67,7 @@ class OneRow:
         self.x, self.bigrams, self.logits = torch.zeros(d_model), torch.zeros(d_model), torch.zeros(model.vocab_size)
         self.qkv, self.heads, self.hidden = torch.zeros(3 * d_model), torch.zeros(d_model), torch.zeros(2 * d_ff)
         blocks = cast(list[TransformerBlock], list(model.layers))
+        self.values = torch.zeros(len(blocks), d_model)  # what is added to each layer's
         rope = blocks[0].attn.rope
         ones = torch.ones(model.context_length, model.d_k // 2)
         cosines, sines = (ones, 0 * ones) if rope is None else (rope.cos, rope.sin)
@@ -78,30 +82,31 @@ class OneRow:
             kernels.COSINES: cosines.repeat_interleave(2, dim=1),
             kernels.SINES: torch.stack([-sines, sines], dim=-1).flatten(1).contiguous(),
         }
-        layers = zip(blocks, keys[:, 0], values[:, 0], strict=True)
+        layers = zip(blocks, keys[:, 0], values[:, 0], self.values, strict=True)
         jobs = list(chain.from_iterable(self.layer(*each) for each in layers))
         jobs.append(self.product(self.x, self.logits, model.ln_final))
         self.program = Program(jobs)
 
-    def layer(self, block: TransformerBlock, keys: Tensor, values: Tensor) -> list[Job]:
-        """Returns the jobs of a block."""
+    def layer(self, block: TransformerBlock, keys: Tensor, values: Tensor, added: Tensor) -> list[Job]:
+        """Returns the jobs of a block. added: its value embedding, where the model has any."""
         from lm.generation import kernels
 
         attention: dict[int, int | float | Tensor] = {**self.attention, kernels.KEYS: keys, kernels.VALUES: values}
         if block.attn.q_norm is not None and block.attn.k_norm is not None:
             attention |= {kernels.Q_GAINS: block.attn.q_norm.weight, kernels.K_GAINS: block.attn.k_norm.weight}
             attention[kernels.EPS] = block.attn.q_norm.eps
-        jobs: list[Job] = [
+        addition: Job = {kernels.KIND: kernels.ADDITION, kernels.INPUTS: len(self.x)}
+        before: Job = {**addition, kernels.X: self.bigrams, kernels.Y: self.x}
+        to_values: Job = {**addition, kernels.X: added, kernels.Y: self.qkv[-len(added) :]}
+        return [
+            *([] if self.model.bigrams is None else [before]),
             self.product(self.x, self.qkv, block.ln1),
+            *([] if self.model.value_embeddings is None else [to_values]),
             attention,
             {**self.product(self.heads, self.x), kernels.ADDED: 1},
             self.product(self.x, self.hidden, block.ln2),
             {**self.product(self.hidden, self.x), kernels.ADDED: 1, kernels.BEFORE: kernels.GATE},
         ]
-        if self.model.bigrams is not None:
-            addition: Job = {kernels.KIND: kernels.ADDITION, kernels.X: self.bigrams, kernels.Y: self.x}
-            jobs.insert(0, {**addition, kernels.INPUTS: len(self.x)})
-        return jobs
 
     def product(self, x: Tensor, y: Tensor, norm: RMSNorm | None = None) -> Job:
         """Returns the job that multiplies by the next matrix."""
@@ -127,9 +132,16 @@ class OneRow:
 
     def step(self, token_id: int, before: int, position: int) -> Tensor:
         """Reads a token at a position; returns the logits of the next, (vocab_size,). before: the token before it."""
-        self.x.copy_(self.model.token_embeddings.weight[token_id])
-        if self.model.bigrams is not None:
-            self.bigrams.copy_(self.model.bigrams(torch.tensor(token_id), torch.tensor(before)))
+        model, embeddings, ids = self.model, self.model.token_embeddings.weight, torch.tensor(token_id)
+        x = embeddings[token_id]
+        if model.smear is not None and before != NONE:
+            x = model.smear(x, embeddings[before])
+        self.x.copy_(x)
+        if model.bigrams is not None:
+            self.bigrams.copy_(model.bigrams(ids, torch.tensor(before)))
+        if model.value_embeddings is not None:
+            for number, added in enumerate(self.values):
+                added.copy_(model.value_embeddings(ids, number))
         self.program.jobs[:, self.position] = position
         self.program.run()
         return self.logits.clone()

@@ -40,6 +40,8 @@ CHOSEN: dict[str, Any] = {  # the settings with which our model is a Llama
     "qk_norm": False,
     "bigram_rows": None,
     "embedding_skips": False,
+    "value_embeddings": False,
+    "smear": False,
 }
 SUPPORT = Support(
     part="export as a Llama",

@@ -79,12 +79,15 @@ class MultiHeadSelfAttention(nn.Module):
         self.q_norm = RMSNorm(d_k, device=device, dtype=dtype) if qk_norm else None
         self.k_norm = RMSNorm(d_k, device=device, dtype=dtype) if qk_norm else None
 
-    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, token_positions: Tensor, values: Tensor | None = None) -> Tensor:
         """Attends: x (..., seq, d_model), token_positions (seq,) or (..., seq) -> (..., seq, d_model).
 
         The positions set the rotation alone; a token attends to itself and what precedes it in x, whatever they are.
+        values: what is added to the values of all heads, of x's shape (value_embeddings.py).
         """
-        q, k, v = (self.split_heads(features) for features in self.project(x))
+        q, k, v = self.project(x)
+        v = v if values is None else v + values.to(v.dtype)  # which may be float32 under autocast
+        q, k, v = (self.split_heads(features) for features in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:

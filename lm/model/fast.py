@@ -37,6 +37,8 @@ SUPPORT = Support(
         "tie_embeddings": (False, True),
         "qk_norm": (False, True),
         "embedding_skips": (False, True),
+        "value_embeddings": (False, True),
+        "smear": (False, True),
     },
     numbers=("bigram_rows",),
 )

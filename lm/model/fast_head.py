@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from lm.machine.transposing import transposed
-from lm.model.fast_loss import backward_of_loss, keep_for_loss
+from lm.model.fast_loss import KERNEL_ROWS, backward_of_loss, keep_for_loss
 from lm.model.kernels.loss import losses_of
 from lm.model.products import has_amx, joined
-
-ROWS = 2048  # rows of logits in a chunk: the gradient of the weight is summed over the chunks, in memory
 
 
 def kernel_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:
@@ -35,8 +33,8 @@ def _kernel_cross_entropy(
     d_weight = weight.new_zeros(weight.T.shape if turned else weight.shape)
     with torch.autocast("cpu", enabled=False):
         table = joined([weight], x.dtype)
-        for start in range(0, len(x), ROWS):
-            rows = slice(start, start + ROWS)
+        for start in range(0, len(x), KERNEL_ROWS):
+            rows = slice(start, start + KERNEL_ROWS)
             logits = x[rows] @ table.T
             losses[rows] = losses_of(logits, targets[rows], vocab_size, z_loss, with_gradients)
             if with_gradients:

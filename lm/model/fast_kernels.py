@@ -48,14 +48,15 @@ class KernelNorm(RMSNorm):
 class KernelAttention(FastAttention):
     """Attention in blocks, from the product with the input to that with the output, as one operator."""
 
-    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, token_positions: Tensor, values: Tensor | None = None) -> Tensor:
         h, weights = x.to(products_dtype(x)), self.weights
-        if not (self.is_one_operator and token_positions.ndim == 1 and x.ndim == 3 and are_known(h, *weights)):
-            return super().forward(x, token_positions)
+        known = are_known(h, *weights, *(() if values is None else (values,)))
+        if not (self.is_one_operator and token_positions.ndim == 1 and x.ndim == 3 and known):
+            return super().forward(x, token_positions, values)
         angles = [h.new_empty(0, dtype=torch.float32)] * 2
         if self.rope is not None:
             angles = [table[token_positions].float() for table in (self.rope.cos, self.rope.sin)]
-        a: Tensor = self_attention(h, *weights, *angles, self.num_heads)[0]
+        a: Tensor = self_attention(h, *weights, values, *angles, self.num_heads)[0]
         return a
 
     @property
@@ -84,10 +85,10 @@ class KernelSwiGLU(FastSwiGLU):
 class KernelBlock(TransformerBlock):
     """A block that adds and normalizes in one pass, and rounds at once what one product reads."""
 
-    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, token_positions: Tensor, values: Tensor | None = None) -> Tensor:
         if self.norm_position != "pre" or self.has_watched_norms:
-            return super().forward(x, token_positions)
-        x, f = self.without_last_addition(x, None, token_positions)
+            return super().forward(x, token_positions, values)
+        x, f = self.without_last_addition(x, None, token_positions, values)
         return x + f
 
     @property
@@ -99,7 +100,9 @@ class KernelBlock(TransformerBlock):
     def has_watched_norms(self) -> bool:
         return any(norm is not None and is_watched(norm) for norm in (self.ln1, self.ln2))
 
-    def without_last_addition(self, x: Tensor, added: Tensor | None, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def without_last_addition(
+        self, x: Tensor, added: Tensor | None, positions: Tensor, values: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns the residual stream and what is to be added to it, from the same two of the block before."""
         assert self.ln1 is not None
         assert self.ln2 is not None
@@ -108,7 +111,7 @@ class KernelBlock(TransformerBlock):
         one = isinstance(self.attn, KernelAttention) and self.attn.is_one_operator
         normed = self.ln1(x, added, dtype if one else None)
         x, h = (x, normed) if added is None else normed
-        x, h = self.ln2(x, self.attn(h, positions), dtype)
+        x, h = self.ln2(x, self.attn(h, positions, values), dtype)
         return x, self.ffn(h)
 
 
@@ -124,9 +127,10 @@ class KernelTransformerLM(FastTransformerLM):
         if plain or watched or self.ln_final is None or is_watched(self.ln_final):
             return super().hidden_states(token_ids)
         positions = torch.arange(token_ids.shape[-1], device=token_ids.device)
-        x, added = self.token_embeddings(token_ids), None
-        for block in self.layers:
-            x, added = block.without_last_addition(x, added, positions)  # type: ignore[operator]
+        x, added = self.embed(token_ids), None
+        for number, block in enumerate(self.layers):
+            values = None if self.value_embeddings is None else self.value_embeddings(token_ids, number)
+            x, added = block.without_last_addition(x, added, positions, values)  # type: ignore[operator]
         h: Tensor = self.ln_final(x, added, products_dtype(x))[1]
         return h
 

@@ -1,11 +1,12 @@
 """A block's sublayers on a CPU, each as one operator with a backward pass of its own, made of products and kernels.
 
     normalize        h = RMSNorm(x)                       add_normalize   z = x + y,  h = RMSNorm(z)
-    self_attention   a = W_o attention(W_q h, W_k h, W_v h), with rotary embeddings
+    self_attention   a = W_o attention(W_q h, W_k h, W_v h + u), with rotary embeddings
     swiglu           f = W_2 (SiLU(W_1 h) * W_3 h)
 
 What torch computes in many passes over memory, kernels compute in one (kernels/). Weights that read the same input are
-multiplied as one; under autocast each is rounded once a step. x, y, z are float32; h, a and f of the products' dtype.
+multiplied as one; under autocast each is rounded once a step. x, y, z are float32; h, a and f of the products' dtype. u
+are value embeddings, for models that have them.
 """
 
 from typing import Any
@@ -129,16 +130,26 @@ add_normalize.register_autograd(_backward_of_add, setup_context=_keep_for_add)
 
 @torch.library.custom_op("lm::self_attention", mutates_args=())
 def self_attention(
-    h: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_o: Tensor, cos: Tensor, sin: Tensor, num_heads: int
+    h: Tensor,
+    w_q: Tensor,
+    w_k: Tensor,
+    w_v: Tensor,
+    w_o: Tensor,
+    u: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns a, and what the backward pass needs: two weights in h's dtype, q, k and v, the weights, and the heads.
 
-    h: (batch, seq, d_model); cos, sin: (seq, d_k / 2), float32, or empty where nothing is rotated.
+    h, u: (batch, seq, d_model); cos, sin: (seq, d_k / 2), float32, or empty where nothing is rotated.
     """
     batch, seq, d_model = h.shape
     with torch.autocast("cpu", enabled=False):
         w_in, w_out = joined([w_q, w_k, w_v], h.dtype), w_o.to(h.dtype, copy=True)
         rows = (h.reshape(-1, d_model) @ w_in.T).view(batch, seq, -1)
+        if u is not None:
+            rows[..., 2 * d_model :] += u
         qkv = to_heads(rows, 3, num_heads, _angles(cos, sin, seq, d_model // num_heads))
         q, k, v = qkv.flatten(1, 2)
         kept = new_probabilities(q)
@@ -157,7 +168,15 @@ def _angles(cos: Tensor, sin: Tensor, seq: int, d_k: int) -> tuple[Tensor, Tenso
 
 @self_attention.register_fake
 def _(
-    h: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_o: Tensor, cos: Tensor, sin: Tensor, num_heads: int
+    h: Tensor,
+    w_q: Tensor,
+    w_k: Tensor,
+    w_v: Tensor,
+    w_o: Tensor,
+    u: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, seq, d_model = h.shape
     qkv = h.new_empty(3, batch, num_heads, seq, d_model // num_heads)
@@ -178,8 +197,9 @@ def _self_attention_backward(
     kept: Tensor,
     heads: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns dh, and in this dtype the gradients of the weights of q, k and v, as one, and of w_o."""
+    with_u: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns dh, in this dtype the gradients of the weights of q, k and v, as one, and of w_o, and du or nothing."""
     _, batch, num_heads, seq, width = qkv.shape
     flat = d_a.reshape(batch * seq, -1)
     with torch.autocast("cpu", enabled=False):
@@ -192,24 +212,26 @@ def _self_attention_backward(
         d_rows = from_heads(d_qkv, _angles(cos, sin, seq, width)).view(batch * seq, -1)
         d_in = weight_gradient(d_rows, h.reshape(batch * seq, -1), dtype)
         d_h = (d_rows @ w_in).view(h.shape)
-    return d_h, d_in, d_out
+        d_u = d_rows[:, 2 * h.shape[-1] :].reshape(h.shape).clone() if with_u else h.new_empty(0)
+    return d_h, d_in, d_out, d_u
 
 
 @_self_attention_backward.register_fake
-def _(_d_a: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, w_in, w_out, *_, dtype = rest
-    return h.new_empty(h.shape), w_in.new_empty(w_in.shape, dtype=dtype), w_out.new_empty(w_out.shape, dtype=dtype)
+def _(_d_a: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, _, w_in, w_out, *_, dtype, with_u = rest
+    d_in, d_out = w_in.new_empty(w_in.shape, dtype=dtype), w_out.new_empty(w_out.shape, dtype=dtype)
+    return h.new_empty(h.shape), d_in, d_out, h.new_empty(h.shape if with_u else 0)
 
 
 def _keep_for_attention(ctx: Any, inputs: Any, output: Any) -> None:
-    h, w_q, _, _, _, cos, sin, _ = inputs
-    ctx.dtype = w_q.dtype
+    h, w_q, _, _, _, u, cos, sin, _ = inputs
+    ctx.dtype, ctx.dtype_u = w_q.dtype, None if u is None else u.dtype
     _keep(ctx, h, cos, sin, *output[1:])
 
 
 def _backward_of_attention(ctx: Any, d_a: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    d_h, d_in, d_out = _self_attention_backward(d_a, *ctx.saved_tensors, ctx.dtype)
-    return d_h, *d_in.chunk(3), d_out, None, None, None
+    d_h, d_in, d_out, d_u = _self_attention_backward(d_a, *ctx.saved_tensors, ctx.dtype, ctx.dtype_u is not None)
+    return d_h, *d_in.chunk(3), d_out, None if ctx.dtype_u is None else d_u.to(ctx.dtype_u), None, None, None
 
 
 self_attention.register_autograd(_backward_of_attention, setup_context=_keep_for_attention)

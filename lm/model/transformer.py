@@ -34,30 +34,32 @@ from lm.model.layers import (
 )
 from lm.model.loss import cross_entropy
 from lm.model.positions import RotaryPositionalEmbedding
+from lm.model.smear import Smear, vectors_before
+from lm.model.value_embeddings import ValueEmbeddings
 
 LARGEST, MOST_LAYERS = 1 << 28, 1 << 12  # so that no product of sizes overflows, and the layers can be listed
 
 
-def pre_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
+def pre_norm(block: Any, x: Tensor, positions: Any, values: Tensor | None) -> Tensor:
     """Normalizes the input of attention and of the feed-forward network; each adds its output to the residual stream x.
 
-    block has the sublayers attn(x, positions) and ffn(x), and their norms ln1 and ln2.
+    block has the sublayers attn(x, positions, values) and ffn(x), and their norms ln1 and ln2.
     """
-    x = x + block.attn(block.ln1(x), positions)
+    x = x + block.attn(block.ln1(x), positions, values)
     y: Tensor = x + block.ffn(block.ln2(x))
     return y
 
 
-def post_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
+def post_norm(block: Any, x: Tensor, positions: Any, values: Tensor | None) -> Tensor:
     """Normalizes the residual stream after each addition, as in the original Transformer (Vaswani et al. 2017)."""
-    x = block.ln1(x + block.attn(x, positions))
+    x = block.ln1(x + block.attn(x, positions, values))
     y: Tensor = block.ln2(x + block.ffn(x))
     return y
 
 
-def no_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
+def no_norm(block: Any, x: Tensor, positions: Any, values: Tensor | None) -> Tensor:
     """Normalizes nothing, an ablation (handout, section 7)."""
-    x = x + block.attn(x, positions)
+    x = x + block.attn(x, positions, values)
     y: Tensor = x + block.ffn(x)
     return y
 
@@ -65,7 +67,7 @@ def no_norm(block: Any, x: Tensor, positions: Any) -> Tensor:
 NormPosition = Literal["pre", "post", "none"]
 PositionEncoding = Literal["rope", "none"]
 FeedForward = Literal["swiglu", "silu", "relu2"]
-NORM_POSITIONS: dict[NormPosition, Callable[[Any, Tensor, Any], Tensor]]
+NORM_POSITIONS: dict[NormPosition, Callable[[Any, Tensor, Any, Tensor | None], Tensor]]
 NORM_POSITIONS = {"pre": pre_norm, "post": post_norm, "none": no_norm}
 POSITION_ENCODINGS: tuple[PositionEncoding, ...] = get_args(PositionEncoding)
 FEED_FORWARDS: dict[FeedForward, type[SwiGLU] | type[UngatedFeedForward]]
@@ -98,8 +100,8 @@ class TransformerBlock(nn.Module):
         self.ln1 = RMSNorm(d_model, device=device, dtype=dtype) if normed else None
         self.ln2 = RMSNorm(d_model, device=device, dtype=dtype) if normed else None
 
-    def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
-        return NORM_POSITIONS[self.norm_position](self, x, token_positions)
+    def forward(self, x: Tensor, token_positions: Tensor, values: Tensor | None = None) -> Tensor:
+        return NORM_POSITIONS[self.norm_position](self, x, token_positions, values)
 
     def extra_repr(self) -> str:
         return f"norm_position={self.norm_position!r}"
@@ -127,6 +129,10 @@ class TransformerLM(nn.Module):
             No Llama has one, so such a model can be exported as safetensors alone.
         embedding_skips: add the embedding to each block's input again, scaled by a learned number that starts at 0; no
             Llama does this.
+        value_embeddings: add to attention's values, in each layer, a vector that a second table has for the token; no
+            Llama does this.
+        smear: add to each embedding a share of the one before it, as large as a learned gate makes it; no Llama does
+            this.
         device: where the weights are created.
         dtype: of the weights.
 
@@ -154,6 +160,8 @@ class TransformerLM(nn.Module):
         qk_norm: bool = False,
         bigram_rows: int | None = None,
         embedding_skips: bool = False,
+        value_embeddings: bool = False,
+        smear: bool = False,
         device: Device = None,
         dtype: Dtype = None,
     ):
@@ -186,6 +194,10 @@ class TransformerLM(nn.Module):
         # Last, so that the other weights are drawn as without it.
         self.bigrams = None if bigram_rows is None else BigramTable(bigram_rows, d_model, device, dtype)
         self.skips = EmbeddingSkips(num_layers, device, dtype) if embedding_skips else None
+        self.value_embeddings = None
+        if value_embeddings:
+            self.value_embeddings = ValueEmbeddings(num_rows, d_model, num_layers, device, dtype)
+        self.smear = Smear(d_model, device, dtype) if smear else None
 
     def forward(self, token_ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """Returns the logits of the token after each one: (..., seq) -> (..., seq, vocab_size); seq <= context_length.
@@ -201,7 +213,7 @@ class TransformerLM(nn.Module):
         if seq > self.context_length:
             raise ValueError(f"{seq} tokens do not fit a context_length of {self.context_length}")
         token_positions = torch.arange(seq, device=token_ids.device)
-        x: Tensor = self.token_embeddings(token_ids)
+        x = self.embed(token_ids)
         bigrams = None if self.bigrams is None else self.bigrams(token_ids, tokens_before(token_ids))
         embedding = x
         for number, layer in enumerate(self.layers):
@@ -209,13 +221,19 @@ class TransformerLM(nn.Module):
                 x = x + bigrams
             if self.skips is not None:
                 x = self.skips(x, embedding, number)
+            values = None if self.value_embeddings is None else self.value_embeddings(token_ids, number)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, token_positions, use_reentrant=False)
+                x = checkpoint(layer, x, token_positions, values, use_reentrant=False)
             else:
-                x = layer(x, token_positions)
+                x = layer(x, token_positions, values)
         if self.ln_final is not None:
             x = self.ln_final(x)
         return x
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Returns the tokens' embeddings, the input of the first block: (..., seq) -> (..., seq, d_model)."""
+        x: Tensor = self.token_embeddings(token_ids)
+        return x if self.smear is None else self.smear(x, vectors_before(x))
 
     def logits(self, x: Tensor) -> Tensor:
         """Turns hidden states (..., seq, d_model) into logits (..., seq, vocab_size), without the padding."""

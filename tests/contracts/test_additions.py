@@ -39,7 +39,8 @@ from lm.training.module import LanguageModel
 from tokenization import InputError
 
 PARTS = (fast.SUPPORT, decoding.SUPPORT, costs.SUPPORT, llama.SUPPORT)
-PLAIN = combinations()[0] | {"bigram_rows": None, "embedding_skips": False}  # what every part supports
+ADDITIONS = {"bigram_rows": None, "embedding_skips": False, "value_embeddings": False, "smear": False}
+PLAIN = combinations()[0] | ADDITIONS  # what every part supports
 ALIBI, GROUPED = PLAIN | {"position_encoding": "alibi"}, PLAIN | {"num_kv_heads": 1}
 REFUSING = {
     "the fast path": lambda model: speed_up(model, "blocks"),

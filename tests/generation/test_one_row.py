@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 
 SHAPE = {"vocab_size": 61, "context_length": 20, "d_model": 48, "num_layers": 2, "num_heads": 3, "d_ff": 80}
 SETTINGS = [{}, {"qk_norm": True, "bigram_rows": 7}, {"position_encoding": "none", "tie_embeddings": True}]
-SETTINGS += [{"vocab_multiple": 64, "num_heads": 1}]
+SETTINGS += [{"vocab_multiple": 64, "num_heads": 1}, {"value_embeddings": True, "smear": True, "bigram_rows": 7}]
 
 
 @pytest.fixture(params=[1, 2])
@@ -33,11 +33,8 @@ def threads(request):
 
 
 def lively(**settings):
-    """A model whose gains and bigrams are not those of a new one."""
-    model = make(SHAPE | settings)
-    if model.bigrams is not None:
-        model.bigrams.table.weight.data.normal_(std=0.3)
-    return model.eval()
+    """A model whose gains and tables are not those of a new one."""
+    return make(SHAPE | settings).eval()
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

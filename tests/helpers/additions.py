@@ -34,9 +34,9 @@ def add_alibi(patch: pytest.MonkeyPatch) -> None:
         for layer in self.layers if self.settings["position_encoding"] == "alibi" else ():
             layer.attn.slopes = 2.0 ** -torch.arange(1, self.num_heads + 1)
 
-    def forward_with_slopes(self: MultiHeadSelfAttention, x: Tensor, token_positions: Tensor) -> Tensor:
+    def forward_with_slopes(self: MultiHeadSelfAttention, x: Tensor, *others: Any) -> Tensor:
         slopes_at_hand[0] = getattr(self, "slopes", None)
-        return forward(self, x, token_positions)
+        return forward(self, x, *others)
 
     def biased_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         slopes = slopes_at_hand[0]

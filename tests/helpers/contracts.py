@@ -51,7 +51,7 @@ def contract(part: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def make(settings: Settings) -> TransformerLM:
-    """Returns a model whose gains are not all 1, and skips not all 0: those would hide one in the wrong place.
+    """Returns a model whose gains are not all 1, and tables and skips not all 0: those would hide one in a wrong place.
 
     Without norms its matrices are half as large: 1e-5 of a gradient of 60 would be within the rounding of float32.
     """
@@ -60,6 +60,8 @@ def make(settings: Settings) -> TransformerLM:
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
             weight.data.uniform_(*((0.1, 0.2) if name.startswith("skips") else (0.5, 1.5)))  # no norm tames large skips
+        elif not weight.any():
+            weight.data.normal_(std=0.3)
         elif name.startswith("layers") and model.settings["norm_position"] == "none":
             weight.data.mul_(0.5)
     return model

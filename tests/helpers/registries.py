@@ -23,6 +23,8 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "vocab_multiple": (1, 32),
     "bigram_rows": (None, 50),
     "embedding_skips": (False, True),
+    "value_embeddings": (False, True),
+    "smear": (False, True),
 }
 NO_SETTINGS = ("device", "dtype")
 

@@ -19,9 +19,15 @@ from lm.machine.resources import granted_cores
 from lm.model.attention import causal_attention
 from lm.model.fast import FastAttention, FastSwiGLU, embed, speed_up
 from lm.model.fast_attention import BLOCK, CAUSAL_ATTENTIONS, _attend, choose_attention
-from lm.model.fast_head import ROWS as KERNEL_ROWS
 from lm.model.fast_head import _kernel_cross_entropy, kernel_cross_entropy
-from lm.model.fast_loss import ROWS, _linear_cross_entropy, keeps_logits, linear_cross_entropy, whole_cross_entropy
+from lm.model.fast_loss import (
+    KERNEL_ROWS,
+    ROWS,
+    _linear_cross_entropy,
+    keeps_logits,
+    linear_cross_entropy,
+    whole_cross_entropy,
+)
 from lm.model.fast_sublayers import add_normalize, normalize, self_attention, swiglu
 from lm.model.layers import SwiGLU
 from lm.model.loss import cross_entropy
@@ -164,7 +170,8 @@ def test_torch_finds_nothing_wrong_with_the_operators():
         torch.library.opcheck(operator, (x, weight, torch.randint(9, (7,)), 9, 0.01, True))
     h, weights = torch.randn(2, 5, 8, requires_grad=True), [torch.randn(8, 8, requires_grad=True) for _ in range(7)]
     angles, gains = [torch.randn(5, 2) for _ in range(2)], torch.randn(8, requires_grad=True)
-    torch.library.opcheck(self_attention, (h, *weights[:4], *angles, 2))
+    for values in (None, torch.randn_like(h).requires_grad_()):
+        torch.library.opcheck(self_attention, (h, *weights[:4], values, *angles, 2))
     torch.library.opcheck(swiglu, (h, *weights[4:]))
     torch.library.opcheck(normalize, (h, gains, 1e-5, torch.bfloat16))
     torch.library.opcheck(add_normalize, (h, torch.randn_like(h).requires_grad_(), gains, 1e-5, h.dtype))

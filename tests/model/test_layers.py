@@ -207,7 +207,7 @@ def test_a_module_shows_its_sizes_and_settings():
         TransformerLM(9, 8, 12, 1, num_heads=2, qk_norm=True): "TransformerLM(\n  vocab_size=9, context_length=8,"
         " d_model=12, num_layers=1, num_heads=2, d_ff=64, rope_theta=10000.0, norm_position='pre',"
         " position_encoding='rope', feed_forward='swiglu', vocab_multiple=1, tie_embeddings=False, qk_norm=True,"
-        " bigram_rows=None, embedding_skips=False\n",
+        " bigram_rows=None, embedding_skips=False, value_embeddings=False, smear=False\n",
     }
     for module, beginning in beginnings.items():
         assert repr(module).startswith(beginning)

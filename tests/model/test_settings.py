@@ -31,7 +31,7 @@ OFFERED = {*OWN, *MODEL_SETTINGS} - {"max_steps"}  # which follows from trainer.
 NEEDED = {"vocab_size": 40, "context_length": 8, "d_model": 16, "num_layers": 1, "num_heads": 2}
 OTHERS = NEEDED | {"d_ff": 24, "rope_theta": 50.0, "norm_position": "post", "position_encoding": "none"}
 OTHERS |= {"feed_forward": "silu", "vocab_multiple": 16, "tie_embeddings": True, "qk_norm": True, "bigram_rows": 40}
-OTHERS |= {"embedding_skips": True}
+OTHERS |= {"embedding_skips": True, "value_embeddings": True, "smear": True}
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tokenization import InputError
 SETTINGS = {"vocab_size": 20, "context_length": 8, "d_model": 8, "num_layers": 1, "num_heads": 2, "d_ff": None}
 SETTINGS |= {"rope_theta": 100.0, "norm_position": "pre", "position_encoding": "rope", "feed_forward": "swiglu"}
 SETTINGS |= {"vocab_multiple": 16, "tie_embeddings": True, "qk_norm": True, "bigram_rows": 6}
-SETTINGS |= {"embedding_skips": True}
+SETTINGS |= {"embedding_skips": True, "value_embeddings": True, "smear": True}
 
 
 def make_checkpoint(**changes) -> dict:
