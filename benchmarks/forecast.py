@@ -1,9 +1,9 @@
-"""Foretells finished runs as they would have been foretold, against how they ended: the tables of docs/forecast.md.
+"""Forecasts finished runs as it would have been done then, against how they ended: the tables of docs/forecast.md.
 
   python benchmarks/forecast.py checkpoints/race-*                  all runs of these races
-  python benchmarks/forecast.py checkpoints/race-* --of race-new    foretells this race's alone, from all before
+  python benchmarks/forecast.py checkpoints/race-* --of race-new    forecasts this race's alone, from all before
 
-Each run is cut at a share of its steps and foretold from the newest runs that began before it, of whatever race. A run
+Each run is cut at a share of its steps and forecast from the newest runs that began before it, of whatever race. A run
 whose curve an earlier one has to the last digit is passed over: it is the same run again.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lm.monitoring.forecast import MOST_RUNS, read_losses, tells_of
-from lm.monitoring.foretelling import Foretold, foretell
 from lm.monitoring.loss_law import Losses
+from lm.monitoring.posterior import Forecast, forecast_loss
 from lm.runs.events import read_curves
 from lm.runs.folder import CONFIG
 from tokenization import InputError
@@ -40,7 +40,7 @@ def read_runs(races: list[Path]) -> dict[Path, Losses]:
 class Case:
     """A run's forecast and its outcome. earlier: how many runs told of it."""
 
-    forecast: Foretold
+    forecast: Forecast
     outcome: float
     earlier: int
 
@@ -49,15 +49,15 @@ class Case:
         return self.forecast.low <= self.outcome <= self.forecast.high
 
 
-def foretold_then(runs: dict[Path, Losses], share: float, races: list[str] | None) -> dict[Path, Case]:
-    """Foretells each run of these races, or of all, at a share of its steps."""
+def forecast_then(runs: dict[Path, Losses], share: float, races: list[str] | None) -> dict[Path, Case]:
+    """Forecasts each run of these races, or of all, at a share of its steps."""
     found: dict[Path, Case] = {}
     before: list[Losses] = []
     for folder, run in runs.items():
         chosen = races is None or folder.parent.parent.name in races
         if chosen and all(other.training != run.training for other in before):
             earlier = [other for other in before if tells_of(other, run)][-MOST_RUNS:]
-            forecast = foretell(run.until(share), earlier)
+            forecast = forecast_loss(run.until(share), earlier)
             if forecast is not None:
                 found[folder] = Case(forecast, run.validation[run.course.steps], len(earlier))
         before.append(run)
@@ -71,7 +71,7 @@ def print_tables(runs: dict[Path, Losses], found: dict[str, dict[Path, Case]]) -
         width = statistics.median((case.forecast.high - case.forecast.low) / case.outcome for case in cases.values())
         error = statistics.median(abs(case.forecast.loss - case.outcome) / case.outcome for case in cases.values())
         print(f"| {words} | {held} of {len(cases)} | {width:.2%} | {error:.2%} |")
-    print("\n| run | steps | earlier runs | foretold at a quarter | outcome | held |\n|---|---|---|---|---|---|")
+    print("\n| run | steps | earlier runs | forecast at a quarter | outcome | held |\n|---|---|---|---|---|---|")
     for folder, case in found["a quarter"].items():
         name, steps = "/".join(folder.parts[-3:]), runs[folder].course.steps
         band = str(case.forecast).removeprefix("final loss about ")
@@ -81,12 +81,12 @@ def print_tables(runs: dict[Path, Losses], found: dict[str, dict[Path, Case]]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("races", nargs="+", type=Path, help="folders of races")
-    parser.add_argument("--of", nargs="+", metavar="NAME", help="foretell the runs of these races alone")
+    parser.add_argument("--of", nargs="+", metavar="NAME", help="forecast the runs of these races alone")
     given = parser.parse_args()
     runs = read_runs(given.races)
-    found = {words: foretold_then(runs, share, given.of) for words, share in SHARES.items()}
+    found = {words: forecast_then(runs, share, given.of) for words, share in SHARES.items()}
     if not all(found.values()):
-        sys.exit("no finished run of these races can be foretold at every share; name others, or another --of")
+        sys.exit("no finished run of these races can be forecast at every share; name others, or another --of")
     print_tables(runs, found)
 
 

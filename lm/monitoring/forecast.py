@@ -1,7 +1,7 @@
 """Prints with each validation where the run will end, by its own curves and those of earlier runs beside it.
 
-The law is in loss_law.py, the forecast with its band in foretelling.py. Curves and settings are read from the runs'
-folders, so that a run that resumes foretells what it would have foretold.
+The law is in loss_law.py, the forecast with its band in posterior.py. Curves and settings are read from the runs'
+folders, so that a run that resumes forecasts what it would have forecast.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lm.monitoring.foretelling import Foretold, foretell
 from lm.monitoring.loss_law import Course, Losses
+from lm.monitoring.posterior import Forecast, forecast_loss
 from lm.optim.schedule import SCHEDULES
 from lm.runs.events import read_curves
 from lm.runs.folder import CONFIG
@@ -33,19 +33,19 @@ LEDGER = "ledger.jsonl"  # marks the folder of a race, in which each contestant 
 PASSED_OVER = {"fast", "attention", "compile", "recompute_activations", "max_skipped_steps", "seed", "num_workers"}
 
 
-class Forecast(Callback):
-    """Foretells the final validation loss from a tenth of the run on; nothing with averaged weights or dropout.
+class ForecastFinalLoss(Callback):
+    """Forecasts the final validation loss from a tenth of the run on; nothing with averaged weights or dropout.
 
     The law knows the noise of large steps in both losses, and an average takes it out of one. Dropout raises one alone.
     """
 
     def __init__(self) -> None:
         self.earlier: list[Losses] | None = None
-        self.foretold: Foretold | None = None  # at the last validation
+        self.forecast: Forecast | None = None  # at the last validation
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        self.foretold = None
+        self.forecast = None
         training = trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero
         if not training or not BEGIN * trainer.max_steps <= step < trainer.max_steps:
             return
@@ -60,7 +60,7 @@ class Forecast(Callback):
         if self.earlier is None:
             self.earlier = list(earlier_runs(folder, run))
         now = {step: trainer.callback_metrics["val/loss"].item()}
-        self.foretold = foretell(dataclasses.replace(run, validation=run.validation | now), self.earlier)
+        self.forecast = forecast_loss(dataclasses.replace(run, validation=run.validation | now), self.earlier)
 
 
 def earlier_runs(folder: Path, run: Losses) -> Iterator[Losses]:

@@ -12,7 +12,7 @@ differences of neighbouring losses, in which a steady fall cancels.
 
 Batches differ in difficulty, by far more than the curves of two runs do. Where runs have read the same batches, their
 mean deviation from their laws is taken off: what remains is the run's own. What the law makes of earlier runs, and
-foretells, is in foretelling.py.
+its forecast, is in posterior.py.
 """
 
 import dataclasses

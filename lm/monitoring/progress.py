@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.durations import format_duration
 from lm.monitoring.baselines import Baselines, standing
-from lm.monitoring.forecast import Forecast
+from lm.monitoring.forecast import ForecastFinalLoss
 from lm.monitoring.samples import TextSamples, paragraph
 
 
@@ -34,8 +34,8 @@ def validation_lines(trainer: Trainer) -> str:
         f" perplexity {metrics['val/perplexity']:.2f}, {in_bits(trainer, float(metrics['val/bits_per_byte']))}"
     )
     for callback in callbacks:
-        if isinstance(callback, Forecast) and callback.foretold is not None:
-            line += f"; {callback.foretold}"
+        if isinstance(callback, ForecastFinalLoss) and callback.forecast is not None:
+            line += f"; {callback.forecast}"
     return "\n".join([line, *filter(None, samples)])
 
 

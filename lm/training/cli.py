@@ -26,7 +26,7 @@ from lm.distributed.process_group import joined
 from lm.machine.signals import exit_if_signalled
 from lm.monitoring.callbacks import TrainingBar
 from lm.monitoring.ending import achieved, ending, time_is_up
-from lm.monitoring.forecast import Forecast
+from lm.monitoring.forecast import ForecastFinalLoss
 from lm.monitoring.overfitting import Overfitting
 from lm.monitoring.progress import ProgressLines
 from lm.monitoring.source_figures import SourceFigures
@@ -203,7 +203,7 @@ class RunCLI(SettingsCLI):
         settings = self.settings.trainer
         progress = ProgressLines() if settings.enable_progress_bar is False else TrainingBar()
         sources = [SourceFigures(self.datamodule)] if len(self.datamodule.sources) > 1 else []
-        own = [Throughput(), StopWhenDiverged(), Overfitting(), Forecast(), *sources, progress]
+        own = [Throughput(), StopWhenDiverged(), Overfitting(), ForecastFinalLoss(), *sources, progress]
         self.trainer_defaults["callbacks"] = own
         trainer = super().instantiate_trainer(**parts)
         if self.world is not None:

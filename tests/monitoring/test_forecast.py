@@ -11,10 +11,10 @@ import pytest
 from helpers.events import read_events
 from helpers.runs import SETTINGS
 
-from lm.monitoring import foretelling
+from lm.monitoring import posterior
 from lm.monitoring.forecast import earlier_runs, read_losses
-from lm.monitoring.foretelling import Foretold, alike, distance, foretell, prior_of
 from lm.monitoring.loss_law import UNSEEN, Course, Losses, Numbers, deviations, fit
+from lm.monitoring.posterior import Forecast, alike, distance, forecast_loss, prior_of
 from lm.training.module import LanguageModel
 from tokenization import InputError
 
@@ -37,7 +37,7 @@ def law(numbers, of: Course, step: int, validated: bool) -> float:
 def run(rng, share: float, numbers=None, noise: float = 0.02, batches: str = "", difficulty=None) -> Losses:
     """A run that follows the law exactly but for the noise of its batches; its first part, and all validations."""
     if numbers is None:
-        numbers = rng.multivariate_normal(UNSEEN.mean, foretelling.SCATTER)
+        numbers = rng.multivariate_normal(UNSEEN.mean, posterior.SCATTER)
     of, difficulty = course(), np.zeros(STEPS + 1) if difficulty is None else difficulty
     training = {t: law(numbers, of, t, False) + noise * rng.standard_normal() + difficulty[t] for t in range(4, 201, 4)}
     validation = {t: law(numbers, of, t, True) for t in (40, 80, 120, 160, 200)}
@@ -78,12 +78,12 @@ def test_the_band_holds_as_often_as_it_says(share, wider):
     earlier, held, widths = [run(rng, 1) for _ in range(12)], 0, []
     for _ in range(150):
         whole = run(rng, 1)
-        found = foretell(first_part(whole, share), earlier)
+        found = forecast_loss(first_part(whole, share), earlier)
         held += found.low <= whole.validation[STEPS] <= found.high
         widths.append(found.high - found.low)
         assert found.low < found.loss < found.high
     assert 105 <= held <= 143
-    alone = foretell(first_part(whole, share))
+    alone = forecast_loss(first_part(whole, share))
     assert alone.high - alone.low > wider * np.median(widths)
 
 
@@ -96,7 +96,7 @@ def test_runs_that_read_the_same_batches_are_compared_batch_by_batch():
         whole = run(rng, 1, difficulty=difficulty)
         for batches, found in errors.items():
             seen = dataclasses.replace(first_part(whole, 0.15), batches=batches)
-            found.append(abs(foretell(seen, earlier).loss - whole.validation[STEPS]))
+            found.append(abs(forecast_loss(seen, earlier).loss - whole.validation[STEPS]))
     assert np.mean(errors["seed 0"]) < 0.7 * np.mean(errors["seed 1"])
     assert errors["seed 1"] == errors[""]
     fitted = [fit(other, UNSEEN) for other in earlier]
@@ -121,7 +121,7 @@ def test_what_earlier_runs_make_one_expect():
     np.testing.assert_allclose(found.mean, weights @ means, atol=1e-4)
     root = np.linalg.cholesky(np.linalg.inv(same[:3, :3])).T
     middle = np.linalg.lstsq(root @ np.ones((3, 1)), root @ means, rcond=None)[0]  # by generalized least squares
-    scatter = (foretelling.SCATTER + (root @ (means - middle)).T @ (root @ (means - middle))) / 3
+    scatter = (posterior.SCATTER + (root @ (means - middle)).T @ (root @ (means - middle))) / 3
     left = anything[3, 3] - weights @ anything[:3, 3]
     np.testing.assert_allclose(found.covariance, scatter * left, rtol=1e-3)
     assert prior_of([], np.ones((1, 1))) is UNSEEN
@@ -145,7 +145,7 @@ def test_runs_that_lack_settings_still_have_a_covariance():
     rng = np.random.default_rng(5)
     runs = [dataclasses.replace(run(rng, 1), settings=these) for these in ({"rate": 1}, {}, {"rate": 256}, {"x": 1})]
     assert np.linalg.eigvalsh(alike(runs)).min() > 0.29
-    assert foretell(runs[0].until(0.5), runs[1:]) is not None
+    assert forecast_loss(runs[0].until(0.5), runs[1:]) is not None
 
 
 def test_the_band_is_as_wide_as_it_had_to_be_for_earlier_runs():
@@ -156,7 +156,7 @@ def test_the_band_is_as_wide_as_it_had_to_be_for_earlier_runs():
     for number, other in enumerate(earlier):
         late = {t: loss + (-1) ** number * 0.4 * (t > 160) for t, loss in other.validation.items()}
         surprised.append(dataclasses.replace(other, validation=late))
-    narrow, wide = foretell(seen, earlier), foretell(seen, surprised)
+    narrow, wide = forecast_loss(seen, earlier), forecast_loss(seen, surprised)
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
@@ -172,7 +172,7 @@ def test_the_settings_tell_runs_apart():
     earlier = [made(kind) for kind in "abababab"]
     plain = [dataclasses.replace(other, settings={}) for other in earlier]
     seen, whole = made("b", 0.12), law(kinds["b"], course(), STEPS, True)
-    with_settings, without = foretell(seen, earlier), foretell(seen, plain)
+    with_settings, without = forecast_loss(seen, earlier), forecast_loss(seen, plain)
     assert with_settings.low < whole < with_settings.high
     assert with_settings.high - with_settings.low < 0.8 * (without.high - without.low)
 
@@ -181,12 +181,12 @@ def test_too_little_or_bad_is_no_forecast():
     rng = np.random.default_rng(3)
     seen = first_part(run(rng, 1), 0.1)
     assert len(seen.training) == 5
-    assert foretell(seen) is None  # of which two are behind the warmup
+    assert forecast_loss(seen) is None  # of which two are behind the warmup
     bad = run(rng, 0.5)
     bad.training[60] = math.nan
     bad.validation[80] = math.inf
-    assert math.isfinite(foretell(bad).loss)
-    assert str(Foretold(2.314, 2.267, 2.356)) == "final loss about 2.31 (2.27 to 2.36)"
+    assert math.isfinite(forecast_loss(bad).loss)
+    assert str(Forecast(2.314, 2.267, 2.356)) == "final loss about 2.31 (2.27 to 2.36)"
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -200,13 +200,13 @@ def test_a_run_prints_it_from_a_tenth_on(bar, lm, fit_arguments, whole_run, tmp_
     assert (result.code, "Traceback" in result.err) == (0, False)
     lines = result.out.splitlines()
     steps = [i for i, line in enumerate(lines) if re.match(r"step \d+: validation loss", line)]
-    foretold = [int(lines[i].split()[1][:-1]) for i in steps if "; final loss about " in lines[i]]
-    assert foretold == list(range(4, 30, 2))  # at step 2 too few losses are known, and at 30 all of them
+    forecast_at = [int(lines[i].split()[1][:-1]) for i in steps if "; final loss about " in lines[i]]
+    assert forecast_at == list(range(4, 30, 2))  # at step 2 too few losses are known, and at 30 all of them
     at = next(i for i in steps if lines[i].startswith("step 20:"))
     seen = read_losses(tmp_path / "run")
     assert set(dict(read_events(tmp_path / "run")[0]["val/loss"])) == set(seen.validation)
     earlier = list(earlier_runs(tmp_path / "run", seen))
-    assert lines[at].endswith(f"; {foretell(first_part(seen, 20 / 30), earlier)}")
+    assert lines[at].endswith(f"; {forecast_loss(first_part(seen, 20 / 30), earlier)}")
 
 
 def test_a_course_is_the_schedule_of_the_run(whole_run):
@@ -250,7 +250,7 @@ def test_which_runs_are_earlier_ones(whole_run, tmp_path):
         read_losses(tmp_path / "race/a/averaged")
 
 
-def test_an_average_is_not_foretold(lm, fit_arguments, tmp_path):
+def test_an_average_has_no_forecast(lm, fit_arguments, tmp_path):
     result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, "--model.ema_decay=0.9"))
     assert result.code == 0
     assert "final loss" not in result.out
@@ -282,4 +282,4 @@ def test_losses_that_are_no_curve_are_no_forecast():
     seen = run(np.random.default_rng(4), 0.5)
     still = dataclasses.replace(seen.course, rates=np.zeros(STEPS))
     with np.errstate(divide="ignore", invalid="ignore"):
-        assert foretell(dataclasses.replace(seen, course=still)) is None
+        assert forecast_loss(dataclasses.replace(seen, course=still)) is None

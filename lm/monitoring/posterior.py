@@ -1,10 +1,10 @@
-"""Foretells a run's last validation loss from its curves so far and from earlier runs, by the law of loss_law.py.
+"""Forecasts a run's last validation loss from its curves so far and from earlier runs, by the law of loss_law.py.
 
 prior    the numbers of the law are a Gaussian process over the settings: runs of the same settings have the same
          numbers, but for what seeds scatter, and each setting that differs makes them less alike
              covariance of runs i and j = C k(i, j),  k(i, j) = (1 - SEEDS) exp(-distance(i, j) / REACH),  k(i, i) = 1
          C is estimated from the earlier runs; their mean is unknown, so that it is ordinary kriging
-band     each earlier run is cut where this one stands and foretold from the others; the band is as wide as it had
+band     each earlier run is cut where this one stands and forecast from the others; the band is as wide as it had
          to be for them
 """
 
@@ -27,7 +27,7 @@ FEWEST_LOSSES = 4
 
 
 @dataclass(frozen=True)
-class Foretold:
+class Forecast:
     """A run's final validation loss, with the bounds of an 80 % band, nats per token."""
 
     loss: float
@@ -38,7 +38,7 @@ class Foretold:
         return f"final loss about {self.loss:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
-def foretell(run: Losses, earlier: Sequence[Losses] = ()) -> Foretold | None:
+def forecast_loss(run: Losses, earlier: Sequence[Losses] = ()) -> Forecast | None:
     """Returns the validation loss at the run's last step; None where the losses are too few, or no curve."""
     if not enough(run):
         return None
@@ -54,7 +54,7 @@ def foretell(run: Losses, earlier: Sequence[Losses] = ()) -> Foretold | None:
             mean, width = expected(cut, *among, covariances[np.ix_(others, others)])
             missed.append(((other.validation[other.course.steps] - mean) / width) ** 2)
     half = BAND * deviation * math.sqrt((TRUST + sum(missed)) / (TRUST + len(missed)))
-    return Foretold(loss, loss - half, loss + half) if math.isfinite(loss + half) else None
+    return Forecast(loss, loss - half, loss + half) if math.isfinite(loss + half) else None
 
 
 def enough(run: Losses) -> bool:
