@@ -34,7 +34,8 @@ PRECISIONS = ("fp32", "bf16", "int8")
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from generation_stages.contestants import HUGGING_FACE, LLAMA_CPP, MEMORY, OURS, work  # noqa: E402
-from generation_stages.tables import into_document, tables  # noqa: E402
+from generation_stages.tables import tables  # noqa: E402
+from marks import into_document  # noqa: E402
 
 from lm.machine.contention import load_of_others  # noqa: E402
 from lm.machine.identity import code_in_words, machine_in_words  # noqa: E402
@@ -83,7 +84,7 @@ def main() -> None:
     made = tables(results)
     if args.markdown:
         document = args.markdown.read_text(encoding="utf-8") if args.markdown.exists() else ""
-        args.markdown.write_text(into_document(made, document), encoding="utf-8")
+        args.markdown.write_text(into_document(made, document, "generation.py"), encoding="utf-8")
     print(made)
 
 

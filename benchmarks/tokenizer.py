@@ -135,7 +135,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def write(results: dict[str, Any], args: argparse.Namespace) -> None:
     """Writes what has been measured so far into the files that were asked for."""
-    from tokenizer_stages.tables import into_document, tables
+    from marks import into_document
+    from tokenizer_stages.tables import tables
 
     from tokenization.files import write_text
 
@@ -144,7 +145,7 @@ def write(results: dict[str, Any], args: argparse.Namespace) -> None:
         write_text(args.json, json.dumps(results, indent=1) + "\n")
     if args.markdown:
         document = args.markdown.read_text(encoding="utf-8") if args.markdown.exists() else ""
-        write_text(args.markdown, into_document(tables(results), document))
+        write_text(args.markdown, into_document(tables(results), document, "tokenizer.py"))
 
 
 def jobs(args: argparse.Namespace, libraries: list[str]) -> list[Job]:

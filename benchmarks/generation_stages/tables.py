@@ -7,16 +7,7 @@ from typing import Any
 
 from generation_stages.contestants import HUGGING_FACE, LLAMA_CPP, MEMORY, OF_LLAMA_CPP, OURS
 
-MARKS = "<!-- measured by benchmarks/generation.py -->", "<!-- end of what benchmarks/generation.py measured -->"
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a weight
-
-
-def into_document(made: str, document: str) -> str:
-    """Returns a document with the tables between its MARKS; the tables alone where it has none."""
-    begin, end = MARKS
-    before, found, rest = document.partition(begin)
-    _, ended, after = rest.partition(end)
-    return f"{before}{begin}\n\n{made}\n{end}{after}" if found and ended else made
 
 
 class Best:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from training import their_model
+from training_stages.others import their_model
 
 from gpu_stages.bench import Bench, Part, curve, fit, make_batch, random_data
 from lm.accounting.costs import training_flops_per_token

@@ -26,7 +26,6 @@ SHORT = {
     "cold": "met for the first time",
     "warm": "met again",
 }
-MARKS = "<!-- measured by benchmarks/tokenizer.py -->", "<!-- end of what benchmarks/tokenizer.py measured -->"
 START = ("import", "load", "first call", "process")
 
 
@@ -47,14 +46,6 @@ def tables(results: dict[str, Any]) -> str:
         for vocabulary in dict.fromkeys(row["vocabulary"] for row in chosen):
             lines += run_table([row for row in chosen if row["vocabulary"] == vocabulary])
     return "\n".join([*lines, *list_ahead(rows)])
-
-
-def into_document(made: str, document: str) -> str:
-    """Returns a document with the tables between its MARKS; the tables alone where it has none."""
-    begin, end = MARKS
-    before, found, rest = document.partition(begin)
-    _, ended, after = rest.partition(end)
-    return f"{before}{begin}\n\n{made}\n{end}{after}" if found and ended else made + "\n"
 
 
 def speed_table(rows: list[Row]) -> Iterator[str]:

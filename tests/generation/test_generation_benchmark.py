@@ -49,15 +49,6 @@ def test_precisions_are_compared(stages):
     assert "2.5000 in fp32, 2.5004 in int8" in made
 
 
-def test_a_documents_tables_are_replaced(stages):
-    begin, end = stages.MARKS
-    assert (
-        stages.into_document("new\n", f"above\n{begin}\nold\n{end}\nbelow\n")
-        == f"above\n{begin}\n\nnew\n\n{end}\nbelow\n"
-    )
-    assert all(mark in (ROOT / "docs" / "generation.md").read_text(encoding="utf-8") for mark in stages.MARKS)
-
-
 def test_other_texts_are_not_reported(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     spec = importlib.util.spec_from_file_location("benchmarks_generation", SCRIPT)

@@ -46,15 +46,18 @@ def test_all_of_it_in_small(tmp_path):
 
 
 def test_tables_are_put_between_the_marks_of_a_document(documents):
-    tables = importlib.import_module("tokenizer_stages.tables")
-    begin, end = tables.MARKS
+    marks = importlib.import_module("marks")
+    begin, end = marks.marks("tokenizer.py")
     document = f"# Title\n\n{begin}\n\nold\n\n{end}\n\nThe rest.\n"
-    expected = f"# Title\n\n{begin}\n\n| new |\n{end}\n\nThe rest.\n"
-    assert tables.into_document("| new |", document) == expected
-    assert tables.into_document("| new |", expected) == expected
-    for unmarked in ("", "# Title\n", begin, end):
-        assert tables.into_document("| new |", unmarked) == "| new |\n"
-    assert all((ROOT / "docs/tokenizer-speed.md").read_text().count(mark) == 1 for mark in tables.MARKS)
+    expected = f"# Title\n\n{begin}\n\n| new |\n\n{end}\n\nThe rest.\n"
+    for made in ("| new |", "| new |\n"):
+        assert marks.into_document(made, document, "tokenizer.py") == expected
+        assert marks.into_document(made, expected, "tokenizer.py") == expected
+        for unmarked in ("", "# Title\n", begin, end, document.replace("tokenizer.py", "generation.py")):
+            assert marks.into_document(made, unmarked, "tokenizer.py") == "| new |\n"
+    for script, page in (("tokenizer.py", "tokenizer-speed.md"), ("generation.py", "generation.md")):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert all(text.count(mark) == 1 for mark in marks.marks(script))
 
 
 def test_it_is_listed_where_others_are_ahead(documents):
