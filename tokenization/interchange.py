@@ -11,12 +11,12 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tokenization.bpe import LOW_HALF
 from tokenization.errors import InputError
 from tokenization.files import write_text
 from tokenization.formats.gpt2 import (
@@ -81,7 +81,7 @@ def is_tiktoken(path: Path) -> bool:
         return False
 
 
-Parts = dict[int, tuple[int, int] | None]  # the two tokens that a token was merged from; None for a byte
+NO_PART = -1  # of a byte
 
 
 def recover_merges(ranks: Mapping[bytes, int]) -> np.ndarray:
@@ -90,35 +90,39 @@ def recover_merges(ranks: Mapping[bytes, int]) -> np.ndarray:
     A token that is not the merge of two older ones can never result from encoding, and has no merge. Returns ranks,
     (left, right, merged) of each merge, int64, shape (merges, 3), the oldest first.
     """
-    parts: Parts = {rank: None for token, rank in ranks.items() if len(token) == 1}
-    known: dict[tuple[int, int], int] = {}
-    rank_of = ranks.get
-    for rank, token in sorted((rank, token) for token, rank in ranks.items()):
+    tokens = sorted(ranks, key=ranks.__getitem__)  # and a token is known by its place here
+    lefts, rights = [NO_PART] * len(tokens), [NO_PART] * len(tokens)  # the parts of each
+    older = {token: place for place, token in enumerate(tokens) if len(token) == 1}  # that can result from encoding
+    known: dict[int, int] = {}  # left << 32 | right -> merged
+    place_of = older.get
+    for place, token in enumerate(tokens):
         for cut in range(1, len(token)):
-            if (right := rank_of(token[cut:])) is None or (left := rank_of(token[:cut])) is None:
+            if (right := place_of(token[cut:])) is None or (left := place_of(token[:cut])) is None:
                 continue
-            if left in parts and right in parts and stay_apart(left, right, parts, known):
-                parts[rank], known[left, right] = (left, right), rank
+            if stay_apart(left, right, lefts, rights, known):
+                older[token] = known[left << 32 | right] = place
+                lefts[place], rights[place] = left, right
                 break
-    pairs = np.fromiter(chain.from_iterable(known), np.int64).reshape(-1, 2)
-    return np.column_stack([pairs, np.fromiter(known.values(), np.int64)])
+    pairs, merged = np.fromiter(known, np.int64), np.fromiter(known.values(), np.int64)
+    rank_of = np.fromiter(map(ranks.__getitem__, tokens), np.int64)
+    return rank_of[np.column_stack([pairs >> 32, pairs & LOW_HALF, merged])]
 
 
-def stay_apart(left: int, right: int, parts: Parts, known: Mapping[tuple[int, int], int]) -> bool:
+def stay_apart(left: int, right: int, lefts: Sequence[int], rights: Sequence[int], known: Mapping[int, int]) -> bool:
     """Tells whether the bytes of two tokens merge into just these two.
 
     Their merges are undone from the last to the first. None of the tokens that face each other then may have merged,
-    {pair: merged token} in `known`, before the merge that was undone last; of two alike the left one comes first.
+    {left << 32 | right: merged} in `known`, before the merge that was undone last; of two alike the left one comes
+    first. lefts, rights: the parts of each token, NO_PART for a byte.
     """
     limit = 1 << 64
     while True:
-        if known.get((left, right), limit) < limit:
+        if known.get(left << 32 | right, limit) < limit:
             return False
-        of_left, of_right = parts[left], parts[right]
-        if of_left and (not of_right or left > right):
-            limit, left = left, of_left[1]
-        elif of_right:
-            limit, right = right + 1, of_right[0]
+        if rights[left] != NO_PART and (rights[right] == NO_PART or left > right):
+            limit, left = left, rights[left]
+        elif rights[right] != NO_PART:
+            limit, right = right + 1, lefts[right]
         else:
             return True
 

@@ -158,6 +158,11 @@ class Tokenizer:
         token_of = self.vocab.__getitem__
         return list(zip(map(token_of, lefts), map(token_of, rights), strict=True))
 
+    @property
+    def num_merges(self) -> int:
+        """The number of merges."""
+        return len(self._merge_ids)
+
     @cached_property
     def _ranks(self) -> Ranks:
         return rank_merges(self._merge_ids)

@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> None:
     check_new_tokenizer(args.output, [args.source], args.overwrite)
     tokenizer = read_source(args.source, args.pattern)
     tokenizer.save(args.output)
-    print(f"{len(tokenizer.vocab):,} tokens, {len(tokenizer.merges):,} merges -> {args.output}")
+    print(f"{len(tokenizer.vocab):,} tokens, {tokenizer.num_merges:,} merges -> {args.output}")
     if not is_verified(args.source):
         print(f"{args.source} has no digest, so nothing shows whether it has changed since it was published")
 

@@ -85,7 +85,7 @@ def overview(source: str, tokenizer: Tokenizer, count: int) -> Iterator[str]:
     """Yields the sizes, the special tokens, the pattern, and some tokens and merges."""
     special_tokens = {token.encode() for token in tokenizer.special_tokens}
     learnt = [token for token in tokenizer.vocab.values() if token not in special_tokens]
-    yield f"{source}: {len(tokenizer.vocab):,} tokens, {len(tokenizer.merges):,} merges"
+    yield f"{source}: {len(tokenizer.vocab):,} tokens, {tokenizer.num_merges:,} merges"
     yield f"special tokens: {' '.join(tokenizer.special_tokens) or 'none'}"
     yield f"pattern: {tokenizer.pattern}"
     yield f"digest: {'its files are as they were written' if is_verified(source) else 'none, so unverified'}"

@@ -26,7 +26,7 @@ from tokenization.files import write_texts
 from tokenization.formats.gpt2 import (
     MERGES_VERSION,
     TokenizerDefinition,
-    bytes_to_text,
+    bytes_to_texts,
     check_merges,
     parse_vocabulary,
     read_bytes,
@@ -58,9 +58,10 @@ def write_folder(
     merge_ids: of `Tokenizer`.
     """
     table = vocabulary_table(vocab, special_tokens)
-    spelling = {token_id: bytes_to_text(token) for token_id, token in vocab.items()}
+    spelling_of = dict(zip(vocab, bytes_to_texts(vocab.values()), strict=True)).__getitem__
     entries = json.dumps(table, ensure_ascii=False, separators=(",\n", ": "))  # with an indent it would be slow
-    lines = [NEEDS_CONFIG, *(f"{spelling[left]} {spelling[right]}" for left, right in merge_ids[:, :2].tolist())]
+    lefts, rights = (map(spelling_of, column) for column in merge_ids[:, :2].T.tolist())
+    lines = [NEEDS_CONFIG, *map(" ".join, zip(lefts, rights, strict=True))]
     texts = {
         VOCAB_FILE: f"{{\n{entries[1:-1]}\n}}\n",
         MERGES_FILE: "\n".join(lines) + "\n",

@@ -11,7 +11,7 @@ import functools
 import json
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +67,14 @@ def character_values() -> np.ndarray:
 def bytes_to_text(token: bytes) -> str:
     """Writes a token in GPT-2's alphabet."""
     return codecs.charmap_decode(token, "strict", _decoding())[0]
+
+
+def bytes_to_texts(tokens: Iterable[bytes]) -> list[str]:
+    """Writes many tokens in GPT-2's alphabet, in one go."""
+    tokens = list(tokens)
+    text = bytes_to_text(b"".join(tokens))  # as long as the bytes, for a byte is a character
+    ends = list(accumulate(map(len, tokens)))
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def text_to_bytes(text: str) -> bytes:
@@ -234,7 +242,8 @@ def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[s
     Raises InputError where a special token and an ordinary one would be written alike.
     """
     special = {token.encode(): token for token in special_tokens}
-    table = {special.get(token) or bytes_to_text(token): token_id for token_id, token in vocab.items()}
+    texts = map(special.get, vocab.values(), bytes_to_texts(vocab.values()))
+    table = dict(zip(texts, vocab, strict=True))
     if len(table) != len(vocab):
         ordinary = {bytes_to_text(token) for token in vocab.values() if token not in special}
         clash = next((token for token in special_tokens if token in ordinary), None)
