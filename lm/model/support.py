@@ -18,7 +18,7 @@ from tokenization import InputError
 # Every part supports any value of these.
 NUMBERS = {"vocab_size", "context_length", "d_model", "num_layers", "num_heads", "d_ff"}
 NUMBERS |= {"rope_theta", "vocab_multiple"}
-SECOND_BLOCK = "layers.1"
+OF_LAYERS = "layers", "value_embeddings.tables"  # the modules that hold one for each layer
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,11 @@ def foreign_modules(model: TransformerLM) -> dict[str, type]:
     layers = model.settings["num_layers"]
     plain = TransformerLM(**model.settings | {"num_layers": min(layers, 2)}, device="meta")
     expected = {name: type(module) for name, module in plain.named_modules()}
-    later = {name: kind for name, kind in expected.items() if name.startswith(SECOND_BLOCK)}
-    for number in range(2, layers):  # all like the second; the first alone names the rotation that they share
-        expected |= {name.replace(SECOND_BLOCK, f"layers.{number}", 1): kind for name, kind in later.items()}
+    for of_layers in OF_LAYERS:  # all like the second; the first alone names the rotation that they share
+        second = f"{of_layers}.1"
+        later = {name.removeprefix(second): kind for name, kind in expected.items() if name.startswith(second)}
+        for number in range(2, layers):
+            expected |= {f"{of_layers}.{number}{rest}": kind for rest, kind in later.items()}
     found = {name: type(module) for name, module in model.named_modules()}
     # The fast path and fully_shard change a module's class for a subclass of their own.
     ours = {name for name, kind in found.items() if kind.__module__.startswith(("lm.", "torch."))}

@@ -2,9 +2,18 @@
 path in every way, the cache, a checkpoint, and an export in every format, or that the export refuses by name."""
 
 import pytest
-from helpers.contracts import cached_is_plain, exported_is_the_model, fast_is_plain, loaded_is_saved, ways
+from helpers.contracts import (
+    cached_is_plain,
+    counted_is_measured,
+    exported_is_the_model,
+    fast_is_plain,
+    kept_is_measured,
+    loaded_is_saved,
+    ways,
+)
 from helpers.registries import combinations, few, label
 
+from lm.accounting.activations import Arrangement
 from lm.commands.export import FORMATS
 
 ALL, FEW = (pytest.mark.parametrize("settings", of, ids=label) for of in (combinations(), few()))
@@ -24,6 +33,15 @@ def test_the_fast_path_in_every_way(settings):
 @ALL
 def test_the_cache(settings):
     cached_is_plain(settings)
+
+
+def test_a_deeper_model():
+    """What all others show for two layers."""
+    deeper = few()[0] | {"num_layers": 4}
+    fast_is_plain(deeper, [way for way in ways() if all(way.values())])
+    cached_is_plain(deeper)
+    counted_is_measured(deeper)
+    kept_is_measured(deeper, Arrangement())
 
 
 @FEW
