@@ -5,6 +5,7 @@ import json
 import random
 from itertools import groupby, pairwise
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -201,6 +202,22 @@ def test_signatures_agree_as_much_as_the_sets_do(length):
         errors.append(float((left == right).mean()) - exact)
     assert abs(np.mean(errors)) < 0.06
     assert np.abs(errors).max() < (0.16 if length >= 128 else 0.4)
+
+
+def test_signatures_are_the_same_everywhere():
+    words = [[b"%d" % word for word in range(length)] for length in (4, 5, 40, 4000)]
+    signatures = signatures_of(HashedWords(words * 30))
+    assert (signatures.reshape(30, 4, SIGNATURE) == signatures[:4]).all()
+    assert not signatures[0].any()
+    assert [crc32(row.astype("<u2").tobytes()) for row in signatures[1:4]] == [1755443722, 3362580865, 3197624192]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the threads of a process are listed on Linux")
+def test_signatures_start_no_threads():
+    """A process that is forked afterwards would wait for them for ever."""
+    before = set(Path("/proc/self/task").iterdir())
+    signatures_of(HashedWords([[b"%d" % word for word in range(document, document + 50)] for document in range(1000)]))
+    assert set(Path("/proc/self/task").iterdir()) <= before
 
 
 def test_pairs_are_found_however_many_documents_agree():

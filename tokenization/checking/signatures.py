@@ -1,39 +1,37 @@
 """Near duplicates by MinHash: signatures that agree in as large a share as two documents' shingles do.
 
 A shingle is a run of SHINGLE_WORDS words; the similarity of two documents is the Jaccard index of their sets of
-shingles. One hash of each shingle is enough: its first bits choose one of SIGNATURE places, where the least of the rest
-stays (one permutation hashing; Li, Owen, Zhang 2012). A place without shingles borrows from the next one that has some
-(Shrivastava, Li 2014). Documents that agree in a whole band of places are compared: of two with a similarity of s,
-1 - (1 - s^BAND)^(SIGNATURE / BAND) are, 95 % at 0.8 and 99.9 % at 0.9.
+shingles. rensa makes the signatures; 16 bits of each of its numbers are kept. Documents that agree in a whole band of
+places are compared: of two with a similarity of s, 1 - (1 - s^BAND)^(SIGNATURE / BAND) are, 95 % at 0.8 and 99.9 % at
+0.9. rensa's own index has all documents of a full bucket compared with each other; here each has few neighbours.
 """
 
 import numpy as np
+from rensa import RMinHash
 
-from tokenization.checking.words import BASE, HashedWords, mix
+from tokenization.checking.words import HashedWords, mix
 
 SHINGLE_WORDS = 5
 SIGNATURE = 128  # places, of 16 bits each
+SEED = 1
+AT_ONCE = 31  # documents: for more, rensa may start threads, and a process forked later would wait for them for ever
 BAND = 8  # places
 NEIGHBOURS = 32  # documents that each is compared with, of those with an equal band
 PAIRS_AT_ONCE = 1 << 16
-_SHIFT = np.uint64(64 - SIGNATURE.bit_length() + 1)
-_EMPTY = np.uint64(2**64 - 1)
 
 
 def signatures_of(words: HashedWords) -> np.ndarray:
     """Returns the signatures of a batch, (documents, SIGNATURE) uint16; zeros for one without a shingle."""
     shingles = words.runs(SHINGLE_WORDS)
-    least = np.full((words.num_documents, SIGNATURE), _EMPTY)
-    places = shingles.documents * SIGNATURE + (shingles.hashes >> _SHIFT).astype(np.int64)
-    np.minimum.at(least.reshape(-1), places, shingles.hashes)
-    own, some = least, (least != _EMPTY).any(axis=1)
-    for distance in range(1, SIGNATURE):
-        empty = (least == _EMPTY) & some[:, None]
-        if not empty.any():
-            break
-        lent = np.roll(own, -distance, axis=1)
-        least = np.where(empty & (lent != _EMPTY), mix(lent + np.uint64(BASE * distance % 2**64)), least)
-    return np.where(some[:, None], mix(least), 0).astype(np.uint16)
+    bounds = np.searchsorted(shingles.documents, np.arange(words.num_documents + 1)).astype(np.uint64)
+    signatures = np.zeros((words.num_documents, SIGNATURE), np.uint16)
+    for begin in range(0, words.num_documents, AT_ONCE):
+        rows = bounds[begin : begin + AT_ONCE + 1]
+        hashes = shingles.hashes[rows[0] : rows[-1]]
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, rows - rows[0], SIGNATURE, SEED)
+        signatures[begin : begin + AT_ONCE] = np.array(matrix.to_rows(), np.uint32).astype(np.uint16)
+    signatures[bounds[:-1] == bounds[1:]] = 0
+    return signatures
 
 
 def near_pairs(signatures: np.ndarray, similarity: float) -> tuple[np.ndarray, np.ndarray]:
