@@ -91,7 +91,8 @@ def run_inductor(graph: Graph, inputs: list[Any]) -> Graph:
         # Inductor pickles the graph for its cache, and for a torch.memory_format pickle asks every module that is
         # loaded whether it is there; some warn of being outdated then.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return lookup_backend("inductor")(graph, inputs)  # type: ignore[arg-type]
+        compiled: Graph = lookup_backend("inductor")(graph, inputs)
+        return compiled
 
 
 def gcc_without_ipa_cp() -> AbstractContextManager[Any]:
@@ -114,9 +115,10 @@ def cpp_compiler() -> str:
     from torch._inductor import cpp_builder
 
     try:
-        return cpp_builder.get_cpp_compiler()
+        command: str = cpp_builder.get_cpp_compiler()
     except (RuntimeError, OSError):
         return ""
+    return command
 
 
 def inductor_folder() -> Path:
@@ -137,4 +139,5 @@ def empty_inductor_folder() -> AbstractContextManager[Any]:
     """Returns a context in which Inductor compiles into a temporary folder, deleted afterwards."""
     from torch._inductor.utils import fresh_cache
 
-    return fresh_cache()
+    folder: AbstractContextManager[Any] = fresh_cache()
+    return folder
