@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import io
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,36 @@ def build_parser_once() -> None:
     _core.find_action_and_subcommand = _subcommands.find_action_and_subcommand = find_once  # type: ignore[assignment]
 
 
+@functools.cache
+def search_packages_once() -> None:
+    """Lets Lightning search the installed packages for callbacks, and a class for its arguments, only once."""
+    from lightning.fabric.utilities import registry
+    from lightning.pytorch.utilities import argparse
+
+    registry.entry_points = functools.cache(registry.entry_points)
+    signatures = types.SimpleNamespace(signature=functools.cache(inspect.signature))
+    argparse.inspect = signatures  # type: ignore[assignment]
+
+
+@functools.cache
+def take_plain_names_as_they_are() -> None:
+    """Spares jsonargparse from splitting names without a dot, which it does some thousand times for a command."""
+    from jsonargparse._namespace import Namespace, add_clash_mark
+
+    parse = Namespace._parse_key
+
+    def parse_key(self: Any, key: Any) -> Any:
+        return (add_clash_mark(key), self, "") if type(key) is str and key.isidentifier() else parse(self, key)
+
+    Namespace._parse_key = parse_key  # type: ignore[method-assign]
+
+
 def prepare_for_many_runs() -> None:
     """Leaves out of this process's later runs what another of its runs has done already."""
     log_in_place()
     build_parser_once()
+    search_packages_once()
+    take_plain_names_as_they_are()
 
 
 def run_lm(*arguments: object) -> Result:

@@ -47,6 +47,9 @@ FORBIDDEN = re.compile(r'[<>:"|?*\\]|[. ]$')  # in a name
 
 def import_libraries() -> None:
     """Imports what ours import of others, so that these find the system that they expect."""
+    importlib.import_module("lm.machine.lean_imports").import_torchmetrics_on_demand()  # as `lm` does
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("lm", "tokenization")]:
+        del sys.modules[name]  # ours come after
     for name in LIBRARIES:
         importlib.import_module(name)
 
