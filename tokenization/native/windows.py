@@ -20,8 +20,8 @@ from tokenization.text.corpus import Corpus, not_utf8
 from tokenization.text.documents import BETWEEN, holds_documents
 from tokenization.text.places import Place
 
-WINDOW_BYTES = 1 << 20
-LONGEST_WINDOW = 4  # times WINDOW_BYTES: then a word is cut, if that is possible
+WINDOW_BYTES = 1 << 21
+LONGEST_WINDOW = 2  # times WINDOW_BYTES: then a word is cut, if that is possible
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
