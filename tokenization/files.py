@@ -29,7 +29,7 @@ from tokenization.systems import flush, is_alive
 
 HOST = re.sub(r"[^0-9A-Za-z-]", "-", socket.gethostname())[:40]
 ABANDONED_SECONDS = 24 * 60 * 60  # without a write, whoever the writer is
-FLUSHED_BYTES = 1 << 22  # written before they are worth a flush of their own
+FLUSHED_BYTES = 1 << 22  # so many bytes are worth a flush of their own
 
 
 @contextlib.contextmanager

@@ -56,9 +56,13 @@ def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: 
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             token, rank = line.split()
-            ranks[binascii.a2b_base64(token, strict_mode=True)] = int(rank)
+            known = ranks.setdefault(binascii.a2b_base64(token, strict_mode=True), int(rank))
         except ValueError:
             raise InputError(f'{path}, line {number}: {line[:40]!r} is not "base64(token) rank"') from None
+        if known != int(rank):
+            raise InputError(
+                f"{path}, line {number}: the token has rank {rank}, and {known} in an earlier line; it is damaged"
+            )
     vocab = dict(zip(ranks.values(), ranks, strict=True))
     if len(vocab) != len(ranks):
         raise InputError(f"{path}: two tokens have the same rank; it is damaged")

@@ -216,7 +216,8 @@ def test_signatures_are_the_same_everywhere():
 def test_signatures_start_no_threads():
     """A process that is forked afterwards would wait for them for ever."""
     before = set(Path("/proc/self/task").iterdir())
-    signatures_of(HashedWords([[b"%d" % word for word in range(document, document + 50)] for document in range(1000)]))
+    documents = [[b"%d" % word for word in range(document, document + 50)] for document in range(1000)]
+    signatures_of(HashedWords([*documents, [b"%d" % word for word in range(70_000)]]))
     assert set(Path("/proc/self/task").iterdir()) <= before
 
 

@@ -293,6 +293,7 @@ def test_what_is_not_byte_level_bpe_is_refused(reason, small, tmp_path) -> None:
     ("line", "reason"),
     [
         *[("?? 1", "line 257"), ("YQ==", "line 257"), ("YWI= 97", "same rank"), ("YWI= 256\nYWE= 256", "same rank")],
+        ("YWI= 256\nYWI= 257", "line 258: the token has rank 257, and 256 in an earlier line"),
         *[("YWI= -1", "from -1 to 255"), ("YWI= 8589934592", "from 0 to 8589934592; they must lie between 0 and")],
     ],
 )

@@ -14,7 +14,9 @@ from tokenization.checking.words import HashedWords, mix
 SHINGLE_WORDS = 5
 SIGNATURE = 128  # places, of 16 bits each
 SEED = 1
-AT_ONCE = 31  # documents: for more, rensa may start threads, and a process forked later would wait for them for ever
+# For 32 documents in a call, or 65,536 hashes, rensa may start threads: a process forked later would wait for them for
+# ever. So documents are cut, and few pieces are signed in a call.
+PIECE, AT_ONCE = 2_000, 31  # hashes; pieces
 BAND = 8  # places
 NEIGHBOURS = 32  # documents that each is compared with, of those with an equal band
 PAIRS_AT_ONCE = 1 << 16
@@ -23,13 +25,16 @@ PAIRS_AT_ONCE = 1 << 16
 def signatures_of(words: HashedWords) -> np.ndarray:
     """Returns the signatures of a batch, (documents, SIGNATURE) uint16; zeros for one without a shingle."""
     shingles = words.runs(SHINGLE_WORDS)
-    bounds = np.searchsorted(shingles.documents, np.arange(words.num_documents + 1)).astype(np.uint64)
-    signatures = np.zeros((words.num_documents, SIGNATURE), np.uint16)
-    for begin in range(0, words.num_documents, AT_ONCE):
-        rows = bounds[begin : begin + AT_ONCE + 1]
+    bounds = np.searchsorted(shingles.documents, np.arange(words.num_documents + 1))
+    cuts = np.union1d(bounds, np.arange(0, len(shingles.hashes), PIECE)).astype(np.uint64)
+    owners = np.searchsorted(bounds, cuts[:-1], side="right") - 1
+    least = np.full((words.num_documents, SIGNATURE), 2**32 - 1, np.uint32)  # of a document's pieces
+    for begin in range(0, len(owners), AT_ONCE):
+        rows = cuts[begin : begin + AT_ONCE + 1]
         hashes = shingles.hashes[rows[0] : rows[-1]]
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, rows - rows[0], SIGNATURE, SEED)
-        signatures[begin : begin + AT_ONCE] = np.array(matrix.to_rows(), np.uint32).astype(np.uint16)
+        np.minimum.at(least, owners[begin : begin + AT_ONCE], np.array(matrix.to_rows(), np.uint32))
+    signatures = least.astype(np.uint16)
     signatures[bounds[:-1] == bounds[1:]] = 0
     return signatures
 

@@ -106,17 +106,17 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
         from tokenization.formats.tokenizer_json import read_tokenizer_json
 
         return read_tokenizer_json(folder / TOKENIZER_JSON)
+    contents = None
     if ours:
-        check_config(folder, config)
+        contents = check_config(folder, config)
     else:
         check_gpt2_layout(folder, config)
     special_tokens = config.get("special_tokens")
     pattern = config.get("pattern", GPT2_PATTERN)
-    verified = has_digests(config)
-    if verified:
+    verified = contents is not None
+    if contents is not None:
         from tokenization.formats.own_files import read_own_files
 
-        contents = read_bytes(folder / VOCAB_FILE), read_bytes(folder / MERGES_FILE)
         if (own := read_own_files(*contents, config["special_tokens"])) is not None:
             return TokenizerDefinition(own[0], None, config["special_tokens"], pattern, own[1])
     table = read_json(folder / VOCAB_FILE)
@@ -165,8 +165,11 @@ def check_new_tokenizer(folder: Path, inputs: Iterable[str | os.PathLike[str]], 
         raise InputError(f"{folder}: holds the {CONFIG_FILE} of another program; name another folder")
 
 
-def check_config(folder: Path, config: dict[str, Any]) -> None:
-    """Checks the types of the settings, and the digests where there are any. Raises InputError."""
+def check_config(folder: Path, config: dict[str, Any]) -> tuple[bytes, bytes] | None:
+    """Checks the settings' types, and the digests where there are any; returns the two files that these are of.
+
+    Raises InputError.
+    """
     path = folder / CONFIG_FILE
     special_tokens = config.get("special_tokens", [])
     if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
@@ -175,17 +178,19 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     if not isinstance(config.get("pattern", ""), str):
         raise InputError(f"{path}: pattern is {config['pattern']!r}; it must be a string")
     if config.keys() <= SETTINGS:  # an older one
-        return
+        return None
     digest = config.pop("config_sha256", None)
     if config.keys() != SETTINGS | DIGESTS - {"config_sha256"} or read_text(path) != config_text(config):
         raise InputError(f"{path}: has changed since it was written; put it back, or make the tokenizer again")
     config["config_sha256"] = digest
-    for name in (VOCAB_FILE, MERGES_FILE):
-        if hashlib.sha256(read_bytes(folder / name)).hexdigest() != config["files_sha256"][name]:
+    contents = read_bytes(folder / VOCAB_FILE), read_bytes(folder / MERGES_FILE)
+    for name, content in zip((VOCAB_FILE, MERGES_FILE), contents, strict=True):
+        if hashlib.sha256(content).hexdigest() != config["files_sha256"][name]:
             raise InputError(
                 f"{folder / name}: is not the one that {CONFIG_FILE} was written with (its SHA-256 differs);"
                 " put it back, or make the tokenizer again"
             )
+    return contents
 
 
 def check_gpt2_layout(folder: Path, config: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ def _decoding() -> str:
 
 @functools.cache
 def character_values() -> np.ndarray:
-    """Returns the byte of each character, by code point, int16; -1 outside the alphabet, as at the end."""
+    """Returns the byte of each character, by code point, int16; -1 outside the alphabet, and at the end."""
     values = np.full(max(map(ord, byte_values())) + 2, -1, np.int16)
     for character, value in byte_values().items():
         values[ord(character)] = value

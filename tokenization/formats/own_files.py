@@ -71,7 +71,7 @@ class Spans:
         return {place: self._values[self._starts[place] : self._ends[place]].tobytes() for place in places.tolist()}
 
     def keys(self, numbers: dict[bytes, int]) -> np.ndarray:
-        """Returns two uint64 that no other token has, of each, shape (2, tokens). numbers: of the long tokens."""
+        """Returns two uint64 for each token, which no other token has, shape (2, tokens). numbers: of the long."""
         padded = np.concatenate([self._values, np.zeros(16, np.uint8)])
         words = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))  # the 8 bytes that begin at each place
         low = words[self._starts] & MASKS[np.minimum(self.sizes, 8)]
@@ -153,7 +153,7 @@ def parse_vocabulary(content: bytes) -> tuple[Spans, np.ndarray]:
     points, gaps = spelling.points, spelling.gaps
     require(len(gaps) > 2 and len(gaps) % 2 == 0 and text.count('"') == len(gaps) - 2)
     newlines, spaces = gaps[::2], gaps[1:-1:2]
-    begins, stops, ends = newlines[:-1] + 1, spaces - 2, gaps[2::2] - 1  # of quotation marks; of numbers
+    begins, stops, ends = newlines[:-1] + 1, spaces - 2, gaps[2::2] - 1  # of a token's quotation marks; of its number
     ends[-1] += 1  # no comma behind the last one
     require((begins < stops).all() and (points[ends[:-1]] == COMMA).all())
     for place, point in ((newlines, NEWLINE), (spaces, SPACE), (begins, QUOTE), (stops, QUOTE), (stops + 1, COLON)):

@@ -46,7 +46,7 @@ __all__ = [
     "table_of",
 ]
 
-_COUNTING = (first_invalid, last_cut, count_window, rehash, add_table)
+_COUNTING = (first_invalid, last_cut, count_window, rehash, add_table, sort_slots, write_rows)
 _LEARNING = (summarize, fill_cells, reset_cells, add_token, list_byte_pairs, make_merges)
 _DECODING = (place_tokens, decode_listed, decoded_size, copy_tokens)
 _ENCODING = (first_invalid, last_cut, fill_merges, fill_joints, encode_window, rehash, list_ids, *_DECODING)

@@ -79,6 +79,8 @@ class Counter:
 
     def add(self, other: Table) -> None:
         """Adds the counts of another table, whose own counts are 0 afterwards."""
+        # Large enough at once: in the order of its slots, the other's keys would crowd in the front of a growing table.
+        self.table = self.table.with_room_for(self.table.unique + other.unique)
         while add_table(other.head.address, self.table.head.address) != DONE:
             self.table = self.table.larger(other.head[ARENA_USED])
 

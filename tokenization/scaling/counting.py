@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from tokenization.errors import InputError
-from tokenization.scaling.counts_file import Counts, for_learning
+from tokenization.scaling.counts_file import FORMAT, Counts, for_learning
 from tokenization.scaling.engines import Engine, Threads
 from tokenization.scaling.plan import GROUP_BYTES, Plan, digest_of
 from tokenization.scaling.tasks import AddCounts, CountGroup, Reading, Result, Sum, read_record
@@ -47,6 +47,7 @@ class GroupCounting(Work):
             "pattern": pattern,
             "errors": reading.errors,
             "text_field": reading.text_field,
+            "format": FORMAT,  # of the counts files
         }
         plan = Plan.of("counting", files, group_bytes, settings, ".counts")
         super().__init__(plan, folder, reading, engine or Threads())
@@ -55,7 +56,7 @@ class GroupCounting(Work):
         """Counts what is not done yet, and returns the sum; None if the engine takes only a part of the groups.
 
         report: filled in. After a failure, what is done stays. Returns a native.Table and the module with the kernels,
-        or a Counter and None. What the kernels have counted here is not read again from the file of a single group.
+        or a Counter and None. A single group that the kernels have just counted is not read from its file.
         """
         report = report if report is not None else TrainingReport()
         start = time.perf_counter()

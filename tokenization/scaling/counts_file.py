@@ -5,8 +5,8 @@
     rows        (length, count) of each, int64
     32 bytes    the SHA-256 of all before
 
-The order is the one in which native/table.py has them nearly already, so that sorting costs little, and filling a table
-again, too. All numbers are little-endian. Format 1 was sorted by length, and is not read.
+native/table.py holds them nearly in this order, so sorting them, or filling a table with them again, costs little. All
+numbers are little-endian. Format 1 was sorted by length, and is not read.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ from tokenization.files import writing
 from tokenization.kernels import kernels_for
 
 TITLE = b"counts of pre-tokens, format "
-MAGIC = (TITLE + b"2\n").ljust(40, b"\0")
+FORMAT = 2
+MAGIC = (TITLE + b"%d\n" % FORMAT).ljust(40, b"\0")
 HEAD_BYTES, DIGEST_BYTES = 64, 32
 INT64 = np.dtype("<i8")
 MIX_1, MIX_2 = 0x1E3779B97F4A7C15, 0x2545F4914F6CDD1D  # those of native/instructions.py

@@ -3,6 +3,7 @@
 import gzip
 import random
 import weakref
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from tokenization import END_OF_TEXT, Tokenizer, TrainingReport, native, train_b
 from tokenization.encoding import EncodingReport
 from tokenization.native import learning
 from tokenization.native import table as table_module
+from tokenization.native.counting import Counter
 from tokenization.native.memory import PAIRS_FULL, PLACES_FULL
 from tokenization.native.pairs import Trainer
+from tokenization.native.table import Table
 
 # --- training ---
 
@@ -89,6 +92,22 @@ def test_lists_that_grow(text, tmp_path, monkeypatch):
     monkeypatch.setattr("tokenization.native.pairs.FIRST_PAIRS", 2000)
     assert train(path, 3000, "lexicographic", monkeypatch, 0) == expected
     assert {PLACES_FULL, PAIRS_FULL} == set(calls)
+
+
+def test_counts_of_threads_are_added_in_linear_time(monkeypatch):
+    """In the order of a table's slots, into one that grows by doubling, each would be in the way of all before it."""
+    copy, copies = Table.copy, []
+    monkeypatch.setattr(Table, "copy", lambda table, *sizes: copies.append(sizes) or copy(table, *sizes))
+    counts, counter = {b"%d" % number: number for number in range(1, 40_000)}, Counter()
+    table = native.table_of(counts)
+    copies.clear()
+    counter.add(table)
+    assert len(copies) == 1
+    texts, rows = native.rows_of(counter.table)
+    lengths, numbers = rows.T.tolist()
+    stops = list(accumulate(lengths))
+    found = {texts[stop - length : stop].tobytes(): n for stop, length, n in zip(stops, lengths, numbers, strict=True)}
+    assert found == counts
 
 
 def test_the_counts_take_no_memory_while_merges_are_learnt(monkeypatch):

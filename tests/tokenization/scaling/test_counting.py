@@ -258,6 +258,17 @@ def test_the_command_says_how_far_it_came(in_folder, capsys, monkeypatch):
     assert "damaged or missing, made again: 00003.counts" in out
 
 
+def test_counts_of_an_earlier_format_are_made_again(in_folder, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(counting, "FORMAT", 1)
+        assert train("--work", "work", "--group-size", "1") == 0
+    capsys.readouterr()
+    assert train("--work", "work", "--group-size", "1", "--overwrite") == 0
+    out = capsys.readouterr().out
+    assert "groups of other inputs or settings, made again: 6" in out
+    assert "resuming" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
