@@ -1,4 +1,4 @@
-"""Forecasts finished runs as it would have been done then, against how they ended: the tables of docs/forecast.md.
+"""Forecasts finished runs as `lm fit` does, and compares with how they ended: the tables of docs/forecast.md.
 
   python benchmarks/forecast.py checkpoints/race-*                  all runs of these races
   python benchmarks/forecast.py checkpoints/race-* --of race-new    forecasts this race's alone, from all before

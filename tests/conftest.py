@@ -47,7 +47,7 @@ def pytest_collection() -> Generator[None, object, object]:
     gc.disable()
     collected = yield
     gc.freeze()
-    gc.set_threshold(20_000)  # instead of 700: with torch and Lightning, each test makes thousands of objects
+    gc.set_threshold(20_000)  # far above Python's own: with torch and Lightning, each test makes thousands of objects
     gc.enable()
     return collected
 

@@ -78,8 +78,9 @@ def upward(path: str, source: str) -> list[str]:
     rooms, room = ROOMS[package], ONE_ROOM.get(room, room)
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and not node.level:
+        if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [f"{room} -> a relative import"] * bool(node.level)
         else:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for other, *rest in (name.split(".") for name in names):
@@ -105,6 +106,7 @@ def upward(path: str, source: str) -> list[str]:
         ("lm/__init__.py", "from lm.commands.generate import run", []),
         ("tokenization/bpe.py", "from lm.durations import format_duration", ["tokenization -> lm"]),
         ("tokenization/encoding.py", "from tokenization.tokenizer import Tokenizer", []),
+        ("lm/model/x.py", "from ..training.module import LanguageModel", ["model -> a relative import"]),
         ("tokenization/text/places.py", "from tokenization.bpe import learn_merges", ["text -> bpe"]),
     ],
 )

@@ -146,7 +146,7 @@ def _watching(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _part_of_module(name: str, module: nn.Module) -> str | None:
-    kinds: dict[type[nn.Module], str] = {Embedding: "embeddings", Smear: "embeddings", EmbeddingSkips: "embeddings"}
+    kinds: dict[type[nn.Module], str] = {Embedding: "embeddings", Smear: "norms", EmbeddingSkips: "norms"}
     kinds |= {RMSNorm: "norms", MultiHeadSelfAttention: "scores"}
     kinds |= {SwiGLU: "feed-forward", UngatedFeedForward: "feed-forward"}
     if isinstance(module, Linear) and ".attn." in name:
@@ -163,7 +163,7 @@ def _compiled(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangeme
     kept = dict.fromkeys(PARTS, 0)
     kept["embeddings"] = 8 * batch_size * (length + 1)
     if model.skips is not None or model.smear is not None:
-        kept["embeddings"] += 4 * tokens * d_model
+        kept["norms"] += 4 * tokens * d_model
     kept["head"] = stream + 4 * model.lm_head.weight.numel()
     for name, module in model.named_modules():
         if isinstance(module, RMSNorm):

@@ -197,10 +197,9 @@ class CachedReader(Reader):
         """
         token_ids = torch.tensor([window[-seq:] for window in self.windows[rows]], device=self.device)
         places = self.places(rows, seq)
-        before = [[NONE, *window[:-1]][-seq:] for window in self.windows[rows]]
-        ids_before = torch.tensor(before, device=self.device)
+        ids_before = self.ids_before(rows, seq)
         x, bigrams = self.embed(token_ids, ids_before).to(self.dtype), None
-        if self.model.bigrams is not None:
+        if self.model.bigrams is not None and ids_before is not None:
             bigrams = self.model.bigrams(token_ids, ids_before).to(self.dtype)
         embedding, value_embeddings = x, self.model.value_embeddings
         for number, block in enumerate(self.blocks):
@@ -217,10 +216,18 @@ class CachedReader(Reader):
             x = self.model.ln_final(x)
         return self.lm_head(x)
 
-    def embed(self, token_ids: Tensor, before: Tensor) -> Tensor:
+    def ids_before(self, rows: slice, seq: int) -> Tensor | None:
+        """Returns the tokens before the last seq of each of these rows, NONE for a window's first; None if unused."""
+        if self.model.bigrams is None and self.model.smear is None:
+            return None
+        windows = self.windows[rows]
+        before = [[NONE] * (len(window) == seq) + window[-seq - 1 : -1] for window in windows]
+        return torch.tensor(before, device=self.device)
+
+    def embed(self, token_ids: Tensor, before: Tensor | None) -> Tensor:
         """Returns the embeddings of tokens, given those before them, which their windows may hold: (rows, seq)."""
         x = self.embeddings[token_ids]
-        if self.model.smear is None:
+        if self.model.smear is None or before is None:
             return x
         smeared: Tensor = self.model.smear(x, torch.where(before[..., None] == NONE, 0, self.embeddings[before]))
         return smeared

@@ -14,7 +14,7 @@ from torch import Tensor
 from lm.generation.program import Program, obstacle
 from lm.generation.quantization import Quantized
 from lm.model.bigram_table import NONE
-from lm.model.layers import RMSNorm
+from lm.model.layers import Embedding, RMSNorm
 from lm.model.support import Support
 from lm.model.transformer import TransformerBlock, TransformerLM
 from tokenization import InputError
@@ -68,6 +68,8 @@ class OneRow:
         self.qkv, self.heads, self.hidden = torch.zeros(3 * d_model), torch.zeros(d_model), torch.zeros(2 * d_ff)
         blocks = cast(list[TransformerBlock], list(model.layers))
         self.values = torch.zeros(len(blocks), d_model)  # what is added to each layer's
+        tables = [] if model.value_embeddings is None else list(model.value_embeddings.tables)
+        self.tables = [cast(Embedding, table).weight.detach().float().numpy() for table in tables]
         rope = blocks[0].attn.rope
         ones = torch.ones(model.context_length, model.d_k // 2)
         cosines, sines = (ones, 0 * ones) if rope is None else (rope.cos, rope.sin)
@@ -139,9 +141,8 @@ class OneRow:
         self.x.copy_(x)
         if model.bigrams is not None:
             self.bigrams.copy_(model.bigrams(ids, torch.tensor(before)))
-        if model.value_embeddings is not None:
-            for number, added in enumerate(self.values):
-                added.copy_(model.value_embeddings(ids, number))
+        for added, table in zip(self.values.numpy(), self.tables, strict=False):
+            added[:] = table[token_id]
         self.program.jobs[:, self.position] = position
         self.program.run()
         return self.logits.clone()

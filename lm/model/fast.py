@@ -51,7 +51,9 @@ def embed(weight: Tensor, token_ids: Tensor) -> Tensor:
     The gradient of plain indexing is summed by threads in parallel, in no fixed order, and so is what torch.compile
     makes of it: its rounding, and with it the whole run, would differ from one time to the next.
     """
-    return weight.index_select(0, token_ids.flatten()).view(*token_ids.shape, weight.shape[-1])
+    vectors = weight.new_empty((*token_ids.shape, weight.shape[-1]))  # no view of a result, of which FSDP warns
+    torch.index_select(weight, 0, token_ids.flatten(), out=vectors.view(-1, weight.shape[-1]))
+    return vectors
 
 
 @embed.register_fake

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 ROWS = 512  # rows of logits in a chunk: 10 MB of bfloat16 with a vocabulary of 10,000
-KERNEL_ROWS = 2048  # in fast_head.py, as each chunk adds to the gradient of the weight, in memory
+KERNEL_ROWS = 2048  # in a chunk of fast_head.py: more, as each chunk goes through the weight's whole gradient in memory
 GPU_LOGITS = 1 << 26  # logits in a chunk on a GPU, which wants few and large operations: 256 MB of float32
 LARGEST_LOGITS = 1 / 8  # the share of a GPU's memory that whole logits, in float32, may take
 

@@ -216,19 +216,24 @@ class TransformerLM(nn.Module):
         x = self.embed(token_ids)
         bigrams = None if self.bigrams is None else self.bigrams(token_ids, tokens_before(token_ids))
         embedding = x
-        for number, layer in enumerate(self.layers):
+        for number in range(len(self.layers)):
             if bigrams is not None:
                 x = x + bigrams
             if self.skips is not None:
                 x = self.skips(x, embedding, number)
-            values = None if self.value_embeddings is None else self.value_embeddings(token_ids, number)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, token_positions, values, use_reentrant=False)
+                x = checkpoint(self.block, number, x, token_ids, token_positions, use_reentrant=False)
             else:
-                x = layer(x, token_positions, values)
+                x = self.block(number, x, token_ids, token_positions)
         if self.ln_final is not None:
             x = self.ln_final(x)
         return x
+
+    def block(self, number: int, x: Tensor, token_ids: Tensor, token_positions: Tensor) -> Tensor:
+        """Computes a block, its value embeddings included, so that recomputing keeps none; x: (..., seq, d_model)."""
+        values = None if self.value_embeddings is None else self.value_embeddings(token_ids, number)
+        y: Tensor = self.layers[number](x, token_positions, values)
+        return y
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Returns the tokens' embeddings, the input of the first block: (..., seq) -> (..., seq, d_model)."""

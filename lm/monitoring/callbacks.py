@@ -65,7 +65,8 @@ class Norms(Callback):
             return hook
 
         layers = parts(pl_module.model)  # type: ignore[arg-type]
-        self.hooks = [part.register_forward_hook(watch(name)) for name, part in layers.items() if name != "lm_head"]
+        watched = layers.keys() - {"lm_head", "skips", "value_embeddings"}  # the last two are called by each layer
+        self.hooks = [layers[name].register_forward_hook(watch(name)) for name in layers if name in watched]
 
     def on_validation_batch_end(self, *_: Any) -> None:
         while self.hooks:
@@ -79,8 +80,9 @@ class Norms(Callback):
 def parts(model: TransformerLM) -> dict[str, nn.Module]:
     """Returns the parts of a model by name, from the embedding to the logits."""
     layers = {f"layers.{number}": layer for number, layer in enumerate(model.layers)}
+    additions = {name: getattr(model, name) for name in ("smear", "bigrams", "skips", "value_embeddings")}
     ends = {"ln_final": model.ln_final, "lm_head": model.lm_head}
-    named = {"token_embeddings": model.token_embeddings, **layers, **ends}
+    named = {"token_embeddings": model.token_embeddings, **additions, **layers, **ends}
     return {name: part for name, part in named.items() if part is not None}
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lm.monitoring.loss_law import Course, Losses
 from lm.monitoring.posterior import Forecast, forecast_loss
 from lm.optim.schedule import SCHEDULES
+from lm.runs.checkpoint import OLDER
 from lm.runs.events import read_curves
 from lm.runs.folder import CONFIG
 from tokenization import InputError
@@ -152,11 +153,12 @@ def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[floa
     tokens = of_a_step("train/tokens_seen")
     course = Course(rates, tokens * every, of_a_step("train/passes") * every, model["warmup_steps"])
     read = {"windows": "random"} | {name: data[name] for name in data if name not in ("val_path", "num_workers")}
+    settings = {**OLDER, **model, **read, "steps": steps}  # an older run had the defaults of what it does not name
     return Losses(
         course,
         training=dict(zip(*curves["train/loss"], strict=True)),
         validation=dict(zip(*curves.get("val/loss", ([], [])), strict=True)),
         batches=json.dumps([read, model["context_length"], tokens], sort_keys=True, allow_nan=False),
         text=validated_on(config),
-        settings={name: value for name, value in {**model, **read, "steps": steps}.items() if name not in PASSED_OVER},
+        settings={name: value for name, value in settings.items() if name not in PASSED_OVER},
     )

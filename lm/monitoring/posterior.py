@@ -100,10 +100,7 @@ def alike(runs: Sequence[Losses]) -> np.ndarray:
 
 
 def distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Adds up how much each setting differs, 1 for a factor of 2 and for another word; if either lacks it, not at all.
-
-    (A setting that an older run lacks had no other value then.)
-    """
+    """Adds up how much settings differ, each by 1 for a factor of 2 or another word; by 0 if one lacks it."""
     return sum(difference(one[name], other[name]) for name in one.keys() & other.keys())
 
 

@@ -61,6 +61,8 @@ def shard(model: TransformerLM, mesh: DeviceMesh, precision: str) -> None:
     policy = half if precision == "bf16-mixed" else MixedPrecisionPolicy()
     for block in model.layers:
         fully_shard([block.attn, block.ffn], mesh=mesh, mp_policy=policy)  # type: ignore[list-item]
+    for table in () if model.value_embeddings is None else model.value_embeddings.tables:
+        fully_shard(table, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 

@@ -54,9 +54,11 @@ class LanguageModel(LightningModule):
         optimizer: adamw for all weights; or muon for the layers' matrices and AdamW for the rest; normuon also
             divides each row of a step by its running root mean square.
         muon_rate: Muon's learning rate, as a multiple of learning_rate.
-        embedding_rate: the embedding's learning rate, as a multiple of learning_rate.
+        embedding_rate: the learning rate of the embedding, and of tables of bigrams and of value embeddings, as a
+            multiple of learning_rate.
         head_rate: lm_head's learning rate, as a multiple of learning_rate.
-        gain_rate: the learning rate of the norms' gains, as a multiple of learning_rate.
+        gain_rate: the learning rate of the norms' gains, of embedding skips and of smear, as a multiple of
+            learning_rate.
         muon_iteration: whose coefficients Muon's five orthogonalization steps have.
         cautious_decay: Muon's weight decay acts on a weight only if the step also pulls it towards 0.
         dropout: share, set to 0 in each training step, of the numbers that embedding, attention and feed-forward

@@ -270,7 +270,7 @@ def test_the_short_help_shows_options_that_exist_and_names_the_long_one(lm, comm
     [
         ("fit -c {config} --data.train_path none.bin", False),
         ("fit -c {config} --model.d_modle 8", True),
-        ("generate none.ckpt", True),
+        ("generate none.ckpt", False),
     ],
 )
 def test_a_real_process_writes_one_line_and_no_traceback(work, line, forked, fork_server):

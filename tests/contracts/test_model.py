@@ -37,7 +37,7 @@ def test_the_cache(settings):
 
 def test_a_deeper_model():
     """What all others show for two layers."""
-    deeper = few()[0] | {"num_layers": 4}
+    deeper = few()[0] | {"num_layers": 4, "value_embeddings": True, "smear": True}
     fast_is_plain(deeper, [way for way in ways() if all(way.values())])
     cached_is_plain(deeper)
     counted_is_measured(deeper)

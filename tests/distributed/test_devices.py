@@ -25,6 +25,8 @@ STEPS = (
     "--model.max_gradient_norm=0.2",
     "--model.warmup_steps=2",
     "--model.min_learning_rate=0.01",  # a constant rate, whatever the last step
+    "--model.value_embeddings=true",
+    "--model.smear=true",
 )
 TWO = ("--trainer.devices=2", "--trainer.val_check_interval=4")
 

@@ -15,6 +15,7 @@ from lm.training import sharding
 FSDP = ("--trainer.strategy=fsdp", "--trainer.devices=1", "--trainer.max_steps=4", "--checkpoints.every_n_steps=1")
 FSDP = (*FSDP, "--trainer.limit_val_batches=1", "--data.batch_size=2", "--samples.max_new_tokens=0")
 FSDP = (*FSDP, "--model.warmup_steps=2", "--model.min_learning_rate=0.01")  # a constant rate, whatever the last step
+FSDP = (*FSDP, "--model.value_embeddings=true", "--model.smear=true")
 SHARDED = (*FSDP, "--checkpoints.sharded=true")
 
 

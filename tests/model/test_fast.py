@@ -333,9 +333,10 @@ def test_compiled_is_eager(keep, kernels):
     assert compiled.state_dict().keys() == eager.state_dict().keys()
 
 
+@pytest.mark.parametrize("additions", [{}, {"value_embeddings": True, "smear": True}])
 @pytest.mark.parametrize("kernels", [False, True])
-def test_recomputed_activations_are_the_same(kernels):
-    kept, recomputed = (pair("blocks", kernels=kernels)[1] for _ in range(2))
+def test_recomputed_activations_are_the_same(kernels, additions):
+    kept, recomputed = (pair("blocks", kernels=kernels, **additions)[1] for _ in range(2))
     recomputed.recompute = True
     (loss, grads), (other_loss, other_grads) = gradients(kept), gradients(recomputed)
     assert loss == other_loss

@@ -17,6 +17,7 @@ from lm.training.optimizers import OPTIMIZERS
 from tokenization import InputError
 
 SHAPE = {"vocab_size": 40, "context_length": 8, "d_model": 16, "num_layers": 2, "num_heads": 2, "qk_norm": True}
+SHAPE |= {"bigram_rows": 9, "embedding_skips": True, "value_embeddings": True, "smear": True}
 OWN = {"embedding_rate": 0.3, "head_rate": 2.0, "gain_rate": 0.1}
 ADAMW = {"betas": (0.9, 0.95), "weight_decay": 0.1, "eps": 1e-20}  # an eps that is nothing, wherever it is added
 
@@ -30,7 +31,11 @@ def rate_of(name: str) -> float:
     """Written by hand, from the names of the model's parameters."""
     if name.endswith(("ln1.weight", "ln2.weight", "ln_final.weight", "q_norm.weight", "k_norm.weight")):
         return 0.1
-    return {"model.token_embeddings.weight": 0.3, "model.lm_head.weight": 2.0}.get(name, 1.0)
+    if name.startswith(("model.smear.", "model.skips.")):
+        return 0.1
+    if name.startswith(("model.token_embeddings.", "model.bigrams.", "model.value_embeddings.")):
+        return 0.3
+    return {"model.lm_head.weight": 2.0}.get(name, 1.0)
 
 
 def set_gradients(task, seed):
