@@ -88,12 +88,12 @@ class ForkServer:
         self._socket, self.python = str(folder / "socket"), str(folder / "python")
         wait_until((folder / "socket").exists)
 
-    def start(self, arguments: list[object], log: Path, **environment: str) -> Forked:
-        """Starts a command that writes into a log."""
+    def start(self, arguments: list[object], log: Path, module: str = "lm", **environment: str) -> Forked:
+        """Starts `python -m MODULE` with arguments; it writes into a log."""
         words = [str(argument) for argument in arguments]
         with open(os.devnull) as nothing, open(log, "a") as output:
             streams = [nothing.fileno(), output.fileno(), output.fileno()]
-            return Forked(self._socket, "lm", words, streams, os.environ | ENVIRONMENT | environment)
+            return Forked(self._socket, module, words, streams, os.environ | ENVIRONMENT | environment)
 
     def run(self, arguments: list[object], log: Path) -> int:
         """Runs a command to its end and returns its exit code."""
