@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tensorboard import data_compat, dataclass_compat
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
@@ -103,12 +104,8 @@ def read_curves(folder: Path) -> Curves:
 
 def read_events(path: Path) -> Iterator[Event | None]:
     """Yields the events of a file, and None for each damaged stretch."""
-    metadata: dict[str, Any] = {}
     for record in records(path.read_bytes()):
-        if record is None:
-            yield None
-        else:
-            yield from dataclass_compat.migrate_event(data_compat.migrate_event(Event.FromString(record)), metadata)
+        yield None if record is None else Event.FromString(record)
 
 
 def records(content: bytes) -> Iterator[bytes | None]:
@@ -140,13 +137,20 @@ def starts(event: Event) -> Iterator[Start]:
 
 def _add(curves: dict[str, Curve], event: Event, seconds: float) -> None:
     for value in event.summary.value:
-        if value.tag == CONFIG_SUMMARY_TAG:
-            continue  # TensorBoard's layout
-        content = make_ndarray(value.tensor)
-        if content.size != 1:
-            continue  # a histogram or the like, which `lm fit` never writes
-        curve = curves.setdefault(value.tag, Curve())
-        item = content.flat[0]
-        curve.steps.append(event.step)
-        curve.seconds.append(seconds)
-        curve.values.append(item.decode(errors="replace") if isinstance(item, bytes) else float(item))
+        item = None if value.tag == CONFIG_SUMMARY_TAG else _item(value)  # TensorBoard's layout is no curve
+        if item is not None:
+            curve = curves.setdefault(value.tag, Curve())
+            curve.steps.append(event.step)
+            curve.seconds.append(seconds)
+            curve.values.append(item)
+
+
+def _item(value: Summary.Value) -> float | str | None:
+    """Returns a number or a text; None for a histogram or the like, which `lm fit` never writes."""
+    if value.HasField("simple_value"):
+        return float(value.simple_value)
+    content = make_ndarray(value.tensor) if value.HasField("tensor") else np.empty(0)
+    if content.size != 1:
+        return None
+    item = content.flat[0]
+    return item.decode(errors="replace") if isinstance(item, bytes) else float(item)

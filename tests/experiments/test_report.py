@@ -14,6 +14,7 @@ from helpers.events import read_events
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util.tensor_util import make_ndarray
+from torch.utils.tensorboard import SummaryWriter
 
 from lm.durations import format_duration
 from lm.experiments.figures import _draw_baselines
@@ -56,6 +57,22 @@ def test_a_file_cut_short_and_a_run_begun_anew(runs, tmp_path):
     assert read_curves(tmp_path)["train/loss"].steps
     shutil.copy(min((runs / "<b>two & $x$").glob("events*")), tmp_path / "events.out.tfevents.2.a")
     assert read_curves(tmp_path)["train/loss"].steps == [1, 2, 3, 4]
+
+
+def test_what_else_tensorboard_can_hold(tmp_path):
+    """A scalar of either kind and a text are read; a histogram and an image are no curves."""
+    with SummaryWriter(tmp_path) as writer:
+        writer.add_scalar("old", 0.1, 3)
+        writer.add_scalar("new", 0.1, 3, new_style=True)
+        writer.add_text("words", "a story", 3)
+        writer.add_histogram("histogram", torch.arange(9.0), 3)
+        writer.add_image("image", torch.zeros(3, 2, 2), 3)
+    curves, expected = read_curves(tmp_path), float(torch.tensor(0.1))
+    assert {tag: curve.values for tag, curve in curves.items()} == {
+        "old": [expected],
+        "new": [expected],
+        "words/text_summary": ["a story"],
+    }
 
 
 def points(curves) -> set[tuple]:
