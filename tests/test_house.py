@@ -62,7 +62,7 @@ FLOORS = {  # whoever stands in a row imports from the rows below it, and from i
         {"bpe"},
         {"pretokenization", "text", "tokens", "plots"},
         {"files", "outputs", "patterns"},
-        {"errors", "systems", "caches", "version"},
+        {"errors", "systems", "caches", "version", "numerals"},
     ),
 }
 ROOMS = {

@@ -204,7 +204,7 @@ def temporary_name(path: Path) -> Path:
 
 def delete_leftovers(path: Path) -> None:
     """Deletes the temporary files and folders that killed processes left of this path."""
-    pattern = re.compile(re.escape(stem(path)) + r"([0-9A-Za-z-]*)\.(\d+)\.[0-9a-f]{8}\.tmp")
+    pattern = re.compile(re.escape(stem(path)) + r"([0-9A-Za-z-]*)\.([0-9]+)\.[0-9a-f]{8}\.tmp")
     with os.scandir(path.parent) as entries:
         leftovers = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
     for entry, match in leftovers:

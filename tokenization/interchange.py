@@ -19,12 +19,11 @@ import numpy as np
 from tokenization.bpe import LOW_HALF
 from tokenization.errors import InputError
 from tokenization.files import write_text
+from tokenization.formats.contents import read_bytes, read_json
 from tokenization.formats.gpt2 import (
     MAX_ID,
     bytes_to_text,
     check_single_bytes,
-    read_json,
-    read_text,
     vocabulary_table,
 )
 from tokenization.formats.oniguruma import to_oniguruma
@@ -53,21 +52,22 @@ def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: 
     special_tokens: {token: id}, which the file does not hold. Raises InputError for a damaged file.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    lines = read_bytes(path).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            token, rank = line.split()
-            known = ranks.setdefault(binascii.a2b_base64(token, strict_mode=True), int(rank))
+            token, rank = parse_rank(line)
         except ValueError:
-            raise InputError(f'{path}, line {number}: {line[:40]!r} is not "base64(token) rank"') from None
-        if known != int(rank):
+            shown = line[:40].decode(errors="backslashreplace")
+            raise InputError(f'{path}, line {number}: {shown!r} is not "base64(token) rank"') from None
+        if (known := ranks.setdefault(token, rank)) != rank:
             raise InputError(
                 f"{path}, line {number}: the token has rank {rank}, and {known} in an earlier line; it is damaged"
             )
     vocab = dict(zip(ranks.values(), ranks, strict=True))
     if len(vocab) != len(ranks):
         raise InputError(f"{path}: two tokens have the same rank; it is damaged")
-    if vocab and not 0 <= min(vocab) <= max(vocab) <= MAX_ID:
-        raise InputError(f"{path}: ranks run from {min(vocab)} to {max(vocab)}; they must lie between 0 and {MAX_ID}")
+    if max(vocab) > MAX_ID:
+        raise InputError(f"{path}: ranks run to {max(vocab)}; they must lie between 0 and {MAX_ID}")
     check_single_bytes(path, vocab)
     for text, token_id in special_tokens.items():
         if vocab.setdefault(token_id, text.encode()) != text.encode():
@@ -75,14 +75,24 @@ def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: 
     return Tokenizer(vocab, None, list(special_tokens), pattern, recover_merges(ranks))
 
 
+def parse_rank(line: bytes) -> tuple[bytes, int]:
+    """Returns the token and the rank in a line of a .tiktoken file. Raises ValueError for any other line."""
+    text, rank = line.split(b" ")
+    token = binascii.a2b_base64(text)
+    if not token or binascii.b2a_base64(token, newline=False) != text or not rank.isdigit():  # int() takes more
+        raise ValueError
+    return token, int(rank)
+
+
 def is_tiktoken(path: Path) -> bool:
     """Returns whether a file looks like tiktoken's, by its first line."""
     with open(path, "rb") as file:
-        token, _, rank = file.readline(1000).partition(b" ")
+        line = file.readline(1000)
     try:
-        return bool(base64.b64decode(token, validate=True)) and int(rank) >= 0
+        parse_rank(line.rstrip(b"\r\n"))
     except ValueError:
         return False
+    return True
 
 
 NO_PART = -1  # of a byte

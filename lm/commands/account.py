@@ -16,6 +16,7 @@ from lm.machine.resources import native_precision
 from lm.strict_json import to_json
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
+from tokenization.numerals import decimal_number
 from tokenization.outputs import check_file
 from tokenization.plots import is_plot
 
@@ -120,7 +121,7 @@ def check(args: argparse.Namespace, name: str | None) -> None:
 
 def parse_bytes(text: str) -> float:
     """Reads an amount of memory: "80GB" -> 80e9."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kmgt]i?b)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kmgt]i?b)?", text.strip(), re.IGNORECASE | re.ASCII)
     try:
         amount = float(match[1]) * UNITS[(match[2] or "").upper()] if match else 0.0
     except ValueError:
@@ -136,7 +137,7 @@ def find_peak(name: str) -> tuple[str, float]:
         peak = peak_flops("cpu", native_precision("cpu"))
         return f"cpu, {peak.source}", peak.flops
     try:
-        flops = DEVICES[name] if name in DEVICES else float(name)
+        flops = DEVICES[name] if name in DEVICES else decimal_number(name)
     except ValueError:
         raise InputError(f"--device {name}: no such device; there are cpu, {', '.join(DEVICES)}, or FLOP/s") from None
     if not 0 < flops < float("inf"):

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tokenization import InputError, TokenFile
+from tokenization.numerals import decimal_number
 
 MOST_SOURCES = 100  # a checkpoint lists them in its manifest
 HOW = "write PATH:WEIGHT for each source, as in stories.bin:0.7,english.tokens:0.3"
@@ -48,7 +49,8 @@ def read_sources(setting: str | list[dict[str, Any]]) -> list[Source]:
         for part in parts:
             if not ends_with_number(part):
                 raise InputError(f"data.train_path: {part!r} has no weight; {HOW}")
-        sources = [Source(path, float(weight)) for path, _, weight in (part.rpartition(":") for part in parts)]
+        pairs = [part.rpartition(":") for part in parts]
+        sources = [Source(path, decimal_number(weight.strip())) for path, _, weight in pairs]
     for source in sources:
         if not source.path.strip():
             raise InputError(f"data.train_path: the source of weight {source.weight:g} has no path; {HOW}")
@@ -65,7 +67,7 @@ def read_sources(setting: str | list[dict[str, Any]]) -> list[Source]:
 def ends_with_number(part: str) -> bool:
     """Returns whether there is a number behind the last colon, "nan" and "inf" among them."""
     try:
-        float(part.rpartition(":")[2])
+        decimal_number(part.rpartition(":")[2].strip())
     except ValueError:
         return False
     return ":" in part

@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from tokenization import InputError
+from tokenization.numerals import whole_number
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,6 @@ def find_world() -> World | None:
 def _number(variable: str, default: int | None = None) -> int:
     value = os.environ.get(variable, default)
     try:
-        return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        return whole_number(str(value))
+    except ValueError:
         raise InputError(f"{variable} is {value}; the launcher must set it to a number") from None

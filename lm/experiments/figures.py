@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNUSED_IDS = re.compile(r' id="[a-z0-9.]+_\d+"')  # every figure of a page has them
+UNUSED_IDS = re.compile(r' id="[a-z0-9.]+_[0-9]+"')  # every figure of a page has them
 
 
 def inline_svg(figure: "Figure") -> str:

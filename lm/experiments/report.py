@@ -70,7 +70,7 @@ def run_folders(path: Path) -> list[Path]:
 
 def by_number(folder: Path) -> list[Any]:
     """Returns a sort key that compares numbers in folders' names as numbers: 8 comes before 16."""
-    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", folder.name)
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)", folder.name)
     return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 

@@ -13,6 +13,7 @@ from lm.generation.sampling import Sampling
 from lm.generation.texts import Text
 from lm.generation.writer import Writer
 from tokenization import END_OF_TEXT, InputError, Tokenizer
+from tokenization.numerals import decimal_number, whole_number
 
 
 class Conversation:
@@ -79,7 +80,8 @@ class Conversation:
             names = ", /".join((*of_sampling, *own))
             raise InputError(f"/{' '.join([name, *values])}: the settings are /{names}, each with a number; see /help")
         try:
-            value: Any = int(values[0]) if name in (*own, "top_k") else float(values[0])
+            read = whole_number if name in (*own, "top_k") else decimal_number
+            value: Any = read(values[0])
         except ValueError:
             raise InputError(f"/{name} {values[0]}: is not a number of the right kind") from None
         if name in of_sampling:

@@ -65,7 +65,7 @@ def two_transposes(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def compiler_version() -> str:
     """Returns the C++ compiler and its version, as "g++ 12.2.0"."""
     said = subprocess.run([cpp_compiler(), "--version"], capture_output=True, text=True).stdout
-    version = re.search(r"\d+(\.\d+)+", said)
+    version = re.search(r"[0-9]+(\.[0-9]+)+", said)
     return " ".join([Path(cpp_compiler()).name, *([version[0]] if version else [])])
 
 

@@ -20,7 +20,7 @@ from tokenization import InputError
 from tokenization.files import file_sha256
 
 MANIFEST_BYTES = 1 << 20  # at most
-SHARD_NAME = re.compile(rf"{SHARDS}/step-\d+-[0-9a-f]+/\d+-of-\d+\.pt")
+SHARD_NAME = re.compile(rf"{SHARDS}/step-[0-9]+-[0-9a-f]+/[0-9]+-of-[0-9]+\.pt")
 DIGEST_LINE = len("sha256 \n") + 64  # bytes
 
 

@@ -26,7 +26,7 @@ from tokenization import InputError, Tokenizer
 
 PAGE = Path(__file__).with_name("page.html")
 BODY_BYTES = 1 << 20  # the largest body of a request
-HOST = re.compile(r"(?:\[([\da-f:.]+)\]|([^:\[\]]+))(?::\d{0,5})?", re.IGNORECASE)  # a name or address, and a port
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::[0-9]{0,5})?", re.IGNORECASE)  # a name or address, and a port
 
 
 class Server:

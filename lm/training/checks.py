@@ -70,7 +70,7 @@ def check_trainer(trainer: Namespace) -> None:
     for name, (allowed, reason) in NO_EFFECT.items():
         if not any(trainer[name] == value and type(trainer[name]) is type(value) for value in allowed):
             raise InputError(f"trainer.{name} is {trainer[name]}: {reason}; leave it out")
-    if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer.max_time.strip()):
+    if isinstance(trainer.max_time, str) and not re.fullmatch("[0-9]+(:[0-9]{2}){3}", trainer.max_time.strip()):
         raise InputError(f"trainer.max_time is {trainer.max_time}; write DD:HH:MM:SS, 00:12:00:00 for twelve hours")
     limit = trainer.limit_val_batches
     if limit is not None and not limit > 0:

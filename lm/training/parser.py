@@ -29,6 +29,7 @@ from lm.training.plugins import SaveConfig
 from lm.training.recovery import Checkpoints
 from lm.training.short_help import short_help
 from tokenization import InputError
+from tokenization.numerals import whole_number
 
 LINKED = {  # settings that follow from another and cannot be set themselves
     "data.context_length": "model.context_length",
@@ -190,8 +191,9 @@ def settle_trainer(settings: Namespace) -> None:
     apple = trainer.accelerator == "auto" and torch.backends.mps.is_available()  # which Lightning's auto would take
     if settings.device is not None or apple:
         trainer.accelerator, settings.device = find_device(settings.device or "auto").type, None
-    if isinstance(trainer.devices, str) and trainer.devices.strip().lstrip("-").isdecimal():
-        trainer.devices = int(trainer.devices)  # the parser takes a number on the command line for a name
+    if isinstance(trainer.devices, str):
+        with contextlib.suppress(ValueError):  # the parser takes a number on the command line for a name
+            trainer.devices = whole_number(trainer.devices.strip())
     trainer.precision = str(trainer.precision or native_precision(trainer.accelerator))  # YAML reads 32 as a number
     check_numbers(settings)
     check_trainer(trainer)

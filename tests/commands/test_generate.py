@@ -192,7 +192,7 @@ def test_settings_in_a_conversation(saved_run, lm, monkeypatch):
     greedy, _ = converse(lm, saved_run, monkeypatch, "Tom saw", more=("--temperature=0",))
     out, err = converse(lm, saved_run, monkeypatch, "/temperature 0", "/max_new_tokens 5", "/seed 9", "Tom saw")
     assert (out, err) == (greedy, "")
-    wrong = ["/temperature -1", "/top_k many", "/seed -2", "/max_new_tokens 0", "/colour blue", "/seed", "/top_p 2"]
+    wrong = ["/temperature -1", "/top_k 1_0", "/seed -2", "/max_new_tokens 0", "/colour blue", "/seed", "/top_p 2"]
     out, err = converse(lm, saved_run, monkeypatch, "/temperature 0", *wrong, "Tom saw")
     assert out == greedy
     assert [line.split()[0].strip(":") for line in err.splitlines()] == [

@@ -94,6 +94,8 @@ def test_files_without_weights_are_no_path(tmp_path, monkeypatch):
         ("a.bin:nan", "the weight of a.bin is nan; it must be"),
         ("a.bin:1,b.bin", "'b.bin' has no weight; write PATH:WEIGHT"),
         ("a.bin:1,b.bin:much", "'b.bin:much' has no weight"),
+        ("a.bin:1,b.bin:1_0", "'b.bin:1_0' has no weight"),
+        ("a.bin:1,b.bin:٢", "'b.bin:٢' has no weight"),
         ("a.bin:1,,b.bin:1", "'' has no weight"),
         ("a.bin:1,", "'' has no weight"),
         (r"C:\x.bin,D:\y.bin:1", r"'C:\\x.bin' has no weight"),

@@ -47,6 +47,7 @@ def test_without_a_launcher_lightning_decides(variables, environment):
     [
         (TORCHRUN | {"WORLD_SIZE": "3"}, "torchrun has started 3 processes on 2 nodes, 2 of them on this one; give"),
         (TORCHRUN | {"RANK": "first"}, "RANK is first; the launcher must set it to a number"),
+        (TORCHRUN | {"RANK": "1_0"}, "RANK is 1_0; the launcher must set it to a number"),
         (TORCHRUN | {"WORLD_SIZE": None}, "WORLD_SIZE is None; the launcher"),
         (SLURM | {"SLURM_NTASKS": "3"}, "SLURM has started 3 processes on 2 nodes; set --ntasks-per-node"),
         (SLURM | {"SLURM_NTASKS_PER_NODE": None}, "SLURM has started 4 processes on 2 nodes; set --ntasks-per-node"),

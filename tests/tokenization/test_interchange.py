@@ -294,18 +294,29 @@ def test_what_is_not_byte_level_bpe_is_refused(reason, small, tmp_path) -> None:
     [
         *[("?? 1", "line 257"), ("YQ==", "line 257"), ("YWI= 97", "same rank"), ("YWI= 256\nYWE= 256", "same rank")],
         ("YWI= 256\nYWI= 257", "line 258: the token has rank 257, and 256 in an earlier line"),
-        *[("YWI= -1", "from -1 to 255"), ("YWI= 8589934592", "from 0 to 8589934592; they must lie between 0 and")],
+        *[("YWI= -1", "line 257"), ("YWI= 8589934592", "ranks run to 8589934592; they must lie between 0 and")],
+        *[(f"YWI= {rank}", "line 257: 'YWI= ") for rank in ("+256", "2_56", "٢٥٦", "²", "256.0", "", "9" * 5000)],
+        *[(f"YWI= 256{line_end}YWE= 257", "line 257") for line_end in "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"],
+        *[(line, "line 257") for line in (" YWI= 256", "YWI=  256", "YWI=\t256", "YWI= 256 ", "YWI 256", "YWJ= 256")],
+        *[(" 256", "line 257: ' 256'"), ("\nYWI= 256", "line 257: ''"), ("YWI= 256\n\nYWE= 257", "line 258: ''")],
     ],
 )
 def test_damaged_tiktoken_files_are_refused(line, reason, tmp_path) -> None:
     singles = [f"{base64.b64encode(bytes([value])).decode()} {value}" for value in range(256)]
     path = tmp_path / "x.tiktoken"
-    path.write_text("\n".join([*singles, line]))
+    path.write_bytes("\n".join([*singles, line]).encode())
     with pytest.raises(InputError, match=reason):
         import_tiktoken(path, PATTERNS["gpt2"], {})
     path.write_text("\n".join(singles[:-1]))
     with pytest.raises(InputError, match="1 of the 256 single bytes"):
         import_tiktoken(path, PATTERNS["gpt2"], {})
+
+
+@pytest.mark.parametrize(("line_end", "end"), [("\n", ""), ("\n", "\n"), ("\r\n", "\r\n"), ("\n", "\n\n")])
+def test_lines_of_tiktoken_files_end_in_either_way(line_end, end, tmp_path) -> None:
+    lines = [f"{base64.b64encode(token).decode()} {n}" for n, token in enumerate([*map(bytes, zip(range(256))), b"ab"])]
+    (tmp_path / "x.tiktoken").write_bytes((line_end.join(lines) + end).encode())
+    assert import_tiktoken(tmp_path / "x.tiktoken", PATTERNS["gpt2"], {}).encode("abba") == [256, 98, 97]
 
 
 def test_merges_out_of_order_cannot_become_ranks(small, tmp_path) -> None:

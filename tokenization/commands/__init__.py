@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tokenization.errors import InputError, did_you_mean
+from tokenization.numerals import decimal_number, whole_number
 from tokenization.pretokenization import PATTERNS
 from tokenization.text.places import is_url
 from tokenization.text.text_files import TextFiles
@@ -32,7 +33,15 @@ REPLACE_TOKENIZER_HELP = "replace the tokenizer that the folder holds"
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that raises InputError, with one line, instead of printing its usage and leaving."""
+    """A parser that raises InputError, with one line, instead of printing its usage and leaving.
+
+    Numbers are read as numerals.py reads them.
+    """
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.register("type", int, whole_number)
+        self.register("type", float, decimal_number)
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", message)
@@ -132,7 +141,7 @@ def reporting(work: "Work", what: str) -> Iterator[None]:
 
 def size_in_bytes(text: str) -> int:
     """Converts the value of an option that is a size: "500MB" -> 500,000,000."""
-    match = re.fullmatch(r"(\d{1,9}) ?([KMG]?)B?", text.strip().upper())
+    match = re.fullmatch(r"([0-9]{1,9}) ?([KMG]?)B?", text.strip().upper())
     size = int(match[1]) * UNITS[match[2]] if match else 0
     if not size:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; 500MB is 500,000,000 bytes")

@@ -23,17 +23,15 @@ import numpy as np
 from tokenization.bpe import Vocabulary
 from tokenization.errors import InputError
 from tokenization.files import write_texts
+from tokenization.formats.contents import decode, parse_json, read_bytes, read_json, read_text
 from tokenization.formats.gpt2 import (
     MERGES_VERSION,
     TokenizerDefinition,
     bytes_to_texts,
     check_merges,
+    parse_merge_ids,
+    parse_merges,
     parse_vocabulary,
-    read_bytes,
-    read_json,
-    read_merge_ids,
-    read_merges,
-    read_text,
     vocabulary_table,
 )
 from tokenization.outputs import check_folder
@@ -100,34 +98,36 @@ def read_folder(folder: str | os.PathLike[str]) -> TokenizerDefinition:
             f"{folder}: no such tokenizer folder; make it with `tokenization train TEXT --vocab-size N"
             f" --output {folder}`"
         )
-    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
+    config_file, vocab_file, merges_file = (folder / name for name in (CONFIG_FILE, VOCAB_FILE, MERGES_FILE))
+    written = read_text(config_file) if config_file.exists() else "{}"
+    config = parse_json(config_file, written)
     ours = bool(config.keys() & (SETTINGS | DIGESTS))
     if not ours and (folder / TOKENIZER_JSON).exists():
         from tokenization.formats.tokenizer_json import read_tokenizer_json
 
         return read_tokenizer_json(folder / TOKENIZER_JSON)
-    contents = None
-    if ours:
-        contents = check_config(folder, config)
-    else:
-        check_gpt2_layout(folder, config)
+    verified = ours and check_config(config_file, config, written)
+    contents = read_bytes(vocab_file), read_bytes(merges_file)  # once: what is checked is what is read
     special_tokens = config.get("special_tokens")
     pattern = config.get("pattern", GPT2_PATTERN)
-    verified = contents is not None
-    if contents is not None:
+    if verified:
         from tokenization.formats.own_files import read_own_files
 
+        check_digests(folder, contents, config["files_sha256"])
         if (own := read_own_files(*contents, config["special_tokens"])) is not None:
             return TokenizerDefinition(own[0], None, config["special_tokens"], pattern, own[1])
-    table = read_json(folder / VOCAB_FILE)
-    vocab = parse_vocabulary(folder / VOCAB_FILE, table, special_tokens or ())
+    merges_text = decode(merges_file, contents[1])
+    if not ours:
+        check_gpt2_layout(folder, config, merges_text)
+    table = parse_json(vocab_file, decode(vocab_file, contents[0]))
+    vocab = parse_vocabulary(vocab_file, table, special_tokens or ())
     if special_tokens is None:
         special_tokens = [END_OF_TEXT] if END_OF_TEXT.encode() in vocab.values() else []
-    if verified and (merge_ids := read_merge_ids(folder / MERGES_FILE, table, special_tokens)) is not None:
+    if verified and (merge_ids := parse_merge_ids(merges_file, merges_text, table, special_tokens)) is not None:
         return TokenizerDefinition(vocab, None, special_tokens, pattern, merge_ids)
-    merges = read_merges(folder / MERGES_FILE)
+    merges = parse_merges(merges_file, merges_text)
     if not verified:
-        check_merges(folder / VOCAB_FILE, folder / MERGES_FILE, vocab, merges, special_tokens, CONFIG_FILE)
+        check_merges(vocab_file, merges_file, vocab, merges, special_tokens, CONFIG_FILE)
     return TokenizerDefinition(vocab, merges, special_tokens, pattern)
 
 
@@ -165,12 +165,11 @@ def check_new_tokenizer(folder: Path, inputs: Iterable[str | os.PathLike[str]], 
         raise InputError(f"{folder}: holds the {CONFIG_FILE} of another program; name another folder")
 
 
-def check_config(folder: Path, config: dict[str, Any]) -> tuple[bytes, bytes] | None:
-    """Checks the settings' types, and the digests where there are any; returns the two files that these are of.
+def check_config(path: Path, config: dict[str, Any], written: str) -> bool:
+    """Checks the settings' types, and the digest of a configuration that has one; returns whether it has.
 
-    Raises InputError.
+    written: the configuration as it is in the file. Raises InputError.
     """
-    path = folder / CONFIG_FILE
     special_tokens = config.get("special_tokens", [])
     if not isinstance(special_tokens, list) or not all(isinstance(token, str) for token in special_tokens):
         raise InputError(f"{path}: special_tokens is {special_tokens!r}; it must be a list of strings")
@@ -178,24 +177,26 @@ def check_config(folder: Path, config: dict[str, Any]) -> tuple[bytes, bytes] | 
     if not isinstance(config.get("pattern", ""), str):
         raise InputError(f"{path}: pattern is {config['pattern']!r}; it must be a string")
     if config.keys() <= SETTINGS:  # an older one
-        return None
-    digest = config.pop("config_sha256", None)
-    if config.keys() != SETTINGS | DIGESTS - {"config_sha256"} or read_text(path) != config_text(config):
+        return False
+    covered = {key: value for key, value in config.items() if key != "config_sha256"}
+    if covered.keys() != SETTINGS | DIGESTS - {"config_sha256"} or written != config_text(covered):
         raise InputError(f"{path}: has changed since it was written; put it back, or make the tokenizer again")
-    config["config_sha256"] = digest
-    contents = read_bytes(folder / VOCAB_FILE), read_bytes(folder / MERGES_FILE)
+    return True
+
+
+def check_digests(folder: Path, contents: tuple[bytes, bytes], wanted: Mapping[str, str]) -> None:
+    """Raises InputError where one of the two files is not the one that the configuration was written with."""
     for name, content in zip((VOCAB_FILE, MERGES_FILE), contents, strict=True):
-        if hashlib.sha256(content).hexdigest() != config["files_sha256"][name]:
+        if hashlib.sha256(content).hexdigest() != wanted[name]:
             raise InputError(
                 f"{folder / name}: is not the one that {CONFIG_FILE} was written with (its SHA-256 differs);"
                 " put it back, or make the tokenizer again"
             )
-    return contents
 
 
-def check_gpt2_layout(folder: Path, config: Mapping[str, Any]) -> None:
+def check_gpt2_layout(folder: Path, config: Mapping[str, Any], merges_text: str) -> None:
     """Raises InputError for two files in GPT-2's format that need more than GPT-2's tokenizer does."""
-    if read_text(folder / MERGES_FILE).startswith(NEEDS_CONFIG):
+    if merges_text.startswith(NEEDS_CONFIG):
         raise InputError(f"{folder / CONFIG_FILE}: is missing; it holds the pattern and the special tokens")
     added = [token.get("content") for token in (config.get("added_tokens_decoder") or {}).values()]
     reasons = {

@@ -8,7 +8,6 @@ A special token stands in vocab.json as plain text. Folders with these files are
 
 import codecs
 import functools
-import json
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from tokenization.bpe import Merges, Vocabulary
 from tokenization.errors import InputError
+from tokenization.formats.contents import read_json, read_text
 
 MERGES_VERSION = "#version: 0.2"
 MAX_ID = (1 << 32) - 1  # what a token file can hold
@@ -145,8 +145,13 @@ def check_single_bytes(path: str | os.PathLike[str], vocab: Vocabulary) -> None:
 
 
 def read_merges(path: str | os.PathLike[str]) -> Merges:
-    """Reads a merges.txt: pairs of byte strings, in order of creation."""
-    lines = read_merge_lines(path)
+    """Reads a merges.txt; see `parse_merges`."""
+    return parse_merges(path, read_text(path))
+
+
+def parse_merges(path: str | os.PathLike[str], text: str) -> Merges:
+    """Converts the text of a merges.txt into pairs of byte strings, in order of creation. path: for messages."""
+    lines = merge_lines(path, text)
     lefts, rights = split_merges(lines)
     different = list(dict.fromkeys([*lefts, *rights]))
     try:
@@ -157,11 +162,11 @@ def read_merges(path: str | os.PathLike[str]) -> Merges:
     return list(zip(map(tokens.__getitem__, lefts), map(tokens.__getitem__, rights), strict=True))
 
 
-def read_merge_ids(
-    path: str | os.PathLike[str], table: Mapping[str, int], special_tokens: Sequence[str]
+def parse_merge_ids(
+    path: str | os.PathLike[str], text: str, table: Mapping[str, int], special_tokens: Sequence[str]
 ) -> np.ndarray | None:
-    """Reads a merges.txt as ids; see `merge_ids_by_text`."""
-    return merge_ids_by_text(*split_merges(read_merge_lines(path)), table, special_tokens)
+    """Converts the text of a merges.txt into ids; see `merge_ids_by_text`. path: for messages."""
+    return merge_ids_by_text(*split_merges(merge_lines(path, text)), table, special_tokens)
 
 
 def merge_ids_by_text(
@@ -189,14 +194,18 @@ def merge_ids_by_text(
     return np.array(columns, np.int64).T
 
 
-def read_merge_lines(path: str | os.PathLike[str]) -> list[str]:
-    """Returns the lines of a merges.txt, empty where they hold no merge; a merge is two tokens with a space between."""
-    lines = read_text(path).replace("\r\n", "\n").split("\n")
-    if lines[0].startswith("#version"):  # "# #" is a merge like any other
+def merge_lines(path: str | os.PathLike[str], text: str) -> list[str]:
+    """Returns the lines of a merges.txt: two tokens with a space between, or empty in place of the version.
+
+    Raises InputError for any other line.
+    """
+    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
+    headed = lines[0].startswith("#version") or lines == [""]  # "# #" is a merge like any other
+    if headed:
         lines[0] = ""
-    if not set(map(str.count, filter(None, lines), repeat(" "))) <= {1}:
+    if not set(map(str.count, lines[headed:], repeat(" "))) <= {1}:
         number, line = next(
-            (number, line) for number, line in enumerate(lines, start=1) if line and line.count(" ") != 1
+            (number, line) for number, line in enumerate(lines, start=1) if number > headed and line.count(" ") != 1
         )
         raise not_two_tokens(path, number, line)
     return lines
@@ -249,36 +258,3 @@ def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[s
         clash = next((token for token in special_tokens if token in ordinary), None)
         raise InputError(f"special token {clash!r} reads like an ordinary token in vocab.json; give it another name")
     return table
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Reads a tokenizer's file as UTF-8. Raises InputError where that fails."""
-    try:
-        return read_bytes(path).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; it is not a tokenizer's file") from None
-
-
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Reads a tokenizer's file. Raises InputError where that fails."""
-    path = Path(path)
-    try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # reading it may never end
-            raise InputError(f"{path}: cannot be read (it is a pipe or a device); copy it to a file")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); train a tokenizer or name its folder") from None
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a tokenizer's JSON file. Raises InputError for anything but an object."""
-    text = read_text(path)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error.msg} in line {error.lineno}); it is damaged") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
-        raise InputError(f"{path}: cannot be read ({error}); it is not a tokenizer's file") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds {type(value).__name__}, not a JSON object; it is not a tokenizer's file")
-    return value

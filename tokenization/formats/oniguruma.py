@@ -29,15 +29,15 @@ _FROM = {theirs: ours for ours, theirs in _TO.items()}
 _TO["(?m:^)"] = r"(?:^|(?<=\n)\z)"
 _TOKEN = regex.compile(
     r"""\(\?m:(?: \^ | \$ | \^\(\?!\\Z\) )\)  |  \(\? (?: <?[=!] | [a-zA-Z-]*[:)] | . )   # groups
-    |   \\ (?: [pP]\{[^}]*\} | x[\da-fA-F]{2} | u[\da-fA-F]{4} | . )   # escapes
+    |   \\ (?: [pP]\{[^}]*\} | x[0-9a-fA-F]{2} | u[0-9a-fA-F]{4} | . )   # escapes
     |   \[ (?: \\. | \[:\^?\w+:\] | [^\]\\] )* \]                      # classes
     |   \{[^{}]*\}[+?]?  |  .                                          # quantifiers, and the rest""",
     regex.VERBOSE | regex.DOTALL,
 )
-_ESCAPE = r"\\ (?: [dDwWsSbBntrfvae1-9] | \W | [pP]\{[^}]*\} | x[\da-fA-F]{2} | u[\da-fA-F]{4} )"
+_ESCAPE = r"\\ (?: [dDwWsSbBntrfvae1-9] | \W | [pP]\{[^}]*\} | x[0-9a-fA-F]{2} | u[0-9a-fA-F]{4} )"
 _PORTABLE = regex.compile(
     rf"""[^\\\[\{{]  |  {_ESCAPE}  |  \(\? (?: [:=!><] | <[=!] | i: )
-    |   \{{\d+\}}  |  \{{ (?: \d+,\d* | ,\d+ ) \}}\??
+    |   \{{[0-9]+\}}  |  \{{ (?: [0-9]+,[0-9]* | ,[0-9]+ ) \}}\??
     |   \[\^? (?: {_ESCAPE} | \[:\^?\w+:\] | (?! && | -- | \|\| | ~~ ) [^\[\]\\] )+ \]""",
     regex.VERBOSE | regex.DOTALL,
 )

@@ -14,7 +14,8 @@ from itertools import product
 from typing import Any
 
 from tokenization.errors import InputError
-from tokenization.formats.gpt2 import TokenizerDefinition, merge_ids_by_text, parse_vocabulary, read_json, text_to_bytes
+from tokenization.formats.contents import read_json
+from tokenization.formats.gpt2 import TokenizerDefinition, merge_ids_by_text, parse_vocabulary, text_to_bytes
 from tokenization.formats.oniguruma import from_oniguruma, to_oniguruma
 from tokenization.pretokenization import GPT2_PATTERN, PATTERNS
 

@@ -60,12 +60,12 @@ class Part:
 def choose_engine(engine: str, part: str | None, cores: int | None = None) -> Engine:
     """Returns the engine that --engine and --part name. cores: of a task. Raises InputError for none that there is."""
     if part is not None:
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
+        match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", part)
         if not match or not int(match[1]) < int(match[2]):
             raise InputError(f"--part {part}: must be I/N with I from 0 to N-1; 0/8 is the first of eight")
         return Part(int(match[1]), int(match[2]))
     if engine == "threads":
         return Threads()
-    if engine == "ray" or re.fullmatch(r"ray://[^/:]+:\d+", engine):
+    if engine == "ray" or re.fullmatch("ray://[^/:]+:[0-9]+", engine):
         return Ray(None if engine == "ray" else engine, cores or 1)
     raise InputError(f"--engine {engine}: no such engine; there are threads, ray, and ray://HOST:PORT")

@@ -1,6 +1,7 @@
 """Proves that the fast reading of vocab.json and merges.txt gives what gpt2.py's gives, and leaves to gpt2.py whatever
 that refuses: on made vocabularies of all bytes, and with random edits of their files."""
 
+import json
 import random
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 from tokenization import InputError
 from tokenization.bpe import find_merge_ids
 from tokenization.formats import own_files
+from tokenization.formats.contents import read_json, read_text
 from tokenization.formats.folder import read_folder, write_folder
-from tokenization.formats.gpt2 import parse_vocabulary, read_json, read_merge_ids
+from tokenization.formats.gpt2 import parse_merge_ids, parse_vocabulary
 from tokenization.formats.own_files import KEY_BYTES, read_own_files
 from tokenization.pretokenization import GPT2_PATTERN
 
@@ -49,7 +51,8 @@ def contents(folder: Path) -> tuple[bytes, bytes]:
 def read_plainly(folder: Path, special_tokens: list[str] = SPECIAL):
     table = read_json(folder / "vocab.json")
     vocab = parse_vocabulary(folder / "vocab.json", table, special_tokens)
-    return vocab, read_merge_ids(folder / "merges.txt", table, special_tokens)
+    merges = folder / "merges.txt"
+    return vocab, parse_merge_ids(merges, read_text(merges), table, special_tokens)
 
 
 def check_equal(own, plain) -> None:
@@ -100,3 +103,22 @@ def test_a_folder_is_read_so_and_only_with_its_digests(tmp_path, monkeypatch):
     (tmp_path / "merges.txt").write_bytes(contents(tmp_path)[1][:-1])
     with pytest.raises(InputError, match=r"merges\.txt: is not the one"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["ours", "ours, otherwise laid out", "older", "another program's"])
+def test_what_is_checked_is_what_is_read(tmp_path, monkeypatch, layout):
+    """Each file is read once, so that none can change between its check and its use."""
+    write(tmp_path, 0)
+    if layout == "ours, otherwise laid out":
+        monkeypatch.setattr(own_files, "read_own_files", lambda *_: None)
+    if layout == "older":
+        settings = {"special_tokens": SPECIAL, "pattern": GPT2_PATTERN}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if layout == "another program's":
+        write(tmp_path, 0, ["<|endoftext|>"])
+        (tmp_path / "tokenizer_config.json").write_text("{}")
+        (tmp_path / "merges.txt").write_bytes(contents(tmp_path)[1].replace(b" with tokenizer_config.json", b"", 1))
+    real, names = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: names.append(path.name) or real(path))
+    read_folder(tmp_path)
+    assert sorted(names) == ["merges.txt", "tokenizer_config.json", "vocab.json"]
