@@ -46,6 +46,11 @@ def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
+def is_followed() -> bool:
+    """Whether torch.compile traces what is computed, or a mode such as FakeTensorMode or FlopCounterMode looks on."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 # --- threads ---------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lm.machine.operators import operator
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.fast_attention import CAUSAL_ATTENTIONS
 from lm.model.fast_loss import linear_cross_entropy, whole_cross_entropy
@@ -44,7 +45,7 @@ SUPPORT = Support(
 )
 
 
-@torch.library.custom_op("lm::embed", mutates_args=())
+@operator("lm::embed")
 def embed(weight: Tensor, token_ids: Tensor) -> Tensor:
     """Looks up weight[token_ids], with a gradient that is bit for bit repeatable: (rows, width), (...) -> (..., width).
 
@@ -61,7 +62,7 @@ def _(weight: Tensor, token_ids: Tensor) -> Tensor:
     return weight.new_empty((*token_ids.shape, weight.shape[-1]))
 
 
-@torch.library.custom_op("lm::embed_backward", mutates_args=())
+@operator("lm::embed_backward")
 def _embed_backward(d_vectors: Tensor, token_ids: Tensor, rows: int) -> Tensor:
     """Computes dW_r, the sum of dY_i over all i with token_ids_i = r, in the order of i: one CPU thread sums a row."""
     d_weight: Tensor = torch.ops.aten.embedding_dense_backward(d_vectors, token_ids, rows, -1, False)

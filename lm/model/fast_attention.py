@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lm.machine.operators import operator
 from lm.machine.torch_inside import softmax_backward
 from lm.model.attention import causal_attention
 
@@ -112,7 +113,7 @@ def attend_backward(
             d_v[:, :end] += torch.bmm(weights.mT, d_block)
 
 
-@torch.library.custom_op("lm::attend", mutates_args=())
+@operator("lm::attend")
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the weighted values, and the weights for the backward pass; q, k, v: (n, seq, d_k), with q scaled."""
     kept = new_probabilities(q)
@@ -125,7 +126,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), new_probabilities(q)
 
 
-@torch.library.custom_op("lm::attend_backward", mutates_args=())
+@operator("lm::attend_backward")
 def _attend_backward(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, d_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     with torch.autocast(q.device.type, enabled=False):

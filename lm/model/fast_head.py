@@ -7,6 +7,7 @@ the cache, and puts its gradient in its place; the two products of the backward 
 import torch
 from torch import Tensor
 
+from lm.machine.operators import operator
 from lm.machine.transposing import transposed
 from lm.model.fast_loss import KERNEL_ROWS, backward_of_loss, keep_for_loss
 from lm.model.kernels.loss import losses_of
@@ -22,7 +23,7 @@ def kernel_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size:
     return loss
 
 
-@torch.library.custom_op("lm::kernel_cross_entropy", mutates_args=())
+@operator("lm::kernel_cross_entropy")
 def _kernel_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

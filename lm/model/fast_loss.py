@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm.machine.operators import operator
+
 ROWS = 512  # rows of logits in a chunk: 10 MB of bfloat16 with a vocabulary of 10,000
 KERNEL_ROWS = 2048  # in a chunk of fast_head.py: more, as each chunk goes through the weight's whole gradient in memory
 GPU_LOGITS = 1 << 26  # logits in a chunk on a GPU, which wants few and large operations: 256 MB of float32
@@ -34,7 +36,7 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size:
     return loss
 
 
-@torch.library.custom_op("lm::linear_cross_entropy", mutates_args=())
+@operator("lm::linear_cross_entropy")
 def _linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

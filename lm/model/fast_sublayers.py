@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm.machine.operators import operator
 from lm.machine.transposing import transpose_bands
 from lm.model.fast_attention import attend, attend_backward, new_probabilities
 from lm.model.kernels import norm
@@ -57,7 +58,7 @@ def _keep(ctx: Any, *tensors: Tensor) -> None:
 # --- RMSNorm ---------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("lm::normalize", mutates_args=())
+@operator("lm::normalize")
 def normalize(x: Tensor, gains: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns h, in this dtype, and what its backward pass needs; x: (..., n), float32."""
     _, h, factors = norm.normalize(x.contiguous(), None, gains, eps, dtype)
@@ -69,7 +70,7 @@ def _(x: Tensor, gains: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor,
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.numel() // x.shape[-1])
 
 
-@torch.library.custom_op("lm::add_normalize", mutates_args=())
+@operator("lm::add_normalize")
 def add_normalize(x: Tensor, y: Tensor, gains: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Returns z, h, and what the backward pass needs; y: like x, float32 or bfloat16."""
     z, h, factors = norm.normalize(x.contiguous(), y.contiguous(), gains, eps, dtype)
@@ -82,7 +83,7 @@ def _(x: Tensor, y: Tensor, gains: Tensor, eps: float, dtype: torch.dtype) -> tu
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=dtype), x.new_empty(x.numel() // x.shape[-1])
 
 
-@torch.library.custom_op("lm::normalize_backward", mutates_args=())
+@operator("lm::normalize_backward")
 def _normalize_backward(
     d: Tensor | None, d_h: Tensor, z: Tensor, gains: Tensor, factors: Tensor, halved: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,7 +129,7 @@ add_normalize.register_autograd(_backward_of_add, setup_context=_keep_for_add)
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("lm::self_attention", mutates_args=())
+@operator("lm::self_attention")
 def self_attention(
     h: Tensor,
     w_q: Tensor,
@@ -185,7 +186,7 @@ def _(
     return h.new_empty(h.shape), w_in, w_out, qkv, kept, h.new_empty(h.shape)
 
 
-@torch.library.custom_op("lm::self_attention_backward", mutates_args=())
+@operator("lm::self_attention_backward")
 def _self_attention_backward(
     d_a: Tensor,
     h: Tensor,
@@ -240,7 +241,7 @@ self_attention.register_autograd(_backward_of_attention, setup_context=_keep_for
 # --- the feed-forward network ----------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("lm::swiglu", mutates_args=())
+@operator("lm::swiglu")
 def swiglu(h: Tensor, w_1: Tensor, w_2: Tensor, w_3: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns f, and what the backward pass needs: two weights in h's dtype, and the inputs of gate and product."""
     with torch.autocast("cpu", enabled=False):
@@ -259,7 +260,7 @@ def _(h: Tensor, w_1: Tensor, w_2: Tensor, w_3: Tensor) -> tuple[Tensor, Tensor,
     return h.new_empty(h.shape), w_in, w_out, h.new_empty(rows, 2 * d_ff), h.new_empty(rows, d_ff)
 
 
-@torch.library.custom_op("lm::swiglu_backward", mutates_args=())
+@operator("lm::swiglu_backward")
 def _swiglu_backward(
     d_f: Tensor, h: Tensor, w_in: Tensor, w_out: Tensor, wide: Tensor, gated: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.libraries import changed
+from torch.utils.flop_counter import FlopCounterMode
 
 from lm.machine import torch_inside
 
@@ -66,6 +67,21 @@ def test_without_memory():
         huge = torch.empty(1 << 50, device="cpu")
         assert huge.device.type == "cpu", changed("torch", "FakeTensorMode")
         assert huge.untyped_storage().nbytes() == 4 << 50, changed("torch", "FakeTensorMode")
+
+
+def test_is_followed():
+    seen = []
+
+    def look(x):
+        seen.append(torch_inside.is_followed())
+        return x + 1
+
+    look(torch.zeros(1))
+    for mode in (torch_inside.without_memory(), FlopCounterMode(display=False)):
+        with mode:
+            look(torch.zeros(1))
+    torch.compile(look, backend="eager", fullgraph=True)(torch.zeros(1))
+    assert seen == [False, True, True, True], changed("torch", "torch._C._len_torch_dispatch_stack")
 
 
 def test_storage_id():

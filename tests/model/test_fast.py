@@ -73,7 +73,7 @@ def test_embed_indexes(leading):
     torch.testing.assert_close(
         torch.autograd.grad(fast, weight, d_vectors)[0], torch.autograd.grad(plain, weight, d_vectors)[0]
     )
-    torch.library.opcheck(embed, (weight, token_ids))
+    torch.library.opcheck(embed.op, (weight, token_ids))
 
 
 def test_blocks_see_no_later_position():
@@ -164,17 +164,17 @@ def test_a_loss_that_is_not_a_number_is_not_hidden_in_whole_logits():
 @pytest.mark.filterwarnings("ignore")
 def test_torch_finds_nothing_wrong_with_the_operators():
     q, k, v = (torch.randn(2, BLOCK + 3, 4, requires_grad=True) for _ in range(3))
-    torch.library.opcheck(_attend, (q, k, v))
+    torch.library.opcheck(_attend.op, (q, k, v))
     x, weight = torch.randn(7, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     for operator in (_linear_cross_entropy, _kernel_cross_entropy):
-        torch.library.opcheck(operator, (x, weight, torch.randint(9, (7,)), 9, 0.01, True))
+        torch.library.opcheck(operator.op, (x, weight, torch.randint(9, (7,)), 9, 0.01, True))
     h, weights = torch.randn(2, 5, 8, requires_grad=True), [torch.randn(8, 8, requires_grad=True) for _ in range(7)]
     angles, gains = [torch.randn(5, 2) for _ in range(2)], torch.randn(8, requires_grad=True)
     for values in (None, torch.randn_like(h).requires_grad_()):
-        torch.library.opcheck(self_attention, (h, *weights[:4], values, *angles, 2))
-    torch.library.opcheck(swiglu, (h, *weights[4:]))
-    torch.library.opcheck(normalize, (h, gains, 1e-5, torch.bfloat16))
-    torch.library.opcheck(add_normalize, (h, torch.randn_like(h).requires_grad_(), gains, 1e-5, h.dtype))
+        torch.library.opcheck(self_attention.op, (h, *weights[:4], values, *angles, 2))
+    torch.library.opcheck(swiglu.op, (h, *weights[4:]))
+    torch.library.opcheck(normalize.op, (h, gains, 1e-5, torch.bfloat16))
+    torch.library.opcheck(add_normalize.op, (h, torch.randn_like(h).requires_grad_(), gains, 1e-5, h.dtype))
 
 
 def test_the_choice_of_attention():
