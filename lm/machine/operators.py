@@ -39,11 +39,13 @@ class Operator:
         """Sets the backward pass and what is kept for it, as torch.library does."""
         self.op.register_autograd(backward, setup_context=setup_context)
 
-        def keep(ctx: Any, inputs: Any, output: Any) -> None:
-            setup_context(ctx, inputs, output)
+        # With a setup_context of its own, Function.apply would read the function's signature at each call.
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = self.function(*arguments)
+            setup_context(ctx, arguments, output)
+            return output
 
-        methods = {"forward": self.function, "setup_context": keep, "backward": backward}
-        methods = {name: staticmethod(method) for name, method in methods.items()}
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         self.differentiable = type(self.name, (torch.autograd.Function,), methods)
 
     def __call__(self, *arguments: Any) -> Any:
