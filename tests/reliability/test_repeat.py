@@ -113,18 +113,18 @@ def assert_repeated(run: Path, again: Path, steps: int) -> None:
 
 @pytest.mark.repeat
 def test_the_demo_repeats_itself(server, stories, tmp_path):
-    """Twelve steps, and again: this time killed in the ninth, and gone on with after the sixth in another process."""
-    settings = {"trainer.max_steps": 12, "trainer.val_check_interval": 12, "checkpoints.every_n_steps": 6}
+    """Eight steps, and again: this time killed in the sixth, and gone on with after the fourth in another process."""
+    settings = {"trainer.max_steps": 8, "trainer.val_check_interval": 8, "checkpoints.every_n_steps": 4}
     settings |= {"model.compile": "true"}
     whole, again = tmp_path / "whole", tmp_path / "again"
     logs = [Path(f"{run}.log") for run in (whole, again)]
     assert fit(stories, "configs/demo.yaml", whole, settings) == 0, logs[0].read_text()
     assert "attention blocks, loss in chunks, own kernels, compiled" in logs[0].read_text()  # as the demo is
-    kill = settings | {"trainer.callbacks+": "killer.KillAt", "trainer.callbacks.step": 9}
+    kill = settings | {"trainer.callbacks+": "killer.KillAt", "trainer.callbacks.step": 6}
     assert fit(stories, "configs/demo.yaml", again, kill, server) == -signal.SIGKILL, logs[1].read_text()
     assert fit(stories, "configs/demo.yaml", again, settings, server) == 0, logs[1].read_text()
-    assert f"resuming from {again / LAST}, step 6" in logs[1].read_text()
-    assert_repeated(whole, again, 12)
+    assert f"resuming from {again / LAST}, step 4" in logs[1].read_text()
+    assert_repeated(whole, again, 8)
 
 
 @pytest.mark.slow
