@@ -96,6 +96,12 @@ def compiled(function: Function) -> Function:
     return cast(Function, Kernel(function))
 
 
+def rare(kernel: Function) -> Function:
+    """Marks a kernel that an inner loop seldom calls. It is not made part of the loop, which needs all registers."""
+    cast(Kernel, kernel).source.is_rare = True
+    return kernel
+
+
 def load(kernel: Callable[..., Any]) -> int:
     """Compiles a kernel, or reads it from the cache, unless that was done; returns the address of its code."""
     assert isinstance(kernel, Kernel)

@@ -14,6 +14,10 @@ from tokenization.native.table import (
     ARENA_USED,
     CHUNK,
     CHUNK_STARTS,
+    HOME,
+    HOME_BYTES,
+    HOME_HIGH,
+    HOME_LOW,
     INLINE_BYTES,
     LIMIT,
     LONG,
@@ -25,7 +29,6 @@ from tokenization.native.table import (
     find_homes,
     find_slot,
     home_slot,
-    key_of,
 )
 from tokenization.native.text import SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens, next_special
 from tokenization.native.windows import Window, cut_into_windows, in_order
@@ -99,9 +102,9 @@ def count_window(
 ) -> tuple[int, int]:
     """Counts the pre-tokens of [position, end) without special tokens; returns (status, address that it came to).
 
-    scratch: 16 bytes for each of CHUNK_STARTS pre-tokens.
+    scratch: 16 bytes for each of CHUNK_STARTS pre-tokens, and HOME_BYTES.
     """
-    homes = scratch + 8 * CHUNK_STARTS
+    homes = scratch + 16 * CHUNK_STARTS
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
         while position < stop:
@@ -110,13 +113,14 @@ def count_window(
             count = call(load64(scanner + CODE), position, stop, CHUNK, scanner, scratch)
             find_homes(scratch, count, homes, load64(table + SLOTS), load64(table + SHIFT))
             for index in range(count):
+                home = homes + HOME_BYTES * index
+                slot, low, high = load64(home + HOME), load64(home + HOME_LOW), load64(home + HOME_HIGH)
+                if load64(slot) == low and load64(slot + 8) == high and high < LONG:
+                    store64(slot + 16, load64(slot + 16) + 1)
+                    continue
                 address = load64(scratch + 8 * index)
                 length = load64(scratch + 8 * index + 8) - address
-                low, high = key_of(address, length)
-                slot = load64(homes + 8 * index)
-                if load64(slot) == low and load64(slot + 8) == high and length <= INLINE_BYTES:
-                    store64(slot + 16, load64(slot + 16) + 1)
-                elif not add_count(table, slot, low, high, address, length, 1):
+                if not add_count(table, slot, low, high, address, length, 1):
                     return TABLE_FULL, address
             position = load64(scratch + 8 * count)
         if special >= 0:

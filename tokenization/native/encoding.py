@@ -45,7 +45,11 @@ from tokenization.native.table import (
     ARENA,
     CHUNK,
     CHUNK_STARTS,
-    INLINE_BYTES,
+    HOME,
+    HOME_BYTES,
+    HOME_HIGH,
+    HOME_LOW,
+    LONG,
     SHIFT,
     SLOTS,
     Scratch,
@@ -53,7 +57,6 @@ from tokenization.native.table import (
     find_homes,
     find_slot,
     is_full,
-    key_of,
     remember,
 )
 from tokenization.native.text import SPECIAL_ID, SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens, next_special
@@ -271,9 +274,10 @@ def encode_window(
 ) -> tuple[int, int, int]:
     """Writes the ids of [position, end); returns (status, address that it came to, end of what it wrote).
 
-    out: room for an id per byte and 16 bytes more. scratch: 24 bytes for each of CHUNK_STARTS pre-tokens.
+    out: room for an id per byte and 16 bytes more. scratch: 16 bytes for each of CHUNK_STARTS pre-tokens, and
+    HOME_BYTES.
     """
-    homes, parts = scratch + 8 * CHUNK_STARTS, scratch + 16 * CHUNK_STARTS
+    parts, homes = scratch + 8 * CHUNK_STARTS, scratch + 16 * CHUNK_STARTS
     width, joints = load64(encoder + WIDTH), load64(encoder + JOINTS)
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
@@ -289,11 +293,11 @@ def encode_window(
                 find_homes(starts, count, homes, slots, shift)
             learnt = 0
             for index in range(count):
-                address = load64(starts + 8 * index)
-                length = load64(starts + 8 * index + 8) - address
-                low, high = key_of(address, length)
-                slot = load64(homes + 8 * index)
-                if load_shared(slot + 8) != high or load64(slot) != low or length > INLINE_BYTES:
+                home = homes + HOME_BYTES * index
+                slot, low, high = load64(home + HOME), load64(home + HOME_LOW), load64(home + HOME_HIGH)
+                if load_shared(slot + 8) != high or load64(slot) != low or high >= LONG:
+                    address = load64(starts + 8 * index)
+                    length = load64(starts + 8 * index + 8) - address
                     slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
                     if not known and not learnt:
                         learn(starts, homes, index, count, table, encoder)
@@ -313,7 +317,8 @@ def encode_window(
                 store64(out + 8, more)
                 if number == 0:
                     number = more
-                    source = arena + load64(slot + 16) + (length if length > INLINE_BYTES else 0)
+                    text = 0 if high < LONG else load64(starts + 8 * index + 8) - load64(starts + 8 * index)
+                    source = arena + load64(slot + 16) + text
                     for offset in range(0, number * width, 8):
                         store64(out + offset, load64(source + offset))
                 out += number * width

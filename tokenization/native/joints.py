@@ -15,20 +15,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokenization.native.characters import character_length
-from tokenization.native.compiling import compiled
+from tokenization.native.compiling import compiled, rare
 from tokenization.native.instructions import (
     MIX_1,
     bytes_in_range,
     load8,
     load32,
     load64,
-    prefetch,
     shift_right,
     store8,
     store64,
 )
 from tokenization.native.memory import address_of
-from tokenization.native.table import home_slot, key_of
+from tokenization.native.table import HOME_BYTES, find_home
 
 JOINT_BITS = 20  # log2 of the number of bits for pairs of whole characters
 PARTIAL = 1 << JOINT_BITS - 3  # where the table goes on: a byte for each last byte and first byte
@@ -144,12 +143,13 @@ def may_have_joints(position: int, end: int) -> bool:
     return found != 0
 
 
+@rare
 @compiled
 def find_parts(starts: int, count: int, parts: int, homes: int, slots: int, shift: int, joints: int) -> int:
     """Writes the addresses where the parts of pre-tokens begin, and where the last one ends; returns their number.
 
-    starts: where `count` pre-tokens begin, and where the last one ends. Writes the home slot of each part as well, and
-    asks for the slots to be brought into the cache.
+    starts: where `count` pre-tokens begin, and where the last one ends. Writes the homes of the parts as well, as
+    find_homes does.
     """
     number, position = 0, load64(starts)
     for index in range(count):
@@ -158,11 +158,8 @@ def find_parts(starts: int, count: int, parts: int, homes: int, slots: int, shif
         whole = length < SHORTEST_CUT or length > LONGEST_CUT or load8(end - 3) & 0xF0 != 0xE0
         while position < end:
             stop = end if whole else find_joint(position, end, joints)
-            low, high = key_of(position, stop - position)
-            slot = home_slot(slots, shift, low, high)
-            prefetch(slot)
+            find_home(position, stop, homes + HOME_BYTES * number, slots, shift)
             store64(parts + 8 * number, position)
-            store64(homes + 8 * number, slot)
             number += 1
             position = stop
     store64(parts + 8 * number, position)

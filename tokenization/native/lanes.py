@@ -5,7 +5,7 @@ with the next one. A step takes the oldest merge and looks up the two pairs that
 so all lanes ask for their slots before the first one reads any.
 """
 
-from tokenization.native.compiling import compiled
+from tokenization.native.compiling import compiled, rare
 from tokenization.native.instructions import (
     fill_words,
     leading_zeros,
@@ -36,7 +36,19 @@ from tokenization.native.merging import (
     merge_long,
     store_id,
 )
-from tokenization.native.table import ARENA, SHIFT, SLOTS, find_slot, home_slot, key_of, remember
+from tokenization.native.table import (
+    ARENA,
+    HOME,
+    HOME_BYTES,
+    HOME_HIGH,
+    HOME_LOW,
+    SHIFT,
+    SLOTS,
+    find_slot,
+    home_slot,
+    key_of,
+    remember,
+)
 
 SHORT = 64  # bytes of the longest pre-token that fits in a lane
 LANES = 32
@@ -150,6 +162,7 @@ def write_lane(lane: int, out: int, width: int) -> int:
     return count
 
 
+@rare
 @compiled
 def merge_pretoken(address: int, length: int, out: int, encoder: int) -> int:
     """Writes the ids of a pre-token; returns their number, or -1 or -2 as merge_long does."""
@@ -164,6 +177,7 @@ def merge_pretoken(address: int, length: int, out: int, encoder: int) -> int:
     return write_lane(lane, out, load64(encoder + WIDTH))
 
 
+@rare
 @compiled
 def learn(starts: int, homes: int, index: int, count: int, table: int, encoder: int) -> None:
     """Stores the ids of those short pre-tokens of a chunk, from `index` on, that are not yet in the table.
@@ -177,8 +191,9 @@ def learn(starts: int, homes: int, index: int, count: int, table: int, encoder: 
             address = load64(starts + 8 * index)
             length = load64(starts + 8 * index + 8) - address
             if length <= SHORT:
-                low, high = key_of(address, length)
-                if not find_slot(slots, shift, load64(homes + 8 * index), low, high, address, length, arena, 16)[1]:
+                home = homes + HOME_BYTES * index
+                slot, low, high = load64(home + HOME), load64(home + HOME_LOW), load64(home + HOME_HIGH)
+                if not find_slot(slots, shift, slot, low, high, address, length, arena, 16)[1]:
                     free = ~active & active + 1
                     if start_lane(lanes + LANE_BYTES * trailing_zeros(free), address, length, encoder):
                         active |= free

@@ -29,6 +29,7 @@ class Source:
         code = function.__code__
         self.parameters = code.co_varnames[: code.co_argcount]
         self.num_results = num_results(function.__annotations__["return"])
+        self.is_rare = False  # see compiling.rare
         self.returns_object = function.__annotations__["return"] is object  # named by its address
 
     @functools.cached_property

@@ -13,7 +13,7 @@ import threading
 
 import numpy as np
 
-from tokenization.native.compiling import compiled
+from tokenization.native.compiling import compiled, rare
 from tokenization.native.instructions import (
     LOW_HALF,
     MIX_1,
@@ -52,6 +52,12 @@ LONG = 16 << 56
 BEING_FILLED = 17 << 56
 CHUNK = 1024  # bytes scanned and then looked up: few enough that their slots arrive in the cache meanwhile
 CHUNK_STARTS = CHUNK + 512  # where pre-tokens begin in CHUNK bytes, or parts of them, and 342 in a last one behind
+(  # of each pre-token in a chunk, before it is looked up
+    HOME,  # its home slot
+    HOME_LOW,  # its key
+    HOME_HIGH,
+) = range(0, 3 * 8, 8)
+HOME_BYTES = 24
 MAX_FREQUENCY = LOW_HALF  # of a word in the cells of the trainer; a more frequent one takes several rows of cells
 
 
@@ -145,10 +151,10 @@ at_fork(after_in_child=_forget_lock)
 
 
 class Scratch:
-    """One thread's memory for a chunk: where its pre-tokens begin, and their home slots; when encoding, their parts."""
+    """One thread's memory for a chunk: where its pre-tokens begin, and their parts when encoding; then their homes."""
 
     def __init__(self) -> None:
-        self._rows = np.empty((3, CHUNK_STARTS), np.int64)
+        self._rows = np.empty((2 + HOME_BYTES // 8, CHUNK_STARTS), np.int64)
         self.address = address_of(self._rows)
 
 
@@ -157,9 +163,9 @@ def key_of(address: int, length: int) -> tuple[int, int]:
     """Returns the key of a pre-token, (low, high)."""
     if length > INLINE_BYTES:
         return hash_bytes(address, length), LONG | length
-    low = load64(address) & shift_right(-1, 64 - 8 * min(length, 8))
-    high = load64(address + 8) & ((1 << 8 * max(length - 8, 0)) - 1)
-    return low, high | length << 56
+    if length <= 8:
+        return load64(address) & shift_right(-1, 64 - 8 * length), length << 56
+    return load64(address), load64(address + 8) & ((1 << 8 * length - 64) - 1) | length << 56
 
 
 @compiled
@@ -213,15 +219,26 @@ def find_slot(
 
 @compiled
 def find_homes(starts: int, count: int, homes: int, slots: int, shift: int) -> None:
-    """Writes the home slot of each pre-token, and asks for the slots to be brought into the cache."""
+    """Writes the home slot and the key of each pre-token, and asks for the slots to be brought into the cache."""
+    address = load64(starts)
     for index in range(count):
-        address = load64(starts + 8 * index)
-        low, high = key_of(address, load64(starts + 8 * index + 8) - address)
-        slot = home_slot(slots, shift, low, high)
-        prefetch(slot)
-        store64(homes + 8 * index, slot)
+        end = load64(starts + 8 * index + 8)
+        find_home(address, end, homes + HOME_BYTES * index, slots, shift)
+        address = end
 
 
+@compiled
+def find_home(address: int, end: int, home: int, slots: int, shift: int) -> None:
+    """Writes the home slot and the key of the pre-token [address, end), and asks for the slot."""
+    low, high = key_of(address, end - address)
+    slot = home_slot(slots, shift, low, high)
+    prefetch(slot)
+    store64(home + HOME, slot)
+    store64(home + HOME_LOW, low)
+    store64(home + HOME_HIGH, high)
+
+
+@rare
 @compiled
 def remember(
     table: int, slot: int, low: int, high: int, address: int, length: int, out: int, count: int, width: int

@@ -34,6 +34,8 @@ def translate(source: Source) -> Any:
         if called.name not in functions:
             functions[called.name] = ir.Function(module, called.type(), called.name)
             functions[called.name].linkage = "internal"
+            if called.is_rare:
+                functions[called.name].attributes.add("noinline")
             waiting.append(called)
         return functions[called.name]
 

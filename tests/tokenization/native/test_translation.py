@@ -9,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tokenization.native.compiling import Kernel, compiled
+from tokenization.native.compiling import Kernel, compiled, rare
 from tokenization.native.instructions import load_shared, store_shared
 from tokenization.native.memory import address_of
+from tokenization.native.translation import translate
 
 GLOBAL, YES = 12345, True
 
@@ -95,7 +96,17 @@ def tuples(a: int, b: int) -> tuple[int, int]:
     return (a, b) if b else (b, 3 * a)
 
 
-FUNCTIONS = (sums, bits, division, comparisons, conditions, branches, loops, swaps, tuples)
+@rare
+@compiled
+def seldom(a: int) -> int:
+    return a ^ 5
+
+
+def often(a: int, b: int) -> int:
+    return a + seldom(b)
+
+
+FUNCTIONS = (sums, bits, division, comparisons, conditions, branches, loops, swaps, tuples, often)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
@@ -104,6 +115,11 @@ def test_kernels_compute_what_python_computes(function: Callable[[int, int], int
     pairs = [(source.randint(-100, 100), source.randint(-100, 100)) for _ in range(300)]
     for pair in [*pairs, (0, 0), (1, 0), (-1, -1)]:
         assert kernel(*pair) == function(*pair), pair
+
+
+def test_what_is_rare_stays_out_of_its_callers():
+    functions = {function.name.rpartition(".")[2]: function for function in translate(Kernel(often).source).functions}
+    assert {name for name, function in functions.items() if "noinline" in function.attributes} == {"seldom"}
 
 
 def product(a: int, b: int) -> int:
