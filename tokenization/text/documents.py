@@ -64,7 +64,7 @@ class RecordReader:
             documents = []
             for line in lines:
                 number += 1
-                if line and not line.isspace():
+                if line.strip(b" \t\r"):  # what JSON calls white space
                     documents.append(self.text_of(line, number))
             yield documents
 

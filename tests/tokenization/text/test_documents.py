@@ -237,6 +237,7 @@ def refusal(path: Path, small: Tokenizer, **options: str) -> str:
 GOOD = b'{"text": "a good line"}\n'
 BAD_LINES = {
     "no JSON": (b"not JSON", "is not JSON (Expecting value at column 1); every line must be an object like"),
+    "a form feed": (b"\x0c", "is not JSON (Expecting value at column 1)"),
     "cut": (GOOD[:-3], "is not JSON (Unterminated string starting at column 10)"),
     "two in a line": (GOOD[:-1] * 2, "is not JSON (Extra data at column 24)"),
     "a line end inside": (b'{"text": "a\x01b"}', "is not JSON (Invalid control character at column 12)"),
