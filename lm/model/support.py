@@ -10,6 +10,8 @@ to its list.
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from lm.model.transformer import TransformerLM
@@ -50,14 +52,7 @@ class Support:
 
 def foreign_modules(model: TransformerLM) -> dict[str, type]:
     """Returns, by name, the types of modules that the settings do not ask for: wrapped, replaced or subclassed ones."""
-    layers = model.settings["num_layers"]
-    plain = TransformerLM(**model.settings | {"num_layers": min(layers, 2)}, device="meta")
-    expected = {name: type(module) for name, module in plain.named_modules()}
-    for of_layers in OF_LAYERS:  # all like the second; the first alone names the rotation that they share
-        second = f"{of_layers}.1"
-        later = {name.removeprefix(second): kind for name, kind in expected.items() if name.startswith(second)}
-        for number in range(2, layers):
-            expected |= {f"{of_layers}.{number}{rest}": kind for rest, kind in later.items()}
+    expected = plain_modules(frozenset(model.settings.items()))
     found = {name: type(module) for name, module in model.named_modules()}
     # The fast path and fully_shard change a module's class for a subclass of their own.
     ours = {name for name, kind in found.items() if kind.__module__.startswith(("lm.", "torch."))}
@@ -66,3 +61,18 @@ def foreign_modules(model: TransformerLM) -> dict[str, type]:
         for name, kind in found.items()
         if kind is not expected.get(name) and not (name in ours and issubclass(kind, expected.get(name, ())))
     }
+
+
+@lru_cache(maxsize=16)  # a model is checked by each part that it meets
+def plain_modules(settings: frozenset[tuple[str, Any]]) -> Mapping[str, type]:
+    """Returns, by name, the types of modules that the settings ask for."""
+    shape = dict(settings)
+    layers = shape["num_layers"]
+    plain = TransformerLM(**shape | {"num_layers": min(layers, 2)}, device="meta")
+    expected = {name: type(module) for name, module in plain.named_modules()}
+    for of_layers in OF_LAYERS:  # all like the second; the first alone names the rotation that they share
+        second = f"{of_layers}.1"
+        later = {name.removeprefix(second): kind for name, kind in expected.items() if name.startswith(second)}
+        for number in range(2, layers):
+            expected |= {f"{of_layers}.{number}{rest}": kind for rest, kind in later.items()}
+    return MappingProxyType(expected)
