@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -215,6 +216,15 @@ def gradients(model: TransformerLM, bfloat16: bool = False) -> tuple[torch.Tenso
     return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
+@cache
+def plain_numbers(**settings) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The plain model's logits, loss and gradients, which many ways share; to be read, not changed."""
+    plain, (inputs, targets) = make(**settings), windows()
+    logits, z_loss = plain(inputs).detach(), settings.get("z_loss", 0.0)
+    torch.testing.assert_close(plain(inputs, targets=targets), cross_entropy(logits, targets, z_loss))
+    return logits, *gradients(plain)
+
+
 @pytest.mark.parametrize(
     ("joint", "keep", "kernels"),
     [(False, False, False), (True, False, False), (True, True, False), (False, False, True)],
@@ -234,11 +244,9 @@ def gradients(model: TransformerLM, bfloat16: bool = False) -> tuple[torch.Tenso
 def test_logits_loss_and_every_gradient(attention, joint, keep, kernels, settings):
     plain, fast = pair(attention, joint, keep, kernels, **settings)
     assert plain.state_dict().keys() == fast.state_dict().keys()
-    inputs, targets = windows()
-    torch.testing.assert_close(fast(inputs), plain(inputs), rtol=1e-5, atol=1e-5)
-    z_loss = settings.get("z_loss", 0.0)
-    torch.testing.assert_close(plain(inputs, targets=targets), cross_entropy(plain(inputs), targets, z_loss))
-    (loss, grads), (expected_loss, expected) = gradients(fast), gradients(plain)
+    logits, expected_loss, expected = plain_numbers(**settings)
+    torch.testing.assert_close(fast(windows()[0]), logits, rtol=1e-5, atol=1e-5)
+    loss, grads = gradients(fast)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
     assert len(grads) > 10
     for name, gradient in grads.items():
@@ -261,6 +269,7 @@ def test_bfloat16(attention, keep, kernels):
 
 
 def train(model: TransformerLM, steps: int = 10, **adamw) -> list[float]:
+    """Trains in place; returns the losses."""
     optimizer, losses = AdamW(model.parameters(), lr=3e-3, **adamw), []
     for _ in range(steps):
         loss, _ = gradients(model)
@@ -270,15 +279,21 @@ def train(model: TransformerLM, steps: int = 10, **adamw) -> list[float]:
     return losses
 
 
+@pytest.fixture(scope="module")
+def trained_plainly() -> tuple[TransformerLM, list[float]]:
+    model = make()
+    return model, train(model, foreach=False, eps=1e-5)
+
+
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
-def test_ten_steps(attention, foreach, kernels):
+def test_ten_steps(attention, foreach, kernels, trained_plainly):
     """The weights to 2e-6, for which eps must be large: AdamW's first step, lr g / (|g| + eps), makes of a difference
     in a small gradient one of lr / eps times as much in the weight. That is 300 here, and 3e5 at the usual 1e-8, where
     gradients that differ by 1e-10, their rounding, would move a weight by 3e-5."""
-    plain, fast = pair(attention, joint=foreach, kernels=kernels)
-    expected, losses = (train(model, foreach=each, eps=1e-5) for model, each in ((plain, False), (fast, foreach)))
+    (plain, expected), (_, fast) = trained_plainly, pair(attention, joint=foreach, kernels=kernels)
+    losses = train(fast, foreach=foreach, eps=1e-5)
     assert losses == pytest.approx(expected, abs=1e-5)
     assert expected[-1] < expected[0] - 0.5
     for (name, weight), other in zip(plain.named_parameters(), fast.parameters(), strict=True):
