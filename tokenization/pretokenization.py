@@ -8,6 +8,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice, pairwise
 
 import regex
@@ -42,6 +43,12 @@ PATTERN_SECONDS = 5.0  # of processor time; reasonable patterns split CHUNK_CHAR
 _MATCHES_AT_ONCE = 1000
 
 
+@lru_cache(maxsize=64)
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """Compiles a pattern, once: to ask the cache of `regex` takes longer than to split a short text."""
+    return regex.compile(pattern)
+
+
 def special_token_pattern(special_tokens: Sequence[str]) -> str:
     """Returns a regular expression for the special tokens; of two that begin at the same place the longer one wins."""
     return "|".join(regex.escape(token) for token in sorted(special_tokens, key=len, reverse=True))
@@ -51,7 +58,12 @@ def split_on_special_tokens(text: str, special_tokens: Sequence[str]) -> list[st
     """Splits text into [ordinary, special, ordinary, special, ..., ordinary]; an ordinary stretch may be empty."""
     if not special_tokens:
         return [text]
-    return regex.split(f"({special_token_pattern(special_tokens)})", text)
+    return _splitter(tuple(special_tokens)).split(text)
+
+
+@lru_cache(maxsize=64)
+def _splitter(special_tokens: tuple[str, ...]) -> regex.Pattern[str]:
+    return regex.compile(f"({special_token_pattern(special_tokens)})")
 
 
 def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> Iterator[str]:
@@ -61,7 +73,7 @@ def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> Iterator[str]:
     text, whatever the pattern; Hugging Face calls that an isolated split.
     """
     if parts_of(pattern):  # the known ones leave nothing out, in linear time
-        return (match.group() for match in regex.finditer(pattern, text))
+        return (match.group() for match in compiled(pattern).finditer(text))
     return _isolate(text, pattern)
 
 
@@ -85,12 +97,12 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
     After an empty match the search goes on one character further, as Oniguruma's does. Raises InputError where it
     takes more time than any reasonable pattern would.
     """
-    compiled, position, at_once = regex.compile(pattern), 0, _MATCHES_AT_ONCE
+    position, at_once = 0, _MATCHES_AT_ONCE
     seconds = allowed = PATTERN_SECONDS * (1 + len(text) / CHUNK_CHARACTERS)
     while position <= len(text):
         start = time.process_time()
         try:
-            matches = compiled.finditer(text, pos=position, timeout=seconds)
+            matches = compiled(pattern).finditer(text, pos=position, timeout=seconds)
             spans = [match.span() for match in islice(matches, at_once)]
         except TimeoutError:
             raise InputError(
@@ -142,10 +154,10 @@ def check_pattern(pattern: str) -> None:
     if any("\ud800" <= character <= "\udfff" for character in pattern):
         raise InputError(f"the split pattern {pattern!r} is not UTF-8; no text could hold it")
     try:
-        compiled = regex.compile(pattern)
+        flags = regex.compile(pattern).flags
     except (regex.error, RecursionError, OverflowError, ValueError) as error:
         raise InputError(f"the split pattern {pattern!r} is not a regular expression: {error}") from None
-    if compiled.flags & regex.REVERSE:
+    if flags & regex.REVERSE:
         raise InputError(f"the split pattern {pattern!r} searches backwards, (?r); leave that out")
 
 
@@ -199,11 +211,11 @@ def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
     decided = max(0, len(text) - max(map(len, special_tokens), default=1) + 1)
     cut = 0
     if places := safe_cuts(pattern):
-        matches = regex.finditer(f"(?r)(?:{places})", text[:decided])  # (?r) searches from the end
+        matches = compiled(f"(?r)(?:{places})").finditer(text[:decided])  # (?r) searches from the end
         spared = (m.start() for m in matches if not any(_spans(text, m.start(), token) for token in special_tokens))
         cut = next(spared, 0)
     if special_tokens:
-        found = regex.finditer(special_token_pattern(special_tokens), text, pos=cut)
+        found = compiled(special_token_pattern(special_tokens)).finditer(text, pos=cut)
         cut = max((match.end() for match in found if match.start() < decided), default=cut)
     return cut
 

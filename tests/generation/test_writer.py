@@ -120,8 +120,8 @@ def test_the_cache_changes_nothing(settings, length):
     )
     prompt = torch.randint(50, (length,)).tolist()
     for sampling in (Sampling(0), Sampling(1.0, repetition_penalty=1.3)):
-        cached = list(generate(model, prompt, 24, sampling))
-        assert cached == list(generate(model, prompt, 24, sampling, use_cache=False))
+        cached = list(generate(model, prompt, 16, sampling))
+        assert cached == list(generate(model, prompt, 16, sampling, use_cache=False))
         assert sampling.temperature == 0 or len(set(cached)) > 10
 
 
@@ -156,14 +156,14 @@ def test_a_batch_writes_what_each_prompt_writes_alone(shape, sampling):
         **{"vocab_size": 50, "context_length": 8, "d_model": 16, "num_layers": 2, "num_heads": 2} | shape
     )
     prompts = [torch.randint(40, (length,)).tolist() for length in (3, 1, 8, 30, 5, 9, 2)]
-    alone = [list(generate(model, prompt, 16, sampling, seed=5 + i)) for i, prompt in enumerate(prompts)]
+    alone = [list(generate(model, prompt, 12, sampling, seed=5 + i)) for i, prompt in enumerate(prompts)]
     # One that stops some texts early, each at another step, and leaves others as they are.
     stop_id = max(range(50), key=lambda token_id: len({text.index(token_id) for text in alone if token_id in text}))
     for stop in (None, stop_id):
         expected = [text[: text.index(stop)] if stop in text else text for text in alone]
         for use_cache in (True, False):
             texts: list[list[int]] = [[] for _ in prompts]
-            for number, token_id in generate_batch(model, prompts, 16, sampling, 5, stop, use_cache=use_cache):
+            for number, token_id in generate_batch(model, prompts, 12, sampling, 5, stop, use_cache=use_cache):
                 texts[number].append(token_id)
             assert texts == expected
     assert len(set(map(len, expected))) > 1

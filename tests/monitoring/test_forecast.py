@@ -29,7 +29,7 @@ def course(steps: int = STEPS) -> Course:
 def law(numbers, of: Course, step: int, validated: bool) -> float:
     """The equations of the module, written out for one step."""
     e, a, b, g, h = numbers
-    weighted = sum(of.rates[t] * (of.tokens[t] - (of.tokens[t - 1] if t else 0)) for t in range(step)) / 1e6
+    weighted = of.rates[:step] @ np.diff(of.tokens[:step], prepend=0.0) / 1e6
     loss = e + a * weighted**-0.3 + b * of.rates[step - 1]
     return loss + g + h * of.passes[step - 1] if validated else loss
 
