@@ -119,10 +119,15 @@ def test_a_tokenizer_that_huggingface_trained_is_imported(tmp_path, random_text)
         assert ours.encode(text) == theirs.encode(text).ids, ascii(text)
 
 
+@pytest.fixture(scope="module")
+def many_texts(random_text) -> list[str]:
+    return TRICKY + [random_text(seed) for seed in range(2000)]
+
+
 @pytest.mark.parametrize("name", PATTERNS)
-def test_no_pretoken_reaches_across_a_safe_cut(name, random_text) -> None:
+def test_no_pretoken_reaches_across_a_safe_cut(name, many_texts) -> None:
     split, places = regex.compile(PATTERNS[name]).findall, 0
-    for text in TRICKY + [random_text(seed) for seed in range(2000)]:
+    for text in many_texts:
         whole = split(text)
         assert "".join(whole) == text
         for match in regex.finditer(pretokenization.safe_cuts(PATTERNS[name]), text):
