@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from helpers import FIXTURES
 from helpers.commands import run_lm
-from helpers.processes import ForkServer, fork_server_process, free_port
+from helpers.processes import WORKERS, ForkServer, fork_server_process, free_port
 from helpers.runs import DEBUG, SETTINGS, TINY
 
 from lm.machine.lean_imports import import_torchmetrics_on_demand
@@ -181,13 +181,24 @@ SHARED, FOLDER = pytest.StashKey[contextlib.ExitStack](), pytest.StashKey[Path](
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs) -> None:
+    """Starts two fork servers, which this process ends: one of commands, shared by xdist's workers, and one of these.
+
+    A coverage of what is imported needs workers that import it; and on macOS what has threads is not to be forked.
+    """
+    stash = config.stash
+    stash[SHARED] = contextlib.ExitStack()
+    stash[FOLDER] = stash[SHARED].enter_context(fork_server_process())
+    if sys.platform == "linux" and not config.getoption("cov_source", None):
+        workers = stash[SHARED].enter_context(fork_server_process(WORKERS, *config.invocation_params.args))
+        for spec in specs:
+            if spec.popen and not spec.python:
+                spec.python = str(workers / "python")
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node) -> None:
-    """Gives each of xdist's workers the folder of one fork server, which they share and this process ends."""
-    stash = node.config.stash
-    if SHARED not in stash:
-        stash[SHARED] = contextlib.ExitStack()
-        stash[FOLDER] = stash[SHARED].enter_context(fork_server_process())
-    node.workerinput["fork_server"] = str(stash[FOLDER])
+    node.workerinput["fork_server"] = str(node.config.stash[FOLDER])
 
 
 def pytest_unconfigure(config) -> None:

@@ -1,19 +1,21 @@
 """Runs `lm` and `tokenization` in processes that are forked from one which has imported everything, has built the
-parser of `lm fit` and has measured the processor.
+parser of `lm fit` and has measured the processor; and xdist's workers in forks of one that has collected the tests.
 
-As a program it is the server (`fork_server.py serve SOCKET PYTHON`) or a client that stands for a command
-(`fork_server.py SOCKET lm generate ...`). A client sends its three standard streams, and in one line of JSON the
-module's name, the arguments, the folder and the environment. It gets the process id, and the exit code when it asks
-for it: until then an ended process keeps its id.
+As a program it is the server (`fork_server.py serve DESCRIPTOR commands PYTHON`, or `workers` and pytest's arguments)
+or a client that stands for a command (`fork_server.py SOCKET lm generate ...`). A client sends its three standard
+streams, and in one line of JSON the module's name, the arguments, the folder and the environment. It gets the process
+id, and the exit code when it asks for it: until then an ended process keeps its id.
 """
 
+import functools
 import importlib
 import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 def prepare() -> None:
@@ -40,26 +42,34 @@ def prepare() -> None:
     gc.freeze()  # or every fork would copy what it looks through
 
 
-def serve(path: str, python: str) -> None:
-    """Forks commands until standard input ends; python stands for the interpreter in what they start."""
+def collect(arguments: list[str]) -> None:
+    """Collects the tests as each worker will, which then imports and rewrites nothing."""
+    import gc
+
+    import pytest
+
+    del sys.path[0]  # the folder of this program, where names are short
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads the pipe; workers say what is wrong
+    pytest.main([*arguments, "--collect-only", "-qqq", "-n0"])
+    gc.freeze()
+
+
+def serve(descriptor: int, start: Callable[..., None]) -> None:
+    """Forks for each client of a listening socket until standard input ends, and calls start in each fork."""
     import select
 
-    prepare()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"{path}.new")
-        listener.listen()
-        os.rename(f"{path}.new", path)  # whoever sees it can connect
+    with socket.socket(fileno=descriptor) as listener:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             if not os.fork():
                 listener.close()
-                keep(connection, python)
+                keep(connection, start)
             connection.close()
 
 
-def keep(connection: socket.socket, python: str) -> None:
-    """Forks one command and waits for it, in a process of its own."""
+def keep(connection: socket.socket, start: Callable[..., None]) -> None:
+    """Forks once and waits for the end of it, in a process of its own."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     content, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
     while not content.endswith(b"\n"):
@@ -67,7 +77,10 @@ def keep(connection: socket.socket, python: str) -> None:
     pid = os.fork()
     if not pid:
         connection.close()
-        run(python, streams, *json.loads(content))
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        start(*json.loads(content))
     for stream in streams:
         os.close(stream)
     connection.sendall(b"%d\n" % pid)
@@ -77,13 +90,8 @@ def keep(connection: socket.socket, python: str) -> None:
     os._exit(0)
 
 
-def run(
-    python: str, streams: list[int], module: str, arguments: list[str], folder: str, environment: dict[str, str]
-) -> None:
-    """Turns this process into the command, in a process group of its own."""
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+def run(python: str, module: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    """Turns this process into a command, in a process group of its own; python is what it starts others with."""
     # The server's own would take a pipe for whatever the server writes to, a file that can be searched.
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -110,6 +118,16 @@ def run(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(code or 0))  # type: ignore[call-overload]
+
+
+def work(_: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    """Turns this process into a worker, which execnet begins with the program of `python -u -c PROGRAM`."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    variables: dict[str, Any] = {"__name__": "__main__"}
+    exec(arguments[-1], variables)
+    sys.exit()
 
 
 class Forked:
@@ -143,7 +161,9 @@ class Forked:
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        serve(*sys.argv[2:])
+        _, _, descriptor, kind, *more = sys.argv
+        prepare() if kind == "commands" else collect(more)
+        serve(int(descriptor), functools.partial(run, *more) if kind == "commands" else work)
     else:
         code = Forked(sys.argv[1], sys.argv[2], sys.argv[3:], [0, 1, 2], os.environ).wait(None)
         sys.exit(code if code >= 0 else 128 - code)

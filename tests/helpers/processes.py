@@ -51,28 +51,44 @@ def wait_until(condition, pause: float = 0.003, seconds: float = 120) -> bool:
     raise AssertionError("that has not come about")
 
 
-PYTHON = f"""#!/bin/sh
+CLIENT = f'"{sys.executable}" -I -S "$(dirname "$0")/fork_server.py" "$(dirname "$0")/socket"'
+COMMANDS = f"""#!/bin/sh
 case "$1 $2" in
     "-m lm" | "-m tokenization") module=$2; shift 2 ;;
     "{ROOT}/lm/__main__.py "*) module=lm; shift ;;
     *) exec "{sys.executable}" "$@" ;;
 esac
-exec "{sys.executable}" -I -S "$(dirname "$0")/fork_server.py" "$(dirname "$0")/socket" "$module" "$@"
+exec {CLIENT} "$module" "$@"
 """
+WORKERS = f"""#!/bin/sh
+trap "" INT
+exec {CLIENT} worker "$@"
+"""  # Ctrl-C is for the worker, which ends its client
 
 
 @contextlib.contextmanager
-def fork_server_process(**environment: str) -> Iterator[Path]:
-    """Runs a fork server meanwhile, and yields its folder, for ForkServer; it imports everything first."""
+def fork_server_process(python: str = COMMANDS, *arguments: str, **environment: str) -> Iterator[Path]:
+    """Runs a fork server meanwhile, and yields its folder; whoever wants something of it waits until it is ready.
+
+    The folder holds its socket, and as `python` a script that stands for the interpreter of its forks.
+    arguments: pytest's, for a server of workers.
+    """
     with tempfile.TemporaryDirectory() as name:  # a short path: that of a socket has 100 characters at most
         folder = Path(name)
-        program, python = folder / "fork_server.py", folder / "python"
+        program, script = folder / "fork_server.py", folder / "python"
         program.symlink_to(Path(__file__).with_name("fork_server.py"))
-        python.write_text(PYTHON)
-        python.chmod(0o755)
-        command = [sys.executable, str(program), "serve", str(folder / "socket"), str(python)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}  # where a file stood, forks would seek in it
-        with subprocess.Popen(command, env=os.environ | ENVIRONMENT | environment, **pipes) as process:
+        script.write_text(python)
+        script.chmod(0o755)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(folder / "socket"))
+            listener.listen()
+            number = listener.fileno()
+            kind = ("commands", str(script)) if python == COMMANDS else ("workers", *arguments)
+            command = [sys.executable, str(program), "serve", str(number), *kind]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}  # where a file stood, forks would seek in it
+            settings = pipes | {"env": os.environ | ENVIRONMENT | environment, "pass_fds": [number]}
+            process = subprocess.Popen(command, **settings)
+        with process:
             yield folder
             process.communicate(timeout=120)
 
@@ -84,9 +100,8 @@ class ForkServer:
     """
 
     def __init__(self, folder: Path) -> None:
-        """folder: that of a fork_server_process, perhaps of another process's; waits until it is ready."""
+        """folder: that of a fork_server_process, perhaps of another process's."""
         self._socket, self.python = str(folder / "socket"), str(folder / "python")
-        wait_until((folder / "socket").exists)
 
     def start(self, arguments: list[object], log: Path, module: str = "lm", **environment: str) -> Forked:
         """Starts `python -m MODULE` with arguments; it writes into a log."""
