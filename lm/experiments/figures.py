@@ -21,6 +21,9 @@ UNUSED_IDS = re.compile(r' id="[a-z0-9.]+_[0-9]+"')  # every figure of a page ha
 
 def inline_svg(figure: "Figure") -> str:
     """Returns the figure as an element for a page, which colours it: text by currentColor, curves by --curve-N."""
+    if engine := figure.get_layout_engine():  # by itself: savefig would draw everything once more for it
+        engine.execute(figure)
+        figure.set_layout_engine(None)
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=nothing, transparent=True)
