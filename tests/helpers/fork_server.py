@@ -7,6 +7,7 @@ streams, and in one line of JSON the module's name, the arguments, the folder an
 id, and the exit code when it asks for it: until then an ended process keeps its id.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -165,5 +166,8 @@ if __name__ == "__main__":
         prepare() if kind == "commands" else collect(more)
         serve(int(descriptor), functools.partial(run, *more) if kind == "commands" else work)
     else:
-        code = Forked(sys.argv[1], sys.argv[2], sys.argv[3:], [0, 1, 2], os.environ).wait(None)
+        command = Forked(sys.argv[1], sys.argv[2], sys.argv[3:], [0, 1, 2], os.environ)
+        with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
+            name.write(str(command.pid))  # for `ps`, and for who wants to kill it
+        code = command.wait(None)
         sys.exit(code if code >= 0 else 128 - code)

@@ -60,10 +60,10 @@ TOGETHER = (
 
 
 def second_process(first: int) -> int:
-    """The process that the first has started with the same command."""
-    for pid in Path(f"/proc/{first}/task/{first}/children").read_text().split():
-        if b"\0fit\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return int(pid)
+    """The process that the first has started with the same command: a fork, whose client has its number as a name."""
+    for client in Path(f"/proc/{first}/task/{first}/children").read_text().split():
+        if b"\0fit\0" in Path(f"/proc/{client}/cmdline").read_bytes():
+            return int(Path(f"/proc/{client}/comm").read_text())
     raise AssertionError("no second process")
 
 
@@ -98,7 +98,7 @@ def resume_together(fork_server: ForkServer, fit_arguments, run: Path, whole: Pa
 @pytest.mark.parametrize("victim", ["second", pytest.param("first", marks=pytest.mark.torture)])
 def test_of_two_one_is_killed_and_they_go_on(victim, whole, fork_server, fit_arguments, figure, tmp_path):
     run = tmp_path / "run"
-    process = start(fit_arguments(run, *TOGETHER))
+    process = fork_server.start(fit_arguments(run, *TOGETHER), tmp_path / "log")
     wait_until(lambda: (run / "last.ckpt").exists())
     other = second_process(process.pid)
     killed, survivor = (other, process.pid) if victim == "second" else (process.pid, other)
@@ -106,8 +106,7 @@ def test_of_two_one_is_killed_and_they_go_on(victim, whole, fork_server, fit_arg
     before = time.monotonic()
     wait_until(lambda: not is_running(survivor))
     seconds = time.monotonic() - before
-    process.communicate()
-    assert process.returncode != 0
+    assert process.wait() != 0
     assert seconds < 60
     step = read_manifest(run / "last.ckpt")["step"]
     assert step < 40
