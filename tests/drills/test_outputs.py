@@ -10,6 +10,7 @@ import io
 import os
 import resource
 import shutil
+import stat
 import subprocess
 from argparse import Action
 from collections.abc import Callable, Iterator
@@ -135,12 +136,14 @@ def place(pristine, tmp_path, monkeypatch) -> Path:
 
 def snapshot(folder: Path) -> dict[str, object]:
     """Everything in it, and where links lead."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path)
-        if path.is_symlink()
-        else (path.stat().st_mode, path.read_bytes() if path.is_file() else None)
-        for path in folder.rglob("*")
-    }
+    found: dict[str, object] = {}
+    before = len(os.path.join(folder, ""))
+    for place, folders, files in os.walk(folder):
+        for path in (os.path.join(place, name) for name in (*folders, *files)):
+            mode = os.lstat(path).st_mode
+            content = Path(path).read_bytes() if stat.S_ISREG(mode) else None
+            found[path[before:]] = os.readlink(path) if stat.S_ISLNK(mode) else (mode, content)
+    return found
 
 
 # --- the targets -----------------------------------------------------------------------------------------------------

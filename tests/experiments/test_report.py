@@ -38,6 +38,14 @@ def runs(lm, fit_arguments, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def page(lm, runs, tmp_path_factory) -> str:
+    """The page about one run."""
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    assert lm("report", runs / "one", "--output", path).code == 0
+    return path.read_text()
+
+
 def test_the_curves_are_joined(runs):
     scalars, texts = read_events(runs / "one")
     curves = read_curves(runs / "one")
@@ -216,11 +224,9 @@ def test_baselines_that_are_close_share_a_label():
         assert len(axes.lines) == 4
 
 
-def test_a_page_takes_its_colours_from_the_mode(lm, runs, tmp_path):
-    assert lm("report", runs / "one", "--output", tmp_path / "page.html").code == 0
-    content = (tmp_path / "page.html").read_text()
-    style, _, body = content.partition("</style>")
-    used = set(re.findall(r"var\((--[\w-]+)\)", content))
+def test_a_page_takes_its_colours_from_the_mode(page):
+    style, _, body = page.partition("</style>")
+    used = set(re.findall(r"var\((--[\w-]+)\)", page))
     light, _, dark = style.partition("@media (prefers-color-scheme: dark)")
     assert {"--curve-0", "--ink", "--paper"} <= used
     for name in used:
@@ -229,10 +235,9 @@ def test_a_page_takes_its_colours_from_the_mode(lm, runs, tmp_path):
     assert set(re.findall(r"(?:fill|stroke): (#\w+)", body)) <= {"#ffffff"}  # invisible backgrounds
 
 
-def test_when_where_and_by_which_code(lm, runs, tmp_path):
-    assert lm("report", runs / "one", "--output", tmp_path / "page.html").code == 0
+def test_when_where_and_by_which_code(page, tmp_path):
     reader = Reader()
-    reader.feed((tmp_path / "page.html").read_text())
+    reader.feed(page)
     for words in (machine_in_words(torch.device("cpu")), code_in_words(), time.strftime("%Y-")):
         assert words in reader.text
     old = Curves()
