@@ -16,11 +16,12 @@ from helpers.contracts import (
     kept_is_measured,
     loaded_is_saved,
     make,
+    one_row_is_plain,
     tokens,
     ways,
 )
 from helpers.models import save_run
-from helpers.registries import EXAMPLES, all_values, combinations, few
+from helpers.registries import EXAMPLES, WIDE, all_values, combinations, few
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -28,17 +29,20 @@ from lm.accounting import costs
 from lm.accounting.activations import Arrangement
 from lm.accounting.costs import forward_flops, parameters_by_part, state_bytes
 from lm.commands.export import FORMATS
-from lm.generation import decoding
+from lm.generation import decoding, one_row
 from lm.generation.decoding import CachedReader
+from lm.generation.one_row import can_read_one_row
+from lm.generation.program import obstacle
 from lm.interchange import llama
 from lm.interchange.llama import llama_settings
 from lm.model import fast
 from lm.model.fast import speed_up
 from lm.model.layers import SwiGLU
+from lm.model.transformer import TransformerLM
 from lm.training.module import LanguageModel
 from tokenization import InputError
 
-PARTS = (fast.SUPPORT, decoding.SUPPORT, costs.SUPPORT, llama.SUPPORT)
+PARTS = (fast.SUPPORT, decoding.SUPPORT, one_row.SUPPORT, costs.SUPPORT, llama.SUPPORT)
 ADDITIONS = {"bigram_rows": None, "embedding_skips": False, "value_embeddings": False, "smear": False}
 PLAIN = combinations()[0] | ADDITIONS  # what every part supports
 ALIBI, GROUPED = PLAIN | {"position_encoding": "alibi"}, PLAIN | {"num_kv_heads": 1}
@@ -92,6 +96,12 @@ def test_a_new_setting_is_refused(part, grouped):
     with pytest.raises(InputError, match=f"^{part}.* does not support num_kv_heads 1, only None"):
         REFUSING[part](make(grouped))
     REFUSING[part](make(PLAIN))  # which is as it was
+
+
+def test_the_kernel_for_one_row_leaves_them_to_torch(alibi, grouped):
+    for settings in (alibi, grouped):
+        assert not can_read_one_row(make(settings | WIDE), torch.float32)
+    assert can_read_one_row(make(PLAIN | WIDE), torch.float32) == (not obstacle())
 
 
 @pytest.mark.parametrize("part", REFUSING)
@@ -148,6 +158,14 @@ def test_contracts_fail_where_a_part_refuses(alibi):
             check(alibi, *arguments)
 
 
+def test_a_plain_model_that_fails_is_blamed_itself(monkeypatch):
+    """And not whatever is compared with it."""
+    monkeypatch.setattr(TransformerLM, "forward", lambda *_, **__: 1 / 0)
+    for check, arguments in {fast_is_plain: [ways()], cached_is_plain: []}.items():
+        with pytest.raises(Broken, match=r"^lm/model/transformer\.py: .* division by zero"):
+            check(PLAIN, *arguments)
+
+
 def test_an_export_may_refuse_by_name(alibi, grouped, small, tmp_path):
     for settings in (alibi, grouped):
         exported_is_the_model(settings, "hf", small, tmp_path)
@@ -161,6 +179,9 @@ def test_alibi_that_is_only_declared(alibi, monkeypatch, small, tmp_path):
                 fast_is_plain(alibi, [way])
     with pytest.raises(Broken, match=r"^lm/generation/decoding\.py: .*not close"):
         cached_is_plain(alibi)
+    if not obstacle():
+        with pytest.raises(Broken, match=r"^lm/generation/one_row\.py: .*not close"):
+            one_row_is_plain(alibi)
     for form in ("hf", "gguf"):
         with pytest.raises(Broken, match=r"^lm/interchange/llama\.py: .*not close"):
             exported_is_the_model(alibi, form, small, new_folder(tmp_path, form))
@@ -171,6 +192,8 @@ def test_grouped_queries_that_are_only_declared(grouped, monkeypatch, small, tmp
     fast_is_plain(grouped, ways())  # which needs no more
     with pytest.raises(Broken, match=r"^lm/generation/decoding\.py: .*unflatten"):
         cached_is_plain(grouped)
+    with pytest.raises(Broken, match=r"^lm/generation/one_row\.py: "):
+        one_row_is_plain(grouped)
     with pytest.raises(Broken, match=r"^lm/accounting/costs\.py: .* forward, .* counted"):
         counted_is_measured(grouped)
     with pytest.raises(Broken, match=r"^lm/runs/checkpoint\.py: .*num_kv_heads"):

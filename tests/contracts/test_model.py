@@ -9,12 +9,15 @@ from helpers.contracts import (
     fast_is_plain,
     kept_is_measured,
     loaded_is_saved,
+    one_row_is_plain,
     ways,
 )
-from helpers.registries import combinations, few, label
+from helpers.registries import EXAMPLES, combinations, few, label
 
 from lm.accounting.activations import Arrangement
 from lm.commands.export import FORMATS
+from lm.generation.one_row import SUPPORT
+from lm.generation.program import obstacle
 
 ALL, FEW = (pytest.mark.parametrize("settings", of, ids=label) for of in (combinations(), few()))
 
@@ -35,11 +38,21 @@ def test_the_cache(settings):
     cached_is_plain(settings)
 
 
+@pytest.mark.skipif(bool(obstacle()), reason=obstacle())
+def test_one_row():
+    """Every combination, among which the kernel reads each value that it lists."""
+    read = [settings for settings in combinations() if one_row_is_plain(settings)]
+    for name, listed in SUPPORT.options.items():
+        assert {settings.get(name, False) for settings in read} == set(listed), name
+    assert {settings.get("bigram_rows") for settings in read} == set(EXAMPLES["bigram_rows"])
+
+
 def test_a_deeper_model():
     """What all others show for two layers."""
     deeper = few()[0] | {"num_layers": 4, "value_embeddings": True, "smear": True}
     fast_is_plain(deeper, [way for way in ways() if all(way.values())])
     cached_is_plain(deeper)
+    one_row_is_plain(deeper)
     counted_is_measured(deeper)
     kept_is_measured(deeper, Arrangement())
 

@@ -4,12 +4,13 @@ The plain model is the measure, and torch's own counters are. A part that refuse
 for an export, which may refuse by name.
 """
 
+import contextlib
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from helpers.registries import Settings, label
+from helpers.registries import WIDE, Settings, label
 from lm.accounting import costs
 from lm.accounting.activations import Arrangement, kept_bytes
 from lm.commands.export import FORMATS
@@ -30,22 +31,26 @@ from lm.training.module import LanguageModel
 from tokenization import InputError, Tokenizer
 
 BATCH = 3
+Result = TypeVar("Result")
 
 
 class Broken(AssertionError):
     """A part does not hold to its contract."""
 
 
-def contract(part: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def contract(part: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Makes whatever goes wrong in a contract name the part and the settings."""
 
-    def wrap(check: Callable[..., None]) -> Callable[..., None]:
+    def wrap(check: Callable[..., Result]) -> Callable[..., Result]:
         @functools.wraps(check)
-        def checked(settings: Settings, *arguments: Any) -> None:
+        def checked(settings: Settings, *arguments: Any) -> Result:
             try:
-                check(settings, *arguments)
+                return check(settings, *arguments)
+            except Broken:  # which names another part
+                raise
             except Exception as error:
-                raise Broken(f"{part}: {check.__doc__} Not so for {label(settings)}: {error}") from error
+                promise = (check.__doc__ or "").partition("\n")[0]
+                raise Broken(f"{part}: {promise} Not so for {label(settings)}: {error}") from error
 
         return checked
 
@@ -67,6 +72,15 @@ def make(settings: Settings) -> TransformerLM:
         elif name.startswith("layers") and model.settings["norm_position"] == "none":
             weight.data.mul_(0.5)
     return model
+
+
+@contextlib.contextmanager
+def measure() -> Iterator[None]:
+    """Blames what fails on the plain model: it is the measure, and no part can be compared with it."""
+    try:
+        yield
+    except Exception as error:
+        raise Broken(f"lm/model/transformer.py: The plain model computes a loss and logits. Not so: {error}") from error
 
 
 def tokens(settings: Settings) -> Tensor:
@@ -101,7 +115,8 @@ def fast_is_plain(settings: Settings, ways: Sequence[dict[str, Any]]) -> None:
     """Every fast way has the plain model's loss, gradients and logits."""
     plain = make(settings)
     plain.z_loss = 0.01
-    expected, logits = loss_and_gradients(plain, settings), logits_alone(plain, settings)
+    with measure():
+        expected, logits = loss_and_gradients(plain, settings), logits_alone(plain, settings)
     for way in ways:
         fast = make(settings)
         speed_up(fast, **way)
@@ -122,14 +137,14 @@ def logits_alone(model: TransformerLM, settings: Settings) -> Tensor:
 @contract("lm/generation/decoding.py")
 @torch.inference_mode()
 def cached_is_plain(settings: Settings) -> None:
-    """What comes next by the cache is what the model itself says, in a batch, and as the window slides."""
+    """What comes next by the cache is what the model itself says, in a batch and alone, and as the window slides."""
     model, context = make(settings).eval(), settings["context_length"]
     texts = [[1], list(range(3, 2 + context)), list(range(context))]
     reader = CachedReader(model, len(texts), torch.float32)
     for row, (text, logits) in enumerate(zip(texts, logits_of(model, texts), strict=True)):
         close(reader.read(row, text, every=True), logits, f"prompt {row}")
     for step in range(4):
-        if step == 2:
+        if step >= 2:
             reader.drop(0)
             texts[0] = texts.pop()  # the last row takes its place
         drawn = [(step * 7 + row) % settings["vocab_size"] for row in range(len(texts))]
@@ -139,10 +154,32 @@ def cached_is_plain(settings: Settings) -> None:
         close(reader.step(drawn), expected, f"step {step}")
 
 
+@measure()
 def logits_of(model: TransformerLM, texts: Sequence[list[int]]) -> list[Tensor]:
     """Returns what the model says after each token of each text; of those added behind, it sees none before."""
     together = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
     return [logits[: len(text)] for text, logits in zip(texts, model(together), strict=True)]
+
+
+@contract("lm/generation/one_row.py")
+@torch.inference_mode()
+def one_row_is_plain(settings: Settings) -> bool:
+    """A text that is alone is read by the kernel as by the model itself, also as the window slides.
+
+    Returns False if the kernel leaves the model to torch. All are made WIDE: it knows no other widths.
+    """
+    settings = settings | WIDE
+    model, context, text = make(settings).eval(), settings["context_length"], [1, 5]
+    reader = CachedReader(model, 1, torch.float32)
+    if not reader.fast:
+        return False
+    close(reader.read(0, text), logits_of(model, [text])[0][-1], "prompt")
+    for step in range(context + 2):
+        token_id = (step * 7 + 3) % settings["vocab_size"]
+        text = [*text, token_id]
+        text = text if len(text) <= context else text[-(context // 2) :]
+        close(reader.step([token_id])[0], logits_of(model, [text])[0][-1], f"step {step}")
+    return True
 
 
 @contract("lm/runs/checkpoint.py")
@@ -155,7 +192,9 @@ def loaded_is_saved(settings: Settings, folder: Path) -> None:
     content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "global_step": 1}
     save_checkpoint(content, folder / "best.ckpt")
     ids = tokens(settings)[:, :-1]
-    close(load_model(folder / "best.ckpt")(ids), make(settings)(ids), "logits")
+    with measure():
+        expected = make(settings)(ids)
+    close(load_model(folder / "best.ckpt")(ids), expected, "logits")
 
 
 @contract("lm/interchange/llama.py")

@@ -17,6 +17,7 @@ from lm.model import transformer
 Settings = dict[str, Any]
 
 SIZES = {"vocab_size": 45, "context_length": 6, "d_model": 16, "num_layers": 2, "num_heads": 2}
+WIDE = {"d_model": 32, "d_ff": 48}  # widths that the kernel for one row knows
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "d_ff": (None, 24),
     "rope_theta": (10000.0, 50.0),
