@@ -1,1 +1,1 @@
-"""Exchanges models with other programs: folders of Hugging Face's transformers, and GGUF files."""
+"""Exchanges models with other programs: folders of Hugging Face's transformers, GGUF and safetensors files."""

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.interchange.llama import llama_settings, other_names, refuse_overflow, weights_without_padding
+from lm.interchange.llama import llama_settings, other_names
+from lm.interchange.weights import refuse_overflow, weights_without_padding
 from lm.model.transformer import TransformerLM
 from tokenization import InputError, Tokenizer
 from tokenization.formats.gpt2 import bytes_to_text, vocabulary_table

@@ -29,15 +29,13 @@ from lm.interchange.foreign import (
     stored_weights,
 )
 from lm.interchange.llama import (
-    DTYPES,
-    converted,
     half_split,
     interleaved,
     llama_settings,
     model_settings,
     other_names,
-    weights_without_padding,
 )
+from lm.interchange.weights import DTYPES, converted, weights_without_padding
 from lm.machine.resources import available_memory
 from lm.model.transformer import TransformerLM
 from lm.runs.checkpoint import TABLE_BYTES, save_checkpoint

@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lm.interchange.foreign import shown
@@ -177,7 +176,6 @@ OTHER_NAMES = {
     "ln_final": ("model.norm", "output_norm"),
     "lm_head": ("lm_head", "output"),
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def tied(model: TransformerLM) -> bool:
@@ -209,28 +207,3 @@ def interleaved(weight: Tensor, num_heads: int) -> Tensor:
     """Undoes half_split: in each head the features i and i + d_k / 2 become adjacent."""
     rows, width = weight.shape
     return weight.reshape(num_heads, 2, rows // num_heads // 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
-    """Returns the weights by our names, without vocab_multiple's padding, which others would take for tokens."""
-    tables = ("token_embeddings.weight", "lm_head.weight")
-    return {
-        key: weight.detach()[: model.vocab_size] if key in tables else weight.detach()
-        for key, weight in model.state_dict().items()
-    }
-
-
-def converted(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Converts weights to a dtype of DTYPES; InputError for one that it cannot hold."""
-    result = {}
-    for name, weight in weights.items():
-        result[name] = weight.detach().to(DTYPES[dtype], memory_format=torch.contiguous_format, copy=True)
-        refuse_overflow(name, weight, bool(result[name].isfinite().all()), dtype)
-    return result
-
-
-def refuse_overflow(name: str, weight: Tensor, holds: bool, dtype: str) -> None:
-    """Raises InputError unless the dtype holds the weight."""
-    if not holds:
-        largest = weight.detach().abs().max().item()
-        raise InputError(f"--dtype {dtype}: cannot hold {name}, whose values reach {largest:.4g}; fp32 can")

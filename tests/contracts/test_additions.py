@@ -1,16 +1,18 @@
 """Proves that the contracts hold off what they are for. Three additions are right in the plain model and unknown to the
 rest: the product refuses each by name wherever it would be ignored; and where somebody only declares that a part
-supports it, or that an optimizer skips a step, the contract of that part fails."""
+supports it, or that an optimizer skips a step, the contract of that part fails; and so does that of a fourth, an
+export that ignores its dtype."""
 
 import pytest
 import torch
-from helpers.additions import Lion, add_alibi, add_grouped_queries, add_lion
+from helpers.additions import Lion, add_alibi, add_grouped_queries, add_lion, add_npz
 from helpers.contracts import (
     Broken,
     bad_steps_are_skipped,
     cached_is_plain,
     counted_is_kept,
     counted_is_measured,
+    exported_in_the_dtype,
     exported_is_the_model,
     fast_is_plain,
     kept_is_measured,
@@ -20,7 +22,7 @@ from helpers.contracts import (
     tokens,
     ways,
 )
-from helpers.models import save_run
+from helpers.models import LLAMA, SHAPE, save_run
 from helpers.registries import EXAMPLES, WIDE, all_values, combinations, few
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -183,7 +185,7 @@ def test_alibi_that_is_only_declared(alibi, monkeypatch, small, tmp_path):
         with pytest.raises(Broken, match=r"^lm/generation/one_row\.py: .*not close"):
             one_row_is_plain(alibi)
     for form in ("hf", "gguf"):
-        with pytest.raises(Broken, match=r"^lm/interchange/llama\.py: .*not close"):
+        with pytest.raises(Broken, match=r"^lm/interchange/: .*not close"):
             exported_is_the_model(alibi, form, small, new_folder(tmp_path, form))
 
 
@@ -199,7 +201,7 @@ def test_grouped_queries_that_are_only_declared(grouped, monkeypatch, small, tmp
     with pytest.raises(Broken, match=r"^lm/runs/checkpoint\.py: .*num_kv_heads"):
         loaded_is_saved(grouped, tmp_path)
     for form in ("hf", "gguf"):
-        with pytest.raises(Broken, match=r"(?s)^lm/interchange/llama\.py: .*(mismatch|shape)"):
+        with pytest.raises(Broken, match=r"(?s)^lm/interchange/: .*(mismatch|shape)"):
             exported_is_the_model(grouped, form, small, new_folder(tmp_path, form))
 
 
@@ -216,8 +218,15 @@ def test_lion_that_only_seems_to_skip(monkeypatch):
 
 def test_a_new_format_needs_a_reader(monkeypatch, small, tmp_path):
     monkeypatch.setitem(FORMATS, "onnx", FORMATS["hf"])
-    with pytest.raises(Broken, match=r"^lm/interchange/llama\.py: .*no way to read the new format onnx"):
+    with pytest.raises(Broken, match=r"^lm/interchange/: .*no way to read the new format onnx"):
         exported_is_the_model(PLAIN, "onnx", small, tmp_path)
+
+
+def test_an_export_that_ignores_its_dtype(monkeypatch, small, tmp_path):
+    add_npz(monkeypatch)
+    exported_in_the_dtype(LLAMA | SHAPE, "npz", "fp32", small, tmp_path)
+    with pytest.raises(Broken, match=r"(?s)^lm/interchange/, FORMATS in .*export\.py: .*npz in fp16: .*not close"):
+        exported_in_the_dtype(LLAMA | SHAPE, "npz", "fp16", small, tmp_path)
 
 
 def test_a_sharded_model_is_known():

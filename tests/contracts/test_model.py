@@ -5,6 +5,7 @@ import pytest
 from helpers.contracts import (
     cached_is_plain,
     counted_is_measured,
+    exported_in_the_dtype,
     exported_is_the_model,
     fast_is_plain,
     kept_is_measured,
@@ -12,6 +13,7 @@ from helpers.contracts import (
     one_row_is_plain,
     ways,
 )
+from helpers.models import LLAMA, SHAPE
 from helpers.registries import EXAMPLES, combinations, few, label
 
 from lm.accounting.activations import Arrangement
@@ -66,3 +68,8 @@ def test_a_checkpoint(settings, tmp_path):
 @ALL
 def test_an_export(settings, form, small, tmp_path):
     exported_is_the_model(settings, form, small, tmp_path)
+
+
+@pytest.mark.parametrize(("form", "dtype"), [(form, dtype) for form, of in FORMATS.items() for dtype in of.dtypes])
+def test_the_dtype_of_an_export(form, dtype, small, tmp_path):
+    exported_in_the_dtype(LLAMA | SHAPE, form, dtype, small, tmp_path)

@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import tokenization.__main__
 from lm.__main__ import COMMANDS
+from lm.commands.export import FORMATS
 from tokenization import Tokenizer
 from tokenization.commands import ArgumentParser, output_name, output_path
 
@@ -39,7 +40,7 @@ WORKS = {  # for each option that names an output, a call that works
     "tokenization export --output": ["export tok --output"],
     "tokenization check --json": ["check text.txt texts --json"],
     "tokenization compare --plot": ["compare tok --text text.txt --curve --plot"],
-    "lm export --output": [f"export run --format {kind} --output" for kind in ("hf", "gguf", "safetensors")],
+    "lm export --output": [f"export run --format {kind} --output" for kind in FORMATS],
     "lm import --output": ["import hf --output"],
     "lm report --output": ["report run --output"],
     "lm report --plot": ["report run --output new.html --plot"],

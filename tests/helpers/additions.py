@@ -1,22 +1,28 @@
-"""Three additions as made by a newcomer who follows one name through the files.
+"""Four additions as made by a newcomer who follows one name through the files.
 
-Each is right in the plain model, and leaves the rest of the project as it was. Each takes pytest's monkeypatch, and all
-of it is gone after the test.
+Three are right in the plain model; the export ignores its dtype. Each leaves the rest of the project as it was. Each
+takes pytest's monkeypatch, and all of it is gone after the test.
 """
 
 import functools
 import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from helpers.foreign_models import READERS, loaded
+from lm.commands.export import FORMATS, Format
 from lm.model import attention, fast_attention, transformer
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.layers import Linear
 from lm.model.transformer import TransformerLM
 from lm.training.optimizers import OPTIMIZERS
+from tokenization import Tokenizer
 
 
 def add_alibi(patch: pytest.MonkeyPatch) -> None:
@@ -104,3 +110,18 @@ class Lion(torch.optim.Optimizer):
 def add_lion(patch: pytest.MonkeyPatch, kind: type[Lion] = Lion) -> None:
     """optimizer "lion": a class, and an entry in OPTIMIZERS."""
     patch.setitem(OPTIMIZERS, "lion", lambda task, **settings: kind(task.parameters(), **settings))
+
+
+def add_npz(patch: pytest.MonkeyPatch) -> None:
+    """--format npz: NumPy's archive of the weights, in float32 whatever the dtype; with its reader."""
+
+    def write(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **{name: weight.numpy() for name, weight in model.state_dict().items()})
+
+    def read(path: Path, model: TransformerLM) -> Iterator[Callable[[Tensor], Tensor]]:
+        with np.load(path) as weights:
+            yield loaded(model.settings, {name: torch.tensor(weights[name]) for name in weights.files})
+
+    patch.setitem(FORMATS, "npz", Format(write, ("fp32", "fp16"), None, {"--output demo.npz": "weights for NumPy"}))
+    patch.setitem(READERS, "npz", read)

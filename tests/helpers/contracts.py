@@ -197,24 +197,53 @@ def loaded_is_saved(settings: Settings, folder: Path) -> None:
     close(load_model(folder / "best.ckpt")(ids), expected, "logits")
 
 
-@contract("lm/interchange/llama.py")
+@contract("lm/interchange/")
 @torch.inference_mode()
 def exported_is_the_model(settings: Settings, form: str, tokenizer: Tokenizer, folder: Path) -> None:
     """What is exported has the model's scores, or the export names a setting that it does not support."""
-    from helpers.foreign_models import READERS
-
     settings = settings | {"vocab_size": tokenizer.vocab_size + 3}
     model = make(settings).eval()
-    assert form in READERS, f"no way to read the new format {form}: tests/helpers/foreign_models.py needs one"
+    reader = reader_of(form)
     try:
-        FORMATS[form][0](model, tokenizer, folder / "exported", "fp32")
+        FORMATS[form].write(model, tokenizer, folder / "exported", "fp32")
     except InputError as error:
         if not any(f"{name} {value}" in str(error) for name, value in settings.items()):
             raise
         return
     ids = tokens(settings)[:, :-1]
-    for scores in READERS[form](folder / "exported", model):
+    for scores in reader(folder / "exported", model):
         close(scores(ids), model(ids), form)
+
+
+@contract("lm/interchange/, FORMATS in lm/commands/export.py")
+@torch.inference_mode()
+def exported_in_the_dtype(settings: Settings, form: str, dtype: str, tokenizer: Tokenizer, folder: Path) -> None:
+    """What is exported in a dtype has the scores of the model whose matrices are rounded to that dtype."""
+    from helpers.foreign_models import ROUNDED
+
+    assert dtype in ROUNDED, f"no rounding for the new dtype {dtype}: tests/helpers/foreign_models.py needs one"
+    settings = settings | {"vocab_size": tokenizer.vocab_size + 3}
+    model = make(settings).eval()
+    for weight in model.parameters():
+        if weight.ndim == 1:  # gains, which a format may keep in float32
+            weight.data = (8 * weight).round() / 8  # every dtype holds these
+    FORMATS[form].write(model, tokenizer, folder / "exported", dtype)
+    readers = list(reader_of(form)(folder / "exported", model))
+    ids = tokens(settings)[:, :-1]
+    exact = model(ids)
+    for weight in model.parameters():
+        weight.data = weight if weight.ndim == 1 else ROUNDED[dtype](weight)
+    assert dtype == "fp32" or (model(ids) - exact).abs().max() > 1e-3, "rounding changes nothing"
+    for scores in readers:
+        close(scores(ids), model(ids), f"{form} in {dtype}")
+
+
+def reader_of(form: str) -> Callable[[Path, TransformerLM], Iterator[Callable[[Tensor], Tensor]]]:
+    """Returns the reader of a format."""
+    from helpers.foreign_models import READERS
+
+    assert form in READERS, f"no way to read the new format {form}: tests/helpers/foreign_models.py needs one"
+    return READERS[form]
 
 
 class FlopsOfTorch(TorchDispatchMode):

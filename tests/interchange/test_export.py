@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.foreign_models import LARGEST
 from helpers.models import VARIANTS, save_run
 from safetensors.torch import load_file
 
+from lm.commands.export import FORMATS
 from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
 from lm.interchange.llama import half_split
+from lm.interchange.model_card import CARD
 from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.runs.folder import BEST, TOKENIZER
 from tokenization import Tokenizer
@@ -177,24 +180,42 @@ def test_another_pattern_gives_the_same_ids_in_transformers(name, lm, token_data
     assert len(padded[0]) == len(padded[1])
 
 
-@pytest.mark.parametrize("command", [("hf", "bf16"), ("hf", "fp16"), ("safetensors", "fp16"), ("gguf", "fp16")])
+SMALLER = [(kind, dtype) for kind, form in FORMATS.items() for dtype in form.dtypes if dtype != "fp32"]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), SMALLER)
 @pytest.mark.parametrize("size", [1e5, 3.4e38])
-def test_a_weight_beyond_the_dtype_is_refused(command, size, lm, token_data, tmp_path):
-    kind, dtype = command
+def test_a_weight_beyond_the_dtype_is_refused(kind, dtype, size, lm, token_data, tmp_path):
     model = save_run(tmp_path / "run", token_data)
     model.layers[1].ffn.w3.weight.data[5, 7] = size
     checkpoint = load_checkpoint(tmp_path / "run" / BEST)
     checkpoint["state_dict"] = {f"model.{name}": weight for name, weight in model.state_dict().items()}
     save_checkpoint(checkpoint, tmp_path / "run" / BEST)
     done = lm("export", tmp_path / "run", "--format", kind, "--dtype", dtype, "--output", tmp_path / "new/out")
-    if (dtype, size) == ("bf16", 1e5):
+    if size <= LARGEST[dtype]:
         assert (done.code, done.err) == (0, "")
         return
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert f"--dtype {dtype}: cannot hold" in done.err
     assert f"whose values reach {size:.4g}" in done.err
     assert not (tmp_path / "new/out").exists()
-    assert lm("export", tmp_path / "run", "--format", kind, "--output", tmp_path / "new/out").code == 0
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_folder_has_a_model_card(kind, lm, token_data, tmp_path):
+    save_run(tmp_path / "run", token_data)
+    assert lm("export", tmp_path / "run", "--format", kind, "--output", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / CARD).is_file() == (tmp_path / "out").is_dir() == (FORMATS[kind].card is not None)
+
+
+def test_the_help_shows_every_format(lm):
+    shown = " ".join(lm("export", "--help").out.split())
+    for kind, form in FORMATS.items():
+        assert form.examples, f"{kind}: no example for the help in lm/commands/export.py"
+        for arguments, words in form.examples.items():
+            assert words
+            assert f"--format {kind} {arguments} {words}" in shown
+        assert f"for {kind} {', '.join(form.dtypes)}" in shown
 
 
 @pytest.mark.parametrize(
