@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from helpers.split_patterns import LLAMA_3, PUBLISHED, hard_text
+from helpers.split_patterns import LLAMA_3, PUBLISHED, check_complete, hard_text, known_parts
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
 from tokenization import Tokenizer, kernels, patterns
@@ -20,19 +20,32 @@ def compiled_is_plain(pattern: str) -> None:
     text = SEED_TEXT + "".join(hard_text(source)[:50] for _ in range(300))  # long words take long to learn from
     learnt = learn_merges(count_pretokens(text, SPECIAL_TOKENS, pattern), 600, SPECIAL_TOKENS)
     tokenizer = Tokenizer(*learnt, SPECIAL_TOKENS, pattern)
+    known_parts(pattern)
     native = kernels_for(pattern, 1 << 40, "encoding").native
-    assert (native is not None) == kernels.have_kernels(pattern)
-    if native is None:
-        return
+    assert native is not None, "the kernels cannot be loaded"
     encoder = tokenizer.switch.encoder_of(native)
     for text in (SEED_TEXT, *(draw(source) for _ in range(150) for draw in (random_text, hard_text))):
         compiled = encoder.encode(native.Window.of_bytes(text.encode())).tolist()
         assert compiled == tokenizer.encode_bytes(text.encode()), repr(text)
 
 
-@pytest.mark.parametrize("name", PUBLISHED | UNKNOWN)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_pattern_is_known_and_complete(name):
+    """The other tests of patterns take both for granted."""
+    known_parts(PUBLISHED[name])
+    check_complete(PUBLISHED[name])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_compiled_is_plain(name):
-    compiled_is_plain((PUBLISHED | UNKNOWN)[name])
+    compiled_is_plain(PUBLISHED[name])
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_no_kernel_splits_by_an_unknown_pattern(name):
+    assert kernels_for(UNKNOWN[name], 1 << 40, "encoding").native is None
+    with pytest.raises(AssertionError, match="no kernel knows a part of it"):
+        compiled_is_plain(UNKNOWN[name])
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

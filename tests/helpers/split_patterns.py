@@ -2,7 +2,10 @@
 
 import random
 
+import regex
+
 from helpers.texts import WORDS, random_text
+from tokenization.patterns import Parts, parts_of
 from tokenization.pretokenization import PATTERNS
 
 CASED = PATTERNS["o200k"]
@@ -28,6 +31,25 @@ PARTS = [
     *["Éa", "éÉ", "HELLOworld", "/", "//\n", "\n/", "!\n", "\r", "  \n ", "\n\n", "“", "123", "12345", "١٢٣٤", "½"],
     *["'", "''", "\u2019s"],
 ]
+ALL_TEXT = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+
+
+def name_of(pattern: str) -> str:
+    return next((name for name, published in PUBLISHED.items() if published == pattern), pattern)
+
+
+def known_parts(pattern: str) -> Parts:
+    """Returns the parts of a pattern, each of which the kernels must know."""
+    parts = parts_of(pattern)
+    assert parts, f"{name_of(pattern)}: no kernel knows a part of it; add its spelling to tokenization/patterns.py"
+    return parts
+
+
+def check_complete(pattern: str) -> None:
+    """Checks that a pattern matches all of a text, as a published one must: other programs drop what it leaves out."""
+    for text in (ALL_TEXT, " ".join(ALL_TEXT[:0x3000])):
+        left = regex.sub(pattern, "", text)
+        assert not left, f"{name_of(pattern)}: must match all of any text, but leaves out {left[:10]!a} and others"
 
 
 def hard_text(source: random.Random) -> str:

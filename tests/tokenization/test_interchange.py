@@ -13,6 +13,7 @@ import regex
 import tiktoken
 import tiktoken_ext.openai_public
 import tokenizers
+from helpers.split_patterns import check_complete, known_parts
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, pretokenization
 from tokenization.__main__ import main
@@ -43,6 +44,7 @@ TRICKY = [
 @pytest.fixture(scope="module", params=PATTERNS)
 def tokenizer(request, gpt2) -> Tokenizer:
     """GPT-2's vocabulary under each of the named patterns."""
+    check_complete(PATTERNS[request.param])
     return Tokenizer(gpt2.vocab, gpt2.merges, [END_OF_TEXT], PATTERNS[request.param])
 
 
@@ -126,6 +128,7 @@ def many_texts(random_text) -> list[str]:
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_pretoken_reaches_across_a_safe_cut(name, many_texts) -> None:
+    known_parts(PATTERNS[name])
     split, places = regex.compile(PATTERNS[name]).findall, 0
     for text in many_texts:
         whole = split(text)
@@ -264,8 +267,9 @@ def test_patterns_that_are_called_complete_match_everything(random_text) -> None
     }
     everything = "".join(chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000)
     for text in (everything, everything[::-1], " ".join(everything[:0x3000]), *texts(random_text)):
-        for theirs in split.values():
-            assert "".join(piece for piece, _ in theirs.pre_tokenize_str(text)) == text
+        for pattern, theirs in split.items():
+            is_all = "".join(piece for piece, _ in theirs.pre_tokenize_str(text)) == text
+            assert is_all, f"does not match all of any text: {pattern}"
 
 
 @pytest.mark.parametrize("name", IMPORTED)

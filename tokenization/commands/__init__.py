@@ -29,6 +29,7 @@ TEXT_HELP = (
 )
 UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3}
 TOKENIZER_HELP = "the folder of a tokenizer"
+PATTERNS_HELP = f"{', '.join(PATTERNS)}, or a regular expression"
 REPLACE_TOKENIZER_HELP = "replace the tokenizer that the folder holds"
 
 

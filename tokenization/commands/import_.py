@@ -3,15 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenization.commands import REPLACE_TOKENIZER_HELP, ArgumentParser, command_parser, output_path, read_pattern
+from tokenization.commands import (
+    PATTERNS_HELP,
+    REPLACE_TOKENIZER_HELP,
+    ArgumentParser,
+    command_parser,
+    output_path,
+    read_pattern,
+)
 from tokenization.errors import InputError
 from tokenization.formats.folder import check_new_tokenizer, is_verified
 from tokenization.interchange import KNOWN_SPECIAL_TOKENS, import_huggingface, import_tiktoken
 from tokenization.tokenizer import Tokenizer
 
-HELP = """Make a tokenizer folder from a Hugging Face tokenizer.json, from tiktoken's ranks, or from an older or
-foreign folder with vocab.json and merges.txt. A .tiktoken file holds neither its pattern nor its special tokens:
---pattern gpt2, cl100k or o200k stands for both. Features that would give other ids here are refused by name.
+HELP = f"""Make a tokenizer folder from a Hugging Face tokenizer.json, from tiktoken's ranks, or from an older or
+foreign folder with vocab.json and merges.txt. A .tiktoken file holds neither its pattern nor its special tokens; a
+published --pattern stands for both ({", ".join(KNOWN_SPECIAL_TOKENS)}). Features that would give other ids here are
+refused by name.
 
   tokenization import tokenizer.json --output data/theirs
   tokenization import cl100k_base.tiktoken --pattern cl100k --output data/cl100k
@@ -22,7 +30,7 @@ def make_parser() -> ArgumentParser:
     """Returns the parser of this command."""
     parser = command_parser("import", HELP)
     parser.add_argument("source", help="a tokenizer.json, a *.tiktoken file, or a tokenizer's folder")
-    parser.add_argument("--pattern", help="pattern of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
+    parser.add_argument("--pattern", help=f"pattern of a .tiktoken file: {PATTERNS_HELP}")
     parser.add_argument("--output", required=True, type=output_path, help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help=REPLACE_TOKENIZER_HELP)
     return parser

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tokenization.commands import ArgumentParser, command_parser
+from tokenization.commands import PATTERNS_HELP, ArgumentParser, command_parser
 from tokenization.commands.import_ import read_source
 from tokenization.derivation import RankOf, merge_steps, origins, rank_pairs
 from tokenization.errors import InputError
@@ -34,7 +34,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--count", type=int, metavar="N", help=f"how many of each to show (default: {COUNT})")
     parser.add_argument("--word", metavar="TEXT", help="show how a word, or any short text, becomes tokens")
     parser.add_argument("--token", type=int, metavar="ID", help="show the merges behind the token with this id")
-    parser.add_argument("--pattern", help="pattern of a .tiktoken file: gpt2, cl100k, o200k, or a regular expression")
+    parser.add_argument("--pattern", help=f"pattern of a .tiktoken file: {PATTERNS_HELP}")
     return parser
 
 

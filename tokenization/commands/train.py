@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from tokenization.bpe import TIES, Merges, Vocabulary
 from tokenization.commands import (
+    PATTERNS_HELP,
     REPLACE_TOKENIZER_HELP,
     TEXT_HELP,
     ArgumentParser,
@@ -60,8 +61,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--pattern",
         default="gpt2",
-        help="how text is split before merging: gpt2, cl100k, o200k, or a regular expression; what lies between its"
-        " matches is kept as well. A plain word must be in parentheses: (word) (default: gpt2)",
+        help=f"how text is split before merging: {PATTERNS_HELP}; what lies between its matches is kept"
+        " as well. A plain word must be in parentheses: (word) (default: gpt2)",
     )
     parser.add_argument(
         "--ties",

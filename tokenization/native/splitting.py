@@ -36,7 +36,7 @@ def scanner_head(pattern: str) -> Head:
     """Returns the head of the scanner for a known pattern; compiles or loads its kernel."""
     parts = parts_of(pattern)
     if parts is None:
-        raise ValueError(f"no kernel knows the pattern {pattern!r}")
+        raise ValueError(f"no kernel knows a part of the pattern {pattern!r}; patterns.py lists those that they know")
     return Head(
         SCANNER_FIELDS,
         {
