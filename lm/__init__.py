@@ -1,6 +1,6 @@
-"""A Transformer language model, written by hand: what one needs of it in Python; `python -m lm --help` has the rest.
+"""A Transformer language model, written by hand: its public names; `python -m lm --help` lists its commands.
 
-    lm.load("checkpoints/demo").generate("Once upon a time")    a trained model, to write with
+    lm.load("checkpoints/demo").generate("Once upon a time")    a trained model continues a text
     lm.LanguageModel, lm.TokenDataModule                        to train one with Lightning's Trainer
     lm.TransformerLM, lm.RMSNorm, lm.AdamW, lm.cross_entropy    the parts, in pure torch
 

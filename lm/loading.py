@@ -1,4 +1,4 @@
-"""A trained model in Python: `load` reads a run, and what it returns writes texts, and scores those of others.
+"""`load` reads a run and returns a model that generates and scores text.
 
 The commands `generate`, `serve` and `test` begin here, too: the same seed writes the same text in each.
 """

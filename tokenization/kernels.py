@@ -1,4 +1,4 @@
-"""Loading the compiled kernels (native/), or the reason why plain Python does the work.
+"""Loads the compiled kernels (native/), or says why plain Python does the work.
 
     kernels_for    for a large text: loads them at once, or compiles them on the first use of this installation
     load_behind    while a caller goes on in plain Python: a thread loads them, and the caller takes them when they are

@@ -22,7 +22,7 @@ from tokenization import InputError
 
 SUPPORT = Support(
     part="the accounting of parameters, FLOPs and memory",
-    remedy="add it to lm/accounting/costs.py and lm/accounting/activations.py",
+    remedy="add it to lm/accounting/costs.py, and to the formulas for torch.compile in activations.py",
     options={
         "norm_position": ("pre", "post", "none"),
         "position_encoding": ("rope", "none"),

@@ -1,6 +1,7 @@
 """Gathers and checks the batches of LanguageModel: pairs of token ids and the tokens that follow them.
 
-Token files are windows.py's; what is wrong with the batches of another loader is reported in one line.
+Which tokens of a file a batch holds, windows.py decides. What is wrong with another loader's batches is reported in one
+line.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Makes the loaders of a run: all devices take turns at batches in their order."""
+"""Makes a run's loaders: its devices take turns, batch by batch, in the batches' order."""
 
 import signal
 from collections.abc import Iterator

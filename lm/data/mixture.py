@@ -1,4 +1,4 @@
-"""Mixtures: training windows from several token files, each with a share of them.
+"""Mixtures: training windows from several token files, each with a share of its own.
 
     "stories.bin:0.7,english.tokens:0.3"    read_sources: the paths and weights of a setting
     row r of batch i                        the source by one word that follows from (seed, i), the place by another

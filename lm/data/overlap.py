@@ -1,4 +1,4 @@
-"""Warns of validation documents that are in training, too: their loss says little of other text."""
+"""Warns of validation documents that are also in the training text: their loss says little about other text."""
 
 import sys
 

@@ -1,5 +1,8 @@
-"""Windows of token files as batches, which follow from their numbers alone: random ones of a file or of several, those
-of documents in a new order each pass, and all of a file, one after another. The first may be cut into shorter ones."""
+"""Batches of windows from token files, each of which follows from its number alone.
+
+The windows are random ones of one file or several, those of the documents in a new order each pass, or all of a file,
+one after another. Those of the first batches may be cut into shorter ones.
+"""
 
 import numpy as np
 from torch.utils.data import Dataset

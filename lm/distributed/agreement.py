@@ -1,4 +1,4 @@
-"""Says what all processes of a run must see alike, and what to do where they do not.
+"""Lists what must be the same for all processes of a run, and the remedy where it is not.
 
 Each process fills a dictionary with what it sees; hosts.py compares them. Paths may differ, as long as the digests of
 what lies there do not.

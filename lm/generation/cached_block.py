@@ -1,9 +1,9 @@
-"""A Transformer block for tokens that come one by one: it keeps the keys and values of those before.
+"""A Transformer block for tokens that come one by one: it keeps the keys and values of the earlier ones.
 
     keys, values: (batch_size, num_heads, context_length, d_k) for each layer, float32
 
-What a block computes is TransformerBlock's, laid out for single tokens; decoding.py says which tokens are new, and the
-places of their keys and values.
+It computes what TransformerBlock does, laid out for single tokens; decoding.py says which tokens are new, and where
+their keys and values go.
 """
 
 from collections.abc import Sequence

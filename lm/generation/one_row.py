@@ -1,4 +1,5 @@
-"""Reads one token of one text in a single call of the kernel: what remains is the time to fetch the weights.
+"""Computes the next token's logits of one text in a single kernel call, so that a step takes about as long as reading
+the weights.
 
 A step of torch's operators calls fifteen for each layer. Here the layers are a list of jobs, made once; a step sets
 the position, and all threads go through the list. Norms and gates are computed with the product that follows them.

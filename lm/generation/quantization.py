@@ -2,7 +2,8 @@
 
     w_ij  ~  s_i q_ij,   s_i = max_j |w_ij| / 127
 
-What they multiply stays in float32. `dequantize` defines what is right: the product by the weights that it returns.
+The vectors that they multiply stay in float32. `dequantize` returns the weights as they count: a product is right
+if it is the product with these.
 """
 
 from typing import NamedTuple

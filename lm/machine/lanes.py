@@ -1,4 +1,4 @@
-"""Words for kernels that compute with vectors of floats: what an instruction is built of.
+"""Builds LLVM instructions on vectors of floats, for our kernels.
 
     loop, for_each      repeat what is built inside;  for_each takes as many numbers at once as are left
     load, store         numbers in memory, float32, bfloat16 or (load) int8, as vectors of float32

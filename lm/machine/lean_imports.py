@@ -1,7 +1,7 @@
-"""Spares `lm` what torchmetrics imports beside the two classes that Lightning uses: all its metrics, transformers and
-matplotlib.
+"""Keeps `lm` from importing all of torchmetrics, of which Lightning uses two classes.
 
-The package becomes a module that imports its parts when they are asked for, and is whole for whoever asks for more.
+All of it includes every metric, transformers and matplotlib. In its place stands a module that imports those two when
+they are asked for, and becomes the whole package when anything else is.
 """
 
 import logging

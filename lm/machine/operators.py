@@ -7,9 +7,9 @@
     double.register_fake(torch.empty_like)
     double.register_autograd(lambda ctx, d_y: double(d_y), setup_context=lambda ctx, inputs, output: None)
 
-They are those of torch.library.custom_op, whose way through torch's dispatcher costs a fifth of a millisecond forth and
-back. Where nothing follows the computation, the same functions are called through torch.autograd.Function, or, without
-gradients, directly. What they compute does not depend on it.
+They are those of torch.library.custom_op, where torch's dispatcher takes a fifth of a millisecond for a call and its
+backward pass. Where nothing traces the computation, the same functions are called through torch.autograd.Function, or
+directly where no gradient is needed. The result is the same.
 """
 
 from collections.abc import Callable

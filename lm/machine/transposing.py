@@ -1,6 +1,6 @@
 """Transposes matrices in memory, 16 numbers by 16 at a time; torch takes three times as long.
 
-oneDNN multiplies by AMX at half of its speed where the left matrix is transposed, as it is for the gradient of every
+With AMX, oneDNN multiplies at half its speed where the left matrix is transposed, as it is for the gradient of every
 weight.
 """
 

@@ -1,13 +1,13 @@
-"""A table of hashed bigrams: a vector for each pair of neighbouring tokens, which the blocks need not compute.
+"""A table of hashed bigrams: a vector for each pair of neighbours, so that the blocks need not compute it.
 
     x_t <- x_t + B[h(a, b)]        before each block, for the tokens a and b at t - 1 and t
     h(a, b) = 1 + (36313 b xor 27191 a) mod (rows - 1)
 
 Attention spends its first layer on finding the token before. Here it is looked up, at the cost of one row and of no
 product. Pairs may share a row; those that are frequent learn it for themselves. The first token of a window has none
-before it, and takes row 0. The table starts at 0, as a model without it. (Hashed n-grams in a language model: Roy et
+before it, and takes row 0. The table starts at 0, as if it were not there. (Hashed n-grams in a language model: Roy et
 al. 2022, arXiv 2207.06366; the multipliers are those of modded-nanogpt.) A Llama has no such table, so a model with it
-cannot be exported.
+is exported as safetensors alone.
 """
 
 import torch

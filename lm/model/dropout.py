@@ -1,4 +1,4 @@
-"""Dropout: a training step sees each vector with some numbers set to 0, others each time, and the rest scaled up.
+"""Dropout: in training, some numbers of each vector are set to 0, different ones in each step, and the rest scaled up.
 
     y_i = x_i m_i / (1 - share),  m_i = 0 with probability share, else 1
 

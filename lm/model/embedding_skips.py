@@ -4,7 +4,7 @@
 
 A residual stream must carry the token itself beside all that blocks have added to it; here each block can read it anew.
 (These are the "x0 lambdas" of modded-nanogpt, without its second number, on x.) A Llama has no such skips, so a model
-with them cannot be exported.
+with them is exported as safetensors alone.
 """
 
 import torch

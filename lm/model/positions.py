@@ -1,4 +1,4 @@
-"""Rotary position embeddings (RoPE): attention sees how far apart two tokens are.
+"""Position encodings. The one here is rotary (RoPE): attention sees how far apart two tokens are.
 
     (x_2k, x_2k+1) is rotated by the angle  position / theta^(2k / d_k)
 

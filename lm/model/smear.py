@@ -1,11 +1,11 @@
-"""Smear: to each token's embedding, a share of the one before it is added, as large as the token itself decides.
+"""Smear: each token's embedding takes in a share of the one before it; the token itself decides how large a share.
 
     x_t <- x_t + s g_t x_{t-1},  g_t = sigmoid(w x_t)        before the first block, for t > 1
 
 Attention spends its first layer on finding the token before. Here each token has something of it from the start, at the
 cost of no product. s is a learned number and w a learned vector, both at first 0, so that a new model is one without
 smear. (Of modded-nanogpt, 2025, whose gate reads the first 12 features alone.) A Llama has no smear, so a model with it
-cannot be exported.
+is exported as safetensors alone.
 """
 
 import torch

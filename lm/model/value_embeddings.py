@@ -1,4 +1,4 @@
-"""Value embeddings: in each layer, attention's values have a vector that the token itself brings along.
+"""Value embeddings: each layer adds to attention's values a learned vector of the token.
 
     v_t = W_v h_t + U_l[token_t]        in layer l, with a table U_l of its own, at first 0
 
@@ -6,7 +6,8 @@ What attention moves from one position to another is made of the residual stream
 beside all that blocks have added to it. Here a table tells each layer what to move for a token, at the cost of one row
 and of no product; the stream is free for the rest. (Zhou et al. 2024, "Value Residual Learning", arXiv 2410.17897, add
 the first layer's values to all later ones; tables in their place are of modded-nanogpt, 2024, which scales them by
-learned numbers. A table at 0 needs none.) A Llama has no such tables, so a model with them cannot be exported.
+learned numbers. A table at 0 needs none.) A Llama has no such tables, so a model with
+them is exported as safetensors alone.
 """
 
 import torch

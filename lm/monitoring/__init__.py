@@ -1,1 +1,1 @@
-"""What a run says of itself while it trains: progress, figures, samples, baselines, a forecast."""
+"""What a run reports while it trains: progress, figures, samples, baselines, a forecast."""

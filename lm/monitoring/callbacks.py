@@ -1,4 +1,7 @@
-"""Shows how training goes: norms and a progress bar. Samples are in samples.py, speed in throughput.py."""
+"""Shows how training goes: the norms of gradients, weights and activations, and a progress bar.
+
+Samples are in samples.py, speed in throughput.py.
+"""
 
 from typing import Any
 

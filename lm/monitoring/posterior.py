@@ -1,7 +1,7 @@
 """Forecasts a run's last validation loss from its curves so far and from earlier runs, by the law of loss_law.py.
 
 prior    the numbers of the law are a Gaussian process over the settings: runs of the same settings have the same
-         numbers, but for what seeds scatter, and each setting that differs makes them less alike
+         numbers, but for the scatter of seeds, and each setting that differs makes them less alike
              covariance of runs i and j = C k(i, j),  k(i, j) = (1 - SEEDS) exp(-distance(i, j) / REACH),  k(i, i) = 1
          C is estimated from the earlier runs; their mean is unknown, so that it is ordinary kriging
 band     each earlier run is cut where this one stands and forecast from the others; the band is as wide as it had

@@ -1,4 +1,4 @@
-"""Sets first weights of a new run from its text; drawing the others at random is left to the model."""
+"""Sets first weights of a new run from its text; the model draws all others at random."""
 
 from typing import TYPE_CHECKING
 

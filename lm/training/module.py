@@ -1,6 +1,6 @@
 """Joins model, loss, optimizer and schedule into the LightningModule that `lm fit` trains.
 
-Each part is computed in the file it is imported from; how fast, in fast_path.py. What else is logged is in
+Each part is computed in the file that it is imported from; fast_path.py chooses how. What else is logged is in
 lm/monitoring/callbacks.py.
 """
 

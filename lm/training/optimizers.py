@@ -1,7 +1,7 @@
 """Makes the optimizer that model.optimizer names, from one entry in OPTIMIZERS for each.
 
-An optimizer skips a step whose numbers are not finite: on a CPU its parameters have no gradient then, on a GPU its
-attribute `take`, a 0-d bool tensor, is false. Its attribute `rates` gives parameters a learning rate of their own
+An optimizer skips a step whose numbers are not finite. On a CPU the parameters then have no gradient; on a GPU the
+optimizer's `take`, a 0-d bool tensor, is False. Its `rates` give parameters a learning rate of their own
 (lm/optim/adamw.py).
 """
 

@@ -1,4 +1,4 @@
-"""From what is kept of the documents to findings: of how many documents each is, and which they are."""
+"""Turns what was kept of the documents into findings: how many documents each concerns, and which."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

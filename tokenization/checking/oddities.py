@@ -1,4 +1,4 @@
-"""What is odd about one document: how well it compresses, and characters that text does not have."""
+"""What is odd about a document: how far it compresses, and characters that do not belong in text."""
 
 import re
 import zlib

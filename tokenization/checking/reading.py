@@ -1,4 +1,4 @@
-"""Documents and where they stand: the file, the number in it, and the line of a text file."""
+"""Reads documents with their places: the file, the number in it, and the line of a text file."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

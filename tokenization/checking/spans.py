@@ -1,4 +1,4 @@
-"""Validation text that is in training: runs of words, each looked up by its hash in those of the validation documents.
+"""Finds validation text that is also in training, by runs of words: the hash of each is looked up in validation's.
 
 Validation is read first. A run of training that is found marks the validation run as seen; in the end the seen runs of
 a validation document cover some of its words.

@@ -1,6 +1,6 @@
 """The commands of `tokenization`, one file each, and what they share.
 
-Every file has HELP, `make_parser` and `run`, which takes the arguments behind the command's name and prints the result.
+Every file has HELP, `make_parser` and `run`, which takes the arguments after the command's name and prints the result.
 `run` raises InputError before it begins to work where the arguments, an input or an output will not do.
 """
 

@@ -1,4 +1,4 @@
-"""The content of a tokenizer's files as bytes, text and JSON, each with the error of its own that it may deserve."""
+"""Reads a tokenizer's files as bytes, text or JSON; whatever is wrong with one is reported in one line."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What kernels are written in: functions of Python, and instructions, which Python has no words for."""
+"""The language of the kernels: Python functions, plus instructions that Python cannot express."""
 
 import ast
 import functools

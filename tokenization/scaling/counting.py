@@ -1,4 +1,4 @@
-"""Counting the pre-tokens of files in groups, so that an interrupted counting goes on.
+"""Counts the pre-tokens of files in groups, so that an interrupted command can go on.
 
     inputs -> groups -> a counts file each -> their sums, FAN_IN at a time -> one counts file
 

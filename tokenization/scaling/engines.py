@@ -1,4 +1,4 @@
-"""The engines that run tasks: they place, repeat and show them. What a task gives does not depend on its engine.
+"""The engines that run tasks: they place, repeat and show them. A task's result does not depend on its engine.
 
 Threads    one task after another in this process, each on several threads (the default)
 Part       the same, for one part of the tasks: a SLURM array or an indexed job of Kubernetes has the others

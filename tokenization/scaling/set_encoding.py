@@ -1,4 +1,4 @@
-"""Encoding files into a token set, a shard for each group of files, so that an interrupted encoding goes on.
+"""Encodes files into a token set, a shard for each group of files, so that an interrupted command can go on.
 
     inputs -> groups of consecutive files, of about shard_bytes each -> a token file each -> index.json, written last
 

@@ -1,4 +1,4 @@
-"""Compressed files: which are read, told by their names, and how one is opened as a stream of its content."""
+"""Compressed files: which are read, as their names tell, and how one is opened as a stream of its content."""
 
 import bz2
 import gzip

@@ -1,7 +1,7 @@
 """Parquet files as documents: one column holds their texts, one a row, and a few rows are read at a time.
 
-pyarrow reads the format. It is an extra and no dependency, for it has 170 MB: more than all else that the tokenizer
-needs but LLVM, and most texts are not Parquet.
+pyarrow reads the format. It is an extra, not a dependency: it takes 170 MB, more than all else that the tokenizer needs
+except LLVM, and most texts are not Parquet.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What name and first bytes say about a file: text, or something that would be learnt from as if it were text.
+"""What a file's name and first bytes say about it: text, or something that would be learnt from as if it were text.
 
 A file that is not text is refused by name, with what to do, and not guessed at.
 """

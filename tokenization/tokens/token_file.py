@@ -1,4 +1,4 @@
-"""The token file, which training reads: its writer, and opening it; its format is token_format.py's.
+"""Writes and opens token files, which training reads; token_format.py describes their format.
 
 Ids, description and the digests of documents are written under temporary names and renamed when they are complete, the
 description first: a token file never lacks it. A folder of token files with an index (token_index.py) is opened as one.
