@@ -1,4 +1,4 @@
-"""Joins torch's process group, which Lightning then uses, and ends what never becomes a run.
+"""Joins torch's process group, which Lightning then uses, and ends a process whose run never begins.
 
 With `joined`, the processes find each other a second time, at the addresses that their devices use. Until all of them
 have made a step together, each watches for others that leave: it may be waiting for them in a library, for half an

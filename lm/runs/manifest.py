@@ -1,7 +1,7 @@
 """Reads and verifies the end of a checkpoint file: a manifest and a digest, as text.
 
     PK...                                      the archive; torch.load reads the file as it is
-    {"step": 120, "tokenizer": "6f1c...", ...} what it was saved from; the SHA-256 of the tokenizer's files and shards
+    {"step": 120, "tokenizer": "6f1c...", ...} the step; the SHA-256 of the tokenizer's files and of shards
     sha256 9b04...                             of every byte before this line
 
 It imports no torch, so that a command can verify bytes without it. The archive is checkpoint.py's.

@@ -1,4 +1,4 @@
-"""The settings that a checkpoint records, to be compared with those of a run that goes on, or of another process."""
+"""The settings that a checkpoint records, to be compared with those of a run that resumes, or of another process."""
 
 import json
 from typing import Any

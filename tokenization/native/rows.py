@@ -1,4 +1,4 @@
-"""Counts outside a table: pre-tokens one after another, and rows (length, count); from a table in an order of its own.
+"""Counts outside a table: pre-tokens one after another, and rows (length, count), in an order of their own.
 
 That order is the one of the hashes whose highest bits choose home slots, so that it does not depend on how a table was
 filled. A table has its keys nearly in this order already, and one that is filled in it is filled from front to back.
