@@ -211,6 +211,7 @@ def test_a_folder_has_a_model_card(kind, lm, token_data, tmp_path):
 def test_the_help_shows_every_format(lm):
     shown = " ".join(lm("export", "--help").out.split())
     for kind, form in FORMATS.items():
+        assert "fp32" in form.dtypes, f"{kind}: needs fp32, the default of --dtype"
         assert form.examples, f"{kind}: no example for the help in lm/commands/export.py"
         for arguments, words in form.examples.items():
             assert words
