@@ -1,12 +1,12 @@
 """Makes the optimizer that model.optimizer names, from one entry in OPTIMIZERS for each.
 
-An optimizer skips a step whose numbers are not finite. On a CPU the parameters then have no gradient; on a GPU the
-optimizer's `take`, a 0-d bool tensor, is False. Its `rates` give parameters a learning rate of their own
-(lm/optim/adamw.py).
+An entry names the settings that change the optimizer's steps; all others are refused. An optimizer skips a step whose
+numbers are not finite. On a CPU the parameters then have no gradient; on a GPU the optimizer's `take`, a 0-d bool
+tensor, is False. Its `rates` give parameters a learning rate of their own (lm/optim/adamw.py).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from lm.training.module import LanguageModel
 
 RATES = {"embeddings": "embedding_rate", "head": "head_rate", "norms": "gain_rate"}  # the setting of each part
-MUON_SETTINGS = {"muon_rate": 1.0, "muon_iteration": "jordan", "cautious_decay": False}  # at which each does nothing
+ADAMW_SETTINGS = {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}  # with their defaults
+MUON_SETTINGS = {"muon_rate": 1.0, "muon_iteration": "jordan", "cautious_decay": False}
+SETTINGS: dict[str, Any] = ADAMW_SETTINGS | MUON_SETTINGS
 
 
 def make_adamw(task: "LanguageModel", **settings: Any) -> AdamW:
@@ -46,8 +48,12 @@ def make_normuon(task: "LanguageModel", **settings: Any) -> Muon:
     return make_muon(task, normalize=True, **settings)
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]]
-OPTIMIZERS = {"adamw": make_adamw, "muon": make_muon, "normuon": make_normuon}
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], Collection[str]]]
+OPTIMIZERS = {  # how each is made, and which of SETTINGS change its steps
+    "adamw": (make_adamw, ADAMW_SETTINGS),
+    "muon": (make_muon, SETTINGS),
+    "normuon": (make_normuon, SETTINGS),
+}
 
 
 def make_optimizer(task: "LanguageModel", compiled: bool) -> torch.optim.Optimizer:
@@ -56,8 +62,9 @@ def make_optimizer(task: "LanguageModel", compiled: bool) -> torch.optim.Optimiz
     compiled: whether its update is compiled. Raises ValueError for a setting that has no effect on it.
     """
     name = task.hparams["optimizer"]
-    settings = {setting: task.hparams[setting] for setting in ("weight_decay", "betas", "eps")}
-    optimizer = OPTIMIZERS[name](task, lr=0.0, compiled=compiled, kernel=task.hparams["fast"], **settings)
+    make, used = OPTIMIZERS[name]
+    settings = {setting: task.hparams[setting] for setting in ADAMW_SETTINGS if setting in used}
+    optimizer = make(task, lr=0.0, compiled=compiled, kernel=task.hparams["fast"], **settings)
     kind, rates = type(optimizer).__name__, rates_of(task)
     if not hasattr(optimizer, "take"):
         raise InputError(
@@ -67,11 +74,10 @@ def make_optimizer(task: "LanguageModel", compiled: bool) -> torch.optim.Optimiz
     if rates and not hasattr(optimizer, "rates"):
         raise InputError(f"model.optimizer {name} has one learning rate for all: its class, {kind}, has no `rates`")
     optimizer.rates = rates  # type: ignore[attr-defined]
-    for setting, nothing in () if isinstance(optimizer, Muon) else MUON_SETTINGS.items():
-        if task.hparams[setting] != nothing:
-            raise ValueError(
-                f"{setting} is {task.hparams[setting]}, which has no effect on optimizer {name}; leave it out"
-            )
+    for setting, default in SETTINGS.items():
+        value = task.hparams[setting]
+        if setting not in used and (tuple(value) if isinstance(value, list) else value) != default:
+            raise ValueError(f"{setting} is {value}, which has no effect on optimizer {name}; leave it out")
     return optimizer
 
 

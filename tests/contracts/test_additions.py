@@ -1,7 +1,7 @@
 """Proves that the contracts hold off what they are for. Three additions are right in the plain model and unknown to the
 rest: the product refuses each by name wherever it would be ignored; and where somebody only declares that a part
-supports it, or that an optimizer skips a step, the contract of that part fails; and so does that of a fourth, an
-export that ignores its dtype."""
+supports it, or that an optimizer skips a step or uses a setting, the contract of that part fails; and so does that of
+a fourth, an export that ignores its dtype."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from helpers.contracts import (
     cached_is_plain,
     counted_is_kept,
     counted_is_measured,
+    each_setting_counts,
     exported_in_the_dtype,
     exported_is_the_model,
     fast_is_plain,
@@ -42,6 +43,7 @@ from lm.model.fast import speed_up
 from lm.model.layers import SwiGLU
 from lm.model.transformer import TransformerLM
 from lm.training.module import LanguageModel
+from lm.training.optimizers import OPTIMIZERS
 from tokenization import InputError
 
 PARTS = (fast.SUPPORT, decoding.SUPPORT, one_row.SUPPORT, costs.SUPPORT, llama.SUPPORT)
@@ -205,7 +207,7 @@ def test_grouped_queries_that_are_only_declared(grouped, monkeypatch, small, tmp
             exported_is_the_model(grouped, form, small, new_folder(tmp_path, form))
 
 
-def test_lion_that_only_seems_to_skip(monkeypatch):
+def test_lion_that_only_seems_to_skip_and_to_use_each_setting(monkeypatch):
     class Careless(Lion):
         take = None
 
@@ -214,6 +216,14 @@ def test_lion_that_only_seems_to_skip(monkeypatch):
         bad_steps_are_skipped(PLAIN, "lion", float("nan"))
     with pytest.raises(Broken, match=r"^lm/accounting/costs\.py: .*does not know what optimizer lion keeps"):
         counted_is_kept(PLAIN, "lion")
+    each_setting_counts(PLAIN, "lion", "betas", (0.5, 0.6))
+    with pytest.raises(
+        Broken, match=r"^lm/training/optimizers\.py: .*eps 0\.5 changes no step of lion; leave it out of"
+    ):
+        each_setting_counts(PLAIN, "lion", "eps", 0.5)
+    make, of_adamw = OPTIMIZERS["lion"]
+    monkeypatch.setitem(OPTIMIZERS, "lion", (make, set(of_adamw) - {"eps"}))
+    each_setting_counts(PLAIN, "lion", "eps", 0.5)
 
 
 def test_a_new_format_needs_a_reader(monkeypatch, small, tmp_path):

@@ -1,15 +1,18 @@
-"""Proves for every optimizer that its state is what `lm account` counts, and that a bad step changes nothing."""
+"""Proves for every optimizer that its state is what `lm account` counts, that a bad step changes nothing, and that no
+setting is accepted that has no effect."""
 
 import json
 
 import pytest
-from helpers.contracts import bad_steps_are_skipped, counted_is_kept
+from helpers.contracts import bad_steps_are_skipped, counted_is_kept, each_setting_counts
 from helpers.registries import few, label
 
 from lm.training.module import LanguageModel
-from lm.training.optimizers import OPTIMIZERS
+from lm.training.optimizers import OPTIMIZERS, SETTINGS
 
 FEW = pytest.mark.parametrize("settings", few(), ids=label)
+OTHERS = {"weight_decay": 0.5, "betas": (0.5, 0.6), "eps": 0.5}  # a value of each setting that no default is
+OTHERS |= {"muon_rate": 2.0, "muon_iteration": "polar-express", "cautious_decay": True}
 EACH = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 
@@ -24,6 +27,13 @@ def test_its_state(settings, optimizer):
 @FEW
 def test_bad_steps(settings, optimizer, bad):
     bad_steps_are_skipped(settings, optimizer, bad)
+
+
+@EACH
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_its_settings(optimizer, setting):
+    assert setting in OTHERS, f"no other value of the new setting {setting}: OTHERS, above, needs one"
+    each_setting_counts(few()[0], optimizer, setting, OTHERS[setting])
 
 
 def test_lm_account_counts_the_newest(lm):

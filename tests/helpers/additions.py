@@ -108,8 +108,9 @@ class Lion(torch.optim.Optimizer):
 
 
 def add_lion(patch: pytest.MonkeyPatch, kind: type[Lion] = Lion) -> None:
-    """optimizer "lion": a class, and an entry in OPTIMIZERS."""
-    patch.setitem(OPTIMIZERS, "lion", lambda task, **settings: kind(task.parameters(), **settings))
+    """optimizer "lion": a class, and an entry in OPTIMIZERS, which is AdamW's but for the class."""
+    make, settings = (lambda task, **settings: kind(task.parameters(), **settings)), OPTIMIZERS["adamw"][1]
+    patch.setitem(OPTIMIZERS, "lion", (make, settings))
 
 
 def add_npz(patch: pytest.MonkeyPatch) -> None:

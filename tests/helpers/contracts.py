@@ -8,10 +8,12 @@ import contextlib
 import functools
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -28,6 +30,7 @@ from lm.model.fast_attention import CAUSAL_ATTENTIONS
 from lm.model.transformer import TransformerLM
 from lm.runs.checkpoint import load_model, save_checkpoint
 from lm.training.module import LanguageModel
+from lm.training.optimizers import OPTIMIZERS
 from tokenization import InputError, Tokenizer
 
 BATCH = 3
@@ -358,3 +361,31 @@ def bad_steps_are_skipped(settings: Settings, optimizer: str, bad: float) -> Non
         after = tensors(task, made)
         assert not all(map(torch.equal, before, after)), f"{optimizer} makes no good step any more"
         assert all(tensor.isfinite().all() for tensor in after)
+
+
+@contract("lm/training/optimizers.py")
+def each_setting_counts(settings: Settings, optimizer: str, setting: str, value: Any) -> None:
+    """A setting of the optimizers changes the steps of one whose entry in OPTIMIZERS names it; others refuse it."""
+    if setting in OPTIMIZERS[optimizer][1]:
+        usual, moved = (weights_after_two_steps(settings | of, optimizer) for of in ({}, {setting: value}))
+        assert not all(map(torch.equal, usual, moved)), (
+            f"{setting} {value} changes no step of {optimizer}; leave it out of its entry"
+        )
+        return
+    refusal = f"{setting} is {value}, which has no effect on optimizer {optimizer}; leave it out"
+    with pytest.raises(ValueError, match=f"^{re.escape(refusal)}$"):
+        LanguageModel(**settings, optimizer=optimizer, **{setting: value})
+
+
+def weights_after_two_steps(settings: Settings, optimizer: str) -> list[Tensor]:
+    """Returns the weights after two steps, as betas have no effect on some optimizers' first."""
+    torch.manual_seed(0)
+    task = LanguageModel(**settings, optimizer=optimizer)
+    made = task.configure_optimizers()
+    for _ in range(2):
+        for group in made.param_groups:
+            group["lr"] = 0.01
+            for weight in group["params"]:
+                weight.grad = torch.randn_like(weight)
+        made.step()
+    return [weight.detach() for weight in task.parameters()]

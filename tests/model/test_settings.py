@@ -23,7 +23,7 @@ from lm.model.transformer import (
 from lm.optim.schedule import SCHEDULES
 from lm.runs.checkpoint import OLDER
 from lm.training.module import LanguageModel
-from lm.training.optimizers import OPTIMIZERS
+from lm.training.optimizers import OPTIMIZERS, SETTINGS
 
 PARAMETERS = inspect.signature(TransformerLM).parameters
 OWN = [name for name in inspect.signature(LanguageModel).parameters if name != "model"]
@@ -32,6 +32,7 @@ NEEDED = {"vocab_size": 40, "context_length": 8, "d_model": 16, "num_layers": 1,
 OTHERS = NEEDED | {"d_ff": 24, "rope_theta": 50.0, "norm_position": "post", "position_encoding": "none"}
 OTHERS |= {"feed_forward": "silu", "vocab_multiple": 16, "tie_embeddings": True, "qk_norm": True, "bigram_rows": 40}
 OTHERS |= {"embedding_skips": True, "value_embeddings": True, "smear": True}
+LITERAL = "what the registry holds, and nothing else, belongs in the setting's Literal in"
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +73,11 @@ def test_the_choices_are_the_registries():
         "position_encoding": POSITION_ENCODINGS,
         "feed_forward": FEED_FORWARDS,
     }.items():
-        assert get_args(PARAMETERS[name].annotation) == tuple(registry)
+        assert get_args(PARAMETERS[name].annotation) == tuple(registry), f"{name}: {LITERAL} lm/model/transformer.py"
     own = inspect.signature(LanguageModel).parameters
     for name, registry in {"attention": CAUSAL_ATTENTIONS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
-        assert {*get_args(own[name].annotation)} - {"auto"} == {*registry}
+        offered = {*get_args(own[name].annotation)} - {"auto"}
+        assert offered == {*registry}, f"{name}: {LITERAL} lm/training/module.py"
 
 
 @pytest.mark.parametrize("given", [NEEDED, OTHERS], ids=["defaults", "others"])
@@ -93,6 +95,11 @@ def test_a_checkpoint_without_a_setting_is_from_before_it():
     assert OLDER.keys() - {"optimizer"} - {*START_SETTINGS} == set(MODEL_SETTINGS) - NEEDED.keys()
     own = inspect.signature(LanguageModel).parameters
     assert {name: own[name].default for name in START_SETTINGS} == START_SETTINGS
+
+
+def test_the_defaults_of_the_optimizers_settings_are_the_signatures():
+    own = inspect.signature(LanguageModel).parameters
+    assert {name: own[name].default for name in SETTINGS} == SETTINGS, "correct SETTINGS in lm/training/optimizers.py"
 
 
 def test_import_and_export_have_all_settings():
