@@ -12,7 +12,7 @@ import torch
 from helpers.models import save_run
 from torch.nn import functional
 
-from lm.evaluation import document_windows, file_windows, score_documents, split_documents, total_losses
+from lm.evaluation import document_windows, file_windows, score_documents, split_documents, total_metrics
 from lm.model.transformer import TransformerLM
 from tokenization import Tokenizer
 from tokenization.tokens.token_file import TokenFile
@@ -84,8 +84,8 @@ def test_losses_are_those_of_torch_whatever_the_batch(monkeypatch):
     ]
     for logits in (1, 3 * 8 * 50, 1 << 20):
         monkeypatch.setattr("lm.evaluation.LOGITS", logits)
-        found = total_losses(model, document_windows(documents, 8, END), sum(map(len, documents)), len(documents))
-        assert found.tolist() == pytest.approx(expected, rel=1e-5)
+        found = total_metrics(model, document_windows(documents, 8, END), sum(map(len, documents)), len(documents))
+        assert found["loss"].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_documents(tested, lm, token_data):
     scores = score_documents(model, tokenizer, ids, tokenizer.end_of_text_id)
     losses = [score.record()["loss"] for score in scores]
     assert [document["loss"] for document in documents] == pytest.approx(losses, rel=1e-5)
-    nats = sum(score.nats for score in scores)
+    nats = sum(score.totals["loss"] for score in scores)
     assert total["bits_per_byte"] == pytest.approx(
         nats / math.log(2) / sum(document["bytes"] for document in documents)
     )

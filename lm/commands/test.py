@@ -137,13 +137,12 @@ def print_total(about: dict[str, Any], score: Score, as_json: bool) -> None:
     """Prints the result of a whole file; then raises InputError if its loss is not finite."""
     record = score.record()
     documents = f"{about['documents']:,} documents, " if "documents" in about else ""
-    print(
-        to_json(about | record)
-        if as_json
-        else f"{about['file']}: {documents}{score.tokens:,} tokens predicted, {score.bytes:,} bytes\n"
-        f"loss           {record['loss']:.4f} nats a token\n"
-        f"perplexity     {record['perplexity']:.3f}\n"
-        f"bits per byte  {record['bits_per_byte']:.4f}"
-    )
+    if as_json:
+        print(to_json(about | record))
+    else:
+        print(f"{about['file']}: {documents}{score.tokens:,} tokens predicted, {score.bytes:,} bytes")
+        forms = {"loss": "{:.4f} nats a token", "perplexity": "{:.3f}"}
+        for name in (name for name in record if name not in ("tokens", "bytes")):
+            print(f"{name.replace('_', ' '):<14} {forms.get(name, '{:.4f}').format(record[name])}")
     if not math.isfinite(record["loss"]):
         raise InputError(f"the loss is {record['loss']}, which is not a result; `lm verify` checks the weights")

@@ -39,6 +39,11 @@ def log_softmax(logits: Tensor) -> Tensor:
     return shifted - torch.log(torch.exp(shifted).sum(dim=-1, keepdim=True))
 
 
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Returns -log softmax(logits)[target] at each position: (..., vocab_size), (...) -> (...), in float32."""
+    return -log_softmax(logits).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
 def perplexity(loss: float) -> float:
     """Returns exp(loss): the number of equally likely tokens that would be as hard to predict; inf on overflow."""
     return math.inf if loss > 700 else math.exp(loss)

@@ -29,7 +29,7 @@ from lm.training.nonfinite import SkippedSteps, spread_nonfinite
 from lm.training.optimizers import make_optimizer
 from lm.training.step_figures import StepFigures, as_figure
 from lm.training.training_settings import check_training_settings
-from lm.training.validation_losses import ValidationLosses
+from lm.training.validation_means import ValidationMeans, batch_means
 from tokenization import InputError
 
 
@@ -126,7 +126,7 @@ class LanguageModel(LightningModule):
         self.figures = StepFigures()
         self.step_losses: list[Tensor] = []  # of the current step's batches so far
         self.step_loss = torch.zeros(())  # their mean, on this device
-        self.validation_losses = ValidationLosses()
+        self.validation_means = ValidationMeans()
         self.skipped_steps = SkippedSteps()
         self.configure_optimizers()  # refuses its settings before a run begins
 
@@ -206,25 +206,25 @@ class LanguageModel(LightningModule):
         self.average.exchange()
 
     def on_validation_epoch_start(self) -> None:
-        self.validation_losses = ValidationLosses()
+        self.validation_means = ValidationMeans()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         inputs, targets = check_batch(batch, self.model)
         with torch.compiler.set_stance("force_eager"):  # compiling again would take longer than it saves
-            loss = self.model(inputs, targets=targets)
+            means = batch_means(self.model, inputs, targets)
         number = batch_idx * self.trainer.world_size + self.global_rank
         if self.data is None or number < self.data.num_val_batches:  # the rest only keep the devices in step
-            self.validation_losses.add(loss, targets.numel())
+            self.validation_means.add(means, targets.numel())
 
     def on_validation_epoch_end(self) -> None:
-        loss, bad, batches = self.validation_losses.over_all_devices(self.trainer)
-        words = f"the validation loss is {loss}; it is not finite in {bad:,} of {batches:,} batches"
+        means, bad, batches = self.validation_means.over_all_devices(self.trainer)
+        words = f"the validation loss is {means['loss']}; it is not finite in {bad:,} of {batches:,} batches"
         if bad and self.trainer.state.fn != "fit":
             raise InputError(words)
         if bad and self.global_rank == 0:
             print(f"lm fit: step {self.global_step}: {words}", file=sys.stderr)
         about = self.data.files["validate"].description if self.data is not None else None
-        found = metrics(loss, about.tokens, about.bytes) if about is not None else metrics(loss)
+        found = metrics(means, about.tokens, about.bytes) if about is not None else metrics(means)
         figures = {f"val/{name}": value for name, value in found.items()}
         if self.trainer.state.fn == "fit":
             figures["step"] = float(self.global_step)  # Lightning draws the metrics against this

@@ -1,11 +1,11 @@
 """Proves that the contracts hold off what they are for. Three additions are right in the plain model and unknown to the
 rest: the product refuses each by name wherever it would be ignored; and where somebody only declares that a part
 supports it, or that an optimizer skips a step or uses a setting, the contract of that part fails; and so does that of
-a fourth, an export that ignores its dtype."""
+a fourth, an export that ignores its dtype. A fifth, a metric, needs no more than its entry."""
 
 import pytest
 import torch
-from helpers.additions import Lion, add_alibi, add_grouped_queries, add_lion, add_npz
+from helpers.additions import Lion, add_accuracy, add_alibi, add_grouped_queries, add_lion, add_npz
 from helpers.contracts import (
     Broken,
     bad_steps_are_skipped,
@@ -25,8 +25,10 @@ from helpers.contracts import (
 )
 from helpers.models import LLAMA, SHAPE, save_run
 from helpers.registries import EXAMPLES, WIDE, all_values, combinations, few
+from lightning import Trainer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader
 
 from lm.accounting import costs
 from lm.accounting.activations import Arrangement
@@ -44,7 +46,7 @@ from lm.model.layers import SwiGLU
 from lm.model.transformer import TransformerLM
 from lm.training.module import LanguageModel
 from lm.training.optimizers import OPTIMIZERS
-from tokenization import InputError
+from tokenization import InputError, TokenFile
 
 PARTS = (fast.SUPPORT, decoding.SUPPORT, one_row.SUPPORT, costs.SUPPORT, llama.SUPPORT)
 ADDITIONS = {"bigram_rows": None, "embedding_skips": False, "value_embeddings": False, "smear": False}
@@ -135,6 +137,24 @@ def test_a_new_optimizer_is_refused(monkeypatch):
         LanguageModel(**PLAIN, optimizer="lion")
     with pytest.raises(InputError, match="does not know what optimizer lion keeps, only adamw or muon"):
         state_bytes(make(PLAIN), "lion")
+
+
+def test_a_new_metric_is_measured_everywhere(monkeypatch, lm, token_data, tmp_path):
+    """Over all tokens, though the last batch is smaller."""
+    add_accuracy(monkeypatch)
+    model = save_run(tmp_path / "run", token_data)
+    lines = lm("test", tmp_path / "run", token_data / "valid.bin").out.splitlines()
+    ids = torch.from_numpy(TokenFile.open(token_data / "valid.bin").tokens.astype("int64"))
+    pieces = [ids[start : start + 33] for start in range(0, len(ids) - 1, 32)]
+    right = [model(piece[:-1]).argmax(dim=-1) == piece[1:] for piece in pieces]
+    assert f"accuracy       {torch.cat(right).float().mean().item():.4f}" in lines
+    task, whole = LanguageModel(**PLAIN), torch.arange(11 * 7).view(11, 7) % PLAIN["vocab_size"]
+    batches = [(rows[:, :-1], rows[:, 1:]) for rows in whole.split(4)]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(accelerator="cpu", **quiet)
+    (found,) = trainer.validate(task, DataLoader(batches, batch_size=None), verbose=False)
+    expected = (task.model(whole[:, :-1]).argmax(dim=-1) == whole[:, 1:]).float().mean().item()
+    assert found["val/accuracy"] == pytest.approx(expected)
 
 
 # --- what the contracts do -------------------------------------------------------------------------------------------

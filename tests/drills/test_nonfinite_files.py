@@ -133,13 +133,15 @@ def test_a_test_of_lost_weights_is_json_and_no_success(lm, good, token_data, tmp
 
 
 def test_one_bad_document_is_no_success(lm, good, token_data, monkeypatch):
-    token_losses = evaluation.token_losses
+    window_metrics = evaluation.window_metrics
 
     def spoilt(model, windows):
-        losses = token_losses(model, windows)
-        return [loss + INF if window.document == 3 else loss for loss, window in zip(losses, windows, strict=True)]
+        found = window_metrics(model, windows)
+        for of, window in zip(found, windows, strict=True):
+            of["loss"] = of["loss"] + INF if window.document == 3 else of["loss"]
+        return found
 
-    monkeypatch.setattr(evaluation, "token_losses", spoilt)
+    monkeypatch.setattr(evaluation, "window_metrics", spoilt)
     result = lm("test", good, token_data / "valid.bin", "--json", "--per-document")
     assert result.code == 2
     *documents, total = map(read_strict_json, result.out.splitlines())

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.events import read_events
+from helpers.events import Asked, read_events
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from lm.durations import format_duration
-from lm.experiments.figures import _draw_baselines
-from lm.experiments.report import Run, by_number, differences, find_runs, origin
+from lm.experiments.figures import AXES, LOSSES, OTHERS, _draw_baselines
+from lm.experiments.report import Run, by_number, differences, find_runs, origin, results
 from lm.machine.identity import code_in_words, machine_in_words
 from lm.runs.events import Curve, Curves, Start, read_curves
 from tokenization.plots import new_figure
@@ -168,7 +168,7 @@ def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
     reader, content = Reader(), (tmp_path / "page.html").read_text()
     reader.feed(content)
     assert not {"script", "link", "b", "iframe", "img"} & set(reader.tags)
-    assert reader.tags.count("svg") == reader.tags.count("figcaption") == 13
+    assert reader.tags.count("svg") == reader.tags.count("figcaption") == len(AXES) * len(LOSSES) + len(OTHERS)
     assert all(address.startswith("#") and address[1:] in reader.ids for address in reader.addresses)
     assert "url(" not in content.replace("url(#", "")
     assert not re.search(r"\b(train|val)/[a-z_]+", reader.text)  # raw tags
@@ -257,8 +257,25 @@ def test_tensorboards_layout(runs):
         found = [[tag for tag in tags if any(re.search(p, tag) for p in chart.multiline.tag)] for chart in charts]
         assert set(found[0]) == {"train/loss", "val/loss"}
         assert all(found[place] for place, chart in enumerate(charts) if chart.title != "shares of a mixture")
-        left = tags.difference(*found)
-        assert left == {"train/tokens_seen", "val/perplexity"}
+        left, expected = tags.difference(*found), {"train/tokens_seen", "val/perplexity"}
+        assert left == expected, add_to("LAYOUT in lm/training/plugins.py", left ^ expected)
+
+
+def test_no_curve_is_forgotten(runs):
+    """What a report leaves out is said here; of other tags, it has a figure and a column of results."""
+    scalars, _ = read_events(runs / "one")
+    logged = {tag for tag in scalars if tag == "lr" or tag.startswith(("train/", "val/"))}
+    left, expected = logged - {*LOSSES, *OTHERS}, {"train/passes", "train/skipped_steps", "train/tokens_seen"}
+    expected |= {"val/perplexity"}
+    assert left == expected, add_to("OTHERS in lm/experiments/figures.py", left ^ expected)
+    asked = Asked()
+    results([Run("any", Path(), asked, {}, "")])
+    left, expected = logged - asked.tags, {"lr", "train/gradient_norm", "val/gap", "val/perplexity"}
+    assert left == expected, add_to("results in lm/experiments/report.py", left ^ expected)
+
+
+def add_to(place, tags) -> str:
+    return f"add {', '.join(sorted(tags))} to {place}, or, if it is left out on purpose, to `expected` in this test"
 
 
 def test_what_is_no_run(lm, runs, tmp_path):

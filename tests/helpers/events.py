@@ -6,7 +6,21 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.compat.proto.event_pb2 import SessionLog
 from tensorboard.util.tensor_util import make_ndarray
 
+from lm.runs import events
+
 Curves = dict[str, list[tuple[int, float]]]
+
+
+class Asked(events.Curves):
+    """The curves of a run that has logged nothing; `tags` are those that somebody has looked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+
+    def get(self, tag, default=None):
+        self.tags.add(tag)
+        return super().get(tag, default)
 
 
 def read_events(folder: Path) -> tuple[Curves, dict[str, list[tuple[int, str]]]]:

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 import yaml
-from helpers.events import read_events
+from helpers.events import Asked, read_events
 from helpers.models import save_run
 
+from lm.interchange.model_card import read_figures
 from lm.machine.identity import code_in_words
 from lm.runs.checkpoint import load_model
 from tokenization import TokenFile
@@ -38,6 +39,17 @@ def test_data_size_losses_and_tokens(cards, whole_run, token_data):
     assert told["training data"].startswith(f"`{train.parent.name}/train.bin` ({len(TokenFile.open(train)):,} tokens, ")
     assert told["code"] == f"text-to-lm {code_in_words()}"
     assert str(token_data) not in cards[0]  # a folder of this machine
+
+
+def test_no_figure_of_a_validation_is_forgotten(whole_run, monkeypatch):
+    asked, (scalars, _) = Asked(), read_events(whole_run)
+    monkeypatch.setattr("lm.interchange.model_card.read_curves", lambda _: asked)
+    read_figures(whole_run, 1)
+    left, expected = {tag for tag in scalars if tag.startswith("val/")} - asked.tags, {"val/perplexity", "val/gap"}
+    tags = ", ".join(sorted(left ^ expected))
+    assert left == expected, (
+        f"add {tags} to read_figures in lm/interchange/model_card.py, or to `expected` in this test"
+    )
 
 
 def test_what_is_not_known_is_not_told(cards):
