@@ -8,11 +8,8 @@ import torch
 from helpers.additions import Lion, add_accuracy, add_alibi, add_grouped_queries, add_lion, add_npz
 from helpers.contracts import (
     Broken,
-    bad_steps_are_skipped,
     cached_is_plain,
-    counted_is_kept,
     counted_is_measured,
-    each_setting_counts,
     exported_in_the_dtype,
     exported_is_the_model,
     fast_is_plain,
@@ -24,6 +21,7 @@ from helpers.contracts import (
     ways,
 )
 from helpers.models import LLAMA, SHAPE, save_run
+from helpers.optimizer_contracts import bad_steps_are_skipped, counted_is_kept, each_setting_counts
 from helpers.registries import EXAMPLES, WIDE, all_values, combinations, few
 from lightning import Trainer
 from torch.distributed.device_mesh import init_device_mesh

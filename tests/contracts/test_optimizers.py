@@ -4,7 +4,7 @@ setting is accepted that has no effect."""
 import json
 
 import pytest
-from helpers.contracts import bad_steps_are_skipped, counted_is_kept, each_setting_counts
+from helpers.optimizer_contracts import bad_steps_are_skipped, counted_is_kept, each_setting_counts
 from helpers.registries import few, label
 
 from lm.training.module import LanguageModel
