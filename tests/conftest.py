@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import shlex
 import signal
 import sys
 import unicodedata
@@ -184,16 +185,18 @@ SHARED, FOLDER = pytest.StashKey[contextlib.ExitStack](), pytest.StashKey[Path](
 def pytest_xdist_setupnodes(config, specs) -> None:
     """Starts two fork servers, which this process ends: one of commands, shared by xdist's workers, and one of these.
 
-    A coverage of what is imported needs workers that import it; and on macOS what has threads is not to be forked.
+    A coverage of what is imported needs workers that import it; what has threads on macOS, or has asked for a GPU, is
+    not to be forked.
     """
     stash = config.stash
     stash[SHARED] = contextlib.ExitStack()
     stash[FOLDER] = stash[SHARED].enter_context(fork_server_process())
-    if sys.platform == "linux" and not config.getoption("cov_source", None):
+    has_gpu = Path("/dev/nvidiactl").exists()
+    if sys.platform == "linux" and not has_gpu and not config.getoption("cov_source", None):
         workers = stash[SHARED].enter_context(fork_server_process(WORKERS, *config.invocation_params.args))
         for spec in specs:
             if spec.popen and not spec.python:
-                spec.python = str(workers / "python")
+                spec.python = shlex.join(["sh", str(workers / "python")])
 
 
 @pytest.hookimpl(optionalhook=True)

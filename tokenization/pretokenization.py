@@ -97,12 +97,12 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
     After an empty match the search goes on one character further, as Oniguruma's does. Raises InputError where it
     takes more time than any reasonable pattern would.
     """
-    position, at_once = 0, _MATCHES_AT_ONCE
+    matcher, position, at_once = compiled(pattern), 0, _MATCHES_AT_ONCE
     seconds = allowed = PATTERN_SECONDS * (1 + len(text) / CHUNK_CHARACTERS)
     while position <= len(text):
         start = time.process_time()
         try:
-            matches = compiled(pattern).finditer(text, pos=position, timeout=seconds)
+            matches = matcher.finditer(text, pos=position, timeout=seconds)
             spans = [match.span() for match in islice(matches, at_once)]
         except TimeoutError:
             raise InputError(

@@ -1,9 +1,9 @@
 """Computes, from shapes alone, the activations that a training step keeps for its backward pass, by part, in bytes.
 
 Autograd is asked: models of one and of two layers run forward on tensors without memory, and what autograd saves is
-summed; each further layer keeps what the second one adds. So a new setting of the model needs no formula here, but for
-torch.compile without our own kernels: it keeps what these formulas say, for T tokens and numbers of s bytes in the
-precision of the products (float32: 4):
+summed; each further layer keeps what the second one adds. So a new setting of the model needs no formula here, except
+under torch.compile without our own kernels, where a step keeps, for T tokens and numbers of s bytes in the precision of
+the products (float32: 4):
 
     norms         4 T (d_model + 1) for each norm: its input and its scale
     projections   s T 2 d_model for each layer: the inputs of the four products

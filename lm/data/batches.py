@@ -1,7 +1,6 @@
 """Gathers and checks the batches of LanguageModel: pairs of token ids and the tokens that follow them.
 
-Which tokens of a file a batch holds, windows.py decides. What is wrong with another loader's batches is reported in one
-line.
+windows.py decides which tokens a batch holds. What is wrong with another loader's batches is reported in one line.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
     w_ij  ~  s_i q_ij,   s_i = max_j |w_ij| / 127
 
-The vectors that they multiply stay in float32. `dequantize` returns the weights as they count: a product is right
-if it is the product with these.
+The vectors that they multiply stay in float32. `dequantize` returns the weights that the whole numbers stand for, and
+so defines what is right: the product with these.
 """
 
 from typing import NamedTuple

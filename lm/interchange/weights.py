@@ -16,7 +16,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export_safetensors(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: str) -> None:
-    """Writes the weights alone. dtype: one of DTYPES. Raises InputError for a weight that the dtype cannot hold."""
+    """Writes the weights alone, with vocab_multiple's padding.
+
+    dtype: one of DTYPES. Raises InputError for a weight that the dtype cannot hold.
+    """
     save_file(converted(model.state_dict(), dtype), path)
 
 

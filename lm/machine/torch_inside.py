@@ -47,8 +47,10 @@ def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def is_followed() -> bool:
-    """Whether torch.compile traces what is computed, or a mode such as FakeTensorMode or FlopCounterMode looks on."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    """Whether something follows what is computed: torch.compile, torch.jit.trace, torch.func, FakeTensorMode."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from lm.training.fast_path import install_fast_path
 from lm.training.first_weights import begin_with_bigrams
 from lm.training.lightning_inside import current_hook, has_trainer, set_drawn_steps
 from lm.training.nonfinite import SkippedSteps, spread_nonfinite
-from lm.training.optimizers import make_optimizer
+from lm.training.optimizers import group_settings, make_optimizer
 from lm.training.step_figures import StepFigures, as_figure
 from lm.training.training_settings import check_training_settings
 from lm.training.validation_means import ValidationMeans, batch_means
@@ -248,9 +248,7 @@ class LanguageModel(LightningModule):
     def on_train_start(self) -> None:
         # A checkpoint restores the settings it was saved with; this run's own must win.
         for group in self.trainer.optimizers[0].param_groups:
-            group.update(
-                weight_decay=self.hparams["weight_decay"], betas=tuple(self.hparams["betas"]), eps=self.hparams["eps"]
-            )
+            group.update(group_settings(self))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         learning_rate = self.learning_rate(self.global_step + 1)

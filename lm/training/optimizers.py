@@ -63,8 +63,7 @@ def make_optimizer(task: "LanguageModel", compiled: bool) -> torch.optim.Optimiz
     """
     name = task.hparams["optimizer"]
     make, used = OPTIMIZERS[name]
-    settings = {setting: task.hparams[setting] for setting in ADAMW_SETTINGS if setting in used}
-    optimizer = make(task, lr=0.0, compiled=compiled, kernel=task.hparams["fast"], **settings)
+    optimizer = make(task, lr=0.0, compiled=compiled, kernel=task.hparams["fast"], **group_settings(task))
     kind, rates = type(optimizer).__name__, rates_of(task)
     if not hasattr(optimizer, "take"):
         raise InputError(
@@ -79,6 +78,13 @@ def make_optimizer(task: "LanguageModel", compiled: bool) -> torch.optim.Optimiz
         if setting not in used and (tuple(value) if isinstance(value, list) else value) != default:
             raise ValueError(f"{setting} is {value}, which has no effect on optimizer {name}; leave it out")
     return optimizer
+
+
+def group_settings(task: "LanguageModel") -> dict[str, Any]:
+    """Returns what the optimizer's groups hold beside the learning rate: those of ADAMW_SETTINGS that it uses."""
+    used = OPTIMIZERS[task.hparams["optimizer"]][1]
+    found = {setting: task.hparams[setting] for setting in ADAMW_SETTINGS if setting in used}
+    return {setting: tuple(value) if isinstance(value, list) else value for setting, value in found.items()}
 
 
 def rates_of(task: "LanguageModel") -> dict[Tensor, float]:

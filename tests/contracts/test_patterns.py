@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from helpers import split_patterns
 from helpers.split_patterns import LLAMA_3, PUBLISHED, check_complete, hard_text, known_parts
 from helpers.texts import SEED_TEXT, SPECIAL_TOKENS, random_text
 
@@ -16,11 +17,11 @@ UNKNOWN = {"words": r"\w+|\W", "digits in threes": CL100K_PATTERN.replace("{1,3}
 
 def compiled_is_plain(pattern: str) -> None:
     """Compares the ids of hard texts by the code that kernels_for chooses, at any size, with plain Python's."""
+    known_parts(pattern)
     source = random.Random(0)
     text = SEED_TEXT + "".join(hard_text(source)[:50] for _ in range(300))  # long words take long to learn from
     learnt = learn_merges(count_pretokens(text, SPECIAL_TOKENS, pattern), 600, SPECIAL_TOKENS)
     tokenizer = Tokenizer(*learnt, SPECIAL_TOKENS, pattern)
-    known_parts(pattern)
     native = kernels_for(pattern, 1 << 40, "encoding").native
     assert native is not None, "the kernels cannot be loaded"
     encoder = tokenizer.switch.encoder_of(native)
@@ -51,9 +52,15 @@ def test_no_kernel_splits_by_an_unknown_pattern(name):
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_a_pattern_that_is_only_declared(name, monkeypatch):
     """As if somebody let a pattern through, and gave it no scanner."""
+    monkeypatch.setattr(split_patterns, "parts_of", lambda pattern: True)
     monkeypatch.setattr(kernels, "have_kernels", lambda pattern: True)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="the kernels cannot be loaded"):
         compiled_is_plain(UNKNOWN[name])
+
+
+def test_a_pattern_that_leaves_something_out(monkeypatch):
+    with pytest.raises(AssertionError, match="must match all of any text, but leaves out"):
+        check_complete(LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}{3}"))
 
 
 @pytest.mark.parametrize(

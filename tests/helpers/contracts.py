@@ -227,8 +227,11 @@ def exported_in_the_dtype(settings: Settings, form: str, dtype: str, tokenizer: 
     for weight in model.parameters():
         if weight.ndim == 1:  # gains, which a format may keep in float32
             weight.data = (8 * weight).round() / 8  # every dtype holds these
-    FORMATS[form].write(model, tokenizer, folder / "exported", dtype)
-    readers = list(reader_of(form)(folder / "exported", model))
+    sizes = {}
+    for each in {"fp32", dtype}:
+        FORMATS[form].write(model, tokenizer, folder / each, each)
+        sizes[each] = sum(file.stat().st_size for file in [folder / each, *(folder / each).glob("*")] if file.is_file())
+    readers = list(reader_of(form)(folder / dtype, model))
     ids = tokens(settings)[:, :-1]
     exact = model(ids)
     for weight in model.parameters():
@@ -236,6 +239,7 @@ def exported_in_the_dtype(settings: Settings, form: str, dtype: str, tokenizer: 
     assert dtype == "fp32" or (model(ids) - exact).abs().max() > 1e-3, "rounding changes nothing"
     for scores in readers:
         close(scores(ids), model(ids), f"{form} in {dtype}")
+    assert dtype == "fp32" or sizes[dtype] < sizes["fp32"], f"takes {sizes[dtype]} bytes, and fp32 {sizes['fp32']}"
 
 
 def reader_of(form: str) -> Callable[[Path, TransformerLM], Iterator[Callable[[Tensor], Tensor]]]:

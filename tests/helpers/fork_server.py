@@ -51,7 +51,7 @@ def collect(arguments: list[str]) -> None:
 
     del sys.path[0]  # the folder of this program, where names are short
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads the pipe; workers say what is wrong
-    pytest.main([*arguments, "--collect-only", "-qqq", "-n0"])
+    pytest.main(["--collect-only", "-qqq", *arguments])  # xdist starts no workers to collect alone
     gc.freeze()
 
 
@@ -61,6 +61,7 @@ def serve(descriptor: int, start: Callable[..., None]) -> None:
 
     with socket.socket(fileno=descriptor) as listener:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for what is forked; the server ends with its input
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             if not os.fork():
@@ -78,6 +79,7 @@ def keep(connection: socket.socket, start: Callable[..., None]) -> None:
     pid = os.fork()
     if not pid:
         connection.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
@@ -85,10 +87,21 @@ def keep(connection: socket.socket, start: Callable[..., None]) -> None:
     for stream in streams:
         os.close(stream)
     connection.sendall(b"%d\n" % pid)
-    connection.recv(1)
+    wait_for_either(pid, connection) if start is work else connection.recv(1)
     _, status = os.waitpid(pid, 0)
     connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
     os._exit(0)
+
+
+def wait_for_either(pid: int, connection: socket.socket) -> None:
+    """Waits for the end of a worker, and kills it if its client is killed, as xdist kills one that hangs."""
+    import select
+
+    ended = os.pidfd_open(pid)
+    while ended not in select.select([connection, ended], [], [])[0]:
+        if not connection.recv(1):
+            os.kill(pid, signal.SIGKILL)
+            return
 
 
 def run(python: str, module: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
@@ -124,6 +137,7 @@ def run(python: str, module: str, arguments: list[str], folder: str, environment
 def work(_: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     """Turns this process into a worker, which execnet begins with the program of `python -u -c PROGRAM`."""
     os.chdir(folder)
+    os.environ.clear()
     os.environ.update(environment)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     variables: dict[str, Any] = {"__name__": "__main__"}
@@ -168,6 +182,6 @@ if __name__ == "__main__":
     else:
         command = Forked(sys.argv[1], sys.argv[2], sys.argv[3:], [0, 1, 2], os.environ)
         with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:
-            name.write(str(command.pid))  # for `ps`, and for who wants to kill it
+            name.write(str(command.pid))  # for `ps`, and for whoever wants to kill it
         code = command.wait(None)
         sys.exit(code if code >= 0 else 128 - code)

@@ -11,7 +11,7 @@ from helpers.contracts import contract, loss_and_gradients
 from helpers.registries import Settings
 from lm.accounting import costs
 from lm.training.module import LanguageModel
-from lm.training.optimizers import OPTIMIZERS
+from lm.training.optimizers import OPTIMIZERS, group_settings
 
 
 def train_a_step(settings: Settings, name: str) -> tuple[LanguageModel, Any]:
@@ -85,9 +85,10 @@ def weights_after_two_steps(settings: Settings, optimizer: str) -> list[Tensor]:
     torch.manual_seed(0)
     task = LanguageModel(**settings, optimizer=optimizer)
     made = task.configure_optimizers()
+    for group in made.param_groups:
+        group.update(group_settings(task), lr=0.01)  # as each run does, which may resume one with other settings
     for _ in range(2):
         for group in made.param_groups:
-            group["lr"] = 0.01
             for weight in group["params"]:
                 weight.grad = torch.randn_like(weight)
         made.step()

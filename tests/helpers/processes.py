@@ -86,7 +86,8 @@ def fork_server_process(python: str = COMMANDS, *arguments: str, **environment: 
             kind = ("commands", str(script)) if python == COMMANDS else ("workers", *arguments)
             command = [sys.executable, str(program), "serve", str(number), *kind]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}  # where a file stood, forks would seek in it
-            settings = pipes | {"env": os.environ | ENVIRONMENT | environment, "pass_fds": [number]}
+            own = ENVIRONMENT if python == COMMANDS else {}  # a worker has the environment of pytest
+            settings = pipes | {"env": os.environ | own | environment, "pass_fds": [number]}
             process = subprocess.Popen(command, **settings)
         with process:
             yield folder

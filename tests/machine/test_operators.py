@@ -82,6 +82,14 @@ def test_whoever_looks_on_sees_one_operator():
     assert graphs[0].count("lm_tests.scaled_square") == 1
 
 
+def test_traced_and_vectorized():
+    x = torch.randn(2, 5)
+    with torch.no_grad(), pytest.warns(DeprecationWarning, match="torch.jit.trace"):
+        traced = torch.jit.trace(lambda x: scaled_square(x, 3.0)[0], x, check_trace=False)
+    assert "lm_tests::scaled_square" in str(traced.graph)
+    torch.testing.assert_close(torch.vmap(lambda row: scaled_square(row, 3.0)[0])(x), 3 * x.square())
+
+
 def test_a_second_derivative_is_refused():
     x = torch.randn(5, requires_grad=True)
     (first,) = torch.autograd.grad(scaled_square(x, 3.0)[0].sum(), x, create_graph=True)

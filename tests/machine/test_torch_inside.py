@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.libraries import changed
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm.machine import torch_inside
@@ -81,7 +82,9 @@ def test_is_followed():
         with mode:
             look(torch.zeros(1))
     torch.compile(look, backend="eager", fullgraph=True)(torch.zeros(1))
-    assert seen == [False, True, True, True], changed("torch", "torch._C._len_torch_dispatch_stack")
+    torch.vmap(look)(torch.zeros(2))
+    make_fx(look)(torch.zeros(1))
+    assert seen == [False, *[True] * 5], changed("torch", "torch._C._len_torch_dispatch_stack and its like")
 
 
 def test_storage_id():

@@ -196,7 +196,7 @@ def test_too_little_or_bad_is_no_forecast():
 def test_a_run_prints_it_from_a_tenth_on(bar, lm, fit_arguments, whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "earlier")
     more = ("--trainer.max_steps=30", "--trainer.val_check_interval=2", "--model.warmup_steps=1")
-    more += ("--samples.max_new_tokens=0",)
+    more += ("--samples.max_new_tokens=1",)
     result = lm(*fit_arguments(tmp_path / "run", *more, f"--trainer.enable_progress_bar={bar}"))
     assert (result.code, "Traceback" in result.err) == (0, False)
     lines = result.out.splitlines()

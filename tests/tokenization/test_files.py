@@ -10,7 +10,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,9 +134,7 @@ def test_a_failed_flush_behind_the_writer_is_not_lost(tmp_path, monkeypatch, fai
             for part in (b"much", b"more"):
                 file.write(part)
                 behind.wrote(files.FLUSHED_BYTES)
-                for thread in threading.enumerate():
-                    if thread.name == "flushing":
-                        thread.join()
+                behind._thread.join()
 
     write(tmp_path / "file", b"old")
     monkeypatch.setattr(os, "fsync", fsync)

@@ -304,10 +304,10 @@ BAD_INPUT = {
     "decode changed.bin --tokenizer tok": r"changed\.bin: has changed since it was made",
     "decode text.bin --tokenizer tok --start -1": "--start -1 .* must not be negative",
     "decode text.bin --tokenizer tok --limit -1": "--limit -1 must not be negative",
-    "train text.txt --vocab-size 1_000 --output t": "argument --vocab-size: invalid int value: '1_000'",
-    "train text.txt --vocab-size ٣٠٠ --output t": "argument --vocab-size: invalid int value",
+    "train text.txt --vocab-size 1_000 --output t": "argument --vocab-size: '1_000' is not a whole number; write",
+    "train text.txt --vocab-size ٣٠٠ --output t": "argument --vocab-size: '٣٠٠' is not a whole number",
     "train text.txt --vocab-size 300 --group-size ٢MB --output t": "'٢MB' is not a size",
-    "compare tok --text text.txt --megabytes 1_0": "argument --megabytes: invalid float value: '1_0'",
+    "compare tok --text text.txt --megabytes 1_0": "argument --megabytes: '1_0' is not a number; write a number",
     "encode text.txt --tokenizer tok --output t.tokens --part ٢/٣": "--part ٢/٣: must be I/N",
     "inspect none": "none: no such tokenizer folder",
     "inspect half": "1 of the 256 single bytes have no token",
@@ -383,7 +383,9 @@ def test_a_wrong_command_line_gets_one_line_too(work, capsys, arguments):
     assert main(arguments.split()) == 2
     out, err = capsys.readouterr()
     assert not out
-    assert re.fullmatch(r"tokenization.*: .*(required|invalid).*`tokenization.* --help` lists what there is\n", err)
+    assert re.fullmatch(
+        r"tokenization.*: .*(required|invalid|not a whole).*`tokenization.* --help` lists what there is\n", err
+    )
     assert contents(work) == before
 
 

@@ -7,10 +7,10 @@ Every file has HELP, `make_parser` and `run`, which takes the arguments after th
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from tokenization.errors import InputError, did_you_mean
 from tokenization.numerals import decimal_number, whole_number
@@ -22,6 +22,8 @@ from tokenization.tokens.token_format import description_path
 
 if TYPE_CHECKING:
     from tokenization.scaling.work import Work
+
+Number = TypeVar("Number", int, float)
 
 TEXT_HELP = (
     "files, folders (their .txt, .md, .jsonl, .ndjson and .parquet files), globs or URLs, compressed (.gz, .zst,"
@@ -41,13 +43,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
-        self.register("type", int, whole_number)
-        self.register("type", float, decimal_number)
+        self.register("type", int, lambda text: _number(whole_number, text, "digits alone, as in 10000"))
+        self.register("type", float, lambda text: _number(decimal_number, text, "a number such as 0.5 or 1e-3"))
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[\w.-]+)", message)
         message += did_you_mean(unknown[1], self._option_string_actions) if unknown else ""
         raise InputError(f"{message}; `{self.prog} --help` lists what there is")
+
+
+def _number(read: Callable[[str], Number], text: str, remedy: str) -> Number:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}; write {remedy}") from None
 
 
 def command_parser(name: str, description: str) -> ArgumentParser:

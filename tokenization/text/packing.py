@@ -1,4 +1,4 @@
-"""Compressed files: which are read, as their names tell, and how one is opened as a stream of its content."""
+"""Compressed files: which kinds are read (their names tell), and how a file is opened as a stream of its content."""
 
 import bz2
 import gzip
