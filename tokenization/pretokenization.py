@@ -44,7 +44,7 @@ _MATCHES_AT_ONCE = 1000
 
 
 @lru_cache(maxsize=64)
-def compiled(pattern: str) -> regex.Pattern[str]:
+def regex_of(pattern: str) -> regex.Pattern[str]:
     """Compiles a pattern, once: to ask the cache of `regex` takes longer than to split a short text."""
     return regex.compile(pattern)
 
@@ -73,7 +73,7 @@ def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> Iterator[str]:
     text, whatever the pattern; Hugging Face calls that an isolated split.
     """
     if parts_of(pattern):  # the known ones leave nothing out, in linear time
-        return (match.group() for match in compiled(pattern).finditer(text))
+        return (match.group() for match in regex_of(pattern).finditer(text))
     return _isolate(text, pattern)
 
 
@@ -97,7 +97,7 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
     After an empty match the search goes on one character further, as Oniguruma's does. Raises InputError where it
     takes more time than any reasonable pattern would.
     """
-    matcher, position, at_once = compiled(pattern), 0, _MATCHES_AT_ONCE
+    matcher, position, at_once = regex_of(pattern), 0, _MATCHES_AT_ONCE
     seconds = allowed = PATTERN_SECONDS * (1 + len(text) / CHUNK_CHARACTERS)
     while position <= len(text):
         start = time.process_time()
@@ -211,11 +211,11 @@ def find_cut(text: str, special_tokens: Sequence[str], pattern: str) -> int:
     decided = max(0, len(text) - max(map(len, special_tokens), default=1) + 1)
     cut = 0
     if places := safe_cuts(pattern):
-        matches = compiled(f"(?r)(?:{places})").finditer(text[:decided])  # (?r) searches from the end
+        matches = regex_of(f"(?r)(?:{places})").finditer(text[:decided])  # (?r) searches from the end
         spared = (m.start() for m in matches if not any(_spans(text, m.start(), token) for token in special_tokens))
         cut = next(spared, 0)
     if special_tokens:
-        found = compiled(special_token_pattern(special_tokens)).finditer(text, pos=cut)
+        found = regex_of(special_token_pattern(special_tokens)).finditer(text, pos=cut)
         cut = max((match.end() for match in found if match.start() < decided), default=cut)
     return cut
 

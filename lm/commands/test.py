@@ -142,7 +142,8 @@ def print_total(about: dict[str, Any], score: Score, as_json: bool) -> None:
     else:
         print(f"{about['file']}: {documents}{score.tokens:,} tokens predicted, {score.bytes:,} bytes")
         forms = {"loss": "{:.4f} nats a token", "perplexity": "{:.3f}"}
-        for name in (name for name in record if name not in ("tokens", "bytes")):
-            print(f"{name.replace('_', ' '):<14} {forms.get(name, '{:.4f}').format(record[name])}")
+        for name, value in record.items():
+            if name not in ("tokens", "bytes"):
+                print(f"{name.replace('_', ' '):<14} {forms.get(name, '{:.4f}').format(value)}")
     if not math.isfinite(record["loss"]):
         raise InputError(f"the loss is {record['loss']}, which is not a result; `lm verify` checks the weights")

@@ -6,8 +6,8 @@ What attention moves from one position to another is made of the residual stream
 beside all that blocks have added to it. Here a table tells each layer what to move for a token, at the cost of one row
 and of no product; the stream is free for the rest. (Zhou et al. 2024, "Value Residual Learning", arXiv 2410.17897, add
 the first layer's values to all later ones; tables in their place are of modded-nanogpt, 2024, which scales them by
-learned numbers. A table at 0 needs none.) A Llama has no such tables, so a model with
-them is exported as safetensors alone.
+learned numbers. A table at 0 needs none.) A Llama has no such tables, so a model with them
+is exported as safetensors alone.
 """
 
 import torch
