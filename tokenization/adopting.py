@@ -119,7 +119,7 @@ def adopt(
             bar.update(ids.nbytes)
         if separator_id is not None and separator_id not in (first, last):
             writer.num_documents += 1  # the last one: separators stand behind documents, and none behind it
-    return foreign, TokenFile.open(output)
+    return foreign, TokenFile.open(output, verify=False)
 
 
 # --- recognising -----------------------------------------------------------------------------------------------------

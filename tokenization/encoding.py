@@ -91,7 +91,7 @@ def encode_files(
         write_chunks(writer, encode_corpus(tokenizer, corpus, processes, choice.native), separator_id, followed)
         if not writer.num_tokens:
             raise NoText(f"{corpus.name}: no text to encode; the input is empty")
-    return TokenFile.open(output)
+    return TokenFile.open(output, verify=False)
 
 
 def write_chunks(

@@ -48,28 +48,30 @@ class DocumentDigests:
             return 0
         ends = np.flatnonzero(token_ids == self._separator_id)
         if len(ends):
-            rest = token_ids[ends[-1] + 1 :]
-            if self._begun_length:
-                token_ids = np.concatenate([self._begun, token_ids])
-                ends = ends + len(self._begun)
-            starts = np.concatenate([[0], ends[:-1] + 1])
-            lengths = ends - starts
-            lengths[0] += self._begun_length - len(self._begun)
+            self._begin(token_ids[: ends[0]])
+            self._end()
+            starts = ends[:-1] + 1
+            lengths = ends[1:] - starts
             enough = lengths >= SHORTEST
-            if not enough.all():
-                starts, lengths = starts[enough], lengths[enough]
-            self._digests.append(digest(token_ids, starts, lengths))
-            self._begun, self._begun_length = rest[:HEAD].copy(), len(rest)
-        else:
-            self._begun = np.concatenate([self._begun, token_ids[: HEAD - len(self._begun)]])
-            self._begun_length += len(token_ids)
+            self._digests.append(digest(token_ids, starts[enough], lengths[enough]))
+        self._begin(token_ids[ends[-1] + 1 :] if len(ends) else token_ids)
         return len(ends)
+
+    def _begin(self, token_ids: np.ndarray) -> None:
+        """Adds tokens to the document that has not ended."""
+        self._begun = np.concatenate([self._begun, token_ids[: HEAD - len(self._begun)]])
+        self._begun_length += len(token_ids)
+
+    def _end(self) -> None:
+        """Makes the digest of the document that has not ended, if it is long enough."""
+        if self._begun_length >= SHORTEST:
+            self._digests.append(digest(self._begun, np.array([0]), np.array([self._begun_length])))
+        self._begun, self._begun_length = self._begun[:0], 0
 
     def content(self, data_sha256: str) -> bytes:
         """Returns what is written beside the token file, when all its tokens were taken."""
-        enough = self._begun_length >= SHORTEST
-        last = [digest(self._begun, np.array([0]), np.array([self._begun_length]))] if enough else []
-        digests = np.concatenate([np.empty(0, np.uint64), *self._digests, *last])
+        self._end()
+        digests = np.concatenate([np.empty(0, np.uint64), *self._digests])
         return MAGIC + bytes.fromhex(data_sha256) + digests.astype("<u8").tobytes()
 
 

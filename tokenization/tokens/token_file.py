@@ -1,7 +1,8 @@
 """Writes and opens token files, which training reads; token_format.py describes their format.
 
-Ids, description and the digests of documents are written under temporary names and renamed when they are complete, the
-description first: a token file never lacks it. A folder of token files with an index (token_index.py) is opened as one.
+Ids are read back as soon as they are written, and compared. Ids, description and the digests of documents are written
+under temporary names and renamed when they are complete, the description first: a token file never lacks it. A folder
+of token files with an index (token_index.py) is opened as one.
 """
 
 import contextlib
@@ -54,18 +55,23 @@ class TokenFileWriter:
             if path.exists() and not path.is_file():
                 raise InputError(f"{path}: is a folder or a device, not a file to be replaced; choose another name")
         try:
-            files = self._open.enter_context(writing_together(*beside, self.path))
+            with contextlib.ExitStack() as opened:
+                *self._beside, self._file = opened.enter_context(writing_together(*beside, self.path))
+                self._written = opened.enter_context(open(self._file.name, "rb"))
+                self._flushed = opened.enter_context(FlushedBehind(self._file))
+                self._open = opened.pop_all()
         except OSError as error:
             raise self._cannot_write(error) from None
-        *self._beside, self._file = files
-        self._flushed = self._open.enter_context(FlushedBehind(self._file))
         return self
 
     def _cannot_write(self, error: OSError) -> InputError:
         return InputError(f"{self.path}: cannot be written ({error.strerror}); make room or choose another place")
 
     def write(self, token_ids: np.ndarray) -> None:
-        """Appends token ids, of shape (n,). Raises InputError for one outside the vocabulary, and for a full disk."""
+        """Appends token ids, of shape (n,), and reads them back.
+
+        Raises InputError for one outside the vocabulary, for a full disk, and where the file then holds other ids.
+        """
         unsigned = token_ids.dtype.kind == "u"
         if token_ids.size and not ((unsigned or token_ids.min() >= 0) and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
@@ -73,9 +79,13 @@ class TokenFileWriter:
         data = token_ids.data
         try:
             self._file.write(data)
+            self._file.flush()
             self._flushed.wrote(data.nbytes)
+            written = np.fromfile(self._written, self.dtype, token_ids.size)
         except OSError as error:
             raise self._cannot_write(error) from None
+        if not np.array_equal(written, token_ids):
+            raise InputError(f"{self.path}: the disk gives back other ids than were written; choose another place")
         self._sha256.update(data)
         self.num_tokens += token_ids.size
         self.num_documents += self._digests.take(token_ids)

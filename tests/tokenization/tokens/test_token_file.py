@@ -135,8 +135,37 @@ def test_a_full_disk_leaves_the_old_pair_wherever_it_strikes(tmp_path, monkeypat
 
     monkeypatch.setattr(os, "fsync", fsync)
     if failing == 2:
-        monkeypatch.setattr(builtins, "open", lambda path, mode, **_: FullDisk(path, mode))
+        kinds = {"xb": FullDisk, "rb": io.FileIO}
+        monkeypatch.setattr(builtins, "open", lambda path, mode, **_: kinds[mode](path, mode))
     with pytest.raises(InputError, match=r"t\.bin: cannot be written \(No space left on device\); make room"):
+        write(tmp_path / "t.bin", [[4, 5, 6]])
+    monkeypatch.undo()
+    assert TokenFile.open(tmp_path / "t.bin").tokens.tolist() == [1, 2, 3]
+    assert names(tmp_path) == ["t.bin", "t.bin.json"]
+
+
+def test_a_disk_that_gives_back_other_ids_leaves_the_old_pair(tmp_path, monkeypatch):
+    write(tmp_path / "t.bin", [[1, 2, 3]])
+    read = np.fromfile
+    monkeypatch.setattr(np, "fromfile", lambda *arguments: read(*arguments) ^ np.uint16(4))
+    with pytest.raises(InputError, match=r"t\.bin: the disk gives back other ids than were written; choose another"):
+        write(tmp_path / "t.bin", [[4, 5, 6]])
+    monkeypatch.undo()
+    assert TokenFile.open(tmp_path / "t.bin").tokens.tolist() == [1, 2, 3]
+    assert names(tmp_path) == ["t.bin", "t.bin.json"]
+
+
+def test_a_file_that_cannot_be_read_back_leaves_the_old_pair(tmp_path, monkeypatch):
+    write(tmp_path / "t.bin", [[1, 2, 3]])
+    opened = builtins.open
+
+    def refuse(path, mode="r", **options):
+        if mode == "rb" and ".bin" in str(path):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(InputError, match=r"t\.bin: cannot be written \(Too many open files\)"):
         write(tmp_path / "t.bin", [[4, 5, 6]])
     monkeypatch.undo()
     assert TokenFile.open(tmp_path / "t.bin").tokens.tolist() == [1, 2, 3]
