@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Sequence
 
+from tokenization.native.chunks import HOME, HOME_BYTES, HOME_HIGH, HOME_LOW, HOMES, Scratch, find_homes
 from tokenization.native.compiling import compiled
 from tokenization.native.instructions import copy_bytes, load64, shift_right, store64
 from tokenization.native.memory import DONE, TABLE_FULL, Head, address_of
@@ -14,19 +15,13 @@ from tokenization.native.table import (
     ARENA_USED,
     CHUNK,
     CHUNK_STARTS,
-    HOME,
-    HOME_BYTES,
-    HOME_HIGH,
-    HOME_LOW,
     INLINE_BYTES,
     LIMIT,
     LONG,
     SHIFT,
     SLOTS,
     USED,
-    Scratch,
     Table,
-    find_homes,
     find_slot,
     home_slot,
 )
@@ -102,9 +97,9 @@ def count_window(
 ) -> tuple[int, int]:
     """Counts the pre-tokens of [position, end) without special tokens; returns (status, address that it came to).
 
-    scratch: 16 bytes for each of CHUNK_STARTS pre-tokens, and HOME_BYTES.
+    scratch: the memory of a Scratch.
     """
-    homes = scratch + 16 * CHUNK_STARTS
+    homes = scratch + HOMES
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
         while position < stop:

@@ -10,6 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from tokenization.native.chunks import (
+    HOME,
+    HOME_BYTES,
+    HOME_HIGH,
+    HOME_LOW,
+    HOMES,
+    MISSING,
+    PARTS,
+    Scratch,
+    find_homes,
+)
 from tokenization.native.compiling import built_in_of, compiled
 from tokenization.native.given import give_ends
 from tokenization.native.instructions import (
@@ -19,7 +30,7 @@ from tokenization.native.instructions import (
     store64,
 )
 from tokenization.native.joints import LONGEST_CUT, find_parts, joints_of, may_have_joints
-from tokenization.native.lanes import LANES_ROOM, learn, merge_pretoken
+from tokenization.native.lanes import LANES_ROOM, MAX_CACHED, learn, merge_pretoken
 from tokenization.native.listing import list_ids, numbers_below
 from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of, large_zeros
 from tokenization.native.merging import (
@@ -44,17 +55,10 @@ from tokenization.native.splitting import scanner_head
 from tokenization.native.table import (
     ARENA,
     CHUNK,
-    CHUNK_STARTS,
-    HOME,
-    HOME_BYTES,
-    HOME_HIGH,
-    HOME_LOW,
     LONG,
     SHIFT,
     SLOTS,
-    Scratch,
     SharedTable,
-    find_homes,
     find_slot,
     is_full,
     remember,
@@ -68,7 +72,6 @@ from tokenization.text.documents import BETWEEN, BETWEEN_CHARACTER
 
 WORK_TOKENS = LONGEST_CUT  # tokens that a worker's memory has room for at first
 KEPT_BYTES = 1 << 17  # of the longest text for which a worker makes no arrays anew
-MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 
 
 def can_encode(vocab_size: int, num_merges: int) -> bool:
@@ -198,6 +201,7 @@ class Encoder:
                 check_first_id(window, int(ids[0]))
             return window, ids
 
+        self.table.reserve(corpus.file_bytes)
         windows = cut_into_windows(corpus, self.special_tokens, self._scanner, self.cutter.cut)
         return in_order(work, windows, num_threads)
 
@@ -274,10 +278,9 @@ def encode_window(
 ) -> tuple[int, int, int]:
     """Writes the ids of [position, end); returns (status, address that it came to, end of what it wrote).
 
-    out: room for an id per byte and 16 bytes more. scratch: 16 bytes for each of CHUNK_STARTS pre-tokens, and
-    HOME_BYTES.
+    out: room for an id per byte and 16 bytes more. scratch: the memory of a Scratch.
     """
-    parts, homes = scratch + 8 * CHUNK_STARTS, scratch + 16 * CHUNK_STARTS
+    parts, missing, homes = scratch + PARTS, scratch + MISSING, scratch + HOMES
     width, joints = load64(encoder + WIDTH), load64(encoder + JOINTS)
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
@@ -300,7 +303,7 @@ def encode_window(
                     length = load64(starts + 8 * index + 8) - address
                     slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
                     if not known and not learnt:
-                        learn(starts, homes, index, count, table, encoder)
+                        learn(starts, homes, missing, index, count, table, encoder)
                         learnt = 1
                         slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
                     if not known:
@@ -317,7 +320,7 @@ def encode_window(
                 store64(out + 8, more)
                 if number == 0:
                     number = more
-                    text = 0 if high < LONG else load64(starts + 8 * index + 8) - load64(starts + 8 * index)
+                    text = 0 if load64(home + HOME_HIGH) < LONG else load64(home + HOME_HIGH) & ~LONG
                     source = arena + load64(slot + 16) + text
                     for offset in range(0, number * width, 8):
                         store64(out + offset, load64(source + offset))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokenization.native.characters import character_length
+from tokenization.native.chunks import HOME_BYTES, find_home
 from tokenization.native.compiling import compiled, rare
 from tokenization.native.instructions import (
     MIX_1,
@@ -27,7 +28,6 @@ from tokenization.native.instructions import (
     store64,
 )
 from tokenization.native.memory import address_of
-from tokenization.native.table import HOME_BYTES, find_home
 
 JOINT_BITS = 20  # log2 of the number of bits for pairs of whole characters
 PARTIAL = 1 << JOINT_BITS - 3  # where the table goes on: a byte for each last byte and first byte

@@ -5,6 +5,7 @@ with the next one. A step takes the oldest merge and looks up the two pairs that
 so all lanes ask for their slots before the first one reads any.
 """
 
+from tokenization.native.chunks import look_up
 from tokenization.native.compiling import compiled, rare
 from tokenization.native.instructions import (
     fill_words,
@@ -38,10 +39,6 @@ from tokenization.native.merging import (
 )
 from tokenization.native.table import (
     ARENA,
-    HOME,
-    HOME_BYTES,
-    HOME_HIGH,
-    HOME_LOW,
     SHIFT,
     SLOTS,
     find_slot,
@@ -50,6 +47,7 @@ from tokenization.native.table import (
     remember,
 )
 
+MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 SHORT = 64  # bytes of the longest pre-token that fits in a lane
 LANES = 32
 NO_TOKEN_ID = (1 << ID_BITS) - 1  # beside the first and the last token: no vocabulary has it, and so no merge
@@ -179,25 +177,25 @@ def merge_pretoken(address: int, length: int, out: int, encoder: int) -> int:
 
 @rare
 @compiled
-def learn(starts: int, homes: int, index: int, count: int, table: int, encoder: int) -> None:
+def learn(starts: int, homes: int, unknown: int, index: int, count: int, table: int, encoder: int) -> None:
     """Stores the ids of those short pre-tokens of a chunk, from `index` on, that are not yet in the table.
 
-    A lane whose pre-token is stored takes the next one, so that nearly all lanes are at work until the last.
+    unknown: room for the numbers of all. A lane whose pre-token is stored takes the next one, so that nearly all lanes
+    are at work until the last.
     """
     slots, shift, arena = load64(table + SLOTS), load64(table + SHIFT), load64(table + ARENA)
-    lanes, active = load64(encoder + WORK), 0
-    while index < count or active:
-        while index < count and active != (1 << LANES) - 1:
+    lanes, active, taken = load64(encoder + WORK), 0, 0
+    count = look_up(starts, index, count, homes, unknown, slots, shift, arena)
+    while taken < count or active:
+        while taken < count and active != (1 << LANES) - 1:
+            index = load64(unknown + 8 * taken)
             address = load64(starts + 8 * index)
             length = load64(starts + 8 * index + 8) - address
             if length <= SHORT:
-                home = homes + HOME_BYTES * index
-                slot, low, high = load64(home + HOME), load64(home + HOME_LOW), load64(home + HOME_HIGH)
-                if not find_slot(slots, shift, slot, low, high, address, length, arena, 16)[1]:
-                    free = ~active & active + 1
-                    if start_lane(lanes + LANE_BYTES * trailing_zeros(free), address, length, encoder):
-                        active |= free
-            index += 1
+                free = ~active & active + 1
+                if start_lane(lanes + LANE_BYTES * trailing_zeros(free), address, length, encoder):
+                    active |= free
+            taken += 1
         finished = merge_once(lanes, active, encoder)
         active ^= finished
         while finished:

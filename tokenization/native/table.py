@@ -23,14 +23,13 @@ from tokenization.native.instructions import (
     fold_multiply,
     load64,
     load_shared,
-    prefetch,
     same_bytes,
     shift_right,
     store64,
     store_shared,
     take_shared,
 )
-from tokenization.native.memory import Head, address_of, large_zeros
+from tokenization.native.memory import Head, large_zeros
 from tokenization.systems import at_fork
 
 FIRST_SLOTS = 1 << 15
@@ -47,17 +46,12 @@ MAX_SLOTS, MAX_ARENA = 1 << 20, 1 << 24  # for encoding; tables for counting gro
     ARENA_SIZE,  # bytes of it
 ) = TABLE_FIELDS = range(0, 7 * 8, 8)
 
+TEXT_PER_SLOT = 256  # bytes of text that are likely to need one slot more
 INLINE_BYTES = 15
 LONG = 16 << 56
 BEING_FILLED = 17 << 56
 CHUNK = 1024  # bytes scanned and then looked up: few enough that their slots arrive in the cache meanwhile
 CHUNK_STARTS = CHUNK + 512  # where pre-tokens begin in CHUNK bytes, or parts of them, and 342 in a last one behind
-(  # of each pre-token in a chunk, before it is looked up
-    HOME,  # its home slot
-    HOME_LOW,  # its key
-    HOME_HIGH,
-) = range(0, 3 * 8, 8)
-HOME_BYTES = 24
 MAX_FREQUENCY = LOW_HALF  # of a word in the cells of the trainer; a more frequent one takes several rows of cells
 
 
@@ -130,6 +124,13 @@ class SharedTable:
     def __init__(self) -> None:
         self.current = Table()
 
+    def reserve(self, text_bytes: int) -> None:
+        """Makes the table as large as a text so long is likely to make it, which saves copying it as it grows."""
+        num_slots = min(MAX_SLOTS, 1 << (text_bytes // TEXT_PER_SLOT).bit_length())
+        with _renewing:
+            if num_slots > len(self.current.slots):
+                self.current = self.current.copy(num_slots, len(self.current.arena))
+
     def renew(self, full: Table) -> Table:
         """Returns the table that follows a full one, which another thread may have made already."""
         with _renewing:
@@ -148,14 +149,6 @@ def _forget_lock() -> None:
 
 
 at_fork(after_in_child=_forget_lock)
-
-
-class Scratch:
-    """One thread's memory for a chunk: where its pre-tokens begin, and their parts when encoding; then their homes."""
-
-    def __init__(self) -> None:
-        self._rows = np.empty((2 + HOME_BYTES // 8, CHUNK_STARTS), np.int64)
-        self.address = address_of(self._rows)
 
 
 @compiled
@@ -215,27 +208,6 @@ def find_slot(
         slot += 32
         if slot == last:
             slot = slots
-
-
-@compiled
-def find_homes(starts: int, count: int, homes: int, slots: int, shift: int) -> None:
-    """Writes the home slot and the key of each pre-token, and asks for the slots to be brought into the cache."""
-    address = load64(starts)
-    for index in range(count):
-        end = load64(starts + 8 * index + 8)
-        find_home(address, end, homes + HOME_BYTES * index, slots, shift)
-        address = end
-
-
-@compiled
-def find_home(address: int, end: int, home: int, slots: int, shift: int) -> None:
-    """Writes the home slot and the key of the pre-token [address, end), and asks for the slot."""
-    low, high = key_of(address, end - address)
-    slot = home_slot(slots, shift, low, high)
-    prefetch(slot)
-    store64(home + HOME, slot)
-    store64(home + HOME_LOW, low)
-    store64(home + HOME_HIGH, high)
 
 
 @rare

@@ -167,6 +167,17 @@ def test_threads_share_a_table(tokenizer, text, tmp_path, monkeypatch):
         assert ids(4) == expected
 
 
+def test_room_for_a_long_text_is_made_at_once(tokenizer):
+    encoder, text = new_encoder(tokenizer), " ".join(f"word{number}" for number in range(2000))
+    ids, small = encode(encoder, text), encoder.table.current
+    for text_bytes, num_slots in ((0, 1 << 15), (100_000_000, 1 << 19), (1000, 1 << 19), (1 << 40, 1 << 20)):
+        encoder.table.reserve(text_bytes)
+        assert len(encoder.table.current.slots) == num_slots
+        assert encoder.table.current.unique == small.unique > 2000
+        assert encode(encoder, text) == ids
+        assert encoder.table.current.unique == small.unique  # all were found
+
+
 class GuardedNumpy:
     """numpy, but the memory behind each new array cannot be touched: a step too far ends the process."""
 
