@@ -282,6 +282,7 @@ def encode_window(
     """
     parts, missing, homes = scratch + PARTS, scratch + MISSING, scratch + HOMES
     width, joints = load64(encoder + WIDTH), load64(encoder + JOINTS)
+    inline_bits = 2 if width == 2 else 1
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
         while position < stop:
@@ -317,13 +318,14 @@ def encode_window(
                 more = load64(slot + 24)
                 number = shift_right(more, 32)
                 store64(out, load64(slot + 16))
-                store64(out + 8, more)
-                if number == 0:
-                    number = more
-                    text = 0 if load64(home + HOME_HIGH) < LONG else load64(home + HOME_HIGH) & ~LONG
-                    source = arena + load64(slot + 16) + text
-                    for offset in range(0, number * width, 8):
-                        store64(out + offset, load64(source + offset))
+                if shift_right(number - 1, inline_bits):  # none in the slot, or more than 8 bytes
+                    store64(out + 8, more)
+                    if number == 0:
+                        number = more
+                        text = 0 if high < LONG else high & ~LONG
+                        source = arena + load64(slot + 16) + text
+                        for offset in range(0, number * width, 8):
+                            store64(out + offset, load64(source + offset))
                 out += number * width
             position = load64(starts + 8 * count)
         if special >= 0:
