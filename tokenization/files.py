@@ -2,7 +2,6 @@
 
     writing(path)    opens a file beside its target, flushes it to the disk, and renames it to the target
     making(path)     does the same for a new file or folder that a library writes by its path
-    FlushedBehind    flushes a large file while it is being written, so that `writing` has little left to wait for
 
 A reader sees the old content or the new, never a mixture, no matter when the process is killed or the power fails. A
 symbolic link is replaced, not followed. A temporary name holds the host, the process id and a random word. A killed
@@ -17,11 +16,9 @@ import os
 import re
 import shutil
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from tokenization.errors import InputError
@@ -29,7 +26,6 @@ from tokenization.systems import flush, is_alive
 
 HOST = re.sub(r"[^0-9A-Za-z-]", "-", socket.gethostname())[:40]
 ABANDONED_SECONDS = 24 * 60 * 60  # without a write, whoever the writer is
-FLUSHED_BYTES = 1 << 22  # so many bytes are worth a flush of their own
 
 
 @contextlib.contextmanager
@@ -103,50 +99,6 @@ def making(name: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         delete_empty(new_folders)
-
-
-class FlushedBehind:
-    """A context manager that flushes an open file to the disk in a thread while it is being written.
-
-    The system reports a failed flush once, so an error of the thread is raised here: a later flush may know nothing
-    of it.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._waiting = 0  # bytes that no flush has been started for
-        self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
-
-    def __enter__(self) -> "FlushedBehind":
-        return self
-
-    def wrote(self, num_bytes: int) -> None:
-        """Takes note of what was written, and starts a flush if that was much and no flush is under way."""
-        self._waiting += num_bytes
-        if self._waiting >= FLUSHED_BYTES and not (self._thread and self._thread.is_alive()):
-            self._raise_error()
-            self._waiting, self._thread = 0, threading.Thread(target=self._flush, name="flushing", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no more threads can be had
-                self._thread.start()
-
-    def _flush(self) -> None:
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._error = error
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._thread and self._thread.ident:
-            self._thread.join()
-        if error is None:
-            self._raise_error()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

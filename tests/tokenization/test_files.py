@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tokenization import InputError, files
-from tokenization.files import FlushedBehind, making, temporary_name, writing, writing_together
+from tokenization.files import making, temporary_name, writing, writing_together
 
 
 def names(folder: Path) -> list[str]:
@@ -118,31 +118,6 @@ def test_of_files_written_together_none_is_replaced_before_all_are_whole(tmp_pat
         write_both()
     assert [path.read_bytes() for path in paths] == [b"old", b"old"]
     assert names(tmp_path) == ["a", "b"]
-
-
-@pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_failed_flush_behind_the_writer_is_not_lost(tmp_path, monkeypatch, failing):
-    """The first flush fails while more is to be written, the second when all is; the third is that of `writing`."""
-    calls = iter(range(10))
-
-    def fsync(descriptor):
-        if next(calls) == failing:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    def write_in_parts() -> None:
-        with writing(tmp_path / "file") as file, FlushedBehind(file) as behind:
-            for part in (b"much", b"more"):
-                file.write(part)
-                behind.wrote(files.FLUSHED_BYTES)
-                behind._thread.join()
-
-    write(tmp_path / "file", b"old")
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="Input/output error"):
-        write_in_parts()
-    assert next(calls) == failing + 1
-    assert (tmp_path / "file").read_bytes() == b"old"
-    assert names(tmp_path) == ["file"]
 
 
 def test_nothing_is_written_through_a_link(tmp_path):

@@ -1,9 +1,8 @@
-"""The pre-tokens of a chunk of text: where each begins, its key, and its slot in the table.
+"""The pre-tokens of a chunk of text: where each begins, its key, and the slot of the table where it belongs.
 
-    scan -> starts -> find_homes -> home slots on their way to the cache -> look_up -> the slots of those that are known
+    scan -> starts -> find_homes -> keys, and home slots on their way to the cache -> look_up -> those that are unknown
 
-Each step is done for the whole chunk before the next: so a slot has arrived when it is read, and no branch depends on
-whether a pre-token is known, which cannot be predicted.
+Each step is done for the whole chunk before the next, so that a slot has arrived when it is read.
 """
 
 import numpy as np
@@ -14,7 +13,7 @@ from tokenization.native.memory import address_of
 from tokenization.native.table import CHUNK_STARTS, LONG, find_slot, home_slot, key_of
 
 (  # of each pre-token in a chunk
-    HOME,  # its home slot; when it has been looked up, its slot
+    HOME,  # its home slot
     HOME_LOW,  # its key
     HOME_HIGH,
 ) = range(0, 3 * 8, 8)
@@ -24,7 +23,7 @@ HOME_BYTES = 24
 class Scratch:
     """One thread's memory for a chunk.
 
-    Where its pre-tokens begin, and their parts when encoding; the numbers of those that are not at home; and the homes.
+    Where its pre-tokens begin; when encoding, where their parts begin, and the numbers of unknown ones; and all homes.
     """
 
     def __init__(self) -> None:
@@ -32,7 +31,7 @@ class Scratch:
         self.address = address_of(self._rows)
 
 
-PARTS, MISSING, HOMES = range(8 * CHUNK_STARTS, 4 * 8 * CHUNK_STARTS, 8 * CHUNK_STARTS)  # places in a Scratch
+PARTS, UNKNOWN, HOMES = range(8 * CHUNK_STARTS, 4 * 8 * CHUNK_STARTS, 8 * CHUNK_STARTS)  # places in a Scratch
 
 
 @compiled

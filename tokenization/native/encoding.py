@@ -16,8 +16,8 @@ from tokenization.native.chunks import (
     HOME_HIGH,
     HOME_LOW,
     HOMES,
-    MISSING,
     PARTS,
+    UNKNOWN,
     Scratch,
     find_homes,
 )
@@ -30,7 +30,7 @@ from tokenization.native.instructions import (
     store64,
 )
 from tokenization.native.joints import LONGEST_CUT, find_parts, joints_of, may_have_joints
-from tokenization.native.lanes import LANES_ROOM, MAX_CACHED, learn, merge_pretoken
+from tokenization.native.lanes import LANES_ROOM, learn, merge_pretoken
 from tokenization.native.listing import list_ids, numbers_below
 from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of, large_zeros
 from tokenization.native.merging import (
@@ -71,6 +71,7 @@ from tokenization.text.corpus import Corpus
 from tokenization.text.documents import BETWEEN, BETWEEN_CHARACTER
 
 WORK_TOKENS = LONGEST_CUT  # tokens that a worker's memory has room for at first
+MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 KEPT_BYTES = 1 << 17  # of the longest text for which a worker makes no arrays anew
 
 
@@ -280,9 +281,9 @@ def encode_window(
 
     out: room for an id per byte and 16 bytes more. scratch: the memory of a Scratch.
     """
-    parts, missing, homes = scratch + PARTS, scratch + MISSING, scratch + HOMES
+    parts, unknown, homes = scratch + PARTS, scratch + UNKNOWN, scratch + HOMES
     width, joints = load64(encoder + WIDTH), load64(encoder + JOINTS)
-    inline_bits = 2 if width == 2 else 1
+    word_bits = 2 if width == 2 else 1  # log2 of the ids in 8 bytes
     while position < end:
         stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
         while position < stop:
@@ -304,7 +305,7 @@ def encode_window(
                     length = load64(starts + 8 * index + 8) - address
                     slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
                     if not known and not learnt:
-                        learn(starts, homes, missing, index, count, table, encoder)
+                        learn(starts, homes, unknown, index, count, table, encoder)
                         learnt = 1
                         slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
                     if not known:
@@ -318,7 +319,7 @@ def encode_window(
                 more = load64(slot + 24)
                 number = shift_right(more, 32)
                 store64(out, load64(slot + 16))
-                if shift_right(number - 1, inline_bits):  # none in the slot, or more than 8 bytes
+                if shift_right(number - 1, word_bits):  # more than 8 bytes of ids, or 0: they are in the arena
                     store64(out + 8, more)
                     if number == 0:
                         number = more

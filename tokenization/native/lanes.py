@@ -47,7 +47,6 @@ from tokenization.native.table import (
     remember,
 )
 
-MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
 SHORT = 64  # bytes of the longest pre-token that fits in a lane
 LANES = 32
 NO_TOKEN_ID = (1 << ID_BITS) - 1  # beside the first and the last token: no vocabulary has it, and so no merge

@@ -46,7 +46,7 @@ MAX_SLOTS, MAX_ARENA = 1 << 20, 1 << 24  # for encoding; tables for counting gro
     ARENA_SIZE,  # bytes of it
 ) = TABLE_FIELDS = range(0, 7 * 8, 8)
 
-TEXT_PER_SLOT = 256  # bytes of text that are likely to need one slot more
+TEXT_PER_PRETOKEN = 333  # bytes of text for each different pre-token, as in 100 MB of English
 INLINE_BYTES = 15
 LONG = 16 << 56
 BEING_FILLED = 17 << 56
@@ -126,10 +126,9 @@ class SharedTable:
 
     def reserve(self, text_bytes: int) -> None:
         """Makes the table as large as a text so long is likely to make it, which saves copying it as it grows."""
-        num_slots = min(MAX_SLOTS, 1 << (text_bytes // TEXT_PER_SLOT).bit_length())
+        unique = min(text_bytes // TEXT_PER_PRETOKEN, MAX_SLOTS * 5 // 8)
         with _renewing:
-            if num_slots > len(self.current.slots):
-                self.current = self.current.copy(num_slots, len(self.current.arena))
+            self.current = self.current.with_room_for(unique)
 
     def renew(self, full: Table) -> Table:
         """Returns the table that follows a full one, which another thread may have made already."""

@@ -48,28 +48,29 @@ class DocumentDigests:
             return 0
         ends = np.flatnonzero(token_ids == self._separator_id)
         if len(ends):
-            self._begin(token_ids[: ends[0]])
+            self._continue(token_ids[: ends[0]])
             self._end()
             starts = ends[:-1] + 1
             lengths = ends[1:] - starts
             enough = lengths >= SHORTEST
-            self._digests.append(digest(token_ids, starts[enough], lengths[enough]))
-        self._begin(token_ids[ends[-1] + 1 :] if len(ends) else token_ids)
+            if enough.any():
+                self._digests.append(digest(token_ids, starts[enough], lengths[enough]))
+        self._continue(token_ids[ends[-1] + 1 :] if len(ends) else token_ids)
         return len(ends)
 
-    def _begin(self, token_ids: np.ndarray) -> None:
+    def _continue(self, token_ids: np.ndarray) -> None:
         """Adds tokens to the document that has not ended."""
         self._begun = np.concatenate([self._begun, token_ids[: HEAD - len(self._begun)]])
         self._begun_length += len(token_ids)
 
     def _end(self) -> None:
-        """Makes the digest of the document that has not ended, if it is long enough."""
+        """Ends the document, and makes its digest if it is long enough."""
         if self._begun_length >= SHORTEST:
             self._digests.append(digest(self._begun, np.array([0]), np.array([self._begun_length])))
         self._begun, self._begun_length = self._begun[:0], 0
 
     def content(self, data_sha256: str) -> bytes:
-        """Returns what is written beside the token file, when all its tokens were taken."""
+        """Returns what is written beside the token file; ends the last document, so that no tokens may follow."""
         self._end()
         digests = np.concatenate([np.empty(0, np.uint64), *self._digests])
         return MAGIC + bytes.fromhex(data_sha256) + digests.astype("<u8").tobytes()

@@ -1,12 +1,11 @@
 """Writes and opens token files, which training reads; token_format.py describes their format.
 
-Ids are read back as soon as they are written, and compared. Ids, description and the digests of documents are written
-under temporary names and renamed when they are complete, the description first: a token file never lacks it. A folder
-of token files with an index (token_index.py) is opened as one.
+Ids, description and the digests of documents are written under temporary names and renamed when they are complete, the
+description first: a token file never lacks it. Before that, checked_file.py has read the ids back from the file. A
+folder of token files with an index (token_index.py) is opened as one.
 """
 
 import contextlib
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from types import TracebackType
 import numpy as np
 
 from tokenization.errors import InputError
-from tokenization.files import FlushedBehind, writing_together
+from tokenization.files import writing_together
+from tokenization.tokens.checked_file import CheckedFile
 from tokenization.tokens.document_digests import DocumentDigests, digests_path
 from tokenization.tokens.token_format import (
     DTYPES,
@@ -45,7 +45,6 @@ class TokenFileWriter:
         self.tokenizer_sha256 = tokenizer_sha256
         self.separator_id = separator_id
         self.num_tokens = self.num_documents = self.num_bytes = 0
-        self._sha256 = hashlib.sha256()
         self._digests = DocumentDigests(separator_id)
         self._open = contextlib.ExitStack()
 
@@ -56,9 +55,8 @@ class TokenFileWriter:
                 raise InputError(f"{path}: is a folder or a device, not a file to be replaced; choose another name")
         try:
             with contextlib.ExitStack() as opened:
-                *self._beside, self._file = opened.enter_context(writing_together(*beside, self.path))
-                self._written = opened.enter_context(open(self._file.name, "rb"))
-                self._flushed = opened.enter_context(FlushedBehind(self._file))
+                *self._beside, file = opened.enter_context(writing_together(*beside, self.path))
+                self._file = opened.enter_context(CheckedFile(file))
                 self._open = opened.pop_all()
         except OSError as error:
             raise self._cannot_write(error) from None
@@ -68,25 +66,15 @@ class TokenFileWriter:
         return InputError(f"{self.path}: cannot be written ({error.strerror}); make room or choose another place")
 
     def write(self, token_ids: np.ndarray) -> None:
-        """Appends token ids, of shape (n,), and reads them back.
-
-        Raises InputError for one outside the vocabulary, for a full disk, and where the file then holds other ids.
-        """
+        """Appends token ids, of shape (n,). Raises InputError for one outside the vocabulary, and for a full disk."""
         unsigned = token_ids.dtype.kind == "u"
         if token_ids.size and not ((unsigned or token_ids.min() >= 0) and token_ids.max() < self.vocab_size):
             raise InputError(f"{self.path}: a token id lies outside the vocabulary of {self.vocab_size} tokens")
         token_ids = np.ascontiguousarray(token_ids, self.dtype)
-        data = token_ids.data
         try:
-            self._file.write(data)
-            self._file.flush()
-            self._flushed.wrote(data.nbytes)
-            written = np.fromfile(self._written, self.dtype, token_ids.size)
+            self._file.write(token_ids.tobytes())
         except OSError as error:
             raise self._cannot_write(error) from None
-        if not np.array_equal(written, token_ids):
-            raise InputError(f"{self.path}: the disk gives back other ids than were written; choose another place")
-        self._sha256.update(data)
         self.num_tokens += token_ids.size
         self.num_documents += self._digests.take(token_ids)
 
@@ -98,13 +86,14 @@ class TokenFileWriter:
             return
         try:
             with self._open:
-                contents = self._describe().text.encode(), self._digests.content(self._sha256.hexdigest())
+                data_sha256 = self._file.finish()
+                contents = self._describe(data_sha256).text.encode(), self._digests.content(data_sha256)
                 for file, content in zip(self._beside, contents, strict=False):
                     file.write(content)
         except OSError as failure:
             raise self._cannot_write(failure) from None
 
-    def _describe(self) -> Description:
+    def _describe(self, data_sha256: str) -> Description:
         return Description(
             self.dtype.name,
             self.num_tokens,
@@ -112,7 +101,7 @@ class TokenFileWriter:
             self.num_bytes,
             self.vocab_size,
             self.tokenizer_sha256,
-            self._sha256.hexdigest(),
+            data_sha256,
         )
 
 

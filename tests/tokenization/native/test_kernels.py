@@ -167,7 +167,7 @@ def test_threads_share_a_table(tokenizer, text, tmp_path, monkeypatch):
         assert ids(4) == expected
 
 
-def test_room_for_a_long_text_is_made_at_once(tokenizer):
+def test_room_for_a_long_text_is_made_at_once(tokenizer, tmp_path, monkeypatch):
     encoder, text = new_encoder(tokenizer), " ".join(f"word{number}" for number in range(2000))
     ids, small = encode(encoder, text), encoder.table.current
     for text_bytes, num_slots in ((0, 1 << 15), (100_000_000, 1 << 19), (1000, 1 << 19), (1 << 40, 1 << 20)):
@@ -176,6 +176,24 @@ def test_room_for_a_long_text_is_made_at_once(tokenizer):
         assert encoder.table.current.unique == small.unique > 2000
         assert encode(encoder, text) == ids
         assert encoder.table.current.unique == small.unique  # all were found
+    monkeypatch.setattr(table_module, "TEXT_PER_PRETOKEN", 1)
+    (tmp_path / "text.txt").write_text(text * 3)
+    encoder = new_encoder(tokenizer)
+    next(encoder.encode_corpus(Corpus([tmp_path / "text.txt"]), 1))
+    assert len(encoder.table.current.slots) == 1 << 17 > 8 / 5 * 3 * len(text)
+
+
+def test_room_is_made_while_threads_encode(tokenizer, tmp_path, monkeypatch):
+    source, path = random.Random(13), tmp_path / "text.txt"
+    path.write_text(" ".join("".join(source.choices("abcdefghij", k=source.randint(2, 25))) for _ in range(20_000)))
+    monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1 << 13)
+    monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
+    expected = np.concatenate([ids for _, ids in new_encoder(tokenizer).encode_corpus(Corpus([path]), 1)]).tolist()
+    encoder, got = new_encoder(tokenizer), []
+    for number, (_, ids) in enumerate(encoder.encode_corpus(Corpus([path]), 4)):
+        got += ids.tolist()
+        encoder.table.reserve(number * 333 << 9)
+    assert got == expected
 
 
 class GuardedNumpy:
