@@ -1,6 +1,7 @@
 """What needs a process of its own: training, and whole files; with the peak memory of each.
 
-When encoding files, ours goes to a file on the disk, hashed, flushed and checked; the others' stays in memory.
+When encoding files, ours goes to a file, flushed to the disk, read back, compared and hashed; the others' stays in
+memory.
 """
 
 import importlib

@@ -129,6 +129,21 @@ def options() -> None:
         axes.grid(axis="y", visible=False)
 
 
+def additions() -> None:
+    _, *rows = read_table("experiments.md", "| addition | setting |")
+    rows.sort(key=lambda row: -number(row[4]))
+    title = "Value embeddings and a table of bigrams gain most within the first pass"
+    with picture("additions", title, xlabel=f"{LOSS}, of two seeds and their mean") as axes:
+        for place, row in enumerate(rows):
+            seeds, mean = [number(row[2]), number(row[3])], number(row[4])
+            axes.plot(seeds, [place, place], ".", color=curve_colour(0))
+            axes.plot([mean], [place], "|", color=curve_colour(0), markersize=14)
+        base = next(number(row[4]) for row in rows if row[0] == "none")
+        axes.axvline(base, color=curve_colour(7), linestyle=":", linewidth=1)
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.grid(axis="y", visible=False)
+
+
 def fast() -> None:
     _, *rows = read_table("experiments.md", "| configuration | parameters | steps |")
     title = "A smaller model, with Muon, sees more tokens in less time and ends lower"
@@ -201,6 +216,7 @@ PICTURES: dict[str, Callable[[], None]] = {
     "batch-sizes": batch_sizes,
     "muon": muon,
     "options": options,
+    "additions": additions,
     "fast": fast,
     "longer-run": longer_run,
     "longer-tinystories": longer_tinystories,
