@@ -455,7 +455,7 @@ def test_ctrl_c_ends_with_130_and_no_file(work, endless, arguments, num_processe
         shown += character
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the program and its processes
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err.decode()
     assert (
         err.decode().splitlines()[-1] == f"tokenization {arguments.split()[0]}: interrupted; no unfinished file is left"
     )

@@ -29,6 +29,7 @@ class CheckedFile:
         self._num_unchecked = 0  # bytes of them
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
+        self._reading = threading.RLock()  # an interrupted start of a thread leaves one that nobody can wait for
 
     def __enter__(self) -> "CheckedFile":
         self._reader = open(self._file.name, "rb")
@@ -75,15 +76,17 @@ class CheckedFile:
 
     def _check(self, written: list[bytes]) -> None:
         """Flushes the file, and compares what it holds next with what was written."""
-        os.fsync(self._file.fileno())
-        for data in written:
-            if self._reader.read(len(data)) != data:
-                raise OSError(errno.EIO, "it gives back other bytes than were written")
-            self._sha256.update(data)
+        with self._reading:
+            if self._reader.closed:
+                return
+            os.fsync(self._file.fileno())
+            for data in written:
+                if self._reader.read(len(data)) != data:
+                    raise OSError(errno.EIO, "it gives back other bytes than were written")
+                self._sha256.update(data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread:
-            self._thread.join()
-        self._reader.close()
+        with self._reading:
+            self._reader.close()

@@ -105,17 +105,47 @@ def test_a_slow_disk_holds_the_writer_up(tmp_path, monkeypatch):
     assert 5 < max(waiting) < 20
 
 
-def test_an_error_while_it_is_written_ends_the_thread(tmp_path, monkeypatch):
+@pytest.mark.parametrize("begun", ["before", "never", "afterwards"])
+def test_an_interruption_while_a_thread_starts_leaves_nothing(tmp_path, monkeypatch, begun):
+    """Ctrl-C while Thread.start waits for the new thread, which the system has begun, or begins later."""
     monkeypatch.setattr(checked_file, "CHECKED_BYTES", 4)
-    begun = []
+    start, threads, errors = threading.Thread.start, [], []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+
+    def interrupt(thread):
+        threads.append(thread)
+        if begun == "before":
+            start(thread)
+        raise KeyboardInterrupt
 
     def write_part() -> None:
         with writing(tmp_path / "file") as file, CheckedFile(file) as checked:
             checked.write(b"12345")
-            begun.append(checked._thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_part()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    if begun == "afterwards":
+        threads[0].start()
+    if begun != "never":
+        threads[0].join()
+    assert not errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_waits_for_a_check_under_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(checked_file, "CHECKED_BYTES", 4)
+    checking, ended = threading.Event(), []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (checking.set(), time.sleep(0.1), ended.append(descriptor)))
+
+    def write_part() -> None:
+        with writing(tmp_path / "file") as file, CheckedFile(file) as checked:
+            checked.write(b"12345")
+            checking.wait()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_part()
-    assert not begun[0].is_alive()
+    assert len(ended) == 1
     assert list(tmp_path.iterdir()) == []
