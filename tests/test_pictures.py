@@ -39,3 +39,17 @@ def test_every_picture_is_shown_in_a_page(script):
     pictures = {path.name for path in SCRIPT.parent.iterdir() if path.suffix in (".png", ".svg")}
     assert {f"{name}.png" for name in script[0]["PICTURES"]} <= pictures
     assert set(re.findall(r"\]\((?:docs/)?images/([\w.-]+)\)", pages)) == pictures
+
+
+def test_the_additions_show_every_row(script):
+    module, drawn = script
+    page = (ROOT / "docs/experiments.md").read_text()
+    module["PICTURES"]["additions"]()
+    ((name, figure),) = drawn
+    table = page.partition("| addition | setting |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ([\w ]+) \|.*?\| (2[\d.]+) \| (2[\d.]+) \| (2[\d.]+) \|", table, flags=re.MULTILINE)
+    rows.sort(key=lambda row: -float(row[3]))
+    assert (name, len(rows)) == ("additions.png", 7)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row[0] for row in rows]
+    shown = [list(line.get_xdata()) for line in figure.axes[0].lines[:14]]
+    assert shown == [x for _, first, second, mean in rows for x in ([float(first), float(second)], [float(mean)])]

@@ -87,4 +87,4 @@ def summary(best: Best, results: dict[str, Any]) -> Iterator[str]:
             f"- llama.cpp reads our GGUF files ({files}), keeps keys and values in float16, and wrote at least"
             f" {min(agreeing):.0%} of our tokens in float32; Hugging Face wrote all of them."
         )
-    yield "- In brackets: the better number of threads. The last column: ours than Hugging Face, ours than llama.cpp."
+    yield "- In brackets: the better number of threads. The last column compares with Hugging Face and with llama.cpp."

@@ -61,7 +61,7 @@ def look_up(starts: int, index: int, count: int, homes: int, unknown: int, slots
 
     unknown: room for the numbers of all.
     """
-    elsewhere = 0
+    elsewhere = 0  # counted without a branch, which could not be predicted
     for number in range(index, count):
         home = homes + HOME_BYTES * number
         slot, high = load64(home + HOME), load64(home + HOME_HIGH)

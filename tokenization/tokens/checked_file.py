@@ -2,7 +2,8 @@
 
     write -> the system's memory; from time to time, in a thread behind it: flush -> read back -> compare -> hash
 
-So the end of a large file has little to wait for. What is not yet compared is kept, up to MOST_UNCHECKED bytes.
+So the end of a large file has little to wait for. What is not yet compared is kept in memory: up to MOST_UNCHECKED
+bytes that wait, and as many that are being checked.
 """
 
 import errno
@@ -58,7 +59,6 @@ class CheckedFile:
         self._wait()
         self._file.flush()
         self._check(self._unchecked)
-        self._unchecked = []
         return self._sha256.hexdigest()
 
     def _wait(self) -> None:
@@ -77,7 +77,7 @@ class CheckedFile:
     def _check(self, written: list[bytes]) -> None:
         """Flushes the file, and compares what it holds next with what was written."""
         with self._reading:
-            if self._reader.closed:
+            if self._reader.closed:  # the thread was begun too late: an error has ended the writing
                 return
             os.fsync(self._file.fileno())
             for data in written:

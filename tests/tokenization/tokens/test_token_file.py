@@ -123,9 +123,9 @@ def test_a_folder_or_a_device_is_not_replaced(tmp_path):
     assert not (tmp_path / "v.bin").is_file()
 
 
-@pytest.mark.parametrize("failing", range(3))
+@pytest.mark.parametrize("failing", range(4))
 def test_a_full_disk_leaves_the_old_pair_wherever_it_strikes(tmp_path, monkeypatch, failing):
-    """Each time the disk is asked to keep what was written (the ids, then the JSON), or while ids are written."""
+    """Each time the disk is asked to keep something (the ids, the JSON, the ids again), or while ids are written."""
     write(tmp_path / "t.bin", [[1, 2, 3]])
     calls = iter(range(10))
 
@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_the_old_pair_wherever_it_strikes(tmp_path, monkeypat
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    if failing == 2:
+    if failing == 3:
         kinds = {"xb": FullDisk, "rb": io.FileIO}
         monkeypatch.setattr(builtins, "open", lambda path, mode, **_: kinds[mode](path, mode))
     with pytest.raises(InputError, match=r"t\.bin: cannot be written \(No space left on device\); make room"):
