@@ -6,29 +6,30 @@
 
 All threads of a team go through the jobs together: each computes its share of the outputs, or of the heads, and waits
 for the others before the next job. A job and a program are rows of int64, whose fields are named here by their offsets
-in bytes; program.py fills them. int8 weights are multiplied by the scale of their row.
+in bytes; program.py fills them. int8 weights multiply x rounded to 16 bits: a sum of whole numbers, which is exact, is
+multiplied by the scales of the weights' row and of x.
 """
 
 from lm.generation import vectors
 from lm.generation.vectors import (
-    TOGETHER,
+    INT8,
     add,
     add_floats,
     dot_bfloat16,
     dot_float32,
     dot_int8,
-    dots_int8,
     gate,
     inverse,
     inverse_root_of_mean,
     mix,
     multiply_floats,
     rotate,
+    round_to_16_bits,
     scale,
     softmax,
 )
 from lm.machine.kernels import call_function, compiled
-from lm.machine.lanes import BFLOAT16, INT8, LANES
+from lm.machine.lanes import BFLOAT16, LANES
 from tokenization.native.instructions import copy_bytes, load32, load64, store32
 
 # A program; addresses unless stated otherwise. SCRATCH_SIZE: bytes for each thread. The last three are C functions.
@@ -76,37 +77,49 @@ def multiply(job: int, scratch: int, thread: int, threads: int) -> None:
     inputs = load64(job + INPUTS)
     outputs = load64(job + OUTPUTS)
     x = prepare(job, scratch, inputs)
-    for output in range(outputs * thread // threads, outputs * (thread + 1) // threads):
-        y = load64(job + Y) + 4 * output
-        row = 0
-        if load64(job + SIZE) == INT8:
-            weights = load64(job + WEIGHTS) + output * inputs
-            while row + TOGETHER <= rows:
-                here = x + 4 * row * inputs
-                dots_int8(weights, here, 4 * inputs, inputs, y + 4 * row * outputs, 4 * outputs)
-                row += TOGETHER
-            for done in range(row):
-                there = y + 4 * done * outputs
-                store32(there, multiply_floats(load32(there), load32(load64(job + SCALES) + 4 * output)))
-        while row < rows:
-            multiply_one(job, x + 4 * row * inputs, output, y + 4 * row * outputs, scratch + 4 * inputs)
-            row += 1
+    size = load64(job + SIZE)
+    first = outputs * thread // threads
+    behind = outputs * (thread + 1) // threads
+    if size == INT8:
+        multiply_int8(job, x, scratch + 4 * (inputs + LANES), first, behind)
+    else:
+        for output in range(first, behind):
+            for row in range(rows):
+                weights = load64(job + WEIGHTS) + output * inputs * size
+                product = scratch + 4 * inputs
+                if size == BFLOAT16:
+                    dot_bfloat16(weights, x + 4 * row * inputs, inputs, product)
+                else:
+                    dot_float32(weights, x + 4 * row * inputs, inputs, product)
+                finish(job, load32(product), load64(job + Y) + 4 * (row * outputs + output))
 
 
 @compiled(__file__, vectors.__file__)
-def multiply_one(job: int, x: int, output: int, y: int, product: int) -> None:
-    """Multiplies one row of weights by one vector."""
+def multiply_int8(job: int, x: int, factors: int, first: int, behind: int) -> None:
+    """Computes these outputs of a product with int8 weights, after rounding x to 16 bits.
+
+    factors: memory for a float and `inputs` numbers of 16 bits for each row.
+    """
+    rows = load64(job + ROWS)
     inputs = load64(job + INPUTS)
-    size = load64(job + SIZE)
-    weights = load64(job + WEIGHTS) + output * inputs * size
-    if size == INT8:
-        dot_int8(weights, x, 0, inputs, product, 0)
-        store32(product, multiply_floats(load32(product), load32(load64(job + SCALES) + 4 * output)))
-    elif size == BFLOAT16:
-        dot_bfloat16(weights, x, 0, inputs, product, 0)
-    else:
-        dot_float32(weights, x, 0, inputs, product, 0)
-    number = load32(product)
+    outputs = load64(job + OUTPUTS)
+    numbers = factors + 4 * rows
+    product = numbers + 2 * rows * inputs
+    for row in range(rows):
+        store32(factors + 4 * row, round_to_16_bits(x + 4 * row * inputs, numbers + 2 * row * inputs, inputs))
+    for output in range(first, behind):
+        weights = load64(job + WEIGHTS) + output * inputs
+        scale_of_weights = load32(load64(job + SCALES) + 4 * output)
+        for row in range(rows):
+            dot_int8(weights, numbers + 2 * row * inputs, inputs, product)
+            number = multiply_floats(load32(product), scale_of_weights)
+            number = multiply_floats(number, load32(factors + 4 * row))
+            finish(job, number, load64(job + Y) + 4 * (row * outputs + output))
+
+
+@compiled(__file__, vectors.__file__)
+def finish(job: int, number: int, y: int) -> None:
+    """Stores a product, or adds it to what is there."""
     if load64(job + ADDED):
         number = add_floats(number, load32(y))
     store32(y, number)
@@ -128,7 +141,7 @@ def prepare(job: int, scratch: int, inputs: int) -> int:
 def normalize(x: int, gains: int, eps: int, y: int, length: int) -> None:
     """Stores the RMSNorm of x; y may be x, but for the number that follows it."""
     squares = y + 4 * length
-    dot_float32(x, x, 0, length, squares, 0)
+    dot_float32(x, x, length, squares)
     scale(x, gains, inverse_root_of_mean(load32(squares), length, eps), y, length)
 
 
@@ -149,7 +162,7 @@ def attend(job: int, scratch: int, thread: int, threads: int) -> None:
         copy_bytes(new + 8 * heads * d_k, values + 4 * position * d_k, 4 * d_k)
         count = position + 1
         for index in range(count):
-            dot_float32(q, keys + 4 * index * d_k, 0, d_k, scores + 4 * index, 0)
+            dot_float32(q, keys + 4 * index * d_k, d_k, scores + 4 * index)
         padded = (count + LANES - 1) & -LANES
         for index in range(count, padded):
             store32(scores + 4 * index, MINUS_INFINITY)

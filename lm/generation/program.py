@@ -39,9 +39,7 @@ class Program:
         self.kernel, self.team = kernels.run_jobs, Team()
         self.tensors = [value for job in jobs for value in job.values() if isinstance(value, Tensor)]
         self.jobs = np.array([[as_int(job.get(field, 0)) for field in kernels.JOB] for job in jobs], np.int64)
-        # What a job leaves in its thread's scratch: an input, or a query and its scores, each with a vector's rest.
-        longest = max(int(job[kernels.INPUTS]) + int(job.get(kernels.CONTEXT, 0)) for job in jobs)
-        self.scratch = torch.zeros(self.team.size, longest + 128)
+        self.scratch = torch.zeros(self.team.size, max(map(room, jobs)))
         head: dict[int, int | float | Tensor] = {
             kernels.JOBS: self.jobs.ctypes.data,
             kernels.NUM_JOBS: len(jobs),
@@ -57,6 +55,20 @@ class Program:
     def run(self) -> None:
         """Carries out all jobs."""
         self.team.run(self.kernel, self.address)
+
+
+def room(job: Mapping[int, int | float | Tensor]) -> int:
+    """Returns how many floats a job leaves in its thread's scratch.
+
+    They are an input, or a query and its scores, each with a vector's rest; for int8 weights, also each row in 16 bits,
+    its scale and its product.
+    """
+    from lm.generation import kernels
+    from lm.generation.vectors import INT8
+
+    inputs = int(job[kernels.INPUTS])
+    rounded = int(job[kernels.ROWS]) * (inputs // 2 + 2) if job.get(kernels.SIZE) == INT8 else 0
+    return inputs + int(job.get(kernels.CONTEXT, 0)) + rounded + 128
 
 
 def as_int(value: int | float | Tensor) -> int:

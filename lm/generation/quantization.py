@@ -2,8 +2,9 @@
 
     w_ij  ~  s_i q_ij,   s_i = max_j |w_ij| / 127
 
-The vectors that they multiply stay in float32. `dequantize` returns the weights that the whole numbers stand for, and
-so defines what is right: the product with these.
+The kernel rounds the vectors that they multiply to 16 bits, each by a scale of its own: the error is less than a
+hundredth of that of the weights, and whole numbers are multiplied twice as fast. `dequantize` returns the weights that
+the whole numbers stand for, and so defines what is right: the product with these.
 """
 
 from typing import NamedTuple
@@ -70,6 +71,7 @@ class QuantizedProduct:
         outputs, inputs = weight.numbers.shape
         job: dict[int, int | float | Tensor] = {kernels.WEIGHTS: weight.numbers, kernels.SCALES: weight.scales}
         job |= {kernels.SIZE: weight.numbers.element_size(), kernels.INPUTS: inputs, kernels.OUTPUTS: outputs}
+        job |= {kernels.ROWS: MOST_ROWS}
         self.program = Program([{kernels.KIND: kernels.PRODUCT, **job}])
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Builds LLVM instructions on vectors of floats, for our kernels.
 
     loop, for_each      repeat what is built inside;  for_each takes as many numbers at once as are left
-    load, store         numbers in memory, float32, bfloat16 or (load) int8, as vectors of float32
+    load, store         numbers in memory, float32 or bfloat16, as vectors of float32
     exp, log, sum_of    functions of a vector
 
 The tokenizer's compiler translates kernels. They know int64 alone: an address is one, and a float is passed as its 32
@@ -14,7 +14,7 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 
-FLOAT32, BFLOAT16, INT8 = 4, 2, 1  # the bytes of a number
+FLOAT32, BFLOAT16 = 4, 2  # the bytes of a number
 WIDE, LANES = 64, 16  # numbers in a step of the long loops, and in a vector of the processor
 INT, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 ANY_ORDER = ("contract", "reassoc")  # sums may be taken in any order, and a product and a sum rounded once
@@ -62,8 +62,6 @@ def load(builder: Any, address: Any, length: int, size: int = FLOAT32) -> Any:
     if size == FLOAT32:
         return numbers
     ints = ir.VectorType(INT, length)
-    if size == INT8:
-        return builder.sitofp(builder.sext(numbers, ints), vector(length))
     return builder.bitcast(builder.shl(builder.zext(numbers, ints), ir.Constant(ints, [16] * length)), vector(length))
 
 

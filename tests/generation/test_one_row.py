@@ -1,5 +1,6 @@
 """Proves that the kernel for one row computes what the plain model does, whatever the settings, threads and precision;
-that weights in 8 bits multiply as the rounded weights do; and that int8 is refused where it cannot be had."""
+that weights in 8 bits multiply as the rounded weights do, and to the last bit as whole numbers; and that int8 is
+refused where it cannot be had."""
 
 import math
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.contracts import cached_is_plain, make
+from torch import Tensor
 
 from lm.generation import one_row, program
 from lm.generation.decoding import CachedReader, PlainReader
 from lm.generation.program import Program, obstacle
-from lm.generation.quantization import MOST_ROWS, QuantizedProduct, dequantize, quantize, round_weights
+from lm.generation.quantization import MOST_ROWS, Quantized, QuantizedProduct, dequantize, quantize, round_weights
 from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
 from lm.loading import load
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
 
 SHAPE = {"vocab_size": 61, "context_length": 20, "d_model": 48, "num_layers": 2, "num_heads": 3, "d_ff": 80}
 SETTINGS = [{}, {"qk_norm": True, "bigram_rows": 7}, {"position_encoding": "none", "tie_embeddings": True}]
+NEAR = {"atol": 5e-4, "rtol": 1e-4}  # of logits of about 2, when each product rounds its vector to 16 bits
 SETTINGS += [{"vocab_multiple": 64, "num_heads": 1}, {"value_embeddings": True, "smear": True, "bigram_rows": 7}]
 
 
@@ -102,13 +105,54 @@ def test_large_scores_and_gates():
 # --- int8 ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inputs", [16, 24, 80, 144])
-@pytest.mark.parametrize("rows", [1, 2, 4, 7, MOST_ROWS + 1])
-def test_a_product_in_8_bits_is_that_of_the_rounded_weight(rows, inputs):
+def whole_number_product(x: Tensor, weight: Quantized) -> Tensor:
+    """The product as the kernel computes it, by torch's whole numbers of 64 bits."""
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    factors = torch.full_like(largest, 32767) / largest  # not 32767 / largest, which torch rounds twice
+    numbers = (x * torch.where(largest < 1e-30, 0, factors)).round().long()
+    exact = numbers @ weight.numbers[:, : weight.inputs].long().T
+    return exact.float() * weight.scales * (largest / 32767)
+
+
+@pytest.mark.parametrize("inputs", [16, 24, 80, 144, 576, 1104])
+@pytest.mark.parametrize("rows", [1, 2, 7, MOST_ROWS])
+def test_a_product_in_8_bits_is_exact_in_whole_numbers(rows, inputs):
     generator = torch.Generator().manual_seed(rows)
     weight = quantize(torch.randn(13, inputs, generator=generator) * torch.arange(13)[:, None])
     x = torch.randn(rows, 1, inputs, generator=generator)
-    torch.testing.assert_close(QuantizedProduct(weight)(x), x @ dequantize(weight).T, atol=1e-3, rtol=1e-5)
+    product = QuantizedProduct(weight)(x)
+    assert torch.equal(product, whole_number_product(x, weight))
+    rounded = dequantize(weight)
+    most = x.abs().amax(dim=-1, keepdim=True) * rounded.abs().sum(dim=1)  # times half of 1 / 32767: how far x was moved
+    assert ((product - x @ rounded.T).abs() <= most * (0.51 / 32767) + 1e-4).all()
+
+
+def test_products_of_the_largest_numbers_do_not_overflow():
+    weight = quantize(torch.ones(2, 20_000) * torch.tensor([[1.0], [-1.0]]))
+    for x in (torch.full((1, 20_000), 3.0), torch.full((1, 20_000), -3.0)):
+        assert torch.equal(QuantizedProduct(weight)(x), whole_number_product(x, weight))
+        torch.testing.assert_close(QuantizedProduct(weight)(x), x @ dequantize(weight).T)
+
+
+@pytest.mark.parametrize("number", [0.0, 1e-38, 1e-31, 1e-29, 1e38])
+def test_vectors_of_any_size_are_multiplied(number):
+    weight, x = quantize(torch.eye(16)), torch.arange(16.0)[None] * (number / 16)
+    torch.testing.assert_close(QuantizedProduct(weight)(x), x, atol=1e-30, rtol=1e-3)
+
+
+@pytest.mark.parametrize("number", [math.nan, -math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", range(0, 48, 5))
+def test_what_is_not_finite_stays_so(number, place):
+    weight, x = quantize(torch.ones(3, 48)), torch.ones(2, 48)
+    x[0, place] = number
+    product = QuantizedProduct(weight)(x)
+    assert not product[0].isfinite().any()
+    torch.testing.assert_close(product[1], torch.full((3,), 48.0))
+
+
+def test_many_rows_are_multiplied_by_the_rounded_weight():
+    weight, x = quantize(torch.randn(13, 80)), torch.randn(MOST_ROWS + 1, 80)
+    torch.testing.assert_close(QuantizedProduct(weight)(x), x @ dequantize(weight).T)
 
 
 def test_weights_are_rounded_to_the_nearest():
@@ -130,10 +174,10 @@ def test_int8_reads_as_the_rounded_model_does(settings, batch_size):
     assert torch.equal(model.token_embeddings.weight, before)
     plain = PlainReader(model)
     for row in range(batch_size):
-        torch.testing.assert_close(cached.read(row, ids[:6]), plain.read(row, ids[:6]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(cached.read(row, ids[:6]), plain.read(row, ids[:6]), **NEAR)
     for token_id in ids[6:]:
         new = [token_id] * batch_size
-        torch.testing.assert_close(cached.step(new), plain.step(new), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(cached.step(new), plain.step(new), **NEAR)
 
 
 def test_a_seed_writes_the_same_text_in_int8():
