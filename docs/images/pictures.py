@@ -75,6 +75,24 @@ def ablations() -> None:
         axes.set_ylim(bottom=2.8)
 
 
+def rates() -> None:
+    header, *rows = read_table("experiments.md", "| at a rate of |")
+    values = [number(cell) for cell in header[1:]]
+    title = "Without norms, training diverges at twice its best learning rate"
+    with picture("rates", title, height=4.2, xlabel="learning rate", ylabel=LOSS) as axes:
+        for place, (name, *cells) in enumerate(rows):
+            points = [(rate, number(cell)) for rate, cell in zip(values, cells, strict=True) if cell[:1].isdigit()]
+            axes.plot(*zip(*points, strict=True), color=curve_colour(place), marker=".", label=name)
+            diverged = [rate for rate, cell in zip(values, cells, strict=True) if cell == "diverged"]
+            axes.plot(diverged, [4.15 - 0.05 * place] * len(diverged), "x", color=curve_colour(place))
+        axes.plot([], [], "x", color=curve_colour(7), label="diverged")
+        axes.set_xscale("log")
+        axes.set_xticks(values, header[1:], rotation=30)
+        axes.minorticks_off()
+        axes.set_ylim(3.2, 4.2)
+        axes.legend(loc="center right")
+
+
 def batch_sizes() -> None:
     header, *rows = read_table("experiments.md", "| windows a batch |")
     rates = [cell.removeprefix("loss at ") for cell in header[2:6]]
@@ -213,6 +231,7 @@ def vocabulary_sizes() -> None:
 
 PICTURES: dict[str, Callable[[], None]] = {
     "ablations": ablations,
+    "rates": rates,
     "batch-sizes": batch_sizes,
     "muon": muon,
     "options": options,

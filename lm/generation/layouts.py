@@ -3,7 +3,8 @@
 Each token needs every weight once, and which layout is read faster depends on the processor, the dtype and the number
 of rows. So both are timed, once for each shape of model, and the choice is stored on this machine: the two round
 differently, and a seed is to give the same text tomorrow. Where it cannot be stored, the packed layout is used. Weights
-in 8 bits have one layout, and the kernel for one row (one_row.py) reads weights as they are.
+in 8 bits have one layout, as those in bfloat16 have on a processor without instructions for it (kernel_product.py), and
+the kernel for one row (one_row.py) reads weights as they are.
 """
 
 import time
@@ -13,7 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lm.generation.quantization import Quantized, QuantizedProduct
+from lm.generation.kernel_product import KernelProduct
+from lm.generation.program import obstacle
+from lm.generation.quantization import PADDING, Quantized
 from lm.machine.readings import keep, processor, recall
 from lm.machine.torch_inside import has_packed_product, packed_product
 
@@ -27,7 +30,11 @@ GAIN = 0.95  # the plain layout is used where it takes at most this share of the
 
 def multiply_plain(weight: Tensor) -> Product:
     """Returns the product with a weight as it is, (out_features, in_features)."""
-    return lambda x: x @ weight.T
+    if weight.dtype != torch.bfloat16 or not weight.is_cpu or has_packed_product(weight.dtype):
+        return lambda x: x @ weight.T
+    if weight.shape[1] % PADDING == 0 and not obstacle():
+        return KernelProduct(weight.contiguous())
+    return lambda x: (x.float() @ weight.float().T).to(x.dtype)
 
 
 PACKED, PLAIN = "packed", "plain"
@@ -41,7 +48,9 @@ def can_pack(weight: Tensor, dtype: torch.dtype) -> bool:
 
 def lay_out(weight: Tensor | Quantized, layout: str) -> Product:
     """Returns the product with a weight, laid out so: (..., in_features) -> (..., out_features)."""
-    return QuantizedProduct(weight) if isinstance(weight, Quantized) else LAYOUTS[layout](weight)
+    if isinstance(weight, Quantized):
+        return KernelProduct(weight.numbers, weight.scales)
+    return LAYOUTS[layout](weight)
 
 
 def join(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

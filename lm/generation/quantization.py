@@ -12,12 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lm.generation.program import Program, obstacle
+from lm.generation.program import obstacle
 from lm.model.layers import Linear
 from lm.model.transformer import TransformerLM
 from tokenization import InputError
 
-MOST_ROWS = 32  # beyond, the weights are turned back into float32 for torch's product
 PADDING = 16  # a row of numbers is filled up with zeros to a multiple of this
 
 
@@ -59,31 +58,3 @@ def check_int8(device: torch.device) -> None:
         raise InputError(f"precision int8 on {device.type}: only the CPU has it; take bf16, or the device cpu")
     if reason := obstacle():
         raise InputError(f"precision int8: {reason}; take fp32 or bf16")
-
-
-class QuantizedProduct:
-    """The product with a weight in 8 bits: (..., in_features) -> (..., out_features), in float32."""
-
-    def __init__(self, weight: Quantized):
-        from lm.generation import kernels
-
-        self.kernels, self.weight = kernels, weight
-        outputs, inputs = weight.numbers.shape
-        job: dict[int, int | float | Tensor] = {kernels.WEIGHTS: weight.numbers, kernels.SCALES: weight.scales}
-        job |= {kernels.SIZE: weight.numbers.element_size(), kernels.INPUTS: inputs, kernels.OUTPUTS: outputs}
-        job |= {kernels.ROWS: MOST_ROWS}
-        self.program = Program([{kernels.KIND: kernels.PRODUCT, **job}])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        numbers, scales, _ = self.weight
-        outputs, inputs = numbers.shape
-        x = torch.constant_pad_nd(x, (0, inputs - x.shape[-1])).contiguous()
-        y = x.new_empty(*x.shape[:-1], outputs)
-        rows = y.numel() // outputs
-        if rows > MOST_ROWS:
-            return (x @ numbers.float().T).mul_(scales)
-        job = self.program.jobs[0]
-        job[self.kernels.X // 8], job[self.kernels.Y // 8] = x.data_ptr(), y.data_ptr()
-        job[self.kernels.ROWS // 8] = rows
-        self.program.run()
-        return y

@@ -7,6 +7,7 @@ import torch
 
 from lm.generation.decoding import CachedReader, PlainReader
 from lm.generation.layouts import LAYOUTS, PACKED, PLAIN, can_pack, choose_layout, join, lay_out, time_layouts
+from lm.generation.program import obstacle
 from lm.model.transformer import TransformerLM
 
 
@@ -21,6 +22,20 @@ def test_weights_in_each_layout_multiply_as_before(layout, dtype, tolerance):
     expected = torch.cat([x @ weight.T for weight in weights], dim=-1)
     error = lay_out(join(weights, dtype), layout)(x.to(dtype)).float() - expected
     assert error.abs().amax() < tolerance * expected.abs().amax()
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 40])
+@pytest.mark.parametrize("reason", ["", "llvmlite is not installed"])
+def test_without_instructions_for_bfloat16_the_weight_is_converted(reason, rows, monkeypatch):
+    """By the kernel or by torch; sums are taken in float32, and rounded once."""
+    monkeypatch.setattr("lm.generation.layouts.has_packed_product", lambda _: False)
+    monkeypatch.setattr("lm.generation.layouts.obstacle", lambda: reason or obstacle())
+    generator = torch.Generator().manual_seed(rows)
+    weight, x = (torch.randn(size, 48, generator=generator).bfloat16() for size in (70, rows))
+    expected = x.double() @ weight.double().T
+    product = lay_out(weight, PLAIN)(x[:, None])
+    assert (product.dtype, product.shape) == (torch.bfloat16, (rows, 1, 70))
+    assert ((product[:, 0] - expected).abs() <= expected.abs() * 2**-8 + 1e-4).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

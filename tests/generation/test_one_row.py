@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lm.generation import one_row, program
 from lm.generation.decoding import CachedReader, PlainReader
+from lm.generation.kernel_product import MOST_ROWS, KernelProduct
 from lm.generation.program import Program, obstacle
-from lm.generation.quantization import MOST_ROWS, Quantized, QuantizedProduct, dequantize, quantize, round_weights
+from lm.generation.quantization import Quantized, dequantize, quantize, round_weights
 from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
 from lm.loading import load
@@ -105,6 +106,10 @@ def test_large_scores_and_gates():
 # --- int8 ------------------------------------------------------------------------------------------------------------
 
 
+def product_in_8_bits(x: Tensor, weight: Quantized) -> Tensor:
+    return KernelProduct(weight.numbers, weight.scales)(x)
+
+
 def whole_number_product(x: Tensor, weight: Quantized) -> Tensor:
     """The product as the kernel computes it, by torch's whole numbers of 64 bits."""
     largest = x.abs().amax(dim=-1, keepdim=True)
@@ -115,12 +120,12 @@ def whole_number_product(x: Tensor, weight: Quantized) -> Tensor:
 
 
 @pytest.mark.parametrize("inputs", [16, 24, 80, 144, 576, 1104])
-@pytest.mark.parametrize("rows", [1, 2, 7, MOST_ROWS])
+@pytest.mark.parametrize("rows", [1, 2, 7, MOST_ROWS[torch.int8]])
 def test_a_product_in_8_bits_is_exact_in_whole_numbers(rows, inputs):
     generator = torch.Generator().manual_seed(rows)
     weight = quantize(torch.randn(13, inputs, generator=generator) * torch.arange(13)[:, None])
     x = torch.randn(rows, 1, inputs, generator=generator)
-    product = QuantizedProduct(weight)(x)
+    product = product_in_8_bits(x, weight)
     assert torch.equal(product, whole_number_product(x, weight))
     rounded = dequantize(weight)
     most = x.abs().amax(dim=-1, keepdim=True) * rounded.abs().sum(dim=1)  # times half of 1 / 32767: how far x was moved
@@ -130,14 +135,14 @@ def test_a_product_in_8_bits_is_exact_in_whole_numbers(rows, inputs):
 def test_products_of_the_largest_numbers_do_not_overflow():
     weight = quantize(torch.ones(2, 20_000) * torch.tensor([[1.0], [-1.0]]))
     for x in (torch.full((1, 20_000), 3.0), torch.full((1, 20_000), -3.0)):
-        assert torch.equal(QuantizedProduct(weight)(x), whole_number_product(x, weight))
-        torch.testing.assert_close(QuantizedProduct(weight)(x), x @ dequantize(weight).T)
+        assert torch.equal(product_in_8_bits(x, weight), whole_number_product(x, weight))
+        torch.testing.assert_close(product_in_8_bits(x, weight), x @ dequantize(weight).T)
 
 
 @pytest.mark.parametrize("number", [0.0, 1e-38, 1e-31, 1e-29, 1e38])
 def test_vectors_of_any_size_are_multiplied(number):
     weight, x = quantize(torch.eye(16)), torch.arange(16.0)[None] * (number / 16)
-    torch.testing.assert_close(QuantizedProduct(weight)(x), x, atol=1e-30, rtol=1e-3)
+    torch.testing.assert_close(product_in_8_bits(x, weight), x, atol=1e-30, rtol=1e-3)
 
 
 @pytest.mark.parametrize("number", [math.nan, -math.nan, math.inf, -math.inf])
@@ -145,14 +150,14 @@ def test_vectors_of_any_size_are_multiplied(number):
 def test_what_is_not_finite_stays_so(number, place):
     weight, x = quantize(torch.ones(3, 48)), torch.ones(2, 48)
     x[0, place] = number
-    product = QuantizedProduct(weight)(x)
+    product = product_in_8_bits(x, weight)
     assert not product[0].isfinite().any()
     torch.testing.assert_close(product[1], torch.full((3,), 48.0))
 
 
 def test_many_rows_are_multiplied_by_the_rounded_weight():
-    weight, x = quantize(torch.randn(13, 80)), torch.randn(MOST_ROWS + 1, 80)
-    torch.testing.assert_close(QuantizedProduct(weight)(x), x @ dequantize(weight).T)
+    weight, x = quantize(torch.randn(13, 80)), torch.randn(MOST_ROWS[torch.int8] + 1, 80)
+    torch.testing.assert_close(product_in_8_bits(x, weight), x @ dequantize(weight).T)
 
 
 def test_weights_are_rounded_to_the_nearest():
