@@ -53,3 +53,19 @@ def test_the_additions_show_every_row(script):
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row[0] for row in rows]
     shown = [list(line.get_xdata()) for line in figure.axes[0].lines[:14]]
     assert shown == [x for _, first, second, mean in rows for x in ([float(first), float(second)], [float(mean)])]
+
+
+def test_the_rates_show_every_loss_and_every_divergence(script):
+    module, drawn = script
+    page = (ROOT / "docs/experiments.md").read_text()
+    module["PICTURES"]["rates"]()
+    ((name, figure),) = drawn
+    header, _, *rows = page.partition("| at a rate of |")[2].partition("\n\n")[0].splitlines()
+    rates = [float(cell) for cell in header.strip(" |").split("|")]
+    cells = [[cell.strip(" *") for cell in row.strip("|").split("|")] for row in rows]
+    assert (name, len(rates), len(rows)) == ("rates.png", 10, 5)
+    for place, (_, *losses) in enumerate(cells):
+        curve, crosses = figure.axes[0].lines[2 * place : 2 * place + 2]
+        known = [(rate, float(loss)) for rate, loss in zip(rates, losses, strict=True) if loss[:1].isdigit()]
+        assert list(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == known
+        assert list(crosses.get_xdata()) == [rate for rate, loss in zip(rates, losses, strict=True) if "div" in loss]
