@@ -127,8 +127,8 @@ class CachedReader(Reader):
 
     At batch size 1 a step takes as long as it takes to fetch every weight from memory once. So the weights are copied
     into the layout that is read fastest (layouts.py); in bfloat16 there is half as much to read, in int8 a quarter.
-    batch_size: the most rows. dtype: of the weights, one of PRECISIONS; those in int8 multiply 16 bits. Raises
-    InputError for a model with settings that are not supported, and for int8 where it cannot be had.
+    batch_size: the most rows. dtype: of the weights, one of PRECISIONS; those in int8 multiply vectors that are rounded
+    to 16 bits. Raises InputError for a model with settings that are not supported, and for int8 where it cannot be had.
     """
 
     def __init__(self, model: TransformerLM, batch_size: int, dtype: torch.dtype):

@@ -1,7 +1,7 @@
 """The product of some vectors with a weight by the kernel of kernels.py: for int8, and for bfloat16 on a processor that
 has no instructions for it, where torch would convert the weight again for each vector.
 
-Of more vectors than MOST_ROWS, the weight is converted to float32 once, for torch's product.
+For more than MOST_ROWS vectors, the weight is converted to float32 once a call, for torch's product.
 """
 
 import torch
@@ -34,11 +34,20 @@ class KernelProduct:
         padded = torch.constant_pad_nd(x.float(), (0, inputs - x.shape[-1])).contiguous()
         rows = padded.numel() // inputs
         if rows > MOST_ROWS[self.weight.dtype]:
-            y = padded @ self.weight.float().T
-            return (y if self.scales is None else y.mul_(self.scales)).to(x.dtype)
+            return self.multiply_many(padded).to(x.dtype)
         y = padded.new_empty(*x.shape[:-1], outputs)
         job = self.program.jobs[0]
         job[self.kernels.X // 8], job[self.kernels.Y // 8] = padded.data_ptr(), y.data_ptr()
         job[self.kernels.ROWS // 8] = rows
         self.program.run()
         return y.to(x.dtype)
+
+    def multiply_many(self, x: Tensor) -> Tensor:
+        """Computes the same by torch; for int8, x is rounded to 16 bits as the kernel rounds it."""
+        if self.scales is None:
+            return x @ self.weight.float().T
+        from lm.generation.vectors import LARGEST, SMALLEST_SCALED
+
+        largest = x.abs().amax(dim=-1, keepdim=True)
+        numbers = x * torch.where(largest < SMALLEST_SCALED, 0, torch.full_like(largest, LARGEST) / largest)
+        return (numbers.round_() @ self.weight.float().T).mul_(self.scales).mul_(largest / LARGEST)

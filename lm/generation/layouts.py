@@ -3,8 +3,8 @@
 Each token needs every weight once, and which layout is read faster depends on the processor, the dtype and the number
 of rows. So both are timed, once for each shape of model, and the choice is stored on this machine: the two round
 differently, and a seed is to give the same text tomorrow. Where it cannot be stored, the packed layout is used. Weights
-in 8 bits have one layout, as those in bfloat16 have on a processor without instructions for it (kernel_product.py), and
-the kernel for one row (one_row.py) reads weights as they are.
+in 8 bits have one layout, as those in bfloat16 have where oneDNN does not multiply them (kernel_product.py), and the
+kernel for one row (one_row.py) reads weights as they are.
 """
 
 import time
@@ -18,6 +18,7 @@ from lm.generation.kernel_product import KernelProduct
 from lm.generation.program import obstacle
 from lm.generation.quantization import PADDING, Quantized
 from lm.machine.readings import keep, processor, recall
+from lm.machine.teams import Team
 from lm.machine.torch_inside import has_packed_product, packed_product
 
 Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features)
@@ -30,9 +31,10 @@ GAIN = 0.95  # the plain layout is used where it takes at most this share of the
 
 def multiply_plain(weight: Tensor) -> Product:
     """Returns the product with a weight as it is, (out_features, in_features)."""
-    if weight.dtype != torch.bfloat16 or not weight.is_cpu or has_packed_product(weight.dtype):
+    has_instructions = has_packed_product(weight.dtype) or not has_packed_product(torch.float32)  # or one cannot tell
+    if weight.dtype != torch.bfloat16 or not weight.is_cpu or has_instructions:
         return lambda x: x @ weight.T
-    if weight.shape[1] % PADDING == 0 and not obstacle():
+    if weight.shape[1] % PADDING == 0 and not obstacle() and Team().size == torch.get_num_threads():
         return KernelProduct(weight.contiguous())
     return lambda x: (x.float() @ weight.float().T).to(x.dtype)
 

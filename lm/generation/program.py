@@ -60,15 +60,15 @@ class Program:
 def room(job: Mapping[int, int | float | Tensor]) -> int:
     """Returns how many floats a job leaves in its thread's scratch.
 
-    They are an input, or a query and its scores, each with a vector's rest; for int8 weights, also each row in 16 bits,
-    its scale and its product.
+    They are an input, or a query and its scores or, before these, a normalized vector, each with a vector's rest; for
+    int8 weights, also each row in 16 bits, its scale and its product.
     """
     from lm.generation import kernels
     from lm.generation.vectors import INT8
 
     inputs = int(job[kernels.INPUTS])
     rounded = int(job[kernels.ROWS]) * (inputs // 2 + 2) if job.get(kernels.SIZE) == INT8 else 0
-    return inputs + int(job.get(kernels.CONTEXT, 0)) + rounded + 128
+    return inputs + max(inputs, int(job.get(kernels.CONTEXT, 0))) + rounded + 128
 
 
 def as_int(value: int | float | Tensor) -> int:

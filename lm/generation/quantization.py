@@ -2,9 +2,9 @@
 
     w_ij  ~  s_i q_ij,   s_i = max_j |w_ij| / 127
 
-The kernel rounds the vectors that they multiply to 16 bits, each by a scale of its own: the error is less than a
-hundredth of that of the weights, and whole numbers are multiplied twice as fast. `dequantize` returns the weights that
-the whole numbers stand for, and so defines what is right: the product with these.
+The vectors that they multiply are rounded to 16 bits, each by a scale of its own: whole numbers are multiplied twice as
+fast. This error is about a hundredth of that of the weights, or a tenth where one number is far larger than all others.
+`dequantize` returns the weights that the whole numbers stand for, and so defines what is right: the product with these.
 """
 
 from typing import NamedTuple
@@ -32,8 +32,8 @@ def quantize(weight: Tensor) -> Quantized:
     """Rounds a weight (out_features, in_features) to 8 bits."""
     weight = weight.detach().float()
     scales = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)) / 127
-    scales = torch.where(scales > 0, scales, 1.0)
-    numbers = (weight / scales[:, None]).round_().to(torch.int8)
+    scales = torch.where(scales == 0, 1.0, scales)  # NaN stays
+    numbers = (weight / scales[:, None]).round_().clamp_(-127, 127).to(torch.int8)
     padding = -weight.shape[1] % PADDING
     return Quantized(torch.constant_pad_nd(numbers, (0, padding)) if padding else numbers, scales, weight.shape[1])
 

@@ -1,8 +1,9 @@
-"""Instructions on vectors of float32, for the kernels of kernels.py. The tokenizer's compiler translates both.
+"""Instructions on vectors of float32 and of whole numbers, for the kernels of kernels.py.
 
-Kernels know int64 alone: an address is one, and a float is passed as its 32 bits. Lengths are multiples of LANES.
-Weights are float32, bfloat16 or int8, told apart by their size in bytes. Those in bfloat16 are converted to float32 as
-they are read; those in int8 multiply whole numbers of 16 bits, which is exact and takes half the instructions.
+The tokenizer's compiler translates both. Kernels know int64 alone: an address is one, and a float is passed as its 32
+bits. Lengths are multiples of LANES. Weights are float32, bfloat16 or int8, told apart by their size in bytes. Those in
+bfloat16 are converted to float32 as they are read; those in int8 multiply whole numbers of 16 bits, which is exact and
+takes half the instructions.
 """
 
 from collections.abc import Callable
@@ -38,8 +39,8 @@ from tokenization.native.instructions import instruction, prefetch
 INT8 = 1  # the bytes of a weight
 AHEAD, LINE = 4096, 64  # bytes: weights are asked for so early, a cache line at a time; twice as fast for int8
 LARGEST = 32767  # of 16 bits
-EXACT = 512  # products of 8 and 16 bits, whose sum cannot overflow 32 bits: 512 * 127 * LARGEST < 2^31
 SMALLEST_SCALED = 1e-30  # a vector whose largest number is below counts as zeros
+EXACT = 512  # products of 8 and 16 bits, whose sum cannot overflow 32 bits: 512 * 127 * LARGEST < 2^31
 SHORT, BYTE = ir.IntType(16), ir.IntType(8)
 
 

@@ -28,7 +28,7 @@ def test_weights_in_each_layout_multiply_as_before(layout, dtype, tolerance):
 @pytest.mark.parametrize("reason", ["", "llvmlite is not installed"])
 def test_without_instructions_for_bfloat16_the_weight_is_converted(reason, rows, monkeypatch):
     """By the kernel or by torch; sums are taken in float32, and rounded once."""
-    monkeypatch.setattr("lm.generation.layouts.has_packed_product", lambda _: False)
+    monkeypatch.setattr("lm.generation.layouts.has_packed_product", lambda dtype: dtype == torch.float32)
     monkeypatch.setattr("lm.generation.layouts.obstacle", lambda: reason or obstacle())
     generator = torch.Generator().manual_seed(rows)
     weight, x = (torch.randn(size, 48, generator=generator).bfloat16() for size in (70, rows))

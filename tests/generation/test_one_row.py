@@ -155,9 +155,46 @@ def test_what_is_not_finite_stays_so(number, place):
     torch.testing.assert_close(product[1], torch.full((3,), 48.0))
 
 
-def test_many_rows_are_multiplied_by_the_rounded_weight():
+def test_many_rows_are_rounded_as_few_are():
     weight, x = quantize(torch.randn(13, 80)), torch.randn(MOST_ROWS[torch.int8] + 1, 80)
-    torch.testing.assert_close(product_in_8_bits(x, weight), x @ dequantize(weight).T)
+    x[3] = 0
+    torch.testing.assert_close(product_in_8_bits(x, weight), whole_number_product(x, weight))
+    x[4, 7] = math.nan
+    x[5, 7] = math.inf
+    assert product_in_8_bits(x, weight).isfinite().all(dim=1).logical_not().nonzero().flatten().tolist() == [4, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_two_threads_multiply_as_one_does(dtype, threads):
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(37, 80, generator=generator), torch.randn(5, 80, generator=generator)
+    if dtype == torch.int8:
+        assert torch.equal(product_in_8_bits(x, quantize(weight)), whole_number_product(x, quantize(weight)))
+    else:
+        product = KernelProduct(weight.to(dtype))(x)
+        torch.testing.assert_close(product, x @ weight.to(dtype).float().T)
+
+
+def test_a_weight_that_is_not_finite_is_not_hidden():
+    weight = torch.ones(3, 16)
+    weight[1, 5] = math.nan
+    assert product_in_8_bits(torch.ones(1, 16), quantize(weight)).isnan().tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_heads_may_be_wider_than_the_context(dtype):
+    """The kernel's scratch then holds normalized queries that are longer than the scores."""
+    model = lively(d_model=512, num_heads=1, d_ff=16, context_length=16, qk_norm=True)
+    cached = CachedReader(model, 1, dtype)
+    scratch = cached.one_row.program
+    scratch.scratch.fill_(math.pi)
+    round_weights(model, dtype)
+    plain, ids = PlainReader(model), torch.randint(61, (12,)).tolist()
+    plain.read(0, ids[:2])
+    cached.read(0, ids[:2])
+    for token_id in ids[2:]:
+        torch.testing.assert_close(cached.step([token_id]), plain.step([token_id]), atol=2e-3, rtol=1e-3)
+    assert (scratch.scratch[:, -16:] == math.pi).all()  # beyond what it needs
 
 
 def test_weights_are_rounded_to_the_nearest():

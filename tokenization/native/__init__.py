@@ -16,7 +16,7 @@ from tokenization.native.cells import fill_cells, list_byte_pairs, reset_cells
 from tokenization.native.compiling import cache_folder, is_cached, load
 from tokenization.native.counting import add_table, count_corpus, count_window
 from tokenization.native.decoding import Decoder, copy_tokens, decode_listed, decoded_size, place_tokens
-from tokenization.native.encoding import Encoder, can_encode, encode_window
+from tokenization.native.encoding import Encoder, can_encode
 from tokenization.native.given import find_given
 from tokenization.native.joints import fill_joints
 from tokenization.native.learning import learn_merges, make_merges
@@ -29,6 +29,7 @@ from tokenization.native.splitting import scanner_head, scanner_kernel
 from tokenization.native.table import rehash, summarize
 from tokenization.native.text import first_invalid, last_cut
 from tokenization.native.windows import Window
+from tokenization.native.worker import encode_window
 
 __all__ = [
     "Decoder",

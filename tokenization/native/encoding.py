@@ -1,7 +1,6 @@
 """Encodes windows of text: a table gives the ids of known pre-tokens, and those of new ones are merged and stored.
 
-All threads of an encoder share one table, and each has working memory of its own. What the table already holds has no
-influence on ids.
+All threads of an encoder share one table, and each works in memory of its own (worker.py).
 """
 
 import functools
@@ -10,29 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tokenization.native.chunks import (
-    HOME,
-    HOME_BYTES,
-    HOME_HIGH,
-    HOME_LOW,
-    HOMES,
-    PARTS,
-    UNKNOWN,
-    Scratch,
-    find_homes,
-)
-from tokenization.native.compiling import built_in_of, compiled
-from tokenization.native.given import give_ends
-from tokenization.native.instructions import (
-    load64,
-    load_shared,
-    shift_right,
-    store64,
-)
-from tokenization.native.joints import LONGEST_CUT, find_parts, joints_of, may_have_joints
-from tokenization.native.lanes import LANES_ROOM, learn, merge_pretoken
+from tokenization.native.compiling import built_in_of
+from tokenization.native.joints import joints_of
 from tokenization.native.listing import list_ids, numbers_below
-from tokenization.native.memory import DONE, NO_TOKEN, PADDING, SCRATCH_FULL, TABLE_FULL, Head, address_of, large_zeros
+from tokenization.native.memory import Head, address_of, large_zeros
 from tokenization.native.merging import (
     BYTE_IDS,
     BYTE_MERGES,
@@ -46,33 +26,17 @@ from tokenization.native.merging import (
     RANK_BITS,
     WIDTH,
     WORK,
-    WORK_BYTES,
     fill_merges,
-    store_id,
 )
-from tokenization.native.scanner import CODE, call
 from tokenization.native.splitting import scanner_head
-from tokenization.native.table import (
-    ARENA,
-    CHUNK,
-    LONG,
-    SHIFT,
-    SLOTS,
-    SharedTable,
-    find_slot,
-    is_full,
-    remember,
-)
-from tokenization.native.text import SPECIAL_ID, SPECIAL_LENGTH, SPECIAL_ROW, SpecialTokens, next_special
+from tokenization.native.table import SharedTable
+from tokenization.native.text import SpecialTokens
 from tokenization.native.windows import Window, cut_into_windows, in_order
 from tokenization.native.words import WordCutter, check_first_id
+from tokenization.native.worker import Worker
 from tokenization.pretokenization import END_OF_TEXT
 from tokenization.text.corpus import Corpus
 from tokenization.text.documents import BETWEEN, BETWEEN_CHARACTER
-
-WORK_TOKENS = LONGEST_CUT  # tokens that a worker's memory has room for at first
-MAX_CACHED = 256  # bytes of the longest pre-token whose ids are stored
-KEPT_BYTES = 1 << 17  # of the longest text for which a worker makes no arrays anew
 
 
 def can_encode(vocab_size: int, num_merges: int) -> bool:
@@ -144,7 +108,7 @@ class Encoder:
             return None
         worker = self._take_worker()
         try:
-            ids = worker.encode(window, self, self._of_documents if window.are_documents else self.special_tokens)
+            ids = worker.encode(window, self._of_documents if window.are_documents else self.special_tokens)
         finally:
             self._idle.append(worker)
         return ids if ids is None or not window.are_documents or self._has_separator else ids[ids != self._mark]
@@ -153,7 +117,7 @@ class Encoder:
         """Returns the ids of valid UTF-8; None if one of its bytes has no token."""
         worker = self._take_worker()
         try:
-            _, address, count = worker.encode_text(text, self, self.special_tokens, self.ends_of([text]))
+            _, address, count = worker.encode_text(text, self.special_tokens, self.ends_of([text]))
             return None if count < 0 else self._list(address, count, self._width, self._numbers)
         finally:
             self._idle.append(worker)
@@ -162,7 +126,7 @@ class Encoder:
         """Returns the ids of valid UTF-8, dtype; None if one of its bytes has no token."""
         worker = self._take_worker()
         try:
-            ids, _, count = worker.encode_text(text, self, self.special_tokens, self.ends_of([text]))
+            ids, _, count = worker.encode_text(text, self.special_tokens, self.ends_of([text]))
             return None if count < 0 else ids[:count].copy()
         finally:
             self._idle.append(worker)
@@ -176,7 +140,7 @@ class Encoder:
             return None
         worker = self._take_worker()
         try:
-            ids, address, count = worker.encode_text(BETWEEN.join(texts), self, self._and_between, self.ends_of(texts))
+            ids, address, count = worker.encode_text(BETWEEN.join(texts), self._and_between, self.ends_of(texts))
             if count < 0:
                 return None
             ends = [*np.flatnonzero(ids[:count] == self._mark).tolist(), count]
@@ -186,11 +150,11 @@ class Encoder:
         finally:
             self._idle.append(worker)
 
-    def _take_worker(self) -> "Worker":
+    def _take_worker(self) -> Worker:
         try:
             return self._idle.pop()
         except IndexError:
-            return Worker(self._head, self._scanner, self.dtype)
+            return Worker(self._head, self._scanner, self.table, self.dtype)
 
     def encode_corpus(self, corpus: Corpus, num_threads: int) -> Iterator[tuple[Window, np.ndarray | None]]:
         """Yields (window, ids) for all files, in order; the ids are None if a byte has no token."""
@@ -205,132 +169,3 @@ class Encoder:
         self.table.reserve(corpus.file_bytes)
         windows = cut_into_windows(corpus, self.special_tokens, self._scanner, self.cutter.cut)
         return in_order(work, windows, num_threads)
-
-
-class Worker:
-    """The memory of one thread that encodes."""
-
-    def __init__(self, head: Head, scanner: Head, dtype: np.dtype) -> None:
-        self._head, self._scanner, self._scratch = head.copy(), scanner.copy(), Scratch()
-        self._set_capacity(WORK_TOKENS)
-        self._fixed = self._head.address, self._scratch.address, self._scanner.address
-        self._text, self._ids = np.empty(KEPT_BYTES + PADDING, np.uint8), np.empty(KEPT_BYTES + 8, dtype)
-        self._view, self._encode_window = self._text.data, built_in_of(encode_window)
-        self._addresses = address_of(self._text), address_of(self._ids)
-
-    def _set_capacity(self, num_tokens: int) -> None:
-        self._head[WORK] = np.empty(max(WORK_BYTES * num_tokens, LANES_ROOM), np.uint8)
-        self._head[CAPACITY] = num_tokens
-
-    def encode(self, window: Window, encoder: Encoder, specials: SpecialTokens) -> np.ndarray | None:
-        """Returns the ids of a window, encoder.dtype; None if one of its bytes has no token."""
-        ids = np.empty(window.length + 8, encoder.dtype)
-        count = self._run(address_of(window.buffer), window.length, address_of(ids), encoder, specials)
-        return None if count < 0 else ids[:count]
-
-    def encode_text(
-        self, text: bytes, encoder: Encoder, specials: SpecialTokens, ends: np.ndarray | None
-    ) -> tuple[np.ndarray, int, int]:
-        """Returns an array that begins with the ids, its address, and their number; -1 if a byte has no token.
-
-        The next call overwrites the array, unless the text is long. ends: see Encoder.ends_of.
-        """
-        length = len(text)
-        if length > KEPT_BYTES:
-            window, ids = Window.of_bytes(text), np.empty(length + 8, encoder.dtype)
-            position, address = address_of(window.buffer), address_of(ids)
-        else:
-            self._view[:length] = text
-            ids, (position, address) = self._ids, self._addresses
-        if ends is not None:
-            give_ends(self._scanner, position, ends)
-        return ids, address, self._run(position, length, address, encoder, specials)
-
-    def _run(self, position: int, length: int, ids: int, encoder: Encoder, specials: SpecialTokens) -> int:
-        """Writes the ids of a text; returns their number, or -1 if one of its bytes has no token."""
-        end, out, table = position + length, ids, encoder.table.current
-        while True:
-            status, position, out = self._encode_window(
-                position, end, out, table.head.address, *self._fixed, *specials.arguments
-            )
-            if status == DONE:
-                return (out - ids) // encoder.dtype.itemsize
-            if status == NO_TOKEN:
-                return -1
-            if status == SCRATCH_FULL:
-                self._set_capacity(4 * self._head[CAPACITY])
-            else:
-                table = encoder.table.renew(table)
-
-
-@compiled
-def encode_window(
-    position: int,
-    end: int,
-    out: int,
-    table: int,
-    encoder: int,
-    scratch: int,
-    scanner: int,
-    specials: int,
-    num_specials: int,
-    first_bytes: int,
-    num_first_bytes: int,
-) -> tuple[int, int, int]:
-    """Writes the ids of [position, end); returns (status, address that it came to, end of what it wrote).
-
-    out: room for an id per byte and 16 bytes more. scratch: the memory of a Scratch.
-    """
-    parts, unknown, homes = scratch + PARTS, scratch + UNKNOWN, scratch + HOMES
-    width, joints = load64(encoder + WIDTH), load64(encoder + JOINTS)
-    word_bits = 2 if width == 2 else 1  # log2 of the ids in 8 bytes
-    while position < end:
-        stop, special = next_special(position, end, specials, num_specials, first_bytes, num_first_bytes)
-        while position < stop:
-            if is_full(table):
-                return TABLE_FULL, position, out
-            slots, shift, arena = load64(table + SLOTS), load64(table + SHIFT), load64(table + ARENA)
-            starts = scratch
-            count = call(load64(scanner + CODE), position, stop, CHUNK, scanner, starts)
-            if may_have_joints(position, load64(starts + 8 * count)):
-                count, starts = find_parts(starts, count, parts, homes, slots, shift, joints), parts
-            else:
-                find_homes(starts, count, homes, slots, shift)
-            learnt = 0
-            for index in range(count):
-                home = homes + HOME_BYTES * index
-                slot, low, high = load64(home + HOME), load64(home + HOME_LOW), load64(home + HOME_HIGH)
-                if load_shared(slot + 8) != high or load64(slot) != low or high >= LONG:
-                    address = load64(starts + 8 * index)
-                    length = load64(starts + 8 * index + 8) - address
-                    slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
-                    if not known and not learnt:
-                        learn(starts, homes, unknown, index, count, table, encoder)
-                        learnt = 1
-                        slot, known = find_slot(slots, shift, slot, low, high, address, length, arena, 16)
-                    if not known:
-                        number = merge_pretoken(address, length, out, encoder)
-                        if number < 0:
-                            return (NO_TOKEN if number == -1 else SCRATCH_FULL), address, out
-                        if length <= MAX_CACHED:
-                            remember(table, slot, low, high, address, length, out, number, width)
-                        out += number * width
-                        continue
-                more = load64(slot + 24)
-                number = shift_right(more, 32)
-                store64(out, load64(slot + 16))
-                if shift_right(number - 1, word_bits):  # more than 8 bytes of ids, or 0: they are in the arena
-                    store64(out + 8, more)
-                    if number == 0:
-                        number = more
-                        text = 0 if high < LONG else high & ~LONG
-                        source = arena + load64(slot + 16) + text
-                        for offset in range(0, number * width, 8):
-                            store64(out + offset, load64(source + offset))
-                out += number * width
-            position = load64(starts + 8 * count)
-        if special >= 0:
-            store_id(out, 0, width, load64(specials + SPECIAL_ROW * special + SPECIAL_ID))
-            out += width
-            position += load64(specials + SPECIAL_ROW * special + SPECIAL_LENGTH)
-    return DONE, position, out

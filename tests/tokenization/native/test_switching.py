@@ -161,7 +161,7 @@ def test_a_second_tokenizer_soon_takes_the_kernels_that_are_loaded(tokenizer, mo
     "pattern", [r"\w+|\W", "[a-z]+", "x*", "|a", r"(?<=a)b|\s+(?!\S)|\S", r"[^\n]*\n?", *PUBLISHED.values()]
 )
 def test_any_other_pattern_is_split_by_regex_and_merged_by_the_kernels(pattern, monkeypatch):
-    monkeypatch.setattr("tokenization.native.encoding.KEPT_BYTES", 1 << 12)  # the longest text needs more, and pieces
+    monkeypatch.setattr("tokenization.native.worker.KEPT_BYTES", 1 << 12)  # the longest text needs more, and pieces
     monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 1 << 11)
     pattern = f"(?:{pattern})"  # no longer one that a scanner knows
     source = random.Random(6)
@@ -181,7 +181,7 @@ def test_any_other_pattern_is_split_by_regex_and_merged_by_the_kernels(pattern, 
 
 def test_pieces_begin_again_where_the_table_or_the_memory_was_full(monkeypatch):
     """A full table is renewed in the middle of a text, and a long piece needs more memory than there is at first."""
-    monkeypatch.setattr("tokenization.native.encoding.WORK_TOKENS", 100)
+    monkeypatch.setattr("tokenization.native.worker.WORK_TOKENS", 100)
     tokenizer = Tokenizer(VOCAB, MERGES, SPECIAL_TOKENS, r"(?:\w+|\W)")
     tokenizer.switch.load()
     source = random.Random(7)
@@ -200,7 +200,7 @@ def test_files_of_other_patterns_are_encoded_plainly(tmp_path):
 
 def test_texts_one_after_the_other_in_the_same_memory(tokenizer, monkeypatch):
     """What is left of a longer text, or of its ids, has no influence; around the length that fits."""
-    monkeypatch.setattr("tokenization.native.encoding.KEPT_BYTES", 200)
+    monkeypatch.setattr("tokenization.native.worker.KEPT_BYTES", 200)
     tokenizer.switch.load()
     source = random.Random(2)
     for _ in range(500):
