@@ -71,7 +71,8 @@ def make_parser() -> ArgumentParser:
         choices=list(PRECISIONS),
         default="fp32",
         help="precision of the weights: fp32 keeps them as they are; bf16 rounds them to about 3"
-        " digits, and int8, on a CPU only, to 8 bits; each is faster than the one before (default: fp32)",
+        " digits, and int8, on a CPU only, to 8 bits; one text is written faster with each than with the one before"
+        " (default: fp32)",
     )
     add_device(parser)
     return parser

@@ -192,8 +192,9 @@ def generate_batch(
 ) -> Iterator[tuple[int, int]]:
     """Continues several prompts at once; yields (number of the prompt, token id) as the tokens are drawn.
 
-    Each completion is the one that generate gives for its prompt alone, with seed + its number. It ends before stop_id,
-    or after max_new_tokens. The other arguments are those of Writer and make_reader. InputError for a bad prompt.
+    But for rounding, each completion is the one that generate gives for its prompt alone, with seed + its number. It
+    ends before stop_id, or after max_new_tokens. The other arguments are those of Writer and make_reader. InputError
+    for a bad prompt.
     """
     if not prompts:
         raise InputError("there is no prompt; give at least one")
