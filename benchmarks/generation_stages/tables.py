@@ -3,6 +3,7 @@
 import statistics
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from generation_stages.contestants import HUGGING_FACE, LLAMA_CPP, MEMORY, OF_LLAMA_CPP, OURS
@@ -44,8 +45,9 @@ def tables(results: dict[str, Any]) -> str:
     others = "" if busy is None else f", other programs took {busy:.1f} cores"
     versions = "; ".join([results["machine"], *results["versions"]])
     begin = f"Measured on {results['when']}{others}. {versions}; this project {results['code']}."
-    points = [textwrap.fill(point, 120, subsequent_indent="  ") for point in summary(best, results)]
-    return "\n".join([textwrap.fill(begin, 120), "", *speed_table(best, results["cases"]), "", *points]) + "\n"
+    fill = partial(textwrap.fill, width=120, break_on_hyphens=False)
+    points = [fill(point, subsequent_indent="  ") for point in summary(best, results)]
+    return "\n".join([fill(begin), "", *speed_table(best, results["cases"]), "", *points]) + "\n"
 
 
 def speed_table(best: Best, cases: list[list[int]]) -> Iterator[str]:
