@@ -1,5 +1,5 @@
-"""The product of some vectors with a weight by the kernel of kernels.py: for int8, and for bfloat16 on a processor that
-has no instructions for it, where torch would convert the weight again for each vector.
+"""The product of some vectors with a weight by the kernel of kernels.py: for int8, and for bfloat16 where oneDNN does
+not multiply it, and torch would convert the weight again for each vector.
 
 For more than MOST_ROWS vectors, the weight is converted to float32 once a call, for torch's product.
 """

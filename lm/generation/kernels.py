@@ -83,10 +83,10 @@ def multiply(job: int, scratch: int, thread: int, threads: int) -> None:
     if size == INT8:
         multiply_int8(job, x, scratch + 4 * (inputs + LANES), first, behind)
     else:
+        product = scratch + 4 * inputs
         for output in range(first, behind):
+            weights = load64(job + WEIGHTS) + output * inputs * size
             for row in range(rows):
-                weights = load64(job + WEIGHTS) + output * inputs * size
-                product = scratch + 4 * inputs
                 if size == BFLOAT16:
                     dot_bfloat16(weights, x + 4 * row * inputs, inputs, product)
                 else:

@@ -31,8 +31,8 @@ GAIN = 0.95  # the plain layout is used where it takes at most this share of the
 
 def multiply_plain(weight: Tensor) -> Product:
     """Returns the product with a weight as it is, (out_features, in_features)."""
-    has_instructions = has_packed_product(weight.dtype) or not has_packed_product(torch.float32)  # or one cannot tell
-    if weight.dtype != torch.bfloat16 or not weight.is_cpu or has_instructions:
+    without_onednn = not has_packed_product(torch.float32)  # then torch has another library, perhaps a fast one
+    if weight.dtype != torch.bfloat16 or not weight.is_cpu or has_packed_product(weight.dtype) or without_onednn:
         return lambda x: x @ weight.T
     if weight.shape[1] % PADDING == 0 and not obstacle() and Team().size == torch.get_num_threads():
         return KernelProduct(weight.contiguous())
