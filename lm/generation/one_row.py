@@ -63,14 +63,15 @@ class OneRow:
     ) -> None:
         from lm.generation import kernels
 
-        self.model, self.matrices, self.position = model, iter(matrices), kernels.POSITION // 8
+        self.model, self.matrices = model, iter(matrices)
         d_model, d_ff = model.settings["d_model"], model.settings["d_ff"]
         self.x, self.bigrams, self.logits = torch.zeros(d_model), torch.zeros(d_model), torch.zeros(model.vocab_size)
         self.qkv, self.heads, self.hidden = torch.zeros(3 * d_model), torch.zeros(d_model), torch.zeros(2 * d_ff)
         blocks = cast(list[TransformerBlock], list(model.layers))
         self.values = torch.zeros(len(blocks), d_model)  # what is added to each layer's
         tables = [] if model.value_embeddings is None else list(model.value_embeddings.tables)
-        self.tables = [cast(Embedding, table).weight.detach().float().numpy() for table in tables]
+        self.tables = [cast(Embedding, table).weight.detach().numpy() for table in tables]
+        self.embeddings = model.token_embeddings.weight.detach().numpy()
         rope = blocks[0].attn.rope
         ones = torch.ones(model.context_length, model.d_k // 2)
         cosines, sines = (ones, 0 * ones) if rope is None else (rope.cos, rope.sin)
@@ -89,6 +90,7 @@ class OneRow:
         jobs = list(chain.from_iterable(self.layer(*each) for each in layers))
         jobs.append(self.product(self.x, self.logits, model.ln_final))
         self.program = Program(jobs)
+        self.positions = self.program.jobs[:, kernels.POSITION // 8]
 
     def layer(self, block: TransformerBlock, keys: Tensor, values: Tensor, added: Tensor) -> list[Job]:
         """Returns the jobs of a block. added: its value embedding, where the model has any."""
@@ -135,15 +137,14 @@ class OneRow:
 
     def step(self, token_id: int, before: int, position: int) -> Tensor:
         """Reads a token at a position; returns the logits of the next, (vocab_size,). before: the token before it."""
-        model, embeddings, ids = self.model, self.model.token_embeddings.weight, torch.tensor(token_id)
-        x = embeddings[token_id]
+        model = self.model
+        self.x.numpy()[:] = self.embeddings[token_id]
         if model.smear is not None and before != NONE:
-            x = model.smear(x, embeddings[before])
-        self.x.copy_(x)
+            self.x.copy_(model.smear(self.x, torch.from_numpy(self.embeddings[before])))
         if model.bigrams is not None:
-            self.bigrams.copy_(model.bigrams(ids, torch.tensor(before)))
+            self.bigrams.copy_(model.bigrams(torch.tensor(token_id), torch.tensor(before)))
         for added, table in zip(self.values.numpy(), self.tables, strict=False):
             added[:] = table[token_id]
-        self.program.jobs[:, self.position] = position
+        self.positions[:] = position
         self.program.run()
         return self.logits.clone()

@@ -8,6 +8,7 @@ The completion of a text does not depend on the other texts, nor on when it join
 text, sums are taken in another order. Which characters can be shown is in continuation.py.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -37,11 +38,12 @@ class Writer:
     def __init__(
         self, reader: Reader, stop_id: int | None = None, vocab_size: int | None = None, missing: Sequence[int] = ()
     ):
-        self.reader, self.stop_id, self.vocab_size = reader, stop_id, vocab_size or reader.model.vocab_size
+        self.reader, self.stop_id = reader, stop_id
+        self.vocab_size = min(vocab_size or reader.model.vocab_size, reader.model.vocab_size)
         self.missing = list(missing)
         self.texts: list[Text] = []  # in the order of the reader's rows
-        self.unread: list[int] = []  # each text's newest token, until the reader has read it,
-        self.logits: list[Tensor] = []  # and from then on the logits of the next
+        self.unread: list[int] = []  # each text's newest token, until the reader has read it; from then on the logits
+        self.logits = torch.empty(0, self.vocab_size, device=reader.device)  # of the next, (rows, vocab_size)
 
     @classmethod
     def of_tokens(cls, reader: Reader, tokenizer: Tokenizer) -> "Writer":
@@ -61,45 +63,46 @@ class Writer:
         self.read()
         row = len(self.texts)
         try:
-            self.logits.append(self.begin(row, text))
+            self.logits = torch.cat([self.logits, self.begin(row, text)])
         except Exception:
             self.reader.drop(row)
             raise
         self.texts.append(text)
 
     def begin(self, row: int, text: Text) -> Tensor:
-        """Reads a prompt, scores its tokens if asked to, and returns the logits of the next token, (vocab_size,)."""
+        """Reads a prompt, scores its tokens if asked to, and returns the logits of the next token, (1, vocab_size)."""
         if not text.score_prompt:
-            return self.reader.read(row, text.ids)
-        logits = self.reader.read(row, text.ids, every=True)
+            return self.allowed(self.reader.read(row, text.ids)[None])
+        logits = self.allowed(self.reader.read(row, text.ids, every=True))
         text.scored = [Drawn(text, text.ids[0], last=False)]
-        for token_id, allowed in zip(text.ids[1:], self.allowed(logits), strict=False):
-            text.scored.append(self.score(text, token_id, allowed))
-        return logits[-1]
+        for token_id, after in zip(text.ids[1:], logits, strict=False):
+            text.scored.append(self.score(text, token_id, after))
+        return logits[-1:]
 
     def drop(self, text: Text) -> None:
         """Removes a text, ended or not; the last text takes over its row."""
-        row = self.texts.index(text)
+        row, last = self.texts.index(text), len(self.texts) - 1
         self.reader.drop(row)
-        by_row: list[list[Any]] = [self.texts, self.unread, self.logits]
+        by_row: list[list[Any]] = [self.texts, self.unread]
         for rows in filter(None, by_row):
-            rows[row] = rows[-1]
+            rows[row] = rows[last]
             rows.pop()
+        if len(self.logits):
+            self.logits = self.logits[[last if each == row else each for each in range(last)]]
 
     def read(self) -> None:
         """Reads each text's newest token, if that is not yet done."""
         if self.unread:
-            self.logits, self.unread = list(self.reader.step(self.unread)), []
+            self.logits, self.unread = self.allowed(self.reader.step(self.unread)), []
 
     @torch.inference_mode()
     def step(self) -> list[Drawn]:
         """Draws a token for each text, or finds its end; texts that have ended are dropped."""
         self.read()
-        texts, logits = list(self.texts), self.allowed(torch.stack(self.logits))
-        self.logits, self.unread = [], [0] * len(texts)
-        finite = logits.amax(dim=-1).isfinite().tolist()  # else NaN, or no token can be drawn
-        for text, is_finite in zip(texts, finite, strict=True):
-            if not is_finite:
+        texts, logits = list(self.texts), self.logits
+        self.logits, self.unread = logits[:0], [0] * len(texts)
+        for text, largest in zip(texts, logits.amax(dim=-1).tolist(), strict=True):
+            if not math.isfinite(largest):  # NaN, or no token can be drawn
                 text.finish, text.error = "error", NonFiniteLogits()
         for sampling in dict.fromkeys(text.sampling for text in texts if not text.error):
             rows = [row for row, text in enumerate(texts) if text.sampling == sampling and not text.error]
@@ -108,7 +111,7 @@ class Writer:
             drawn = draw(chosen, sampling, [text.ids for text in alike], [text.generator for text in alike])
             for row, token_id in zip(rows, drawn, strict=True):
                 self.unread[row] = token_id
-        found = [self._append(*each) for each in zip(texts, self.unread, logits, strict=True)]
+        found = [self._append(text, row, logits) for row, text in enumerate(texts)]
         for text in texts:
             if text.finish:
                 self.drop(text)
@@ -123,10 +126,11 @@ class Writer:
             else logits
         )
 
-    def _append(self, text: Text, token_id: int, logits: Tensor) -> Drawn:
+    def _append(self, text: Text, row: int, logits: Tensor) -> Drawn:
         if text.error or not text.max_new_tokens:
             text.finish = text.finish or "length"
             return Drawn(text, None, last=True)
+        token_id = self.unread[row]
         ended = token_id == self.stop_id
         if ended:
             text.finish = "stop"
@@ -137,7 +141,7 @@ class Writer:
         drawn, last = None if ended else token_id, bool(text.finish)
         if text.top is None:
             return Drawn(text, drawn, last)
-        return replace(self.score(text, token_id, logits), token_id=drawn, last=last)
+        return replace(self.score(text, token_id, logits[row]), token_id=drawn, last=last)
 
     def score(self, text: Text, token_id: int, logits: Tensor) -> Drawn:
         """Returns the log-probabilities of a token and of the likeliest tokens under these logits, (vocab_size,)."""
