@@ -1,7 +1,8 @@
 """What a worker of benchmarks/generation.py measures: one contestant, in one precision, with one number of threads.
 
-A contestant makes a function of prompts (batch, tokens) and a number of new tokens, which returns the new ids of each
-prompt, always the likeliest ones. All write from the same model, whose weights are random.
+A contestant makes a function of prompts (batch, tokens), a number of new tokens and a temperature, which returns the
+new ids of each prompt: the likeliest ones at temperature 0, and otherwise drawn with top-p TOP_P. All write from the
+same model, whose weights are random.
 """
 
 import json
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,20 +26,21 @@ BASE = {"vocab_size": 10_000, "d_model": 512, "num_layers": 4, "num_heads": 16, 
 SMALL = {"vocab_size": 1000, "d_model": 64, "num_layers": 2, "num_heads": 2, "d_ff": 128}
 OURS, HUGGING_FACE, LLAMA_CPP, MEMORY = "ours", "Hugging Face", "llama.cpp", "memory"
 OF_LLAMA_CPP = {"fp32": "fp32", "bf16": "fp16", "int8": "q8_0"}  # our GGUF files with as many bits a weight
+TOP_P = 0.95
 READ_BYTES = 256_000_000  # of which memory is measured; no cache holds them
 
-Writer = Callable[[Tensor, int], list[list[int]]]
+Writer = Callable[[Tensor, int, float], list[list[int]]]
 
 
 def work(who: str, precision: str, small: bool) -> None:
     """Answers each case on the standard input by a line of JSON.
 
-    A case is [texts at once, tokens of each prompt, new tokens, times]; the fastest time counts.
+    A case is [texts at once, tokens of each prompt, new tokens, temperature, times]; the fastest time counts.
     """
     shape, writers, warm = SMALL if small else BASE, {}, set()
     print(json.dumps({"about": ABOUT[who]() if who in ABOUT else ""}), flush=True)
     for line in sys.stdin:
-        batch, prompt_tokens, new_tokens, times = json.loads(line)
+        batch, prompt_tokens, new_tokens, temperature, times = json.loads(line)
         if who == MEMORY:
             print(json.dumps({"speed": memory_speed(times)}), flush=True)
             continue
@@ -49,12 +50,12 @@ def work(who: str, precision: str, small: bool) -> None:
         generator = torch.Generator().manual_seed(1)
         prompts = torch.randint(shape["vocab_size"], (batch, prompt_tokens), generator=generator)
         if line not in warm:
-            writers[context](prompts, min(3, new_tokens))
+            writers[context](prompts, min(3, new_tokens), temperature)
             warm.add(line)
-        print(json.dumps(measure(writers[context], prompts, new_tokens, times)), flush=True)
+        print(json.dumps(measure(writers[context], prompts, new_tokens, temperature, times)), flush=True)
 
 
-def measure(write: Writer, prompts: Tensor, new_tokens: int, times: int) -> dict[str, Any]:
+def measure(write: Writer, prompts: Tensor, new_tokens: int, temperature: float, times: int) -> dict[str, Any]:
     """Returns {speed, peak, texts}: tokens a second, MB, ids. Tokens are those written; where only one is, those read.
 
     The time is from the call to the last token: with reading the prompts and, for ours, laying out the weights.
@@ -62,7 +63,7 @@ def measure(write: Writer, prompts: Tensor, new_tokens: int, times: int) -> dict
     seconds, texts = [], []
     for _ in range(times):
         start = time.perf_counter()
-        texts = write(prompts, new_tokens)
+        texts = write(prompts, new_tokens, temperature)
         seconds.append(time.perf_counter() - start)
     if any(len(text) != new_tokens for text in texts):
         sys.exit(f"has not written {new_tokens} tokens for each prompt")
@@ -90,10 +91,10 @@ def memory_speed(times: int) -> float:
 
 
 def ours(model: TransformerLM, precision: str) -> Writer:
-    def write(prompts: Tensor, new_tokens: int) -> list[list[int]]:
+    def write(prompts: Tensor, new_tokens: int, temperature: float) -> list[list[int]]:
         texts: list[list[int]] = [[] for _ in prompts]
-        settings = {"dtype": PRECISIONS[precision]}
-        for number, token_id in generate_batch(model, prompts.tolist(), new_tokens, Sampling(0), **settings):
+        sampling, dtype = Sampling(temperature, top_p=TOP_P), PRECISIONS[precision]
+        for number, token_id in generate_batch(model, prompts.tolist(), new_tokens, sampling, dtype=dtype):
             texts[number].append(token_id)
         return texts
 
@@ -121,9 +122,11 @@ def hugging_face(model: TransformerLM, precision: str) -> Writer:
     theirs.load_state_dict(dict(llama_weights(model)))
     theirs.to(PRECISIONS[precision])
 
-    def write(prompts: Tensor, new_tokens: int) -> list[list[int]]:
-        everything = torch.ones_like(prompts)
-        written = theirs.generate(prompts, attention_mask=everything, max_new_tokens=new_tokens, do_sample=False)
+    def write(prompts: Tensor, new_tokens: int, temperature: float) -> list[list[int]]:
+        settings = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": new_tokens, "do_sample": False}
+        if temperature:
+            settings |= {"do_sample": True, "temperature": temperature, "top_p": TOP_P, "top_k": 0}
+        written = theirs.generate(prompts, **settings)
         return written[:, prompts.shape[1] :].tolist()
 
     return write
@@ -161,18 +164,26 @@ def llama_cpp(model: TransformerLM, precision: str) -> Writer:
     context.n_threads = context.n_threads_batch = torch.get_num_threads()
     reader = c.llama_init_from_model(theirs, context)
 
-    def read(ids: list[int]) -> int:
+    def read(ids: list[int], sampler: Any) -> int:
         tokens = (c.llama_token * len(ids))(*ids)  # which must live as long as the batch
         if c.llama_decode(reader, c.llama_batch_get_one(tokens, len(ids))):
             sys.exit("llama.cpp could not decode")
-        return int(np.ctypeslib.as_array(c.llama_get_logits_ith(reader, -1), (model.vocab_size,)).argmax())
+        return int(c.llama_sampler_sample(sampler, reader, -1))
 
-    def write(prompts: Tensor, new_tokens: int) -> list[list[int]]:
+    def write(prompts: Tensor, new_tokens: int, temperature: float) -> list[list[int]]:
         (prompt,) = prompts.tolist()
         c.llama_memory_clear(c.llama_get_memory(reader), False)
-        text = [read(prompt)]
+        sampler = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
+        parts = [c.llama_sampler_init_greedy()]
+        if temperature:
+            parts = [c.llama_sampler_init_temp(temperature), c.llama_sampler_init_top_p(TOP_P, 1)]
+            parts.append(c.llama_sampler_init_dist(1))
+        for part in parts:
+            c.llama_sampler_chain_add(sampler, part)
+        text = [read(prompt, sampler)]
         while len(text) < new_tokens:
-            text.append(read(text[-1:]))
+            text.append(read(text[-1:], sampler))
+        c.llama_sampler_free(sampler)
         return [text]
 
     return write

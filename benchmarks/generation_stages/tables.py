@@ -17,7 +17,7 @@ class Best:
     def __init__(self, rows: list[dict[str, Any]]):
         self.rows = rows
 
-    def find(self, who: str, precision: str, case: list[int]) -> tuple[float, int, float] | None:
+    def find(self, who: str, precision: str, case: list[float]) -> tuple[float, int, float] | None:
         """Returns tokens a second, the number of threads, and peak MB; None where nothing was measured."""
         found: dict[int, list[dict[str, Any]]] = {}
         for row in self.rows:
@@ -50,7 +50,7 @@ def tables(results: dict[str, Any]) -> str:
     return "\n".join([fill(begin), "", *speed_table(best, results["cases"]), "", *points]) + "\n"
 
 
-def speed_table(best: Best, cases: list[list[int]]) -> Iterator[str]:
+def speed_table(best: Best, cases: list[list[float]]) -> Iterator[str]:
     """Yields a row for each precision and case; in brackets, how many threads were better."""
     yield "| precision | texts x tokens read + written | ours, tokens/s | Hugging Face | llama.cpp | faster by |"
     yield "|---|---|---|---|---|---|"
@@ -62,7 +62,9 @@ def speed_table(best: Best, cases: list[list[int]]) -> Iterator[str]:
             others = {who: best.find(who, precision, case) for who in (HUGGING_FACE, LLAMA_CPP)}
             cells = [f"{found[0]:,.0f} ({found[1]})" if found else "" for found in (ours, *others.values())]
             ratios = ", ".join(f"{ours[0] / found[0]:.2f}" for found in others.values() if found)
-            yield f"| {precision} | {case[0]} x {case[1]} + {case[2]} | {' | '.join(cells)} | {ratios} |"
+            texts, read, written, temperature = case
+            what = f"{texts} x {read} + {written}" + ", drawn" * bool(temperature)
+            yield f"| {precision} | {what} | {' | '.join(cells)} | {ratios} |"
 
 
 def summary(best: Best, results: dict[str, Any]) -> Iterator[str]:
@@ -85,8 +87,9 @@ def summary(best: Best, results: dict[str, Any]) -> Iterator[str]:
     agreeing = [row["same"] for row in results["rows"] if row["who"] == LLAMA_CPP and "same" in row]
     if agreeing:
         files = ", ".join(f"{theirs} for {precision}" for precision, theirs in OF_LLAMA_CPP.items())
+        share = "all" if min(agreeing) == 1 else f"at least {min(agreeing):.0%}"
         yield (
-            f"- llama.cpp reads our GGUF files ({files}), keeps keys and values in float16, and wrote at least"
-            f" {min(agreeing):.0%} of our tokens in float32; Hugging Face wrote all of them."
+            f"- llama.cpp reads our GGUF files ({files}) and keeps keys and values in float16. In float32 it found the"
+            f" same tokens likeliest in {share} of the places, and Hugging Face in all."
         )
     yield "- In brackets: the better number of threads. The last column compares with Hugging Face and with llama.cpp."
