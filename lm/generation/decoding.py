@@ -159,9 +159,10 @@ class CachedReader(Reader):
 
     def make_matrices(self) -> list[Tensor | Quantized]:
         """Copies the weights of each product, (out_features, in_features)."""
-        exact = torch.float32 if self.weight_dtype == torch.int8 else self.weight_dtype
-        joined = (join(weights, exact) for weights in all_products(self.model))
-        return [quantize(matrix) if self.weight_dtype == torch.int8 else matrix for matrix in joined]
+        grouped = all_products(self.model)
+        if self.weight_dtype == torch.int8:
+            return [quantize(*weights) for weights in grouped]
+        return [join(weights, self.weight_dtype) for weights in grouped]
 
     @cached_property
     def one_row(self) -> OneRow:

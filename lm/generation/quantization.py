@@ -28,9 +28,27 @@ class Quantized(NamedTuple):
     inputs: int  # in_features
 
 
-def quantize(weight: Tensor) -> Quantized:
-    """Rounds a weight (out_features, in_features) to 8 bits."""
-    weight = weight.detach().float()
+def quantize(*weights: Tensor) -> Quantized:
+    """Rounds weights (out_features, in_features) that share an input to 8 bits, and stacks them."""
+    parts = [quantize_one(weight.detach().float()) for weight in weights]
+    if len(parts) == 1:
+        return parts[0]
+    return Quantized(
+        torch.cat([part.numbers for part in parts]), torch.cat([part.scales for part in parts]), parts[0].inputs
+    )
+
+
+def quantize_one(weight: Tensor) -> Quantized:
+    """Rounds a weight; by a kernel, where that can be."""
+    if weight.is_cpu and weight.shape[1] % PADDING == 0 and not obstacle():
+        from lm.generation.quantization_kernel import quantize_by_kernel
+
+        return Quantized(*quantize_by_kernel(weight.contiguous()), weight.shape[1])
+    return quantize_plainly(weight)
+
+
+def quantize_plainly(weight: Tensor) -> Quantized:
+    """Rounds a weight as the equation says."""
     scales = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)) / 127
     scales = torch.where(scales == 0, 1.0, scales)  # NaN stays
     numbers = (weight / scales[:, None]).round_().clamp_(-127, 127).to(torch.int8)

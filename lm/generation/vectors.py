@@ -115,25 +115,30 @@ dot_float32, dot_bfloat16 = _dot(FLOAT32), _dot(BFLOAT16)
 # --- whole numbers ---------------------------------------------------------------------------------------------------
 
 
-@instruction
-def round_to_16_bits(builder: Any, x: Any, y: Any, length: Any) -> Any:
-    """Stores x as whole numbers of 16 bits, round(x_i / s); returns s, the largest |x_i| / LARGEST.
-
-    s is not finite if any x_i is not: a comparison of their bits as whole numbers has NaN above infinity.
-    """
+def largest_of(builder: Any, x: Any, length: Any) -> Any:
+    """Returns the largest |x_i|, not finite if any is not: as whole numbers, the bits of NaN are above infinity's."""
     ints = ir.VectorType(INT, LANES)
     most = variable(builder, ir.Constant(ints, [0] * LANES))
     with loop(builder, LONG(0), length, LANES) as index:
         bits = builder.bitcast(load(builder, at(builder, x, index, 4), LANES), ints)
         bits, seen = builder.and_(bits, ir.Constant(ints, [0x7FFFFFFF] * LANES)), builder.load(most)
         builder.store(builder.select(builder.icmp_unsigned(">", bits, seen), bits, seen), most)
-    largest = builder.bitcast(_reduce(builder, "umax", builder.load(most)), FLOAT)
+    return builder.bitcast(_reduce(builder, "umax", builder.load(most)), FLOAT)
+
+
+@instruction
+def round_to_16_bits(builder: Any, x: Any, y: Any, length: Any) -> Any:
+    """Stores x as whole numbers of 16 bits, round(x_i / s); returns s, the largest |x_i| / LARGEST.
+
+    s is not finite if any x_i is not.
+    """
+    largest = largest_of(builder, x, length)
     tiny = builder.fcmp_ordered("<", largest, FLOAT(SMALLEST_SCALED))
     factor = builder.select(tiny, FLOAT(0.0), builder.fdiv(FLOAT(LARGEST), largest))
     factors = spread(builder, factor, LANES)
     with loop(builder, LONG(0), length, LANES) as index:
         scaled = builder.fmul(load(builder, at(builder, x, index, 4), LANES), factors)
-        whole = builder.fptosi(call(builder, "rint", scaled), ints)
+        whole = builder.fptosi(call(builder, "rint", scaled), ir.VectorType(INT, LANES))
         numbers = builder.trunc(whole, ir.VectorType(SHORT, LANES))
         builder.store(numbers, builder.inttoptr(at(builder, y, index, 2), numbers.type.as_pointer()), align=2)
     return as_bits(builder, builder.fdiv(largest, FLOAT(LARGEST)))

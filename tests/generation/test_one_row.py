@@ -14,7 +14,7 @@ from lm.generation import one_row, program
 from lm.generation.decoding import CachedReader, PlainReader
 from lm.generation.kernel_product import MOST_ROWS, KernelProduct
 from lm.generation.program import Program, obstacle
-from lm.generation.quantization import Quantized, dequantize, quantize, round_weights
+from lm.generation.quantization import Quantized, dequantize, quantize, quantize_plainly, round_weights
 from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
 from lm.loading import load
@@ -204,6 +204,22 @@ def test_weights_are_rounded_to_the_nearest():
     assert ((rounded - weight).abs() <= weight.abs().amax(dim=1, keepdim=True) / 127 * 0.5001).all()
     assert not rounded[3].any()
     torch.testing.assert_close(dequantize(quantize(rounded)), rounded)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-45, 1e37])
+def test_weights_are_rounded_by_the_kernel_as_without_it(scale, threads):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(700, 48, generator=generator) * scale * torch.arange(700)[:, None].clamp_max(1)
+    for each in (weight, weight[:5], weight.repeat(1, 2)[:, 7:55], weight[1:].T.contiguous().view(699, 48)):
+        found, expected = quantize(each), quantize_plainly(each)
+        assert found.numbers.dtype == torch.int8
+        assert torch.equal(found.numbers, expected.numbers)
+        assert torch.equal(found.scales, expected.scales)
+    joined = quantize(weight[:100], weight[100:150])
+    assert torch.equal(joined.numbers, quantize_plainly(weight[:150]).numbers)
+    assert torch.equal(joined.scales, quantize_plainly(weight[:150]).scales)
+    weight[3, 40], weight[4, 0] = math.nan, -math.inf
+    assert quantize(weight).scales.isfinite().logical_not().nonzero().flatten().tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("settings", [*SETTINGS, {"norm_position": "post"}, {"d_ff": 70}], ids=str)
