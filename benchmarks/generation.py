@@ -11,7 +11,7 @@ all measure every case in turn, because a machine is not equally fast all the ti
 better number of threads for each. Within a round a case is repeated, and the fastest time counts. In float32, the
 ids that Hugging Face finds likeliest must be ours, or nothing is reported.
 
-  drawn          tokens are drawn at temperature 0.8 with top-p 0.95, the default of `lm generate`; else the likeliest
+  drawn          tokens are drawn at temperature 0.8 with top-p 0.95, as by `lm generate`; otherwise the likeliest win
   long prompt    one token is written: how fast a prompt is read
   memory         a token at batch 1 needs every weight but the embeddings once. How fast memory is read, as the sum of a
                  large tensor, is measured in each round, too: that limits the speed

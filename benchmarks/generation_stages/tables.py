@@ -1,5 +1,6 @@
 """The results of benchmarks/generation.py as tables in Markdown."""
 
+import math
 import statistics
 import textwrap
 from collections.abc import Iterator
@@ -87,9 +88,8 @@ def summary(best: Best, results: dict[str, Any]) -> Iterator[str]:
     agreeing = [row["same"] for row in results["rows"] if row["who"] == LLAMA_CPP and "same" in row]
     if agreeing:
         files = ", ".join(f"{theirs} for {precision}" for precision, theirs in OF_LLAMA_CPP.items())
-        share = "all" if min(agreeing) == 1 else f"at least {min(agreeing):.0%}"
         yield (
-            f"- llama.cpp reads our GGUF files ({files}) and keeps keys and values in float16. In float32 it found the"
-            f" same tokens likeliest in {share} of the places, and Hugging Face in all."
+            f"- llama.cpp reads our GGUF files ({files}) and keeps keys and values in float16. In float32 its texts"
+            f" agree with ours in at least {math.floor(100 * min(agreeing))}% of the tokens, and Hugging Face's in all."
         )
     yield "- In brackets: the better number of threads. The last column compares with Hugging Face and with llama.cpp."

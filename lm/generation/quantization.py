@@ -39,7 +39,7 @@ def quantize(*weights: Tensor) -> Quantized:
 
 
 def quantize_one(weight: Tensor) -> Quantized:
-    """Rounds a weight; by a kernel, where that can be."""
+    """Rounds a weight, with the kernel where possible."""
     if weight.is_cpu and weight.shape[1] % PADDING == 0 and not obstacle():
         from lm.generation.quantization_kernel import quantize_by_kernel
 

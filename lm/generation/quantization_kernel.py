@@ -15,7 +15,7 @@ from lm.machine.kernels import FIELDS, SMALL, compiled, portion, run
 from lm.machine.lanes import FLOAT, INT, LANES, LONG, as_bits, at, call, load, loop, spread
 from tokenization.native.instructions import instruction, load64, store32
 
-MOST = 127  # the largest whole number
+MOST = 127  # the largest magnitude of a number
 
 
 @instruction
@@ -28,6 +28,9 @@ def round_to_8_bits(builder: Any, x: Any, y: Any, length: Any) -> Any:
     with loop(builder, LONG(0), length, LANES) as index:
         scaled = builder.fdiv(load(builder, at(builder, x, index, 4), LANES), scales)
         whole = builder.fptosi(call(builder, "rint", scaled), ir.VectorType(INT, LANES))
+        for sign, limit in ((">", MOST), ("<", -MOST)):  # passed where the scale is denormal
+            limits = ir.Constant(whole.type, [limit] * LANES)
+            whole = builder.select(builder.icmp_signed(sign, whole, limits), limits, whole)
         numbers = builder.trunc(whole, ir.VectorType(BYTE, LANES))
         builder.store(numbers, builder.inttoptr(builder.add(y, index), numbers.type.as_pointer()), align=1)
     return as_bits(builder, scale)

@@ -1,11 +1,12 @@
 """Sampling: draws the next token from the model's logits (handout, section 6).
 
-    logits -> repetition penalty -> divided by the temperature -> exponentials, the largest of which is 1
-           -> top-k, top-p, min-p keep the likely tokens -> draw
+    logits -> repetition penalty -> divided by the temperature -> top-k, top-p, min-p keep the likely tokens
+           -> softmax -> draw
 
 How the logits are computed is in decoding.py, what becomes of the token in writer.py.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,35 +48,43 @@ class Sampling:
             raise InputError(f"repetition_penalty {self.repetition_penalty}: it must be from 1e-6 to 1e6; 1 is none")
 
 
-def keep_top_k(weights: Tensor, k: int) -> Tensor:
-    """Sets all but the k largest weights to 0; ties with the k-th stay: (..., vocab_size) -> the same shape."""
-    kth = weights.topk(min(k, weights.shape[-1])).values[..., -1:]
-    return weights.masked_fill(weights < kth, 0.0)
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Sets all but the k largest logits to -inf; ties with the k-th stay: (..., vocab_size) -> the same shape."""
+    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    return logits.masked_fill(logits < kth, -torch.inf)
 
 
-def keep_top_p(weights: Tensor, p: float) -> Tensor:
-    """Keeps the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2020); the others become 0.
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keeps the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2020); the others become -inf.
 
-    weights: (..., vocab_size) -> the same shape. Ties with the last stay. The likeliest token is always kept, even
-    where p is 0.
+    logits: (..., vocab_size) -> the same shape. Of equally likely tokens, those with the lowest ids are kept. The
+    likeliest token is always kept, even where p is 0.
     """
-    descending = sort(weights).flip(-1)
-    sums = descending.cumsum(dim=-1)
-    number = (sums - descending < p * sums[..., -1:]).sum(dim=-1, keepdim=True).clamp_min(1)
-    return weights.masked_fill(weights < descending.gather(-1, number - 1), 0.0)
+    descending = sort(logits).flip(-1)
+    weights = (descending - descending[..., :1]).float().exp()  # probabilities, but for a factor
+    sums = weights.cumsum(dim=-1)
+    number = (sums - weights < p * sums[..., -1:]).sum(dim=-1, keepdim=True).clamp_min(1)
+    last = descending.gather(-1, number - 1)
+    kept = logits >= last
+    if not torch.equal(kept.sum(dim=-1, keepdim=True), number):
+        ties = logits == last
+        kept &= ~ties | (ties.cumsum(dim=-1) <= number - (logits > last).sum(dim=-1, keepdim=True))
+    return torch.where(kept, logits, -torch.inf)
 
 
 def sort(values: Tensor) -> Tensor:
     """Sorts the last dimension in ascending order; on a CPU by numpy, which takes a tenth of torch's time."""
-    return values.sort().values if values.device.type != "cpu" else torch.from_numpy(np.sort(values.detach().numpy()))
+    if values.device.type != "cpu":
+        return values.sort().values
+    return torch.from_numpy(np.sort(values.detach().float().numpy())).to(values.dtype)
 
 
-def keep_min_p(weights: Tensor, p: float) -> Tensor:
-    """Keeps the tokens at least p times as likely as the likeliest (Nguyen et al. 2024); the others become 0.
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keeps the tokens at least p times as likely as the likeliest (Nguyen et al. 2024); the others become -inf.
 
-    weights: (..., vocab_size), of which the largest is 1 -> the same shape.
+    logits: (..., vocab_size) -> the same shape.
     """
-    return weights.masked_fill(weights < p, 0.0)
+    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), -torch.inf)
 
 
 def penalize_repetition(logits: Tensor, seen_ids: Tensor, penalty: float) -> Tensor:
@@ -88,28 +97,23 @@ def penalize_repetition(logits: Tensor, seen_ids: Tensor, penalty: float) -> Ten
     return logits.scatter(0, seen_ids, torch.where(seen.isfinite(), penalized.clamp(-limit, limit), seen))
 
 
-def next_token_weights(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Returns how likely each next token is, relative to the likeliest: logits (..., vocab_size) -> the same shape.
+def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Returns the next-token distribution: logits (..., vocab_size) -> probabilities of the same shape.
 
-    Tokens that are not kept have a weight of 0. The largest logit must be finite; others may be -inf.
+    The largest logit must be finite; others may be -inf.
     """
     logits = logits.float()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    # The largest logit is subtracted before the division: no quotient can overflow upwards.
-    weights = ((logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature).exp()
+    # Relative to the largest, which becomes 0: neither the quotients nor their exponentials can overflow.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None:
-        weights = keep_top_k(weights, sampling.top_k)
+        logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
-        weights = keep_top_p(weights, sampling.top_p)
+        logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p > 0:
-        weights = keep_min_p(weights, sampling.min_p)
-    return weights
-
-
-def next_token_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Returns the next-token distribution: logits (..., vocab_size) -> probabilities of the same shape."""
-    weights = next_token_weights(logits, sampling)
+        logits = keep_min_p(logits, sampling.min_p)
+    weights = logits.exp()
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
@@ -122,8 +126,8 @@ def draw(
     """Draws the next token of each row's text: logits (rows, vocab_size) -> token ids.
 
     texts: the token ids of each text so far. Each row takes one random number from its generator, and then the token at
-    which the cumulative sum of the weights passes this share of their total; in float64, so that rounding cannot end
-    the sum too early. The largest logit of each row must be finite.
+    which the cumulative sum of the probabilities passes it; in float64, in which rounding cannot end the sum too early.
+    The largest logit of each row must be finite.
     """
     if sampling.repetition_penalty != 1:
         seen = [torch.tensor(text, device=logits.device) for text in texts]
@@ -131,6 +135,6 @@ def draw(
         logits = torch.stack([penalize_repetition(row, ids, sampling.repetition_penalty) for row, ids in rows])
     if sampling.temperature == 0:
         return logits.argmax(dim=-1).tolist()
-    sums = next_token_weights(logits, sampling).cpu().cumsum(dim=-1, dtype=torch.float64)
+    sums = next_token_probabilities(logits, sampling).cpu().cumsum(dim=-1, dtype=torch.float64)
     numbers = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     return torch.searchsorted(sums, numbers * sums[:, -1:], right=True)[:, 0].tolist()

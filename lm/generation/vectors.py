@@ -116,7 +116,7 @@ dot_float32, dot_bfloat16 = _dot(FLOAT32), _dot(BFLOAT16)
 
 
 def largest_of(builder: Any, x: Any, length: Any) -> Any:
-    """Returns the largest |x_i|, not finite if any is not: as whole numbers, the bits of NaN are above infinity's."""
+    """Returns the largest |x_i|. It is not finite if any x_i is not: compared as integers, NaN exceeds infinity."""
     ints = ir.VectorType(INT, LANES)
     most = variable(builder, ir.Constant(ints, [0] * LANES))
     with loop(builder, LONG(0), length, LANES) as index:

@@ -40,10 +40,10 @@ class Writer:
     ):
         self.reader, self.stop_id = reader, stop_id
         self.vocab_size = min(vocab_size or reader.model.vocab_size, reader.model.vocab_size)
-        self.missing = list(missing)
+        self.missing = [token_id for token_id in missing if token_id < self.vocab_size]
         self.texts: list[Text] = []  # in the order of the reader's rows
-        self.unread: list[int] = []  # each text's newest token, until the reader has read it; from then on the logits
-        self.logits = torch.empty(0, self.vocab_size, device=reader.device)  # of the next, (rows, vocab_size)
+        self.unread: list[int] = []  # each text's newest token; empty once the reader has read them
+        self.logits = torch.empty(0, self.vocab_size, device=reader.device)  # of the next tokens; empty until then
 
     @classmethod
     def of_tokens(cls, reader: Reader, tokenizer: Tokenizer) -> "Writer":
@@ -203,7 +203,7 @@ def generate_batch(
     if not prompts:
         raise InputError("there is no prompt; give at least one")
     for number, prompt in enumerate(prompts):
-        check_prompt(number, prompt, vocab_size or model.vocab_size)
+        check_prompt(number, prompt, min(vocab_size or model.vocab_size, model.vocab_size))
     texts = [
         Text(prompt, max_new_tokens, sampling, seed + number, number=number) for number, prompt in enumerate(prompts)
     ]

@@ -15,6 +15,7 @@ from lm.generation.decoding import CachedReader, PlainReader
 from lm.generation.kernel_product import MOST_ROWS, KernelProduct
 from lm.generation.program import Program, obstacle
 from lm.generation.quantization import Quantized, dequantize, quantize, quantize_plainly, round_weights
+from lm.generation.quantization_kernel import quantize_by_kernel
 from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
 from lm.loading import load
@@ -206,15 +207,17 @@ def test_weights_are_rounded_to_the_nearest():
     torch.testing.assert_close(dequantize(quantize(rounded)), rounded)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-45, 1e37])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-41, 1e-43, 1e-45, 1e37])
 def test_weights_are_rounded_by_the_kernel_as_without_it(scale, threads):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(700, 48, generator=generator) * scale * torch.arange(700)[:, None].clamp_max(1)
     for each in (weight, weight[:5], weight.repeat(1, 2)[:, 7:55], weight[1:].T.contiguous().view(699, 48)):
-        found, expected = quantize(each), quantize_plainly(each)
-        assert found.numbers.dtype == torch.int8
-        assert torch.equal(found.numbers, expected.numbers)
-        assert torch.equal(found.scales, expected.scales)
+        numbers, scales = quantize_by_kernel(each.contiguous())
+        expected = quantize_plainly(each)
+        assert numbers.dtype == torch.int8
+        assert torch.equal(numbers, expected.numbers)
+        assert torch.equal(scales, expected.scales)
+        assert torch.equal(quantize(each).numbers, expected.numbers)
     joined = quantize(weight[:100], weight[100:150])
     assert torch.equal(joined.numbers, quantize_plainly(weight[:150]).numbers)
     assert torch.equal(joined.scales, quantize_plainly(weight[:150]).scales)

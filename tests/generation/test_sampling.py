@@ -53,10 +53,10 @@ def test_each_row_by_itself():
 
 
 def test_top_k_keeps_equals_and_top_p_the_fewest():
-    assert keep_top_k(torch.tensor([1.0, 3.0, 2.0, 2.0]), 2).tolist() == [0, 3, 2, 2]
-    weights = torch.tensor([0.25, 1.0, 0.5, 0.25])
-    for p, kept in ((0.0, {1}), (0.01, {1}), (0.5, {1}), (0.51, {1, 2}), (0.75, {1, 2}), (0.76, {0, 1, 2, 3})):
-        assert set(keep_top_p(weights, p).nonzero().flatten().tolist()) == kept
+    assert keep_top_k(torch.tensor([1.0, 3.0, 2.0, 2.0]), 2).tolist() == [-math.inf, 3, 2, 2]
+    logits = torch.tensor([0.125, 0.5, 0.25, 0.125]).log()
+    for p, kept in ((0.01, {1}), (0.5, {1}), (0.51, {1, 2}), (0.75, {1, 2}), (0.9999, {0, 1, 2, 3})):
+        assert set(keep_top_p(logits, p).isfinite().nonzero().flatten().tolist()) == kept
 
 
 SHARES = (0.0, 5e-324, 1e-46, 1e-30, 1e-8, 0.5, 1 - 1e-9, 1.0)
@@ -82,7 +82,7 @@ def test_no_setting_draws_what_it_should_not(seed):
     scored = penalize_repetition(logits, torch.tensor(text), sampling.repetition_penalty).tolist()
     assert all(math.isfinite(after) == math.isfinite(before) for before, after in zip(values, scored, strict=True))
     best, temperature = max(scored), sampling.temperature or 1.0
-    likeliest = {i for i, value in enumerate(scored) if torch.tensor((value - best) / temperature).float().exp() == 1}
+    likeliest = {i for i, value in enumerate(scored) if torch.tensor((value - best) / temperature).float() == 0}
     allowed = {index for index, value in enumerate(scored) if value > -math.inf}
     if sampling.temperature == 0 or sampling.top_p <= 1e-30 or sampling.min_p == 1 or sampling.top_k == 1:
         allowed = likeliest
@@ -126,24 +126,35 @@ def test_values_that_make_no_sense(wrong, message):
         Sampling(**wrong)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_top_p_of_equally_likely_tokens_keeps_as_many_as_transformers(p):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.cat([torch.randint(0, 5, (40, 50), generator=generator).float(), torch.zeros(1, 50)])
+    theirs = transformers.TopPLogitsWarper(p)(None, logits)
+    ours = keep_top_p(logits, p)
+    assert torch.equal(ours.isfinite().sum(dim=1), theirs.isfinite().sum(dim=1))
+    for row, kept in zip(logits, ours.isfinite(), strict=True):
+        order = sorted(range(50), key=lambda index: (-row[index].item(), index))
+        assert kept.nonzero().flatten().tolist() == sorted(order[: int(kept.sum())])
+    assert torch.equal(keep_top_p(logits.bfloat16(), p), ours.bfloat16())
+
+
 def test_top_p_of_many_tokens():
     generator = torch.Generator().manual_seed(0)
     for scale in (0.1, 1.0, 5.0):
-        weights = (torch.randn(2, 3000, generator=generator) * scale).exp()
-        for row, kept in zip(weights, keep_top_p(weights, 0.9), strict=True):
-            ordered, order = (row.double() / row.double().sum()).sort(descending=True)
+        logits = torch.randn(2, 3000, generator=generator) * scale
+        for row, kept in zip(logits, keep_top_p(logits, 0.9), strict=True):
+            ordered, order = row.double().softmax(-1).sort(descending=True)
             expected = order[: int((ordered.cumsum(0) < 0.9).sum()) + 1]
-            assert set(kept.nonzero().flatten().tolist()) == set(expected.tolist())
+            assert set(kept.isfinite().nonzero().flatten().tolist()) == set(expected.tolist())
             assert torch.equal(kept[expected], row[expected])
 
 
 def test_min_p_and_repetition_penalty_are_those_of_transformers():
     logits = torch.randn(40, generator=torch.Generator().manual_seed(3)) * 3
-    weights = (logits - logits.max()).exp()
     seen = torch.tensor([3, 7, 7, 11])
     for p in (0.02, 0.3, 1.0):
-        theirs = transformers.MinPLogitsWarper(p)(seen[None], logits[None])[0]
-        torch.testing.assert_close(keep_min_p(weights, p), (theirs - logits.max()).exp())
+        torch.testing.assert_close(keep_min_p(logits, p), transformers.MinPLogitsWarper(p)(seen[None], logits[None])[0])
     for penalty in (1.5, 0.5):
         theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)(seen[None], logits[None].clone())[0]
         torch.testing.assert_close(penalize_repetition(logits, seen, penalty), theirs)
