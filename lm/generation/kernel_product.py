@@ -46,7 +46,7 @@ class KernelProduct:
         """Computes the same by torch; for int8, x is rounded to 16 bits as the kernel rounds it."""
         if self.scales is None:
             return x @ self.weight.float().T
-        from lm.generation.vectors import LARGEST, SMALLEST_SCALED
+        from lm.generation.whole_numbers import LARGEST, SMALLEST_SCALED
 
         largest = x.abs().amax(dim=-1, keepdim=True)
         numbers = x * torch.where(largest < SMALLEST_SCALED, 0, torch.full_like(largest, LARGEST) / largest)

@@ -10,24 +10,22 @@ in bytes; program.py fills them. int8 weights multiply x rounded to 16 bits: a s
 multiplied by the scales of the weights' row and of x.
 """
 
-from lm.generation import vectors
+from lm.generation import vectors, whole_numbers
 from lm.generation.vectors import (
-    INT8,
     add,
     add_floats,
     dot_bfloat16,
     dot_float32,
-    dot_int8,
     gate,
     inverse,
     inverse_root_of_mean,
     mix,
     multiply_floats,
     rotate,
-    round_to_16_bits,
     scale,
     softmax,
 )
+from lm.generation.whole_numbers import INT8, dot_int8, round_to_16_bits
 from lm.machine.kernels import call_function, compiled
 from lm.machine.lanes import BFLOAT16, LANES
 from tokenization.native.instructions import copy_bytes, load32, load64, store32
@@ -47,7 +45,7 @@ NOTHING, NORM, GATE = range(3)
 MINUS_INFINITY = 0xFF800000
 
 
-@compiled(__file__, vectors.__file__)
+@compiled(__file__, vectors.__file__, whole_numbers.__file__)
 def run_jobs(program: int) -> None:
     """Carries out a thread's share of all jobs."""
     thread = 0
@@ -70,7 +68,7 @@ def run_jobs(program: int) -> None:
         job += JOB_BYTES
 
 
-@compiled(__file__, vectors.__file__)
+@compiled(__file__, vectors.__file__, whole_numbers.__file__)
 def multiply(job: int, scratch: int, thread: int, threads: int) -> None:
     """Computes a thread's share of a product, in one pass over its weights."""
     rows = load64(job + ROWS)
@@ -94,7 +92,7 @@ def multiply(job: int, scratch: int, thread: int, threads: int) -> None:
                 finish(job, load32(product), load64(job + Y) + 4 * (row * outputs + output))
 
 
-@compiled(__file__, vectors.__file__)
+@compiled(__file__, vectors.__file__, whole_numbers.__file__)
 def multiply_int8(job: int, x: int, factors: int, first: int, behind: int) -> None:
     """Computes these outputs of a product with int8 weights, after rounding x to 16 bits.
 

@@ -64,7 +64,7 @@ def room(job: Mapping[int, int | float | Tensor]) -> int:
     int8 weights, also each row in 16 bits, its scale and its product.
     """
     from lm.generation import kernels
-    from lm.generation.vectors import INT8
+    from lm.generation.whole_numbers import INT8
 
     inputs = int(job[kernels.INPUTS])
     rounded = int(job[kernels.ROWS]) * (inputs // 2 + 2) if job.get(kernels.SIZE) == INT8 else 0

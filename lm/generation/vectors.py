@@ -1,9 +1,8 @@
-"""Instructions on vectors of float32 and of whole numbers, for the kernels of kernels.py.
+"""Instructions on vectors of float32, for the kernels of kernels.py; those on whole numbers are in whole_numbers.py.
 
 The tokenizer's compiler translates both. Kernels know int64 alone: an address is one, and a float is passed as its 32
-bits. Lengths are multiples of LANES. Weights are float32, bfloat16 or int8, told apart by their size in bytes. Those in
-bfloat16 are converted to float32 as they are read; those in int8 multiply whole numbers of 16 bits, which is exact and
-takes half the instructions.
+bits. Lengths are multiples of LANES. Weights are float32 or bfloat16, told apart by their size in bytes; bfloat16 is
+converted to float32 as it is read.
 """
 
 from collections.abc import Callable
@@ -36,12 +35,7 @@ from lm.machine.lanes import (
 )
 from tokenization.native.instructions import instruction, prefetch
 
-INT8 = 1  # the bytes of a weight
 AHEAD, LINE = 4096, 64  # bytes: weights are asked for so early, a cache line at a time; twice as fast for int8
-LARGEST = 32767  # of 16 bits
-SMALLEST_SCALED = 1e-30  # a vector whose largest number is below counts as zeros
-EXACT = 512  # products of 8 and 16 bits, whose sum cannot overflow 32 bits: 512 * 127 * LARGEST < 2^31
-SHORT, BYTE = ir.IntType(16), ir.IntType(8)
 
 
 def _add_product(builder: Any, place: Any, left: Any, right: Any) -> None:
@@ -95,7 +89,7 @@ def _dot(size: int) -> Callable[[int, int, int, int], int]:
                 with loop(builder, start, stop, width) as index:
                     address = at(builder, weights, index, size)
                     if width == WIDE:
-                        _ask_ahead(builder, address, width * size)
+                        ask_ahead(builder, address, width * size)
                     weight = load(builder, address, width, size)
                     _add_product(builder, place, weight, load(builder, at(builder, x, index, 4), width))
                 builder.store(builder.fadd(builder.load(total), sum_of(builder, builder.load(place))), total)
@@ -104,83 +98,13 @@ def _dot(size: int) -> Callable[[int, int, int, int], int]:
     return dot
 
 
-def _ask_ahead(builder: Any, address: Any, size: int) -> None:
+def ask_ahead(builder: Any, address: Any, size: int) -> None:
+    """Prefetches the weights that follow those of so many bytes at an address, AHEAD bytes further on."""
     for line in range(0, size, LINE):
         prefetch.emit(builder, builder.add(address, LONG(AHEAD + line)))  # type: ignore[attr-defined]
 
 
 dot_float32, dot_bfloat16 = _dot(FLOAT32), _dot(BFLOAT16)
-
-
-# --- whole numbers ---------------------------------------------------------------------------------------------------
-
-
-def largest_of(builder: Any, x: Any, length: Any) -> Any:
-    """Returns the largest |x_i|. It is not finite if any x_i is not: compared as integers, NaN exceeds infinity."""
-    ints = ir.VectorType(INT, LANES)
-    most = variable(builder, ir.Constant(ints, [0] * LANES))
-    with loop(builder, LONG(0), length, LANES) as index:
-        bits = builder.bitcast(load(builder, at(builder, x, index, 4), LANES), ints)
-        bits, seen = builder.and_(bits, ir.Constant(ints, [0x7FFFFFFF] * LANES)), builder.load(most)
-        builder.store(builder.select(builder.icmp_unsigned(">", bits, seen), bits, seen), most)
-    return builder.bitcast(_reduce(builder, "umax", builder.load(most)), FLOAT)
-
-
-@instruction
-def round_to_16_bits(builder: Any, x: Any, y: Any, length: Any) -> Any:
-    """Stores x as whole numbers of 16 bits, round(x_i / s); returns s, the largest |x_i| / LARGEST.
-
-    s is not finite if any x_i is not.
-    """
-    largest = largest_of(builder, x, length)
-    tiny = builder.fcmp_ordered("<", largest, FLOAT(SMALLEST_SCALED))
-    factor = builder.select(tiny, FLOAT(0.0), builder.fdiv(FLOAT(LARGEST), largest))
-    factors = spread(builder, factor, LANES)
-    with loop(builder, LONG(0), length, LANES) as index:
-        scaled = builder.fmul(load(builder, at(builder, x, index, 4), LANES), factors)
-        whole = builder.fptosi(call(builder, "rint", scaled), ir.VectorType(INT, LANES))
-        numbers = builder.trunc(whole, ir.VectorType(SHORT, LANES))
-        builder.store(numbers, builder.inttoptr(at(builder, y, index, 2), numbers.type.as_pointer()), align=2)
-    return as_bits(builder, builder.fdiv(largest, FLOAT(LARGEST)))
-
-
-@instruction
-def dot_int8(builder: Any, weights: Any, x: Any, length: Any, y: Any) -> None:
-    """Stores the dot product of int8 weights with a vector of 16 bits as a float, the only number that is rounded."""
-    total = variable(builder, LONG(0))
-    with loop(builder, LONG(0), length, EXACT) as begin:
-        end = builder.add(begin, LONG(EXACT))
-        end = builder.select(builder.icmp_signed("<", length, end), length, end)
-        whole = builder.add(begin, builder.and_(builder.sub(end, begin), LONG(-WIDE)))
-        for width, start, stop in ((WIDE, begin, whole), (LANES, whole, end)):
-            with builder.if_then(builder.icmp_signed("<", start, stop)):
-                place = variable(builder, ir.Constant(ir.VectorType(INT, width), [0] * width))
-                with loop(builder, start, stop, width) as index:
-                    address = builder.add(weights, index)
-                    if width == WIDE:
-                        _ask_ahead(builder, address, width)
-                    weight = _load_whole(builder, address, width, BYTE)
-                    products = builder.mul(weight, _load_whole(builder, at(builder, x, index, 2), width, SHORT))
-                    builder.store(builder.add(builder.load(place), products), place)
-                number = builder.sext(_reduce(builder, "add", builder.load(place)), LONG)
-                builder.store(builder.add(builder.load(total), number), total)
-    number = builder.sitofp(builder.load(total), FLOAT)
-    builder.store(number, builder.inttoptr(y, FLOAT.as_pointer()), align=4)
-
-
-def _load_whole(builder: Any, address: Any, length: int, kind: Any) -> Any:
-    """Loads whole numbers as int32; x86 has an instruction that multiplies and adds them as int16, which LLVM finds."""
-    numbers = builder.load(builder.inttoptr(address, ir.VectorType(kind, length).as_pointer()), align=1)
-    return builder.sext(numbers, ir.VectorType(INT, length))
-
-
-def _reduce(builder: Any, name: str, numbers: Any) -> Any:
-    """Combines a vector of whole numbers into one."""
-    kind = numbers.type
-    function = builder.module.declare_intrinsic(
-        f"llvm.vector.reduce.{name}.v{kind.count}i{kind.element.width}", (), ir.FunctionType(kind.element, [kind])
-    )
-    return builder.call(function, [numbers])
 
 
 # --- the parts of a layer --------------------------------------------------------------------------------------------
