@@ -56,6 +56,21 @@ def test_the_additions_show_every_row(script):
     assert shown == [x for _, first, second, mean in rows for x in ([float(first), float(second)], [float(mean)])]
 
 
+def test_the_hour_shows_every_loss(script):
+    module, drawn = script
+    page = (ROOT / "docs/experiments.md").read_text()
+    module["PICTURES"]["hour"]()
+    ((name, figure),) = drawn
+    table = page.partition("| width | parameters | steps |")[2].partition("\n\n")[0]
+    rows = [
+        re.findall(r"(?<=\| )(\d\.\d{3})(?= \|)", row)
+        for row in re.findall(r"^\| (?:128|192) .*", table, flags=re.MULTILINE)
+    ]
+    assert name == "hour.png"
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [list(map(float, row[:7])) for row in rows]
+    assert [len(row) for row in rows] == [8, 8]  # the last is in bits per byte
+
+
 def test_the_rates_show_every_loss_and_every_divergence(script):
     module, drawn = script
     page = (ROOT / "docs/experiments.md").read_text()

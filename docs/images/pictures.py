@@ -174,6 +174,17 @@ def fast() -> None:
         axes.set_ylim(bottom=2.2)
 
 
+def hour() -> None:
+    _, *rows = read_table("experiments.md", "| width | parameters | steps |")
+    title = "After an hour of one core, two widths are level, and neither has stopped falling"
+    with picture("hour", title, xlabel="minutes of CPU time", ylabel=LOSS) as axes:
+        for place, (width, _, _, _, *losses, _, seconds) in enumerate(rows):
+            minutes = [number(seconds) / 60 * part / len(losses) for part in range(1, len(losses) + 1)]
+            draw_line(axes, place, f"width {width}", minutes, list(map(number, losses)), 16 * place - 8)
+        axes.set_xlim(right=70)
+        axes.set_ylim(bottom=1.9)
+
+
 def longer_run() -> None:
     header, losses = read_table("experiments.md", "| step | 100 |")
     with picture(
@@ -236,6 +247,7 @@ PICTURES: dict[str, Callable[[], None]] = {
     "muon": muon,
     "options": options,
     "additions": additions,
+    "hour": hour,
     "fast": fast,
     "longer-run": longer_run,
     "longer-tinystories": longer_tinystories,
