@@ -88,8 +88,9 @@ def summary(best: Best, results: dict[str, Any]) -> Iterator[str]:
     agreeing = [row["same"] for row in results["rows"] if row["who"] == LLAMA_CPP and "same" in row]
     if agreeing:
         files = ", ".join(f"{theirs} for {precision}" for precision, theirs in OF_LLAMA_CPP.items())
+        share = "all" if min(agreeing) == 1 else f"at least {math.floor(100 * min(agreeing))}%"
         yield (
-            f"- llama.cpp reads our GGUF files ({files}) and keeps keys and values in float16. In float32 its texts"
-            f" agree with ours in at least {math.floor(100 * min(agreeing))}% of the tokens, and Hugging Face's in all."
+            f"- llama.cpp reads our GGUF files ({files}) and keeps keys and values in float16. In float32, {share} of"
+            " the tokens that it found likeliest are ours, and all of Hugging Face's."
         )
     yield "- In brackets: the better number of threads. The last column compares with Hugging Face and with llama.cpp."
