@@ -90,7 +90,7 @@ def summary(best: Best, results: dict[str, Any]) -> Iterator[str]:
         files = ", ".join(f"{theirs} for {precision}" for precision, theirs in OF_LLAMA_CPP.items())
         share = "all" if min(agreeing) == 1 else f"at least {math.floor(100 * min(agreeing))}%"
         yield (
-            f"- llama.cpp reads our GGUF files ({files}) and keeps keys and values in float16. In float32, {share} of"
-            " the tokens that it found likeliest are ours, and all of Hugging Face's."
+            f"- llama.cpp reads our GGUF files ({files}) and keeps keys and values in float16. In float32 it wrote"
+            f" {share} of our likeliest tokens, and Hugging Face all of them."
         )
     yield "- In brackets: the better number of threads. The last column compares with Hugging Face and with llama.cpp."
