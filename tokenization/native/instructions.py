@@ -173,12 +173,22 @@ def take_shared(builder: Any, address: Any, value: Any) -> Any:
     return builder.extract_value(builder.cmpxchg(pointer, _LONG(0), value, "acquire", "monotonic"), 0)
 
 
+def _prefetch(builder: Any, address: Any, locality: int) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _WORD, _WORD, _WORD])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE.as_pointer()], kind)
+    builder.call(function, [_pointer(builder, address, _BYTE), _WORD(0), _WORD(locality), _WORD(1)])  # data, to read
+
+
 @instruction
 def prefetch(builder: Any, address: Any) -> None:
     """Asks for the cache line at the address."""
-    kind = ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _WORD, _WORD, _WORD])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE.as_pointer()], kind)
-    builder.call(function, [_pointer(builder, address, _BYTE), _WORD(0), _WORD(3), _WORD(1)])  # to read, to keep, data
+    _prefetch(builder, address, 3)
+
+
+@instruction
+def prefetch_once(builder: Any, address: Any) -> None:
+    """Asks for the cache line at the address, which is read once and need not displace others from the caches."""
+    _prefetch(builder, address, 0)
 
 
 @compiled
