@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from lm.machine.resources import native_precision
 
@@ -27,7 +28,9 @@ LIMITS = {"memory": 0.1, "formula memory": 0.1, "time": 0.15, "processor": 0.15,
 BATCH, NATIVE, FULL = "data.batch_size", native_precision("cpu"), "32-true"
 
 
-def shape(vocab: int, d_model: int, layers: int, context: int, batch: int, precision: str = NATIVE, **more) -> dict:
+def shape(
+    vocab: int, d_model: int, layers: int, context: int, batch: int, precision: str = NATIVE, **more: Any
+) -> dict[str, Any]:
     model = {"vocab_size": vocab, "d_model": d_model, "num_layers": layers, "num_heads": max(2, d_model // 64)}
     model |= {"context_length": context, "compile": False} | more
     settings = {f"model.{name}": value for name, value in model.items()}
@@ -93,7 +96,7 @@ def main() -> None:
         print(f"{key}: median error {middle:.1%}, largest {worst:.1%}; within {limit:.0%}: {within} of {len(values)}")
 
 
-def run_arguments(settings: dict, seconds: float) -> tuple[list[str], int]:
+def run_arguments(settings: dict[str, Any], seconds: float) -> tuple[list[str], int]:
     """For both commands; the run's steps by a guess at a quarter of the machine's peak, and no more than 2,000."""
     from lm.accounting.activations import make_model
     from lm.accounting.costs import training_flops_per_token

@@ -132,7 +132,7 @@ class StageRun:
         print(describe(part, figures), flush=True)
 
 
-def start_worker(name: str, parts: list[str] | None, args: argparse.Namespace, log: Any) -> subprocess.Popen:
+def start_worker(name: str, parts: list[str] | None, args: argparse.Namespace, log: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, __file__, f"--stages={name}", f"--work={json.dumps(parts)}", f"--parts={args.parts}"]
     command += [f"--{option}={getattr(args, option)}" for option in ("output", "folder", "accelerator")]
     command += ["--small"] * args.small

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 BASE = {"context_length": 256, "d_model": 512, "batch_size": 32}
@@ -49,17 +50,18 @@ def main() -> None:
         plot(curves, args.plot)
 
 
-def run(point: dict, steps: int) -> dict:
+def run(point: dict[str, int], steps: int) -> dict[str, Any]:
     print(f"\r\033[K{point}", end="", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, f"--one={json.dumps(point)}", f"--steps={steps}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"\n{point} failed:\n{done.stderr[-2000:]}")
     print("\r\033[K", end="", file=sys.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
-def measure(settings: dict, steps: int) -> dict:
+def measure(settings: dict[str, int], steps: int) -> dict[str, Any]:
     from lm.machine.resources import keep_large_blocks
 
     keep_large_blocks()
@@ -99,7 +101,7 @@ def measure(settings: dict, steps: int) -> dict:
     return {"speed": speed, "memory": memory, "mfu": mfu, "attention": attention}
 
 
-def plot(curves: dict[str, list[dict]], path: Path) -> None:
+def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

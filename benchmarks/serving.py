@@ -27,7 +27,7 @@ def ask(host: str, seed: int) -> int:
     lines = connection.getresponse().read().decode().split("\n\n")
     if lines[-2] != "data: [DONE]":
         sys.exit(f"a text was lost: {lines[-3:]}")
-    return json.loads(lines[-3].removeprefix("data: "))["usage"]["completion_tokens"]
+    return int(json.loads(lines[-3].removeprefix("data: "))["usage"]["completion_tokens"])
 
 
 def measure(host: str, clients: int) -> tuple[float, float]:

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from training_stages.others import their_loop
 from training_stages.ours import lm_fit, make_data, our_loop
@@ -75,10 +76,10 @@ def is_there(name: str, args: argparse.Namespace) -> bool:
     return not missing and (args.only is None or name in args.only)
 
 
-def take_turns(names: list[str], shape: str, rounds: int, args: argparse.Namespace) -> dict[str, list[dict]]:
+def take_turns(names: list[str], shape: str, rounds: int, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Lets each contestant make a step in turn; returns what each has measured."""
     workers = {}
-    results: dict[str, list[dict]] = {name: [] for name in names}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     try:
         for name in names:
             command = [sys.executable, __file__, "--one", name, "--shape", shape]
@@ -107,7 +108,7 @@ def say(words: str) -> None:
     print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
 
 
-def ask(name: str, worker: subprocess.Popen) -> dict:
+def ask(name: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
     """Lets a contestant make a step; returns its seconds, those of its processors, and its peak memory in GB."""
     assert worker.stdin is not None
     assert worker.stdout is not None
@@ -116,7 +117,7 @@ def ask(name: str, worker: subprocess.Popen) -> dict:
     line = worker.stdout.readline()
     if not line:
         sys.exit(f"\n{name} has ended; to see why: echo | {' '.join(map(str, worker.args))}")  # type: ignore[arg-type]
-    found: dict = json.loads(line)
+    found: dict[str, Any] = json.loads(line)
     return found
 
 

@@ -72,7 +72,7 @@ def measure(write: Writer, prompts: Tensor, new_tokens: int, temperature: float,
     return {"speed": tokens / min(seconds), "peak": peak, "texts": texts}
 
 
-def make_model(shape: dict[str, int], context: int) -> TransformerLM:
+def make_model(shape: dict[str, Any], context: int) -> TransformerLM:
     torch.manual_seed(0)
     return TransformerLM(context_length=context, **shape)
 
@@ -123,11 +123,16 @@ def hugging_face(model: TransformerLM, precision: str) -> Writer:
     theirs.to(PRECISIONS[precision])
 
     def write(prompts: Tensor, new_tokens: int, temperature: float) -> list[list[int]]:
-        settings = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": new_tokens, "do_sample": False}
+        settings: dict[str, Any] = {
+            "attention_mask": torch.ones_like(prompts),
+            "max_new_tokens": new_tokens,
+            "do_sample": False,
+        }
         if temperature:
             settings |= {"do_sample": True, "temperature": temperature, "top_p": TOP_P, "top_k": 0}
         written = theirs.generate(prompts, **settings)
-        return written[:, prompts.shape[1] :].tolist()
+        texts: list[list[int]] = written[:, prompts.shape[1] :].tolist()
+        return texts
 
     return write
 

@@ -38,7 +38,7 @@ class Bench:
     folder: Path
 
     @property
-    def shape(self) -> dict[str, int]:
+    def shape(self) -> dict[str, Any]:
         """Of the model that is measured: configs/tinystories.yaml's."""
         return TINY if self.small else BASE
 
@@ -136,7 +136,7 @@ def call(*arguments: object) -> str:
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     with contextlib.redirect_stdout(out):
         code = lm([str(argument) for argument in arguments])
-    text = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    text = out.buffer.getvalue().decode()
     assert code == 0, f"lm {arguments[0]} ended with {code}: {text[-200:]}"
     return text
 
@@ -164,4 +164,5 @@ def gradients(
         loss = model(batch[0], targets=batch[1])
     model.zero_grad()
     loss.backward()
-    return loss.detach(), {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters()}  # type: ignore[union-attr]
+    return loss.detach(), found

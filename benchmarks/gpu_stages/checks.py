@@ -9,6 +9,7 @@ import os
 import signal
 import traceback
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from lm.model.fast import speed_up
 from lm.model.transformer import TransformerLM
 from lm.optim.adamw import AdamW
 from lm.optim.clipping import clip_gradients
-from lm.optim.muon import muon_update, orthogonalize
+from lm.optim.muon import muon_update
+from lm.optim.orthogonalization import orthogonalize
 from lm.runs.checkpoint import load_checkpoint, load_model
 from lm.runs.folder import BEST, LAST
 
@@ -67,7 +69,7 @@ def parts(bench: Bench) -> dict[str, Part]:
     }
 
 
-def largest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+def largest(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
     """The largest difference of all their numbers."""
     return max((ours[name].float() - theirs[name].float()).abs().max().item() for name in theirs)
 
@@ -169,8 +171,8 @@ def muon(bench: Bench) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
     tensors = [[torch.randn(48, 32, generator=generator) for _ in range(3)] for _ in range(3)]  # weights, gradients, m
     there = [[tensor.to(bench.device) for tensor in kind] for kind in tensors]
-    for kinds, device in ((tensors, "cpu"), (there, bench.device)):
-        muon_update(*kinds, 0.02, 0.95, 0.1, take=torch.tensor(True, device=device))
+    for (weights, grads, ms), device in ((tensors, "cpu"), (there, bench.device)):
+        muon_update(weights, grads, ms, [], 0.02, 0.95, 0.1, take=torch.tensor(True, device=device))
     for ours, other in zip(tensors[0], there[0], strict=True):
         torch.testing.assert_close(other.cpu(), ours, rtol=1e-4, atol=1e-5)
     half = orthogonalize(there[1][0].bfloat16())
@@ -217,7 +219,8 @@ class WaitWatch(Callback):
     """Collects where the program waits for the GPU, from one step to another."""
 
     def __init__(self, bench: Bench, first: int, last: int):
-        self.bench, self.first, self.last, self.places, self.caught = bench, first, last, [], contextlib.ExitStack()
+        self.bench, self.first, self.last, self.caught = bench, first, last, contextlib.ExitStack()
+        self.places: list[str] = []
 
     def mode(self, mode: str) -> None:
         if self.bench.device == "cuda":
@@ -232,7 +235,7 @@ class WaitWatch(Callback):
         if trainer.global_step + 1 == self.first:
             self.caught.enter_context(warnings.catch_warnings())
             warnings.simplefilter("always")
-            warnings.showwarning = self.note
+            warnings.showwarning = self.note  # type: ignore[assignment]
             self.mode("warn")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -257,7 +260,8 @@ class Spoil(Callback):
     """Two steps whose gradients are not finite, between good ones; notes whether weights and moments changed."""
 
     def __init__(self, bad: dict[int, float]):
-        self.bad, self.changed = bad, {}
+        self.bad = bad
+        self.changed: dict[int, bool] = {}
 
     def state(self, trainer: Trainer, module: LightningModule) -> list[torch.Tensor]:
         moments = [value for state in trainer.optimizers[0].state.values() for value in state.values()]

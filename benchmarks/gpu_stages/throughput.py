@@ -109,7 +109,7 @@ def their_speed(bench: Bench, name: str, batch: int) -> dict[str, Any]:
         with bench.half:
             logits = compiled(inputs).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -144,7 +144,7 @@ def ahead_in_processes(rows: list[Row]) -> Iterator[Place]:
 
 def grouped(rows: list[Row], *keys: str) -> Iterator[tuple[str, list[Row]]]:
     for values in dict.fromkeys(tuple(row.get(key) for key in keys) for row in rows):
-        yield values[0], [row for row in rows if tuple(row.get(key) for key in keys) == values]
+        yield str(values[0]), [row for row in rows if tuple(row.get(key) for key in keys) == values]
 
 
 def table_head(first: str, titles: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """The models of transformers and litgpt as contestants, compiled, with torch's own optimizer and loss."""
 
 from collections.abc import Callable
+from typing import Any
 
 from training_stages.shapes import CONTEXT, D_FF, D_MODEL, HEADS, LAYERS, SHAPES, VOCAB_SIZE
 from training_stages.turns import Turns
@@ -14,7 +15,7 @@ def their_model(
     num_layers: int = LAYERS,
     num_heads: int = HEADS,
     d_ff: int = D_FF,
-):
+) -> Any:
     """A model that gives logits for token ids, of the same shape as ours; and how to call it."""
     if name == "litgpt":
         from litgpt import GPT, Config
@@ -72,7 +73,7 @@ def their_loop(name: str, turns: Turns) -> None:
 
     torch.manual_seed(0)
     model = their_model(name)
-    compiled: Callable = torch.compile(model, backend=compile_graph)
+    compiled: Callable[..., Any] = torch.compile(model, backend=compile_graph)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(VOCAB_SIZE, (SHAPES["base"]["batch_size"], CONTEXT + 1))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -81,7 +82,7 @@ def their_loop(name: str, turns: Turns) -> None:
             output = compiled(inputs)
             logits = output if isinstance(output, torch.Tensor) else output.logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

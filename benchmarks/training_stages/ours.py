@@ -1,5 +1,6 @@
 """This package as a contestant: its command, also of an older version, and its parts in a bare loop."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,16 @@ def lm_fit(folder: Path, name: str, shape: str, turns: Turns) -> None:
     from lm.__main__ import main as lm
 
     try:
-        from lm.training.module import LanguageModel
+        module = importlib.import_module("lm.training.module")
     except ModuleNotFoundError:  # e3ae780
-        from lm.module import LanguageModel
-
-    step = LanguageModel.training_step
+        module = importlib.import_module("lm.module")
+    step = module.LanguageModel.training_step
 
     def training_step(self: Any, *arguments: Any) -> Any:
         turns.next()
         return step(self, *arguments)
 
-    LanguageModel.training_step = training_step
+    module.LanguageModel.training_step = training_step
     steps = 100_000
     model = {key: value for key, value in SHAPES[shape].items() if key != "batch_size"}
     settings = {

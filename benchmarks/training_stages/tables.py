@@ -2,11 +2,12 @@
 
 import os
 import statistics
+from typing import Any
 
 from training_stages.shapes import CONTEXT, SHAPES
 
 
-def report(heading: str, shape: str, results: dict[str, list[dict]], ladder: bool) -> None:
+def report(heading: str, shape: str, results: dict[str, list[dict[str, Any]]], ladder: bool) -> None:
     """Prints medians over the rounds, of speeds and of the ratios to the first contestant within each round."""
     from lm.machine.identity import cpu_model
     from lm.machine.peaks import peak_flops
