@@ -64,10 +64,13 @@ class Baselines(Callback):
         tokens = data.tokens_after(trainer.global_step)
         enough = min(ENOUGH_TOKENS, data.num_train_tokens)
         if tokens >= enough and float(reached) > self.lines["trigram"]:
+            counted = min(MOST_TOKENS, data.num_train_tokens)
+            short = "the run may only be too short. If longer ones stay above it, look at"
             print(
-                f"lm fit: {float(reached):.3f} bits per byte after {tokens:,} tokens, where a trigram table has"
-                f" {self.lines['trigram']:.3f}: something is wrong. Look at train/loss and train/gradient_norm, find"
-                " a model.learning_rate with `lm find-lr`, and read both token files with `tokenization decode`",
+                f"lm fit: {float(reached):.3f} bits per byte after {tokens:,} tokens, where a trigram table of"
+                f" {counted:,} has {self.lines['trigram']:.3f}:"
+                f" {short if tokens < counted else 'something is wrong. Look at'} train/loss and train/gradient_norm,"
+                " find a model.learning_rate with `lm find-lr`, and read both token files with `tokenization decode`",
                 file=sys.stderr,
             )
 
