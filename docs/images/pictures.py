@@ -96,20 +96,27 @@ def rates() -> None:
 def batch_sizes() -> None:
     header, *rows = read_table("experiments.md", "| windows a batch |")
     rates = [cell.removeprefix("loss at ") for cell in header[2:6]]
-    labels = {"xlabel": "windows in a batch", "ylabel": LOSS}
-    with picture("batch-sizes", "With equal tokens, each at its best rate, small batches win", **labels) as axes:
-        best = []
+    windows = [number(row[0]) for row in rows]
+    best = [min(number(cell) for cell in row[2:6] if cell) for row in rows]
+    seconds = [windows[0] * number(rows[0][1]) * 256 / number(row[6]) for row in rows]
+    with picture("batch-sizes", "With equal tokens, each at its best rate, small batches win", panels=2) as panels:
+        by_size, by_time = panels
+        by_size.set(xlabel="windows in a batch", ylabel=LOSS)
+        by_time.set(xlabel="seconds of training (number: windows in a batch)")
         for row in rows:
-            for rate, cell in zip(rates, row[2:6], strict=True):
+            for place, cell in enumerate(row[2:6]):
                 if cell:
-                    axes.plot(number(row[0]), number(cell), ".", color=curve_colour(rates.index(rate) + 1), zorder=3)
-            best.append(min(number(cell) for cell in row[2:6] if cell))
-        axes.plot([number(row[0]) for row in rows], best, color=curve_colour(0), zorder=2)
+                    by_size.plot(number(row[0]), number(cell), ".", color=curve_colour(place + 1), zorder=3)
+        by_size.plot(windows, best, color=curve_colour(0), zorder=2)
         for place, rate in enumerate(rates):
-            axes.plot([], [], ".", color=curve_colour(place + 1), label=f"learning rate {rate}")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([number(row[0]) for row in rows], [row[0] for row in rows])
-        axes.legend()
+            by_size.plot([], [], ".", color=curve_colour(place + 1), label=f"learning rate {rate}")
+        by_size.set_xscale("log", base=2)
+        by_size.set_xticks(windows, [row[0] for row in rows])
+        by_size.legend()
+        by_time.plot(seconds, best, "o", color=curve_colour(0))
+        for row, x, y in zip(rows, seconds, best, strict=True):
+            by_time.annotate(row[0], (x, y), (6, 4), textcoords="offset points")
+        by_time.set_xlim(0, 1.15 * max(seconds))
 
 
 def muon() -> None:
