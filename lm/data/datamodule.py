@@ -95,6 +95,7 @@ class TokenDataModule(LightningDataModule):
         self.drawn: Drawn | None = None
         self.stream: DocumentStream | None = None  # with windows of documents
         self.num_val_batches = 0  # on all devices together
+        self.read_before = (0, 0)  # batches, and windows in them, until data.batch_size may have changed
 
     def setup(self, stage: str) -> None:
         """Opens and checks the files that a stage needs, once; "validate" needs no training file."""
@@ -184,7 +185,7 @@ class TokenDataModule(LightningDataModule):
 
     def _windows(self, num_batches: int, first_batch: int) -> RandomWindows | MixedWindows | DocumentWindows:
         if self.stream is not None:
-            return DocumentWindows(self.stream, self.batch_size, num_batches, first_batch)
+            return DocumentWindows(self.stream, self.batch_size, num_batches, self.windows_in(first_batch))
         how = (self.context_length, self.batch_size, self.seed, num_batches, first_batch)
         if self.mixture is not None:
             return MixedWindows(self.mixture, *how)
@@ -201,7 +202,14 @@ class TokenDataModule(LightningDataModule):
         """Returns the training tokens that this many optimizer steps read, on all devices together."""
         assert self.trainer is not None
         batches = step * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return batches * self.batch_size * self.context_length
+        return self.windows_in(batches) * self.context_length
+
+    def windows_in(self, batches: int) -> int:
+        """Returns how many windows the run's first batches have, whose size may change where it resumes."""
+        before, windows = self.read_before
+        if batches < before:
+            return windows * batches // before
+        return windows + (batches - before) * self.batch_size
 
     def passes_after(self, step: int) -> float:
         """Returns how often this many optimizer steps read the training tokens, on average."""
@@ -236,26 +244,43 @@ class TokenDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
-        windows = SequentialWindows(self.files["validate"].tokens, self.context_length, self.batch_size)
-        limit = self.trainer.limit_val_batches
-        wanted = limit if isinstance(limit, int) else int(limit * len(windows))
+        self.num_val_batches = self.count_val_batches(self.trainer.limit_val_batches)
+        self.trainer.limit_val_batches = self.num_val_batches  # Lightning would take a share of each device's batches
+        windows = Subset(self._val_windows(), range(self.num_val_batches))
+        return make_loader(windows, self.trainer, self.num_workers)
+
+    def _val_windows(self) -> SequentialWindows:
+        return SequentialWindows(self.files["validate"].tokens, self.context_length, self.batch_size)
+
+    def count_val_batches(self, limit: float) -> int:
+        """Returns how many batches trainer.limit_val_batches stands for; InputError for a share of less than one."""
+        available = len(self._val_windows())
+        wanted = limit if isinstance(limit, int) else int(limit * available)
         if not wanted:
             raise InputError(
-                f"trainer.limit_val_batches {limit} is less than one of {len(windows)} batches; 1 takes one, 1.0 all"
+                f"trainer.limit_val_batches {limit} is less than one of {available} batches; 1 takes one, 1.0 all"
             )
-        self.num_val_batches = min(wanted, len(windows))
-        self.trainer.limit_val_batches = self.num_val_batches  # Lightning would take a share of each device's batches
-        return make_loader(Subset(windows, range(self.num_val_batches)), self.trainer, self.num_workers)
+        return min(wanted, available)
+
+    @property
+    def validated(self) -> list[str | int]:
+        """Which text is validated, by its digest, and how many of its windows: of what losses can be compared."""
+        windows = min(self.num_val_batches * self.batch_size, self._val_windows().num_windows)
+        return [self.files["validate"].description.data_sha256, windows]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint records of its data."""
         self.source_figures()
+        batches = 0
+        if self.trainer is not None:
+            batches = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.trainer.world_size
         return {
             "tokenizer_sha256": self.tokenizer.digest,
             "train_sha256": self.train_sha256,
             "val_sha256": self.files["validate"].description.data_sha256,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "read": [batches, self.windows_in(batches)],
         } | ({} if self.drawn is None else {"mixture": self.drawn.state_dict()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -265,6 +290,8 @@ class TokenDataModule(LightningDataModule):
                 f"{self.tokenizer_path}: is not the tokenizer that the checkpoint was trained with (digest"
                 f" {self.tokenizer.digest[:12]}, not {state_dict['tokenizer_sha256'][:12]}); use the one in its folder"
             )
+        batches, windows = state_dict.get("read", (0, 0))
+        self.read_before = batches, windows
         if self.drawn is not None and "mixture" in state_dict:
             self.drawn.load_state_dict(state_dict["mixture"])
 

@@ -47,17 +47,17 @@ class RandomWindows(Dataset[Batch]):
 
 
 class DocumentWindows(Dataset[Batch]):
-    """A dataset of num_batches batches of a stream's windows in their order; item i is batch number first_batch + i."""
+    """A dataset of num_batches batches of a stream's windows in their order, from window number first_window on."""
 
-    def __init__(self, stream: DocumentStream, batch_size: int, num_batches: int, first_batch: int = 0):
+    def __init__(self, stream: DocumentStream, batch_size: int, num_batches: int, first_window: int = 0):
         self.stream, self.batch_size = stream, batch_size
-        self.num_batches, self.first_batch = num_batches, first_batch
+        self.num_batches, self.first_window = num_batches, first_window
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __getitem__(self, index: int) -> Batch:
-        first = (self.first_batch + index) * self.batch_size
+        first = self.first_window + index * self.batch_size
         return to_batch(self.stream.read(np.arange(first, first + self.batch_size)))
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lm.monitoring.loss_law import Course, Losses
+from lm.monitoring.overfitting import Overfitting
 from lm.monitoring.posterior import Forecast, forecast_loss
 from lm.optim.schedule import SCHEDULES
 from lm.runs.checkpoint import OLDER
@@ -62,7 +63,9 @@ class ForecastFinalLoss(Callback):
         if self.earlier is None:
             self.earlier = list(earlier_runs(folder, run))
         now = {step: trainer.callback_metrics["val/loss"].item()}
-        self.forecast = forecast_loss(dataclasses.replace(run, validation=run.validation | now), self.earlier)
+        since = max((callback.since for callback in trainer.callbacks if isinstance(callback, Overfitting)), default=0)  # type: ignore[attr-defined]
+        before = {at: loss for at, loss in run.validation.items() if at > since}  # on the same text
+        self.forecast = forecast_loss(dataclasses.replace(run, validation=before | now), self.earlier)
 
 
 def earlier_runs(folder: Path, run: Losses) -> Iterator[Losses]:

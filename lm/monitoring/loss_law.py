@@ -73,7 +73,7 @@ class Losses:
 
     @property
     def finished(self) -> bool:
-        return self.course.steps in self.validation
+        return math.isfinite(self.validation.get(self.course.steps, math.nan))
 
     def until(self, share: float) -> "Losses":
         """Returns the run as it was at a share of its steps."""

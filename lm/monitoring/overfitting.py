@@ -2,17 +2,21 @@
 
     gap = validation loss - mean loss of the RECENT last training steps
 
-The model improves within these steps, so that its training loss lags behind: an early gap is negative.
+The model improves within these steps, so that its training loss lags behind: an early gap is negative. Losses on other
+validation text are not compared: where that changes, or in another folder, a resumed run has a best of its own.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lm.monitoring.progress import say
+from lm.data.datamodule import TokenDataModule
+from lm.monitoring.saying import say
+from lm.runs.folder import BEST
 
 RECENT = 100  # optimizer steps
 IN_A_ROW = 2  # validations above the best, after which the model counts as overfitting
@@ -23,6 +27,12 @@ class Overfitting(Callback):
 
     def __init__(self) -> None:
         self.losses: dict[int, Tensor | float] = {}  # by the number of the step
+        self.validated: list[str | int] | None = None  # which text and how much of it
+        self.begin_anew(0)
+
+    def begin_anew(self, step: int) -> None:
+        """Forgets the validations up to a step."""
+        self.since = step
         self.best = {"validation": math.inf, "training": math.inf, "step": 0}
         self.above = 0  # validations in a row above the best
 
@@ -31,11 +41,24 @@ class Overfitting(Callback):
             "losses": {step: float(loss) for step, loss in self.losses.items()},
             "best": dict(self.best),
             "above": self.above,
+            "validated": self.validated,
+            "since": self.since,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses = dict(state_dict["losses"])
         self.best, self.above = state_dict["best"], state_dict["above"]
+        self.validated, self.since = state_dict.get("validated"), state_dict.get("since", 0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data, before = trainer.datamodule, self.validated  # type: ignore[attr-defined]
+        if isinstance(data, TokenDataModule):
+            self.validated = data.validated
+        other_text = before is not None and before != self.validated
+        if other_text or not Path(trainer.default_root_dir, BEST).exists():
+            self.begin_anew(trainer.global_step if other_text else self.since)
+        if other_text:
+            say(trainer, f"step {trainer.global_step}: other text is validated now, so that the best loss begins anew")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step + 1  # one that fails is made again, and then has the same number

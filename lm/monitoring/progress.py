@@ -10,12 +10,7 @@ from lm.durations import format_duration
 from lm.monitoring.baselines import Baselines, standing
 from lm.monitoring.forecast import ForecastFinalLoss
 from lm.monitoring.samples import TextSamples, paragraph
-
-
-def say(trainer: Trainer, line: str) -> None:
-    """Prints a line once, around the progress bar; trainer.print would do so on every host."""
-    if trainer.is_global_zero:
-        trainer.print(line, flush=True)
+from lm.monitoring.saying import say
 
 
 def in_bits(trainer: Trainer, bits: float) -> str:

@@ -6,7 +6,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lm.data.datamodule import TokenDataModule
-from lm.monitoring.progress import say
+from lm.monitoring.saying import say
 
 
 class SourceFigures(Callback):

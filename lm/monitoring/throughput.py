@@ -16,7 +16,7 @@ from lm.machine.devices import wait_for
 from lm.machine.peaks import peak_flops, record_peak
 from lm.machine.resources import peak_memory
 from lm.model.transformer import TransformerLM
-from lm.monitoring.progress import say
+from lm.monitoring.saying import say
 
 TYPICAL_MFU = 0.5  # for the estimate before the first step
 FORWARD = 1 / 3  # time of a validation batch, as a share of a training batch
@@ -99,8 +99,7 @@ class Throughput(Callback):
     ) -> None:
         tokens = batch[0].numel() * trainer.world_size
         self.tokens += tokens
-        seen = trainer.global_step * trainer.accumulate_grad_batches * tokens
-        pl_module.log("train/tokens_seen", float(seen))
+        pl_module.log("train/tokens_seen", float(trainer.datamodule.tokens_after(trainer.global_step)))  # type: ignore[attr-defined]
         pl_module.log("train/passes", trainer.datamodule.passes_after(trainer.global_step), prog_bar=True)  # type: ignore[attr-defined]
         if trainer.global_step == self.start_step:
             return  # within a step that accumulates batches

@@ -40,7 +40,8 @@ class DigestingFile:
 
 def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the step, the digests of data, tokenizer and configuration, and the SHA-256 of the tokenizer's files."""
-    best_loss = checkpoint.get("callbacks", {}).get("Checkpoints", {}).get("best_loss", math.inf)
+    saved = checkpoint.get("callbacks", {}).get("Checkpoints", {})
+    best_loss, branch = saved.get("best_loss", math.inf), saved.get("branch", 0)
     config, tokenizer = folder / CONFIG, sorted(path for path in (folder / TOKENIZER).glob("[!.]*") if path.is_file())
     return {
         "format": 1,
@@ -48,6 +49,7 @@ def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
         **checkpoint.get("TokenDataModule", {}),
         "config_sha256": file_sha256(config) if config.is_file() else None,
         **({"best_loss": best_loss} if math.isfinite(best_loss) else {}),  # in validation, until this step
+        **({"branch": branch} if branch else {}),  # newest.py
         "files": {f"{TOKENIZER}/{path.name}": file_sha256(path) for path in tokenizer},
     }
 

@@ -1,5 +1,10 @@
-"""Finds the checkpoint that a run resumes from: the newest that is whole."""
+"""Finds the checkpoint that a run resumes from: the newest that is whole.
 
+A run that resumes from an older checkpoint than its newest begins a new branch: what it then saves is newer than all
+that the earlier branch has saved, of whatever step.
+"""
+
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -12,28 +17,44 @@ from tokenization.files import file_sha256, writing
 
 
 def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
-    """Finds the checkpoint of the highest step that verifies; the lines say how it was chosen.
+    """Finds the checkpoint of the highest step on the newest branch that verifies; the lines say how it was chosen.
 
     The path is None if the folder holds no checkpoint at all; InputError if it holds some but none verifies.
     """
     paths = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.name != LAST)
-    steps: dict[Path, int] = {}
+    ages: dict[Path, tuple[int, int]] = {}
     reasons: list[str] = []
     for path in paths:
         try:
-            steps[path] = read_manifest(path)["step"]
+            ages[path] = age(path)
         except InputError as error:
             reasons.append(f"passed over: {error}")
-    for path in sorted(steps, key=lambda path: -steps[path]):  # stable: last.ckpt comes before others of its step
+    for path in sorted(ages, key=ages.__getitem__, reverse=True):  # stable: last.ckpt before others of its step
         try:
             verify(path)
         except InputError as error:
             reasons.append(f"passed over: {error}")
         else:
-            return path, [*reasons, f"{path}: step {steps[path]}, the newest of {len(paths)} that verifies"]
+            return path, [*reasons, f"{path}: step {ages[path][1]}, the newest of {len(paths)} that verifies"]
     if paths:
         raise InputError(f"{folder}: none of its {len(paths)} checkpoints verifies; {reasons[0]}")
     return None, [f"{folder}: holds no checkpoint; a new run begins"]
+
+
+def age(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns a checkpoint's branch and step, unverified; the larger, the newer."""
+    manifest = read_manifest(path)
+    branch = manifest.get("branch", 0)
+    return branch if isinstance(branch, int) else 0, manifest["step"]
+
+
+def branch_from(branch: int, step: int, folder: str | os.PathLike[str]) -> int:
+    """Returns the branch of a run that resumes from a checkpoint of this age: a new one if newer ones are there."""
+    newest = (branch, step)
+    for path in Path(folder).glob("*.ckpt"):
+        with contextlib.suppress(InputError):  # not a whole checkpoint
+            newest = max(newest, age(path))
+    return newest[0] + 1 if newest > (branch, step) else branch
 
 
 def make_complete(path: str | os.PathLike[str], kept: str | None = None) -> None:

@@ -78,6 +78,10 @@ def check_trainer(trainer: Namespace) -> None:
     for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         if not isinstance(trainer[name], int) or trainer[name] < 1:
             raise InputError(f"trainer.{name} is {trainer[name]}; it must be a whole number, at least 1")
+    if trainer.min_steps is not None and trainer.min_steps > trainer.max_steps:
+        raise InputError(
+            f"trainer.min_steps {trainer.min_steps} is more than trainer.max_steps {trainer.max_steps}; leave it out"
+        )
     if trainer.val_check_interval % trainer.accumulate_grad_batches:
         raise InputError(
             f"trainer.val_check_interval {trainer.val_check_interval} counts batches, and must be a multiple of"
@@ -142,10 +146,10 @@ def check_folder(config: Namespace) -> None:
             " unasked; delete it, or move it out of the run's folder"
         )
     goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
-    if last.exists() and not goes_on and not config.trainer.fast_dev_run:
+    if any(last.parent.glob("*.ckpt")) and not goes_on and not config.trainer.fast_dev_run:
         raise InputError(
-            f"{last.parent}: already holds a run; resume it with --ckpt_path {last}, or name another folder with"
-            " --trainer.default_root_dir"
+            f"{last.parent}: already holds a run; resume it with --ckpt_path {last if last.exists() else 'auto'}, or"
+            " name another folder with --trainer.default_root_dir"
         )
 
 
@@ -154,7 +158,7 @@ def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
     if "loops" not in checkpoint:
         raise InputError(f"{config.ckpt_path}: holds only weights, and no state to resume from")
     step = checkpoint["global_step"]
-    if step >= config.trainer.max_steps and not validation_due(checkpoint):
+    if step > config.trainer.max_steps or (step == config.trainer.max_steps and not validation_due(checkpoint)):
         raise InputError(
             f"{config.ckpt_path}: is at step {step}, and trainer.max_steps is {config.trainer.max_steps}; raise"
             " --trainer.max_steps to train on"

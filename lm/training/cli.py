@@ -107,7 +107,7 @@ class RunCLI(SettingsCLI):
         if resume.weights is not None:
             self.model.load_state_dict(resume.weights)
         self.model.starts_anew = resume.weights is None and resume.checkpoint is None
-        self.open_data("fit", resume.step)  # before Lightning opens the run's folder
+        self.datamodule.setup("fit")
         news = list(resume.news)
         if resume.data is not None:
             news += from_here_on(
@@ -117,6 +117,7 @@ class RunCLI(SettingsCLI):
             if resume.step >= self.trainer.max_steps:
                 # Or Lightning would not start. Checkpoints corrects it.
                 set_max_steps(self.trainer, self.trainer.max_steps + 1)
+        self.open_data("fit", resume.step)  # before Lightning opens the run's folder
         return resume, news
 
     def share_weights(self) -> None:
@@ -151,6 +152,7 @@ class RunCLI(SettingsCLI):
         Otherwise those that are read first, so that a run which cannot begin leaves no folder. step: of the run so far.
         """
         self.datamodule.setup(stage)
+        self.datamodule.count_val_batches(self.trainer.limit_val_batches)
         if self.trainer.world_size > 1:
             self.datamodule.verify_rest()
         elif stage == "fit":
@@ -171,7 +173,7 @@ class RunCLI(SettingsCLI):
             made = self.make_classes()
             self.model, self.datamodule = made.model, made.data
             self.trainer = self.instantiate_trainer(**self.parts_of_trainer(made.trainer.logger, resume))
-        except (ValueError, TypeError) as error:  # a class refuses its settings
+        except (ValueError, TypeError, OverflowError, ImportError) as error:  # a class refuses its settings
             raise InputError(one_line(str(error))) from None
 
     def parts_of_trainer(self, loggers: Any, resume: Resume) -> dict[str, Any]:
@@ -240,5 +242,5 @@ def refusals() -> Iterator[None]:
     except ArgumentError as error:
         message = textwrap.shorten(str(error), 400)  # it may quote a whole file
         raise InputError(f"{message}; `lm fit --print_config` shows every setting") from None
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # a callback may need a package
         raise InputError(" ".join(str(error).split())) from None

@@ -10,7 +10,7 @@ from lm.machine.signals import is_first_process
 from lm.runs.checkpoint import find_checkpoint
 from lm.runs.folder import CONFIG, TOKENIZER
 from lm.runs.manifest import read_manifest
-from lm.training.config_files import check_config, read
+from lm.training.config_files import check_config, is_set, read
 from tokenization import InputError
 from tokenization.errors import did_you_mean
 
@@ -65,11 +65,8 @@ def explain(message: str, argv: list[str], names: list[str]) -> str:
         message += did_you_mean(unknown[1], names)
     if unknown := re.search(r"does not accept option '([\w.]+)'", message):
         name = unknown[1]
-        key = re.compile(rf"\b{name.rpartition('.')[2]}\b")
-        wrong = [
-            path for path in configs if Path(path).is_file() and key.search(Path(path).read_text(encoding="utf-8"))
-        ]
-        message = f"{', '.join(wrong)}: there is no setting {name}{did_you_mean(name, names)}"
+        wrong = [path for path in configs if Path(path).is_file() and is_set(read(Path(path)), name)]
+        message = f"{', '.join(wrong or configs)}: there is no setting {name}{did_you_mean(name, names)}"
     return f"{message}; `lm fit --print_config` shows every setting"
 
 

@@ -8,6 +8,7 @@ import copy
 import functools
 import math
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from tokenization import InputError
 
+GROUPS = ("model", "data", "trainer", "checkpoints", "samples", "norms", "baselines")
 LIMIT = 100_000
 LARGEST = 1 << 18  # bytes, a hundred times a usual configuration; reading so many takes seconds
 
@@ -129,3 +131,16 @@ def check_config(path: Path) -> None:
             else "is not a configuration, which lists settings by name, group by group"
         )
         raise InputError(f"{path}: {what}; `lm fit -c configs/demo.yaml --print_config` shows one")
+    for group in GROUPS:
+        if not isinstance(settings.get(group), dict | str | None):  # a string names a file
+            found = textwrap.shorten(repr(settings[group]), 60)
+            raise InputError(f"{path}: {group} is {found}; it must list its settings by name")
+
+
+def is_set(settings: Any, name: str) -> bool:
+    """Tells whether a configuration sets this, given as "trainer.max_steps"."""
+    for part in name.split("."):
+        if not isinstance(settings, dict) or part not in settings:
+            return False
+        settings = settings[part]
+    return True

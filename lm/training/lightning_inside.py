@@ -146,6 +146,11 @@ def is_mid_step(trainer: Trainer) -> bool:
     return trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches != 0
 
 
+def has_begun_a_step(trainer: Trainer) -> bool:
+    """Whether batches have been accumulated since the last step, when none is being trained on."""
+    return (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
+
+
 def is_validation_due(trainer: Trainer) -> bool:
     """Whether Lightning will validate after the batch just trained on."""
     return (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0  # type: ignore[operator]

@@ -12,12 +12,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lm.machine.signals import Interrupted, Signals, exit_if_signalled
+from lm.monitoring.overfitting import Overfitting
 from lm.runs.finite import in_words
 from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER, kept_name
+from lm.runs.newest import branch_from
 from lm.training.lightning_inside import (
     add_batches_trained,
     batches_trained,
     draw_step_now,
+    has_begun_a_step,
     is_mid_step,
     is_validation_due,
     loop_counters,
@@ -55,10 +58,13 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         exit_if_signalled()
         self.signals = Signals(quiet=not trainer.is_global_zero)
-        if not (run_folder(trainer) / BEST).exists():
-            self.saver.best_loss = float("inf")  # in another folder a resumed run has a best of its own
+        bests = [callback.best for callback in trainer.callbacks if isinstance(callback, Overfitting)]  # type: ignore[attr-defined]
+        if not all(math.isfinite(best["validation"]) for best in bests):
+            self.saver.best_loss = math.inf  # a best that begins anew
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.saver.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
+        self.saver.boundary.loops = self.saver.boundary.loops or loop_counters(trainer)
+        self.saver.branch = branch_from(self.saver.branch, self.saver.boundary.step, run_folder(trainer))
         if self.saver.boundary.validation_due:
             validate_now(trainer)  # the interrupted run still owes it
         set_max_steps(trainer, pl_module.hparams["max_steps"])
@@ -96,7 +102,9 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self.saver.boundary, self.unsafe = Boundary(trainer.global_step, loop_counters(trainer)), ""
+        begun = has_begun_a_step(trainer)  # where trainer.max_time has ended it: a run resumes before that step
+        loops = self.saver.boundary.loops if begun else loop_counters(trainer)
+        self.saver.boundary, self.unsafe = Boundary(trainer.global_step, loops), ""
         self.validation_loss = trainer.callback_metrics["val/loss"].item()
         self.saver.try_to_save(trainer, self.validation_loss)
         if trainer.global_step < trainer.max_steps:
@@ -187,7 +195,11 @@ class Checkpoints(Checkpoint):
         self.saver.boundary = self.saver.saved = Boundary(checkpoint["global_step"], loops, state["validation_due"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.saver.best_loss, "validation_due": self.saver.boundary.validation_due}
+        return {
+            "best_loss": self.saver.best_loss,
+            "branch": self.saver.branch,
+            "validation_due": self.saver.boundary.validation_due,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.saver.best_loss = state_dict["best_loss"]
+        self.saver.best_loss, self.saver.branch = state_dict["best_loss"], state_dict.get("branch", 0)

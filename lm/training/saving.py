@@ -40,6 +40,7 @@ class Saver:
     def __init__(self, keep_every_n_steps: int | None):
         self.keep_every_n_steps = keep_every_n_steps
         self.best_loss = float("inf")
+        self.branch = 0  # newest.py
         self.boundary = self.saved = Boundary(0)
         self.tokenizer = KeptTokenizer()
 

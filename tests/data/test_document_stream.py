@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers.events import read_events
 from helpers.runs import SETTINGS, same
 
 from lm.data import document_stream
@@ -82,7 +83,7 @@ def test_a_window_is_a_function_of_seed_and_number(monkeypatch):
     assert stream_of(tokens, seed=4).read(np.arange(200)).tolist() != whole
     monkeypatch.setattr(document_stream, "CHUNK", 7)  # tokens and documents that are found a few at a time
     assert stream_of(tokens).read(np.arange(200)).tolist() == whole
-    batches = DocumentWindows(stream_of(tokens), batch_size=8, num_batches=20, first_batch=2)
+    batches = DocumentWindows(stream_of(tokens), batch_size=8, num_batches=20, first_window=16)
     inputs, targets = batches[3]
     assert len(batches) == 20
     assert (inputs.dtype, inputs.tolist()) == (torch.int64, [row[:-1] for row in whole[40:48]])
@@ -169,3 +170,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(lm, fit_arguments, tmp_path):
     assert same(a["state_dict"], b["state_dict"])
     changed = lm(*resumed, "--trainer.max_steps=15", "--data.windows=random")
     assert "from here on  data.windows: documents -> random" in changed.out
+
+
+def test_another_batch_size_reads_on_where_the_batches_before_ended(lm, fit_arguments, tmp_path, monkeypatch):
+    run, read, original = tmp_path / "run", set(), DocumentStream.read
+    monkeypatch.setattr(DocumentStream, "read", lambda self, at: read.update(at.tolist()) or original(self, at))
+    settings = ["--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1", "--data.windows=documents"]
+    for steps, size, windows in ((4, 2, range(8)), (6, 4, range(8, 16)), (7, 1, range(16, 17))):
+        read.clear()
+        resume = ["--ckpt_path=last"] if steps > 4 else []
+        result = lm(
+            *fit_arguments(run, *settings, *resume, f"--trainer.max_steps={steps}", f"--data.batch_size={size}")
+        )
+        assert (result.code, result.err) == (0, "")
+        assert read == set(windows)
+    seen = [tokens for _, tokens in read_events(run)[0]["train/tokens_seen"]]
+    assert seen == [16 * windows for windows in (2, 4, 6, 8, 12, 16, 17)]

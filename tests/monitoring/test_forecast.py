@@ -218,6 +218,7 @@ def test_a_course_is_the_schedule_of_the_run(whole_run):
     assert len({round(ratio / peak, 6) for ratio in ratios.values()}) == 1
     assert found.course.tokens.tolist() == [128.0 * step for step in range(1, 15)]
     assert found.finished
+    assert not dataclasses.replace(found, validation=found.validation | {14: math.nan}).finished
 
 
 def test_which_runs_are_earlier_ones(whole_run, tmp_path):

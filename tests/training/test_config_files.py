@@ -129,3 +129,16 @@ def test_a_prompt_is_no_mapping(text):
         assert load(text) == text
     except yaml.YAMLError:
         assert text == "a: b: c"
+
+
+def test_a_group_lists_its_settings(lm, tmp_path):
+    for text, words in (
+        ("trainer: 5", "trainer is 5; it must list its settings by name"),
+        ("checkpoints: []", "checkpoints is []; it must list its settings by name"),
+        ("fit: {trainer: {max_steps: 4}}", "there is no setting fit"),
+    ):
+        config = tmp_path / "config.yaml"
+        config.write_text(text)
+        result = lm("fit", "-c", ROOT / "configs/debug.yaml", "-c", config)
+        assert (result.code, result.out) == (2, "")
+        assert f"lm fit: {config}: {words}" in result.err

@@ -302,3 +302,32 @@ def test_a_profile_and_a_summary_are_printed(lm, fit_arguments, tmp_path):
     assert result.code == 0
     assert "run_training_batch" in result.out
     assert "TransformerLM" in result.out + result.err
+
+
+def test_max_time_within_a_step_resumes_before_it(lm, fit_arguments, tmp_path):
+    cut, whole, short = tmp_path / "cut", tmp_path / "whole", '--trainer.max_time={"microseconds": 1}'
+    settings = [*SETTINGS, "--trainer.accumulate_grad_batches=5", "--trainer.val_check_interval=10"]
+    settings += ["--trainer.max_steps=3", "--model.warmup_steps=1"]
+    assert lm(*fit_arguments(whole, *settings)).code == 0
+    for _ in range(2):  # each trains on one batch of five
+        result = lm(*fit_arguments(cut, *settings, "--ckpt_path=auto", short))
+        assert (result.code, result.err) == (0, "")
+        assert "ended at step 0 of 3: trainer.max_time is over" in result.out
+    result = lm(*fit_arguments(cut, *settings, "--ckpt_path=auto"))
+    assert (result.code, result.err) == (0, "")
+    a, b = (load_checkpoint(folder / "last.ckpt") for folder in (cut, whole))
+    assert all(same(a[key], b[key]) for key in ("state_dict", "optimizer_states", "global_step"))
+
+
+def test_settings_that_do_not_fit_leave_no_folder(lm, fit_arguments, tmp_path):
+    for setting, words in (
+        ("--trainer.limit_val_batches=0.00001", "is less than one of"),
+        ("--trainer.min_steps=9", "trainer.min_steps 9 is more than trainer.max_steps 7; leave it out"),
+        ("--trainer.max_time=99999999999:00:00:00", "too large"),
+        ("--trainer.accelerator=tpu", "torch_xla"),
+    ):
+        result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, "--trainer.max_steps=7", setting))
+        assert result.code == 2, setting
+        assert len(result.err.splitlines()) == 1
+        assert words in result.err
+        assert not (tmp_path / "run").exists(), setting

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 from helpers.events import read_events
 from helpers.runs import SETTINGS, same
@@ -157,3 +158,76 @@ def test_a_kept_step_is_complete_after_a_kill_behind_best(tmp_path):
     for name in ("last.ckpt", "best.ckpt"):
         make_complete(tmp_path / name, "step-30.ckpt")
         assert not (tmp_path / "step-30.ckpt").exists()
+
+
+def test_a_folder_with_any_checkpoint_holds_a_run(lm, fit_arguments, copy):
+    (copy / "last.ckpt").unlink()
+    result = lm(*fit_arguments(copy, *SETTINGS))
+    assert (result.code, result.out) == (2, "")
+    assert "already holds a run; resume it with --ckpt_path auto, or name another folder" in result.err
+
+
+def test_auto_goes_on_with_the_branch_that_was_begun_last(lm, fit_arguments, tmp_path):
+    run, kept = tmp_path / "run", "--checkpoints.keep_every_n_steps=5"
+    assert lm(*fit_arguments(run, *SETTINGS, kept)).code == 0
+    short = '--trainer.max_time={"microseconds": 1}'
+    assert lm(*fit_arguments(run, *SETTINGS, kept, "--ckpt_path", run / "step-5.ckpt", short)).code == 0
+    assert read_manifest(run / "last.ckpt")["step"] == 6
+    assert read_manifest(run / "step-10.ckpt")["step"] == 10
+    result = lm(*fit_arguments(run, *SETTINGS, kept, "--ckpt_path=auto", short))
+    assert f"resuming from {run / 'last.ckpt'}, step 6" in result.out
+    assert [read_manifest(run / f"{name}.ckpt").get("branch", 0) for name in ("last", "step-10")] == [1, 0]
+
+
+def test_fewer_steps_than_made_are_refused_even_if_a_validation_is_due(lm, fit_arguments, tmp_path):
+    run = tmp_path / "run"
+    assert lm(*fit_arguments(run, *SETTINGS)).code == 0
+    checkpoint = load_checkpoint(run / "last.ckpt")
+    checkpoint["callbacks"]["Checkpoints"]["validation_due"] = True
+    save_checkpoint(checkpoint, run / "last.ckpt")
+    result = lm(*fit_arguments(run, *SETTINGS, "--ckpt_path=last", "--trainer.max_steps=7"))
+    assert result.code == 2
+    assert "is at step 14, and trainer.max_steps is 7; raise --trainer.max_steps" in result.err
+
+
+# --- the best loss ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hard_to_beat(copy):
+    """A run whose best loss is one that the model does not reach again."""
+    checkpoint = load_checkpoint(copy / "last.ckpt")
+    checkpoint["callbacks"]["Checkpoints"]["best_loss"] = 1.5
+    checkpoint["callbacks"]["Overfitting"]["best"] = {"validation": 1.5, "training": 9.0, "step": 12}
+    save_checkpoint(checkpoint, copy / "last.ckpt")
+    return copy
+
+
+def test_a_best_loss_is_of_the_text_that_is_validated(lm, fit_arguments, hard_to_beat):
+    run, more = hard_to_beat, ["--ckpt_path=last", "--trainer.max_steps=20"]
+    result = lm(*fit_arguments(run, *SETTINGS, *more))
+    assert "overfitting" in result.out
+    assert "the best validation loss is 1.5000, at step 12" in result.out
+    assert read_manifest(run / "best.ckpt")["step"] <= 14
+
+
+def test_it_begins_anew_with_other_text(lm, fit_arguments, hard_to_beat):
+    run, more = hard_to_beat, ["--ckpt_path=last", "--trainer.max_steps=20", "--trainer.limit_val_batches=1"]
+    result = lm(*fit_arguments(run, *SETTINGS, *more))
+    assert (result.code, result.err) == (0, "")
+    assert "step 14: other text is validated now, so that the best loss begins anew" in result.out
+    losses = {step: loss for step, loss in read_events(run)[0]["val/loss"] if step > 14}
+    best = min(losses, key=losses.__getitem__)
+    manifest = read_manifest(run / "best.ckpt")
+    assert (manifest["step"], manifest["best_loss"]) == (best, pytest.approx(losses[best]))
+    assert f"the best validation loss is {losses[best]:.4f}, at step {best}" in result.out
+    assert "overfitting" not in result.out
+
+
+def test_it_begins_anew_in_another_folder(lm, fit_arguments, hard_to_beat, tmp_path):
+    run, more = tmp_path / "run", ["--ckpt_path", hard_to_beat / "last.ckpt", "--trainer.max_steps=20"]
+    result = lm(*fit_arguments(run, *SETTINGS, *more))
+    assert (result.code, result.err) == (0, "")
+    manifest = read_manifest(run / "best.ckpt")
+    assert manifest["step"] > 14
+    assert f"the best validation loss is {manifest['best_loss']:.4f}, at step {manifest['step']}" in result.out
