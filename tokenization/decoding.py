@@ -1,6 +1,7 @@
 """Decoding: token ids to bytes and text."""
 
 import codecs
+import operator
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
@@ -46,7 +47,10 @@ class Decoder:
 
     def token_bytes(self, token_id: int) -> bytes:
         """Returns the bytes of a token. Raises InputError for an unknown id."""
-        token = self._vocab.get(token_id)
+        try:
+            token = self._vocab.get(operator.index(token_id))  # an element of a tensor has a hash of its own
+        except TypeError:
+            token = None
         if token is None:
             raise InputError(f"token id {token_id} is not in the vocabulary, whose ids end at {self._vocab_size - 1}")
         return token

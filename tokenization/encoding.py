@@ -18,7 +18,7 @@ import numpy as np
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import refuse_input
-from tokenization.pretokenization import END_OF_TEXT, cut_into_chunks
+from tokenization.pretokenization import cut_into_chunks
 from tokenization.systems import available_cores
 from tokenization.text.corpus import Corpus, map_in_order
 from tokenization.text.documents import BETWEEN, BETWEEN_CHARACTER, check_text_field, holds_documents
@@ -30,18 +30,19 @@ if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
 
 
-LONG_DOCUMENT = 1 << 16  # bytes; in more text than that, the last separator is sought from the end
-
-
 class NoText(InputError):
     """There is nothing to encode in any of the files."""
 
 
 @dataclass
 class EncodingReport:
-    """Which code encoded the files, why, and how long the kernels took until they were ready."""
+    """Which code encoded the files, why, and how long the kernels took until they were ready.
 
-    path: str = ""
+    path: of the files that this command encoded, if there are any.
+    """
+
+    path: str = "an earlier command"
+    kept: bool = False  # whether an earlier command encoded a part of a token set
     seconds: dict[str, float] = field(default_factory=dict)  # "loading" or "compiling"; empty without kernels
 
 
@@ -128,13 +129,12 @@ def encode_corpus(
     tokenizer: "Tokenizer", corpus: Corpus, num_processes: int, native: ModuleType | None
 ) -> Iterator[EncodedChunk]:
     """Yields the encoded chunks of all files, in order. native: the module with the kernels, or None."""
-    separator = END_OF_TEXT if tokenizer.end_of_text_id is not None else None
     if native:
         for window, token_ids in tokenizer.switch.encoder_of(native).encode_corpus(corpus, num_processes):
             if token_ids is None:  # a byte has no token: the plain encoder says which
                 token_ids = encode_plainly(tokenizer, window.text, window.are_documents)
             data = window.buffer[: window.length].data
-            yield describe_chunk(window.number, token_ids, data, window.are_documents, separator)
+            yield describe_chunk(tokenizer, window.number, token_ids, data, window.are_documents)
         return
     chunks = (
         (number, are_documents, text)
@@ -145,7 +145,7 @@ def encode_corpus(
     )
     encoded = map_in_order(_encode_chunk, chunks, num_processes, _start_encoding, (tokenizer,))
     for (number, are_documents, text), token_ids in encoded:
-        yield describe_chunk(number, token_ids, text.encode(errors="surrogateescape"), are_documents, separator)
+        yield describe_chunk(tokenizer, number, token_ids, text.encode(errors="surrogateescape"), are_documents)
 
 
 def encode_plainly(tokenizer: "Tokenizer", text: str, are_documents: bool) -> np.ndarray:
@@ -160,26 +160,18 @@ def encode_plainly(tokenizer: "Tokenizer", text: str, are_documents: bool) -> np
 
 
 def describe_chunk(
-    file: int, token_ids: np.ndarray, data: bytes | memoryview, are_documents: bool, separator: str | None
+    tokenizer: "Tokenizer", file: int, token_ids: np.ndarray, data: bytes | memoryview, are_documents: bool
 ) -> EncodedChunk:
     """Returns the chunk with what is needed to count its documents. data: its text, or documents with BETWEEN."""
+    separator, rest = tokenizer.end_of_text_id, bytes(data)
     if are_documents:
-        text = bytes(data)
-        ends = text.count(BETWEEN)
+        ends = rest.count(BETWEEN)
         unmarked_ends = ends if separator is None else 0
-        return EncodedChunk(file, token_ids, len(text) - ends, bool(ends), not text.endswith(BETWEEN), unmarked_ends)
-    found, rest = behind_last(separator.encode(), data) if separator else (False, bytes(data))
-    return EncodedChunk(file, token_ids, len(data), found, bool(rest.decode().strip()))
-
-
-def behind_last(separator: bytes, data: bytes | memoryview) -> tuple[bool, bytes]:
-    """Returns whether there is a separator in a text, and what follows the last one, or all if there is none."""
-    found, rest = b"", b""
-    for size in (LONG_DOCUMENT, len(data)):
-        _, found, rest = bytes(data[-size:]).rpartition(separator)
-        if found:
-            break
-    return bool(found), rest
+        return EncodedChunk(file, token_ids, len(rest) - ends, bool(ends), not rest.endswith(BETWEEN), unmarked_ends)
+    places = np.flatnonzero(token_ids == (-1 if separator is None else separator))
+    if len(places):  # in the text, its letters may be a part of another special token
+        rest = tokenizer.decode_bytes(token_ids[places[-1] + 1 :])
+    return EncodedChunk(file, token_ids, len(data), len(places) > 0, bool(rest.decode(errors="replace").strip()))
 
 
 _encoder: "Tokenizer | None" = None  # in each encoding process

@@ -141,28 +141,33 @@ def stay_apart(left: int, right: int, lefts: Sequence[int], rights: Sequence[int
             return True
 
 
-def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
-    """Writes a .tiktoken file. Its ranks are ids, so the merges must be in the order of the ids that they make.
+def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> int:
+    """Writes a .tiktoken file, and returns how many tokens it holds: all but the special ones that are no others.
 
-    Raises InputError where they are not.
+    Its ranks are ids, so the merges must be in the order of the ids that they make. Raises InputError where they are
+    not.
     """
-    special = {token.encode() for token in tokenizer.special_tokens}
+    ordinary = {bytes([value]) for value in range(256)} | {left + right for left, right in tokenizer.merges}
+    special = {token.encode() for token in tokenizer.special_tokens} - ordinary
     ranks = {token: token_id for token_id, token in sorted(tokenizer.vocab.items()) if token not in special}
     made = [ranks.get(left + right, -1) for left, right in tokenizer.merges]
     if made != sorted(made) or -1 in made:
         raise InputError(f"{path}: this tokenizer's merges are not in the order of its ids, as .tiktoken needs them")
     write_text(path, "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()))
+    return len(ranks)
 
 
 # --- Hugging Face -----------------------------------------------------------------------------------------------------
 
 
-def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
+def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> int:
     """Writes a tokenizer.json, which splits text by the pattern, writes it in the byte alphabet, and merges.
 
-    Raises InputError for a pattern that Hugging Face would read in another way.
+    Returns how many tokens it holds. Raises InputError for a pattern that Hugging Face would read in another way.
     """
     vocab = vocabulary_table(tokenizer.vocab, tokenizer.special_tokens)
+    special = {text.encode() for text in tokenizer.special_tokens}  # their bytes are never left for a merge
+    merges = [merge for merge in dict.fromkeys(tokenizer.merges) if special.isdisjoint({*merge, b"".join(merge)})]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     pattern = to_oniguruma(tokenizer.pattern, path)
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
@@ -186,10 +191,11 @@ def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> No
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": dict(sorted(vocab.items(), key=lambda entry: entry[1])),
-            "merges": [[bytes_to_text(left), bytes_to_text(right)] for left, right in tokenizer.merges],
+            "merges": [[bytes_to_text(left), bytes_to_text(right)] for left, right in merges],
         },
     }
     write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    return len(vocab)
 
 
 def is_huggingface(path: Path) -> bool:

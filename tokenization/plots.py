@@ -55,8 +55,8 @@ def is_plot(path: Path) -> bool:
 
 
 def plain(text: object) -> str:
-    """Escapes a label for matplotlib, which would read a pair of dollar signs as a formula."""
-    return str(text).replace("$", r"\$")
+    """Escapes a label for matplotlib, which would read a pair of dollar signs as a formula, and needs UTF-8."""
+    return str(text).encode(errors="surrogateescape").decode(errors="replace").replace("$", r"\$")
 
 
 def curve_colour(place: int) -> str:

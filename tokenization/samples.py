@@ -28,17 +28,18 @@ class Sample(NamedTuple):
 
 
 def beginning(name: str, num_bytes: int, errors: str = "strict", text_field: str | None = None) -> Sample:
-    """Returns the first characters of a file, folder or glob, about num_bytes of them, read block by block.
+    """Returns the beginning of a file, folder or glob, the characters of num_bytes, at least one, read block by block.
 
     Records are joined by <|endoftext|>. errors, text_field: see Corpus.
     """
     corpus, blocks, length = Corpus([name], errors, text_field=text_field), [], 0
     for block in (block for file in corpus.files for block in corpus.blocks(file)):
         blocks.append(block.replace(BETWEEN_CHARACTER, END_OF_TEXT))
-        length += len(block)
+        length += len(blocks[-1].encode(errors="surrogatepass"))
         if length >= num_bytes:
             break
-    text = "".join(blocks)[:num_bytes]
+    text = "".join(blocks)
+    text = text[: max(1, len(text.encode(errors="surrogatepass")[:num_bytes].decode(errors="ignore")))]
     if not text:
         raise InputError(f"{name}: is empty; there is nothing to compare")
     return Sample(name, [text], 1)

@@ -14,10 +14,12 @@ import tiktoken
 import tiktoken_ext.openai_public
 import tokenizers
 from helpers.split_patterns import check_complete, known_parts
+from tiktoken.load import load_tiktoken_bpe
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, pretokenization
 from tokenization.__main__ import main
 from tokenization.bpe import merge_by_rank
+from tokenization.formats import gpt2 as gpt2_files
 from tokenization.formats.gpt2 import bytes_to_text, vocabulary_table
 from tokenization.formats.tokenizer_json import COMPLETE, LLAMA3_PATTERN
 from tokenization.interchange import (
@@ -406,3 +408,79 @@ def test_recovered_merges_are_those_that_merging_finds():
         num_merges, num_tokens = num_merges + len(expected), num_tokens + len(ranks)
     assert num_merges > 5000
     assert num_tokens > num_merges + 5000
+
+
+def huggingface_file(path, merges=(), added=()):
+    """A tokenizer.json of the bytes, "ab" and "bc"."""
+    vocab = {bytes_to_text(bytes([value])): value for value in range(256)} | {"ab": 256, "bc": 257}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None}
+    content |= {"added_tokens": [{"id": token_id, "content": text, **flags} for token_id, text in added]}
+    content |= {"pre_tokenizer": byte_level, "decoder": byte_level}
+    content |= {"model": {"type": "BPE", "vocab": vocab, "merges": list(merges)}}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_merge_that_is_listed_twice_is_refused(tmp_path):
+    path = huggingface_file(tmp_path / "t.json", ["a b", "b c", "a b"])
+    assert tokenizers.Tokenizer.from_file(str(path)).encode("abc").ids == [97, 257]  # the last one counts there
+    with pytest.raises(InputError, match="the merge of 'a' and 'b' is listed twice; leave one of them out"):
+        import_huggingface(path)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nb c\na b\n")
+    with pytest.raises(InputError, match="listed twice"):
+        gpt2_files.read_merges(tmp_path / "merges.txt")
+
+
+def test_ids_of_added_tokens_are_those_that_hugging_face_gives(tmp_path):
+    choices, right = random.Random(3), 0
+    for _ in range(200):
+        texts = choices.choices(["<x>", "<y>", "<z>", "ab", "a", "<w>"], k=choices.randint(1, 4))
+        ids = [choices.choice([97, 256, 258, 259, 260, 261, 300]) for _ in texts]
+        path = huggingface_file(tmp_path / "t.json", ["a b"], zip(ids, texts, strict=True))
+        theirs = tokenizers.Tokenizer.from_file(str(path))
+        same = all(theirs.token_to_id(text) == token_id for token_id, text in zip(ids, texts, strict=True))
+        try:
+            ours = import_huggingface(path)
+        except InputError:
+            assert not same
+        else:
+            assert same, (ids, texts)
+            right += 1
+            for text in ("<x>ab<y>abc", "<z><w>a"):
+                assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert right > 5
+
+
+def test_a_special_token_that_merges_make_is_exported(small, tmp_path):
+    tokenizer = Tokenizer(small.vocab, small.merges, [END_OF_TEXT, " the", "\n"])
+    assert b" the" in {left + right for left, right in small.merges}
+    export_huggingface(tokenizer, tmp_path / "t.json")
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
+    again = import_huggingface(tmp_path / "t.json")
+    for text in ("all the\nthem there", "the other  the"):
+        assert theirs.encode(text, add_special_tokens=False).ids == tokenizer.encode(text) == again.encode(text)
+        assert theirs.decode(tokenizer.encode(text), skip_special_tokens=False) == text
+    assert export_tiktoken(tokenizer, tmp_path / "t.tiktoken") == len(
+        (tmp_path / "t.tiktoken").read_text().splitlines()
+    )
+    ranks = load_tiktoken_bpe(str(tmp_path / "t.tiktoken"))
+    theirs = tiktoken.Encoding("t", pat_str=tokenizer.pattern, mergeable_ranks=ranks, special_tokens={})
+    plain = Tokenizer(small.vocab, small.merges, [])
+    assert theirs.encode_ordinary("all the\nthem") == plain.encode("all the\nthem")
+
+
+def test_a_special_token_that_hugging_face_decodes_as_bytes_is_named(small, tmp_path, capsys):
+    Tokenizer(small.vocab, small.merges, ["<|d\xe9but|>"]).save(tmp_path / "tok")
+    assert main(["export", str(tmp_path / "tok"), "--output", str(tmp_path / "t.json")]) == 0
+    assert "'<|d\xe9but|>' its id, but decodes that to the bytes b'<|d\\xe9but|>'" in capsys.readouterr().out
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
+    ids = theirs.encode("<|d\xe9but|>", add_special_tokens=False).ids
+    assert theirs.decode(ids, skip_special_tokens=False) == "<|d\ufffdbut|>"
+
+
+def test_two_ids_of_the_same_bytes_are_named(small, tmp_path):
+    tokenizer = import_huggingface(huggingface_file(tmp_path / "t.json", [], [(258, "\n")]))
+    with pytest.raises(InputError, match=r"the token b'\\n' has 2 ids, 10 and 258; vocab.json can hold one"):
+        tokenizer.save(tmp_path / "saved")

@@ -76,3 +76,11 @@ def test_the_beginning_is_as_long_as_asked_and_may_span_files():
     write(["defgh"], "b.txt")
     assert beginning("*.txt", 5).texts == ["abcde"]
     assert beginning("*.txt", 500).texts == ["abcdefgh"]
+
+
+def test_the_beginning_is_counted_in_bytes(tmp_path):
+    path = tmp_path / "zh.txt"
+    path.write_text("中文文本" * 100, encoding="utf-8")
+    for size, characters in ((0, 1), (1, 1), (3, 1), (8, 2), (300, 100), (10_000, 400)):
+        (text,) = beginning(str(path), size).texts
+        assert text == ("中文文本" * 100)[:characters]

@@ -21,6 +21,7 @@ from helpers import ROOT
 
 from tokenization import END_OF_TEXT, TokenFile, Tokenizer, train_bpe
 from tokenization.__main__ import COMMANDS, HELP, main
+from tokenization.plots import plain
 
 TEXT = f"The cat's tale.\nThe cat saw the other cat, and the other cat saw her.{END_OF_TEXT}\nA hat! É 漢字 😀\n" * 20
 
@@ -476,3 +477,36 @@ def test_the_json_beside_the_tokens_is_what_other_tools_read():
     about = json.loads(Path("text.bin.json").read_text())
     assert about["tokens"] * 2 == Path("text.bin").stat().st_size
     assert about["bytes"] == len(TEXT.encode())
+
+
+@pytest.mark.parametrize("special", ["\xb6", "\xe9", "\u0120the"])
+def test_a_special_token_that_reads_like_another_is_refused_before_the_text_is_read(special, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("all the things")
+    arguments = ["train", str(text), "--vocab-size", "300", "--output", str(tmp_path / "new")]
+    assert main([*arguments, "--special-token", special]) == 2
+    assert "may read like an ordinary token in vocab.json; give it another name" in capsys.readouterr().err
+    assert main([*arguments, "--special-token", "<|d\xe9but|>"]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_a_name_that_is_not_utf8_is_reported(tmp_path, capsys):
+    text = os.fsencode(tmp_path / "a") + b"\xff.txt"
+    with open(text, "w") as file:
+        file.write("hello \0 world\n")
+    assert main(["check", os.fsdecode(text), "--json", str(tmp_path / "report.json")]) == 1  # it has a NUL
+    assert "a\ufffd.txt" in (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert plain(os.fsdecode(b"a\xff")) == "a\ufffd"
+
+
+def test_a_resumed_token_set_claims_no_speed(tmp_path, small, capsys):
+    small.save(tmp_path / "small")
+    (tmp_path / "text.txt").write_text("Once upon a time. " * 1000)
+    arguments = ["encode", str(tmp_path / "text.txt"), "--tokenizer", str(tmp_path / "small")]
+    arguments += ["--output", f"{tmp_path / 'set.tokens'}{os.sep}", "--shard-size", "5KB"]
+    assert main([*arguments, "--part", "0/1"]) == 0
+    capsys.readouterr()
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "MB/s" not in out
+    assert "computed by an earlier command\n" in out

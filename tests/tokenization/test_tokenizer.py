@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers
+import torch
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer
@@ -513,3 +514,13 @@ def test_from_files_refuses_merges_that_do_not_make_the_vocabulary(gpt2_files, s
     with pytest.raises(InputError, match=r"first '<pad>'.* a special token is not named in special_tokens$"):
         Tokenizer.from_files(*files, [END_OF_TEXT])
     assert Tokenizer.from_files(*files, ["<pad>"]).encode("<pad>") == [300]
+
+
+def test_an_element_of_a_tensor_is_an_id(small):
+    ids = torch.tensor(small.encode("hello there"))
+    for tokenizer in (Tokenizer(small.vocab, small.merges), small):  # the first without kernels
+        assert tokenizer.decode(ids[:1]) == tokenizer.decode([int(ids[0])])
+        assert "".join(tokenizer.decode_iterable(ids)) == "hello there"
+        for wrong in (1.0, "1", None, torch.tensor(1.0)):
+            with pytest.raises(InputError, match="is not in the vocabulary"):
+                tokenizer.decode([wrong])

@@ -101,7 +101,7 @@ def run(argv: Sequence[str]) -> int:
         names = ", ".join(dict.fromkeys(TITLES[finding.name] for finding in too_many))
         print(f"\ntoo many documents (!): {names}" if too_many else "\nwithin what --tolerate allows")
     if args.json not in (None, "-"):
-        write_text(args.json, report)
+        write_text(args.json, report.encode(errors="surrogateescape").decode(errors="replace"))  # names of files
         print(f"written: {args.json}")
     return 1 if too_many else 0
 

@@ -89,9 +89,10 @@ def run(argv: Sequence[str]) -> None:
     if file is None:
         return
     seconds, about = time.perf_counter() - start - sum(report.seconds.values()), file.description
+    speed = "" if report.kept else f" in {seconds:.1f} s ({about.bytes / 1e6 / seconds:.1f} MB/s)"
     print(
         f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"
-        f" ({about.bytes / about.tokens:.2f} bytes each) in {seconds:.1f} s ({about.bytes / 1e6 / seconds:.1f} MB/s)"
+        f" ({about.bytes / about.tokens:.2f} bytes each){speed}"
     )
     waited = [f"; {phase} them took {spent:.1f} s more" for phase, spent in report.seconds.items()]
     print(f"computed by {report.path}{''.join(waited)}")

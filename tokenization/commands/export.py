@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tokenization.commands import TOKENIZER_HELP, ArgumentParser, command_parser, output_path
+from tokenization.formats.gpt2 import read_as_bytes
 from tokenization.interchange import export_huggingface, export_tiktoken, is_huggingface, is_tiktoken
 from tokenization.outputs import check_file
 from tokenization.pretokenization import PATTERNS
@@ -31,7 +32,13 @@ def run(argv: Sequence[str]) -> None:
     kind, is_kind = ("a tiktoken file", is_tiktoken) if tiktoken else ("a tokenizer.json", is_huggingface)
     check_file(args.output, [args.tokenizer], kind, is_kind, args.overwrite)
     tokenizer = Tokenizer.load(args.tokenizer)
-    (export_tiktoken if tiktoken else export_huggingface)(tokenizer, args.output)
-    print(f"{len(tokenizer.vocab):,} tokens -> {args.output}")
+    count = (export_tiktoken if tiktoken else export_huggingface)(tokenizer, args.output)
+    print(f"{count:,} tokens -> {args.output}")
+    garbled = {} if tiktoken else {text: read_as_bytes(text) for text in tokenizer.special_tokens}
+    for text, data in garbled.items():
+        if data is not None:
+            print(f"Hugging Face gives the special token {text!r} its id, but decodes that to the bytes {data!r}")
+    if count < len(tokenizer.vocab):
+        print(f"a .tiktoken file holds no special tokens, here {', '.join(map(repr, tokenizer.special_tokens))}")
     if tiktoken and tokenizer.pattern not in PATTERNS.values():
         print(f"tiktoken drops what lies between matches of its pattern, here {tokenizer.pattern!r}")

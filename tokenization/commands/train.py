@@ -21,6 +21,7 @@ from tokenization.commands import (
 )
 from tokenization.errors import InputError
 from tokenization.formats.folder import check_new_tokenizer
+from tokenization.formats.gpt2 import may_clash
 from tokenization.outputs import check_folder
 from tokenization.pretokenization import END_OF_TEXT
 from tokenization.text.text_files import TextFiles
@@ -97,6 +98,8 @@ def run(argv: Sequence[str]) -> None:
     args.pattern = read_pattern(args.pattern)
     args.special_tokens = args.special_tokens or [END_OF_TEXT]
     check_processes(args.processes)
+    for text in filter(may_clash, args.special_tokens):
+        raise InputError(f"special token {text!r} may read like an ordinary token in vocab.json; give it another name")
     check_work(args)
     texts = TextFiles(args.text)
     check_new_tokenizer(args.output, texts.files, args.overwrite)

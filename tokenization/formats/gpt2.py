@@ -10,6 +10,7 @@ import codecs
 import functools
 import operator
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, repeat
 from pathlib import Path
@@ -153,6 +154,7 @@ def parse_merges(path: str | os.PathLike[str], text: str) -> Merges:
     """Converts the text of a merges.txt into pairs of byte strings, in order of creation. path: for messages."""
     lines = merge_lines(path, text)
     lefts, rights = split_merges(lines)
+    refuse_repeated_merges(path, lefts, rights)
     different = list(dict.fromkeys([*lefts, *rights]))
     try:
         tokens = dict(zip(different, texts_to_bytes(different), strict=True))
@@ -217,6 +219,14 @@ def split_merges(lines: Sequence[str]) -> tuple[list[str], list[str]]:
     return texts[::2], texts[1::2]
 
 
+def refuse_repeated_merges(path: str | os.PathLike[str], lefts: Sequence[str], rights: Sequence[str]) -> None:
+    """Raises InputError for a merge that is listed twice: some libraries take the first rank, and others the last."""
+    pairs = list(zip(lefts, rights, strict=True))
+    if len(set(pairs)) < len(pairs):
+        left, right = next(pair for pair, count in Counter(pairs).items() if count > 1)
+        raise InputError(f"{path}: the merge of {left!r} and {right!r} is listed twice; leave one of them out")
+
+
 def not_two_tokens(path: str | os.PathLike[str], number: int, line: str) -> InputError:
     """Returns the error for a line of a merges.txt."""
     return InputError(f"{path}, line {number}: {line!r} is not two tokens with a space between them")
@@ -245,6 +255,21 @@ def check_merges(
         )
 
 
+def read_as_bytes(special_token: str) -> bytes | None:
+    """Returns what a special token says in GPT-2's alphabet; None where it says itself, or is not of the alphabet."""
+    try:
+        data = text_to_bytes(special_token)
+    except KeyError:
+        return None
+    return data if data != special_token.encode() else None
+
+
+def may_clash(special_token: str) -> bool:
+    """Returns whether a special token may read like an ordinary one in vocab.json: a byte, or one of a text."""
+    data = read_as_bytes(special_token)
+    return data is not None and (len(data) == 1 or "\ufffd" not in data.decode(errors="replace"))
+
+
 def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[str, int]:
     """Converts {id: bytes} into {token in the alphabet: id}; the inverse of `parse_vocabulary`.
 
@@ -256,5 +281,9 @@ def vocabulary_table(vocab: Vocabulary, special_tokens: Sequence[str]) -> dict[s
     if len(table) != len(vocab):
         ordinary = {bytes_to_text(token) for token in vocab.values() if token not in special}
         clash = next((token for token in special_tokens if token in ordinary), None)
+        if clash is None:
+            token, count = Counter(vocab.values()).most_common(1)[0]
+            ids = [token_id for token_id, other in vocab.items() if other == token]
+            raise InputError(f"the token {token!r} has {count} ids, {ids[0]} and {ids[1]}; vocab.json can hold one")
         raise InputError(f"special token {clash!r} reads like an ordinary token in vocab.json; give it another name")
     return table

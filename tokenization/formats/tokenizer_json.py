@@ -15,7 +15,13 @@ from typing import Any
 
 from tokenization.errors import InputError
 from tokenization.formats.contents import read_json
-from tokenization.formats.gpt2 import TokenizerDefinition, merge_ids_by_text, parse_vocabulary, text_to_bytes
+from tokenization.formats.gpt2 import (
+    TokenizerDefinition,
+    merge_ids_by_text,
+    parse_vocabulary,
+    refuse_repeated_merges,
+    text_to_bytes,
+)
 from tokenization.formats.oniguruma import from_oniguruma, to_oniguruma
 from tokenization.pretokenization import GPT2_PATTERN, PATTERNS
 
@@ -72,6 +78,7 @@ def parse_tokenizer_json(path: str | os.PathLike[str], content: dict[str, Any]) 
         refuse_other_keys(path, f"added_tokens.{number}.", token, ("id", "content", "special", "normalized"))
     check_order(path, added)
     check_steps(path, content)
+    check_ids_of_added(path, model["vocab"], added)
     special_tokens = {token["content"]: token["id"] for token in added}
     for text, token_id in special_tokens.items():
         if model["vocab"].get(text, token_id) != token_id:
@@ -80,6 +87,7 @@ def parse_tokenizer_json(path: str | os.PathLike[str], content: dict[str, Any]) 
     vocab = parse_vocabulary(path, table, list(special_tokens))
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     lefts, rights = [left for left, _ in pairs], [right for _, right in pairs]
+    refuse_repeated_merges(path, lefts, rights)
     merge_ids, merges = merge_ids_by_text(lefts, rights, table, list(special_tokens)), None
     if merge_ids is None:
         merges = list(zip(map(text_to_bytes, lefts), map(text_to_bytes, rights), strict=True))
@@ -96,6 +104,22 @@ def refuse_other_keys(
             meaning = f" ({MEANINGS[key]})" if key in MEANINGS else ", which is not supported here"
             shown = json.dumps(value, ensure_ascii=False)
             raise InputError(f"{path}: cannot be imported: {where}{key} is {shown[:60]}{meaning}")
+
+
+def check_ids_of_added(path: str | os.PathLike[str], vocab: Mapping[str, int], added: list[dict[str, Any]]) -> None:
+    """Raises InputError for an added token to which Hugging Face gives another id than its own.
+
+    One that the vocabulary lacks becomes the next after all tokens, whatever id it has.
+    """
+    ids: dict[str, int] = {}
+    for token in added:
+        text, following = token["content"], max(len(vocab), max(ids.values(), default=-1) + 1)
+        ids[text] = vocab.get(text, ids.get(text, following))
+        if text not in vocab and ids[text] != token["id"]:
+            raise InputError(
+                f"{path}: cannot be imported: the added token {text!r} has the id {token['id']}, and Hugging Face"
+                f" would give it {ids[text]}"
+            )
 
 
 MAX_PAIRS = 1_000_000  # to compare; published files have some hundreds

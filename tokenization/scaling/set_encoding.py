@@ -65,7 +65,9 @@ class SetEncoding(Work):
             encode = EncodeGroup(self.tokenizer, self.folder, len(self.plan.groups), self.reading)
             results = self.run_tasks(encode, self.plan.groups, "encoding")
             for result in results:
-                if report is not None and result.state != "kept":
+                if report is not None and result.state == "kept":
+                    report.kept = True
+                elif report is not None:
                     report.path = result.report.path
                     report.seconds |= result.report.seconds
             if not self.engine.takes_all:

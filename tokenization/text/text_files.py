@@ -62,16 +62,20 @@ class TextFiles:
         self._files.add(file)
 
     def _add_glob(self, name: str) -> None:
-        found = sorted(file for file in map(Path, glob.glob(name, recursive=True)) if file.is_file())
+        found = sorted(path for path in map(Path, glob.glob(name, recursive=True)) if path.is_file() or path.is_dir())
+        if "**" in name:  # which has matched the files in folders as well
+            found = [path for path in found if path.is_file()]
         if not found:
             cut = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name)  # Path("s3://bucket") is s3:/bucket
             remedy = "; if it is a URL, it needs ://, which a Path makes :/, so give a string" if cut else ""
             raise InputError(f"{name}: no such file, folder or pattern{remedy}")
-        for file in found:
-            if belongs_to_tokenizer(file):
-                self._pass_over("part of a tokenizer", file)
+        for path in found:
+            if path.is_dir():
+                self._add_folder(path)
+            elif belongs_to_tokenizer(path):
+                self._pass_over("part of a tokenizer", path)
             else:
-                self._add(file)
+                self._add(path)
 
     def _add_folder(self, folder: Path) -> None:
         self._add_those_of_folder(str(folder), sorted(self._walk(folder)))

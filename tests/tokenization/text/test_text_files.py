@@ -356,3 +356,13 @@ def test_text_is_measured_unpacked_and_no_further_than_needed(tmp_path):
 def test_a_packed_pipe_is_left_to_the_reader(tmp_path):
     os.mkfifo(tmp_path / "text.gz")
     assert Corpus([tmp_path / "text.gz"]).text_bytes(10**9) == 0
+
+
+def test_a_glob_reads_the_folders_that_it_matches(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.txt", "sub/b.txt"):
+        (tmp_path / name).write_text("text")
+    names = [tmp_path / "a.txt", tmp_path / "sub" / "b.txt"]
+    for pattern in ("*", "**", "**/*"):
+        assert TextFiles([str(tmp_path / pattern)]).files == names
+    assert sorted(TextFiles(list(map(str, tmp_path.iterdir()))).files) == names

@@ -6,7 +6,6 @@ import errno
 import gzip
 import hashlib
 import io
-import itertools
 import json
 import os
 import signal
@@ -359,13 +358,16 @@ def test_documents_of_several_files_are_kept_apart(tmp_path, monkeypatch, small,
     assert file.description.documents == documents
 
 
-def test_what_follows_the_last_separator_wherever_it_stands(monkeypatch):
-    """Within the part that is looked at first, before it, across its beginning, nowhere."""
-    monkeypatch.setattr(encoding, "LONG_DOCUMENT", 5)
-    for letters in itertools.product(["ab", "a", "b", "é", ""], repeat=6):
-        data = "".join(letters).encode()
-        _, found, rest = data.rpartition(b"ab")
-        assert encoding.behind_last(b"ab", memoryview(data)) == (bool(found), rest)
+@pytest.mark.parametrize("size", [10, 64, 1000])
+@pytest.mark.parametrize("other", [f"[INST]{END_OF_TEXT}", f"{END_OF_TEXT}<|", "<|end"])
+def test_a_separator_within_another_special_token_separates_nothing(other, size, tmp_path, small, monkeypatch):
+    monkeypatch.setattr(encoding, "cut_into_chunks", partial(cut_into_chunks, size=size))
+    tokenizer = Tokenizer(small.vocab, small.merges, [END_OF_TEXT, other])
+    for name, text in (("a", f"first story{other}"), ("b", "second story"), ("c", f"third{END_OF_TEXT}")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    file = tokenizer.encode_files([tmp_path], tmp_path / "t.bin", num_processes=1)
+    assert tokenizer.decode(file.tokens) == END_OF_TEXT.join([f"first story{other}", "second story", "third", ""])
+    assert file.description.documents == 3
 
 
 @pytest.mark.parametrize(
