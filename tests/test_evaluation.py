@@ -206,3 +206,6 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
         assert words in result.err
     assert lm("test", run, tmp_path / "latin.txt", "--errors", "replace").code == 0
+    (tmp_path / "one.txt").write_text("a")
+    assert "leaves none to predict" in lm("test", run, tmp_path / "one.txt").err
+    assert lm("test", run, tmp_path / "one.txt", "--per-document").code == 0  # it follows <|endoftext|>

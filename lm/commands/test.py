@@ -75,7 +75,7 @@ def run(argv: list[str]) -> None:
     round_weights(model, PRECISIONS[args.precision])
     speed_up(model, choose_attention(trained.device.type, model.context_length))
     with token_file(args.file, tokenizer, args.errors, args.text_field) as file:
-        check(args.file, file, trained)
+        check(args.file, file, trained, 1 if args.per_document else 2)
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         if args.per_document:
             test_documents(model, tokenizer, file, args.file, args.json)
@@ -102,14 +102,14 @@ def token_file(name: str, tokenizer: Tokenizer, errors: str, text_field: str | N
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check(name: str, file: TokenFile, trained: TrainedModel) -> None:
-    """Raises InputError for a token file of another tokenizer, and for one without anything to predict."""
+def check(name: str, file: TokenFile, trained: TrainedModel, fewest: int) -> None:
+    """Raises InputError for a token file of another tokenizer, and for one with fewer tokens than can be predicted."""
     file.check_tokenizer(
         f"{trained.checkpoint}'s",
         trained.tokenizer.digest,
         f"encode the text with {trained.checkpoint.parent / 'tokenizer'}",
     )
-    if len(file) < 2:
+    if len(file) < fewest:
         raise InputError(f"{name}: has one token, which leaves none to predict; use a longer text")
 
 

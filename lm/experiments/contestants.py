@@ -28,7 +28,7 @@ from lm.experiments.results import in_json
 from lm.experiments.sweep import Settings
 from lm.runs.folder import CONFIG
 from lm.strict_json import to_json
-from lm.training.checks import check_length
+from lm.training.checks import check_length, check_model
 from tokenization import InputError, TokenFile
 
 LENGTH, INTERVAL = "trainer.max_steps", "trainer.val_check_interval"
@@ -81,6 +81,7 @@ class Contestant:
         self.steps, self.interval = steps, config.trainer.val_check_interval
         try:
             check_length(config.trainer, config.model)
+            check_model(config.model)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
 

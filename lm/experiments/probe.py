@@ -181,7 +181,9 @@ def measure(arguments: list[str], config: Namespace) -> Probe:
     trainer = config.trainer
     if isinstance(trainer.devices, int) and trainer.devices > 1:
         raise InputError(f"trainer.devices is {trainer.devices}; a probe runs one process, so set it to 1")
-    limit = limited(VALIDATION_BATCHES, trainer.limit_val_batches)
+    limit = VALIDATION_BATCHES  # of a share of the file, too, which may be less than one of so few
+    if isinstance(trainer.limit_val_batches, int):
+        limit = min(limit, trainer.limit_val_batches)
     with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
         run, answer = Path(folder, "run"), Path(folder, "answer.json")
         own = [f"--trainer.default_root_dir={run}", "--trainer.enable_progress_bar=false", "--ckpt_path=null"]

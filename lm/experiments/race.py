@@ -14,7 +14,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,8 +76,8 @@ class Race:
         check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), PLOT: is_plot, LEDGER: is_ledger})
         check_folder(self.output, inputs, [RECORD])
         with run_lock(self.output):
-            self._recall()
             entries, damage = read_ledger(self.output)
+            self._recall({name for name, _ in entries})
             self.entries = {run.key: entries[run.key] for run in self.runs if self._is_done(run, entries)}
             yield damage
 
@@ -93,11 +93,14 @@ class Race:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: is not what `lm race` writes; choose another --output, or delete it") from None
 
-    def _recall(self) -> None:
-        """Takes over the steps that an earlier start has found; InputError for a contestant with other settings."""
+    def _recall(self, ended: Collection[str]) -> None:
+        """Takes over the steps that an earlier start has found; InputError for a contestant with other settings.
+
+        ended: those of which a run has ended. One that has not even a checkpoint begins anew.
+        """
         for name, old in self._recorded().items():
             contestant = self.contestants.get(name)
-            if contestant is None:
+            if contestant is None or not (name in ended or any((self.output / name).glob("*/*.ckpt"))):
                 continue
             was, now = old["settings"], contestant.settings
             for setting in sorted(was.keys() | now.keys()):

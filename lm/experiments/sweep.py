@@ -23,7 +23,7 @@ from lm.experiments.results import COLUMNS, PLOT, TABLE, Results, begins_with, c
 from lm.runs.folder import DIVERGED
 from lm.runs.lock import run_lock
 from lm.strict_json import to_json
-from lm.training.checks import check_length
+from lm.training.checks import check_length, check_model
 from lm.training.parser import SettingsCLI
 from tokenization import InputError
 from tokenization.outputs import check_folder
@@ -67,8 +67,12 @@ class Sweep:
         self.output = output or home.with_name(f"sweep-{home.name}-{parameter.rpartition('.')[2]}")
         if parameter == RATE:
             self._scale_lowest_rate()
-        for _, config in self.runs.values():
-            check_length(config.trainer, config.model)
+        for text, config in self.runs.values():
+            try:
+                check_length(config.trainer, config.model)
+                check_model(config.model)
+            except InputError as error:
+                raise InputError(f"--values: {text}: {error}") from None
         self.settings = self._common_settings(first)
 
     def _scale_lowest_rate(self) -> None:

@@ -29,6 +29,8 @@ def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: s
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(path.stem)
     writer.add_file_type(gguf.LlamaFileType[{"fp32": "ALL_F32", "fp16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}[dtype]])
+    if kind == gguf.GGMLQuantizationType.Q8_0:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(settings["vocab_size"])
     writer.add_context_length(settings["max_position_embeddings"])
     writer.add_embedding_length(settings["hidden_size"])

@@ -60,6 +60,8 @@ class Completions:
     def feed(self, drawn: Drawn) -> dict[str, Any] | None:
         """Adds a token of one of the texts; returns its chunk of a stream, or None if there is nothing to send yet."""
         continuation = self.continuations[drawn.text.number]
+        if continuation.over:  # by a stop string, of which the engine learns later
+            return None
         before = len(continuation.listed)
         shown = continuation.feed(drawn)
         wants_logprobs = continuation.text.top is not None

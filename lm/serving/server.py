@@ -166,6 +166,8 @@ class Server:
                     if isinstance(drawn, Exception):
                         raise drawn
                     yield drawn
+                    if wanted.continuations[drawn.text.number].over:
+                        self.engine.cancel([drawn.text])
             except TimeoutError:
                 seconds = self.limits.seconds
                 raise Refused(f"not done within {seconds:g} seconds; ask for fewer tokens", None, 504) from None

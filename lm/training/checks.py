@@ -136,6 +136,14 @@ def check_length(trainer: Namespace, model: Namespace) -> None:
         )
 
 
+def check_model(model: Namespace) -> None:
+    """Raises InputError for settings that make no model."""
+    try:
+        make_model(vars(model))
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from None
+
+
 def check_folder(config: Namespace) -> None:
     """Raises InputError if the folder already holds another run than the one that resumes."""
     last = Path(config.trainer.default_root_dir) / LAST

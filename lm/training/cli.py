@@ -152,7 +152,8 @@ class RunCLI(SettingsCLI):
         Otherwise those that are read first, so that a run which cannot begin leaves no folder. step: of the run so far.
         """
         self.datamodule.setup(stage)
-        self.datamodule.count_val_batches(self.trainer.limit_val_batches)
+        if self.trainer.limit_val_batches:  # a range test has none
+            self.datamodule.count_val_batches(self.trainer.limit_val_batches)
         if self.trainer.world_size > 1:
             self.datamodule.verify_rest()
         elif stage == "fit":

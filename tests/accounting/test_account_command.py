@@ -159,6 +159,7 @@ SHARDED = ("--trainer.strategy=fsdp", "--checkpoints.sharded=true")
 def test_a_probe(more, lm, fit_arguments, tmp_path):
     """Of a run that another `lm fit` then does; nothing is left of it."""
     _, *arguments = fit_arguments(tmp_path / "run", "--trainer.max_steps=12", "--samples.max_new_tokens=0", *more)
+    arguments.append("--trainer.limit_val_batches=0.15")  # less than one of a probe's own
     result = lm("account", *arguments, "--probe", "--json")
     assert (result.code, result.err) == (0, "")
     assert list(tmp_path.iterdir()) == []

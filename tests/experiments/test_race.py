@@ -4,10 +4,12 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from helpers import ROOT
 
 from lm.experiments.contestants import BITS, LOSS, Budget, common_measure, most_steps, read_contestants
 from lm.experiments.ledger import LEDGER, Entry, append, read_ledger
+from lm.experiments.race import RECORD
 from lm.experiments.significance import lowest_by_permutation, p_value, standard_error, t_tails
 from lm.experiments.standings import Standings
 from lm.machine import contention
@@ -203,6 +206,7 @@ REFUSED = {
     "both budgets": (["--cpu-seconds=5"], "not allowed with argument"),
     "no setting": (["--variant=a: --model.d_mode 8"], "model.d_mode"),
     "other windows": (["--variant=a: --data.batch_size 4"], "a: validates on"),
+    "no model": (["--variant=a: --model.d_model 15"], "a: d_model 15 cannot be divided evenly among num_heads"),
     "a long warmup": (["--variant=a: --model.warmup_steps 9"], "a: model.warmup_steps 9 is more than"),
 }
 
@@ -299,3 +303,14 @@ def test_what_other_tokenizers_are_compared_by(arguments, token_data, small, tmp
             measure(valid, limit)
     same = read_contestants([config], ["a: --model.num_layers 1"], shared, Budget(steps=6))
     assert common_measure(same) == LOSS
+
+
+def test_a_contestant_that_has_not_run_may_change(lm, arguments, race, tmp_path, monkeypatch):
+    output = Path(shutil.copytree(race[0], tmp_path / "race"))
+    record = json.loads((output / RECORD).read_text())
+    record["new"] = {"settings": {**record["tiny"]["settings"], "model.d_model": 4}, "steps": 6}
+    (output / RECORD).write_text(json.dumps(record))
+    result = lm("race", *arguments, "--seeds=1", "--output", output, "--variant=new: --model.d_model 8")
+    assert result.code == 0
+    assert "new, seed 0: validation loss" in result.out
+    assert json.loads((output / RECORD).read_text())["new"]["settings"]["model.d_model"] == 8

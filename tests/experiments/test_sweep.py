@@ -100,6 +100,7 @@ REFUSED = {
     "checkpoint": (["--param=data.seed", "--values=1", "--ckpt_path", "x"], "--ckpt_path: has no effect here"),
     "nothing": (["--param=data.seed"], "--values"),
     "warmup": (["--param=data.seed", "--values=1", "--model.warmup_steps=9"], "model.warmup_steps 9 is more than"),
+    "no model": (["--param=model.d_model", "--values", "16", "15"], "--values: 15: d_model 15 cannot be divided"),
     "another sweep": (["--param=data.seed", "--values=1"], "holds a sweep with"),
     "another length": (
         ["--param=model.learning_rate", "--values=1", "--trainer.max_steps=9"],

@@ -84,6 +84,7 @@ def test_gguf_read_back(exported, lm, dtype, tolerance, tmp_path):
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["general.architecture"] == "llama"
     assert fields["llama.context_length"] == 32
+    assert ("general.quantization_version" in fields) == (dtype == "q8_0")
     assert (fields["llama.block_count"], fields["llama.attention.head_count"]) == (2, 4)
     assert fields["llama.rope.freq_base"] == 500
     tokens = fields["tokenizer.ggml.tokens"]

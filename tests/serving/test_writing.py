@@ -199,3 +199,22 @@ def test_32_clients_at_once_and_none_lost(server):
     for found, expected in pairs:
         assert found == expected
     assert server.until(running=0, waiting=0)
+
+
+def test_a_choice_that_a_stop_string_has_ended_is_over(server):
+    """Each ends once, is billed for its own tokens, and leaves its slot to others."""
+    seeds = [seed for seed in range(200) if len(server.alone("Tom", 40, seed)) == 40][:1]
+    seeds = [seeds[0] - 1, *seeds] if seeds[0] else [0, 1]
+    text = server.tokenizer.decode(server.alone("Tom", 40, seeds[0]))
+    settings = {"model": "tiny", "prompt": "Tom", "max_tokens": 40, "stop": text[2]}
+    alone = [server.post({**settings, "seed": seed})[1] for seed in seeds]
+    together = {**settings, "seed": seeds[0], "n": 2}
+    _, answer, _ = server.post(together)
+    assert [choice["text"] for choice in answer["choices"]] == [each["choices"][0]["text"] for each in alone]
+    tokens = sum(each["usage"]["completion_tokens"] for each in alone)
+    assert answer["usage"]["completion_tokens"] == tokens
+    chunks = list(server.client().completions.create(**together, stream=True, stream_options={"include_usage": True}))
+    ends = [choice.index for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    assert sorted(ends) == [0, 1]
+    assert chunks[-1].usage.completion_tokens == tokens
+    assert server.until(running=0)
