@@ -3,6 +3,7 @@
 import re
 import runpy
 
+import numpy as np
 import pytest
 from helpers import ROOT
 
@@ -85,3 +86,24 @@ def test_the_rates_show_every_loss_and_every_divergence(script):
         known = [(rate, float(loss)) for rate, loss in zip(rates, losses, strict=True) if loss[:1].isdigit()]
         assert list(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) == known
         assert list(crosses.get_xdata()) == [rate for rate, loss in zip(rates, losses, strict=True) if "div" in loss]
+
+
+def test_the_sizes_show_both_seeds_and_the_laws(script):
+    module, drawn = script
+    page = (ROOT / "docs/experiments.md").read_text()
+    module["PICTURES"]["sizes"]()
+    ((name, figure),) = drawn
+    rows = re.findall(
+        r"^\| (?:32|48|64|96|128) \| ([\d,]+) \|.*?\*\*([\d.]+)\*\*.*?\| ([\d.]+) \| [\d.]+ \| \d+ \|$",
+        page,
+        re.MULTILINE,
+    )
+    points = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert (name, len(rows)) == ("sizes.png", 5)
+    assert [[*line.get_xdata(), *line.get_ydata()] for line in points] == [
+        [float(n.replace(",", ""))] * 2 + [float(first), float(second)] for n, first, second in rows
+    ]
+    laws = dict(re.findall(r"^\| (a N\^-b|E \+ a N\^-b) \| [\d.]+ \| ([\d.]+) \|", page, re.MULTILINE))
+    for line in figure.axes[0].lines[:2]:
+        at_fifth = np.interp(np.log(1_090_432), np.log(line.get_xdata()), line.get_ydata())
+        assert at_fifth == pytest.approx(float(laws[line.get_label()]), abs=0.003)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tokenization.plots import curve_colour, new_figure, save
 
 DOCS = Path(__file__).parents[1]
@@ -192,6 +194,34 @@ def hour() -> None:
         axes.set_ylim(bottom=1.9)
 
 
+def sizes() -> None:
+    _, *rows = read_table("experiments.md", "| width | parameters | tokens | steps | loss at 8e-3 |")
+    parameters, means = (np.array([number(row[column]) for row in rows]) for column in (1, 7))
+    title = "Of the fifth size, what four foretell depends on the law"
+    with picture("sizes", title, xlabel="parameters", ylabel=LOSS) as axes:
+        wide = np.geomspace(0.9 * parameters[0], 1.2 * parameters[-1])
+        for place, (name, floor) in enumerate({"a N^-b": 0.0, "E + a N^-b": lowest(parameters[:4], means[:4])}.items()):
+            slope, height = np.polyfit(np.log(parameters[:4]), np.log(means[:4] - floor), 1)
+            axes.plot(wide, floor + np.exp(height) * wide**slope, "--", color=curve_colour(place + 1), label=name)
+        for row, x in zip(rows, parameters, strict=True):
+            first = min(number(row[4]), number(row[5]))
+            axes.plot([x, x], [first, number(row[6])], ".", color=curve_colour(0))
+            axes.annotate(row[0], (x, first), (7, 3), textcoords="offset points")
+        axes.plot([], [], ".", color=curve_colour(0), label="two seeds of each width")
+        axes.set_xscale("log")
+        axes.legend()
+
+
+def lowest(parameters: Any, losses: Any) -> float:
+    """Returns the E of E + a N^-b that fits best, to 0.005."""
+
+    def misfit(floor: float) -> float:
+        fitted = np.polyfit(np.log(parameters), np.log(losses - floor), 1)
+        return float(((floor + np.exp(np.polyval(fitted, np.log(parameters))) - losses) ** 2).sum())
+
+    return min(np.arange(0, min(losses) - 0.1, 0.005), key=misfit)
+
+
 def longer_run() -> None:
     header, losses = read_table("experiments.md", "| step | 100 |")
     with picture(
@@ -255,6 +285,7 @@ PICTURES: dict[str, Callable[[], None]] = {
     "options": options,
     "additions": additions,
     "hour": hour,
+    "sizes": sizes,
     "fast": fast,
     "longer-run": longer_run,
     "longer-tinystories": longer_tinystories,
