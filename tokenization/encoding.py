@@ -29,6 +29,8 @@ from tokenization.tokens.token_format import description_path, token_dtype
 if TYPE_CHECKING:
     from tokenization.tokenizer import Tokenizer
 
+FIRST = 1000  # tokens, which may end within a character
+
 
 class NoText(InputError):
     """There is nothing to encode in any of the files."""
@@ -163,15 +165,22 @@ def describe_chunk(
     tokenizer: "Tokenizer", file: int, token_ids: np.ndarray, data: bytes | memoryview, are_documents: bool
 ) -> EncodedChunk:
     """Returns the chunk with what is needed to count its documents. data: its text, or documents with BETWEEN."""
-    separator, rest = tokenizer.end_of_text_id, bytes(data)
+    separator = tokenizer.end_of_text_id
     if are_documents:
-        ends = rest.count(BETWEEN)
+        text = bytes(data)
+        ends = text.count(BETWEEN)
         unmarked_ends = ends if separator is None else 0
-        return EncodedChunk(file, token_ids, len(rest) - ends, bool(ends), not rest.endswith(BETWEEN), unmarked_ends)
+        return EncodedChunk(file, token_ids, len(text) - ends, bool(ends), not text.endswith(BETWEEN), unmarked_ends)
     places = np.flatnonzero(token_ids == (-1 if separator is None else separator))
-    if len(places):  # in the text, its letters may be a part of another special token
-        rest = tokenizer.decode_bytes(token_ids[places[-1] + 1 :])
-    return EncodedChunk(file, token_ids, len(data), len(places) > 0, bool(rest.decode(errors="replace").strip()))
+    # By the ids: in the text, the separator's letters may be a part of another special token.
+    behind = token_ids[places[-1] + 1 :] if len(places) else token_ids
+    return EncodedChunk(file, token_ids, len(data), len(places) > 0, has_text(tokenizer, behind))
+
+
+def has_text(tokenizer: "Tokenizer", token_ids: np.ndarray) -> bool:
+    """Returns whether these tokens are more than white space, which the first ones tell in most documents."""
+    beginning = str(tokenizer.decode_bytes(token_ids[:FIRST]), "utf-8", "replace").replace("\ufffd", "")
+    return bool(beginning.strip() or str(tokenizer.decode_bytes(token_ids), "utf-8", "replace").strip())
 
 
 _encoder: "Tokenizer | None" = None  # in each encoding process

@@ -100,9 +100,12 @@ class Race:
         """
         for name, old in self._recorded().items():
             contestant = self.contestants.get(name)
-            if contestant is None or not (name in ended or any((self.output / name).glob("*/*.ckpt"))):
+            if contestant is None:
                 continue
             was, now = old["settings"], contestant.settings
+            has_run = name in ended or any((self.output / name).glob("*/*.ckpt"))
+            if was != now and not has_run:
+                continue
             for setting in sorted(was.keys() | now.keys()):
                 if was.get(setting) != now.get(setting):
                     raise InputError(

@@ -28,6 +28,7 @@ class Overfitting(Callback):
     def __init__(self) -> None:
         self.losses: dict[int, Tensor | float] = {}  # by the number of the step
         self.validated: list[str | int] | None = None  # which text and how much of it
+        self.began_anew = False  # in this start
         self.begin_anew(0)
 
     def begin_anew(self, step: int) -> None:
@@ -55,7 +56,8 @@ class Overfitting(Callback):
         if isinstance(data, TokenDataModule):
             self.validated = data.validated
         other_text = before is not None and before != self.validated
-        if other_text or not Path(trainer.default_root_dir, BEST).exists():
+        self.began_anew = other_text or not Path(trainer.default_root_dir, BEST).exists()
+        if self.began_anew:
             self.begin_anew(trainer.global_step if other_text else self.since)
         if other_text:
             say(trainer, f"step {trainer.global_step}: other text is validated now, so that the best loss begins anew")

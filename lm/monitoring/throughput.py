@@ -73,8 +73,8 @@ class Throughput(Callback):
         return f"MFU is of {self.peak.flops / 1e9:,.0f} GFLOP/s per device ({self.peak.source})"
 
     def _announce(self, trainer: Trainer, model: TransformerLM) -> None:
-        steps = trainer.max_steps - trainer.global_step
-        tokens, now = trainer.datamodule.tokens_after(steps), self.peak.now  # type: ignore[attr-defined]
+        steps, data = trainer.max_steps - trainer.global_step, trainer.datamodule  # type: ignore[attr-defined]
+        tokens, now = data.tokens_after(trainer.max_steps) - data.tokens_after(trainer.global_step), self.peak.now
         seconds = training_seconds(model, tokens, now * trainer.world_size, TYPICAL_MFU)
         say(
             trainer,

@@ -58,9 +58,9 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         exit_if_signalled()
         self.signals = Signals(quiet=not trainer.is_global_zero)
-        bests = [callback.best for callback in trainer.callbacks if isinstance(callback, Overfitting)]  # type: ignore[attr-defined]
-        if not all(math.isfinite(best["validation"]) for best in bests):
-            self.saver.best_loss = math.inf  # a best that begins anew
+        anew = any(callback.began_anew for callback in trainer.callbacks if isinstance(callback, Overfitting))  # type: ignore[attr-defined]
+        if anew or not (run_folder(trainer) / BEST).exists():
+            self.saver.best_loss = math.inf
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.saver.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
         self.saver.boundary.loops = self.saver.boundary.loops or loop_counters(trainer)

@@ -11,7 +11,7 @@ from helpers import FIXTURES
 from helpers.events import read_events
 from safetensors.torch import load_file
 
-from lm.runs.checkpoint import load_checkpoint
+from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 
 VALIDATION_LOSS = {20: 4.72508, 24: 4.653077, 30: 4.613358}
 TRAINING_LOSS = {21: 4.732973, 30: 4.601742}
@@ -81,3 +81,13 @@ def test_it_is_exported(lm, old_run):
 def test_it_is_exported_for_others(format, lm, old_run):
     result = lm("export", "run", "--format", format, "--output", "exported")
     assert (result.code, result.err) == (0, "")
+
+
+def test_it_keeps_its_best(lm, old_run):
+    """Its checkpoints do not say of which text their best loss is."""
+    checkpoint = load_checkpoint("run/last.ckpt")
+    checkpoint["callbacks"]["Checkpoints"]["best_loss"] = 1.5
+    for name in ("best", "last"):
+        save_checkpoint(checkpoint, old_run / f"{name}.ckpt")
+    assert lm("fit", "-c", "run/config.yaml", "--ckpt_path", "auto").code == 0
+    assert [load_checkpoint(f"run/{name}.ckpt")["global_step"] for name in ("best", "last")] == [20, 30]

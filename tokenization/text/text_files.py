@@ -39,7 +39,7 @@ class TextFiles:
             if is_url(name):
                 self._add_url(name)
             elif path.is_dir():
-                self._add_folder(path)
+                self._add_folder(str(path), sorted(self._walk(path)))
             elif path.exists():
                 self._add(path)
             else:
@@ -71,24 +71,27 @@ class TextFiles:
             raise InputError(f"{name}: no such file, folder or pattern{remedy}")
         for path in found:
             if path.is_dir():
-                self._add_folder(path)
+                if not self._add_those_of_folder(sorted(self._walk(path))):
+                    self._pass_over("a folder without text", path)
             elif belongs_to_tokenizer(path):
                 self._pass_over("part of a tokenizer", path)
             else:
                 self._add(path)
 
-    def _add_folder(self, folder: Path) -> None:
-        self._add_those_of_folder(str(folder), sorted(self._walk(folder)))
+    def _add_folder(self, folder: str, files: Sequence[Place]) -> None:
+        if not self._add_those_of_folder(files):
+            raise InputError(f"{folder}: no {', '.join(TEXT_KINDS)} file in this folder; name the files")
 
     def _add_url(self, url: str) -> None:
         files, is_folder = find(url)
         if is_folder:
-            self._add_those_of_folder(url, files)
+            self._add_folder(url, files)
         else:
             for file in files:
                 self._add(file)
 
-    def _add_those_of_folder(self, folder: str, files: Sequence[Place]) -> None:
+    def _add_those_of_folder(self, files: Sequence[Place]) -> int:
+        """Adds the files that are text, and returns how many they are."""
         found = 0
         for file in files:
             if not has_text_name(file):
@@ -102,8 +105,7 @@ class TextFiles:
             else:
                 found += 1
                 self._add(file)
-        if not found:
-            raise InputError(f"{folder}: no {', '.join(TEXT_KINDS)} file in this folder; name the files")
+        return found
 
     def _walk(self, folder: Path) -> Iterator[Path]:
         """Yields every file below a folder; each folder is entered once, so that links that lead back end."""
@@ -166,10 +168,13 @@ def list_briefly(paths: Sequence[Place], at_most: int = 8) -> str:
 def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
     """Returns the folder or glob among the inputs that would include a new file of this name, or None."""
     for name in map(normalized, map(str, inputs)):
-        inside = Path(name).resolve() in path.resolve().parents
-        if (Path(name).is_dir() and inside and has_text_name(path) and not is_about_others(path)) or (
-            not Path(name).exists() and PurePath(os.path.abspath(path)).match(os.path.abspath(name))
-        ):
+        above, is_text = path.resolve().parents, has_text_name(path) and not is_about_others(path)
+        if Path(name).exists():
+            if Path(name).is_dir() and Path(name).resolve() in above and is_text:
+                return name
+            continue
+        pattern = os.path.abspath(name)
+        if PurePath(os.path.abspath(path)).match(pattern) or (is_text and any(each.match(pattern) for each in above)):
             return name
     return None
 

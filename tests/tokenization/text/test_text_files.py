@@ -366,3 +366,15 @@ def test_a_glob_reads_the_folders_that_it_matches(tmp_path):
     for pattern in ("*", "**", "**/*"):
         assert TextFiles([str(tmp_path / pattern)]).files == names
     assert sorted(TextFiles(list(map(str, tmp_path.iterdir()))).files) == names
+
+
+def test_a_glob_passes_over_folders_without_text(tmp_path, small):
+    (tmp_path / "empty").mkdir()
+    small.save(tmp_path / "tok")
+    (tmp_path / "a.txt").write_text("text")
+    texts = TextFiles([str(tmp_path / "*")])
+    assert texts.files == [tmp_path / "a.txt"]
+    assert list(texts.passed_over["a folder without text"]) == [tmp_path / "empty", tmp_path / "tok"]
+    assert reads([str(tmp_path / "*")], tmp_path / "empty" / "new.txt") == str(tmp_path / "*")
+    assert reads([str(tmp_path / "*")], tmp_path / "empty" / "new.bin") is None
+    assert reads([str(tmp_path / "*.txt")], tmp_path / "empty" / "new.txt") is None
