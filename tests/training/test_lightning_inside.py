@@ -231,6 +231,14 @@ def test_is_mid_step():
     assert middle.seen == [False, True, False, True], changed("lightning", "fit_loop.batch_idx")
 
 
+def test_has_begun_a_step():
+    """Asked where a batch ends, and in the validation after it: of two batches a step, the first begins it."""
+    begun = At("on_train_batch_end", lightning_inside.has_begun_a_step)
+    validated = At("on_validation_end", lightning_inside.has_begun_a_step)
+    train(begun, validated, steps=2, accumulate_grad_batches=2, val_check_interval=1)
+    assert begun.seen == validated.seen == [True, False, True, False], changed("lightning", "fit_loop.batch_idx")
+
+
 def test_is_validation_due():
     due = At("on_train_batch_end", lightning_inside.is_validation_due)
     validated = At("on_validation_start", lambda trainer: trainer.global_step)
