@@ -19,9 +19,8 @@ from tokenization.tokens.token_file import TokenFile
 VOCAB_SIZE = 2048
 BATCH = 32  # windows
 PASSES = 10
-PLAIN, RECIPE = "tinystories.yaml", "tinystories-gpu.yaml"
 SETTINGS: dict[str, dict[str, Any]] = {
-    PLAIN: {
+    "tinystories.yaml": {
         "model.optimizer": "muon",
         "model.muon_rate": 0.5,
         "model.learning_rate": 8e-3,
@@ -29,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model.weight_decay": 1.5,
         "model.warmup_steps": 100,
     },
-    RECIPE: {},
+    "tinystories-gpu.yaml": {},
 }
 SMALL = {
     "model.d_model": 32,
