@@ -172,14 +172,13 @@ class TokenDataModule(LightningDataModule):
         assert self.trainer is not None
         if self.trainer.max_steps < 1:
             raise InputError(f"trainer.max_steps is {self.trainer.max_steps}; it must be at least 1")
-        batches_per_step = self.trainer.accumulate_grad_batches * self.trainer.world_size
         # The dataset keeps its full length after a resume: Lightning counts the earlier batches too.
-        num_batches = self.trainer.max_steps * batches_per_step
+        num_batches = self.batches_in(self.trainer.max_steps)
         self.source_figures()  # counting begins here
-        first_batch = self.trainer.global_step * batches_per_step
+        first_batch = self.batches_in(self.trainer.global_step)
         windows: Dataset[Batch] = self._windows(num_batches, first_batch)
         if self.short_context is not None:
-            short = self.short_steps * batches_per_step - first_batch
+            short = self.batches_in(self.short_steps) - first_batch
             windows = ShortFirst(windows, self.short_context, short)
         return make_loader(windows, self.trainer, self.num_workers)
 
@@ -200,9 +199,12 @@ class TokenDataModule(LightningDataModule):
 
     def tokens_after(self, step: int) -> int:
         """Returns the training tokens that this many optimizer steps read, on all devices together."""
+        return self.windows_in(self.batches_in(step)) * self.context_length
+
+    def batches_in(self, steps: int) -> int:
+        """Returns how many batches this many optimizer steps read, on all devices together."""
         assert self.trainer is not None
-        batches = step * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return self.windows_in(batches) * self.context_length
+        return steps * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def windows_in(self, batches: int) -> int:
         """Returns how many windows the run's first batches have, whose size may change where it resumes."""
@@ -271,9 +273,7 @@ class TokenDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint records of its data."""
         self.source_figures()
-        batches = 0
-        if self.trainer is not None:
-            batches = self.trainer.global_step * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        batches = 0 if self.trainer is None else self.batches_in(self.trainer.global_step)
         return {
             "tokenizer_sha256": self.tokenizer.digest,
             "train_sha256": self.train_sha256,
