@@ -1,12 +1,12 @@
 """Trains the demo's model beside other programs: how much of its speed is left, and what a step costs the processor.
 
-  python benchmarks/shared_machine.py                 the table of docs/performance.md; some four minutes on two cores
+  python benchmarks/shared_machine.py                 the table of docs/performance.md; some six minutes on two cores
   python benchmarks/shared_machine.py --rounds 1      a first look; settings of `lm fit` can be given, too
 
 Each measurement is `lm fit`, compiled, as a process of its own; other programs are busy loops; all cases take turns.
 
     quiet       nothing beside it                                   1, 3 loops    that many busy loops, begun before it
-    1 later     one busy loop, begun when it is under way: it does not know, and keeps its threads spinning
+    1 later     one busy loop, begun when it is under way; the steps in which it notices are not counted
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 ROOT = Path(__file__).parent.parent
-WARMUP = 5  # steps that are not counted
+BEGUN, WARMUP = 5, 30  # steps after which a later program begins, and steps that are not counted
 CASES = {"quiet": 0, "1 loop": 1, "3 loops": 3, "1 later": 1}
 GOALS = {"1 loop": 0.65, "3 loops": 0.3}  # of the quiet speed, at least
 MOST_CPU = 1.3  # times the quiet processor seconds of a step
@@ -43,9 +43,10 @@ class Clock(Callback):
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         now = time.perf_counter(), time.process_time()
-        if trainer.global_step == WARMUP:
-            self.start = now
+        if trainer.global_step == BEGUN:
             self.result.with_suffix(".begun").touch()
+        elif trainer.global_step == WARMUP:
+            self.start = now
         elif trainer.global_step == trainer.max_steps:
             steps = trainer.max_steps - WARMUP
             seconds, cpu = (end - start for start, end in zip(self.start, now, strict=True))

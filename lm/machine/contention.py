@@ -3,7 +3,7 @@
     taken = (busy time of our cores - processor time of us and our children) / seconds        in cores
 
 Training with more threads than free cores loses more than its share: the threads wait for each other at every matrix
-product.
+product. How they wait is waiting.py's.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from tokenization.systems import available_cores, own_cores, ticks_per_second
 BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal: the columns of /proc/stat that are not idle
 MANY, FEW = 0.3, 0.15  # cores missing; between the two, the last answer holds
 SHORTEST = 0.3  # seconds; the clocks of /proc tick a hundred times a second
-BRIEFLY = "1000"  # rounds of spinning, some 0.05 ms
+LOOK_EVERY = 5.0  # seconds between looks during a run: each reads every process of the machine
 
 
 class OtherPrograms:
@@ -26,16 +26,16 @@ class OtherPrograms:
     def __init__(self, threads: int, proc: str | os.PathLike[str] = "/proc"):
         """threads: how many of ours want a core each."""
         self.threads, self.proc = threads, Path(proc)
-        self.taken, self.in_the_way = 0.0, False
+        self.taken, self.in_the_way, self.changed = 0.0, False, False
         self._begin()
 
     def _begin(self) -> None:
         self.start, self.ran, self.own = time.perf_counter(), ran_on_our_cores(self.proc), ran_ourselves(self.proc)
 
-    def look(self) -> bool:
-        """Measures again, and returns whether the answer has changed."""
+    def look(self, after: float = SHORTEST) -> bool:
+        """Measures again, unless fewer seconds than these have passed, and returns whether it has."""
         start, ran, own = self.start, self.ran, self.own
-        if time.perf_counter() - start < SHORTEST:
+        if time.perf_counter() - start < after:
             return False
         self._begin()
         if ran is None or own is None or self.ran is None or self.own is None:
@@ -43,14 +43,14 @@ class OtherPrograms:
         self.taken = max(0.0, (self.ran - ran - (self.own - own)) / (self.start - start))
         missing = self.taken - (available_cores() - self.threads)
         before, self.in_the_way = self.in_the_way, missing > (FEW if self.in_the_way else MANY)
-        return self.in_the_way != before
+        self.changed = self.in_the_way != before
+        return True
 
     def __str__(self) -> str:
         if not self.in_the_way:
             return "other programs no longer slow this run down"
         cores = available_cores()
-        remedy = "" if "GOMP_SPINCOUNT" in os.environ else "; stopped and resumed now, it would lose less"
-        return f"other programs take {self.taken:.1f} of {cores} cores and slow this run down{remedy}"
+        return f"other programs take {self.taken:.1f} of {cores} cores and slow this run down"
 
 
 class Load:
@@ -69,28 +69,13 @@ def load_of_others(proc: Path = Path("/proc")) -> Iterator[Load]:
         load.cores = round(max(0.0, (ran_then - ran - (own_then - own)) / seconds), 2)  # type: ignore[operator]
 
 
-def choose_waiting() -> None:
-    """Makes waiting threads give up their cores quickly if other programs want them.
-
-    libgomp's threads spin for milliseconds at the end of every parallel product. On a quiet machine nothing is faster;
-    beside another program they keep a core from the very thread that they wait for (docs/performance.md). libgomp
-    reads the setting when torch is imported, so call this before. The environment's own settings take precedence.
-    """
-    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or own_cores() is None:
-        return
-    others = OtherPrograms(threads=available_cores())
-    time.sleep(SHORTEST)
-    others.look()
-    if others.in_the_way:
-        os.environ["GOMP_SPINCOUNT"] = BRIEFLY
-
-
 def ran_on_our_cores(proc: Path) -> float | None:
     """Returns the busy seconds of the cores that we may use, whoever used them; None if unknown."""
     try:
         names = {f"cpu{number}" for number in own_cores() or ()}
         lines = [line.split() for line in (proc / "stat").read_text(encoding="utf-8").splitlines()]
-        return sum(int(line[1 + column]) for line in lines if line[0] in names for column in BUSY) / ticks_per_second()
+        ticks = [int(line[1 + column]) for line in lines if line[0] in names for column in BUSY]
+        return sum(ticks) / ticks_per_second() if ticks else None
     except (OSError, ValueError, IndexError):
         return None
 

@@ -11,10 +11,11 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.accounting.costs import forward_flops, training_flops_per_token, training_seconds
 from lm.durations import format_duration
-from lm.machine.contention import OtherPrograms
+from lm.machine.contention import LOOK_EVERY, SHORTEST, OtherPrograms
 from lm.machine.devices import wait_for
 from lm.machine.peaks import peak_flops, record_peak
 from lm.machine.resources import peak_memory
+from lm.machine.waiting import wait_briefly
 from lm.model.transformer import TransformerLM
 from lm.monitoring.saying import say
 
@@ -22,7 +23,6 @@ TYPICAL_MFU = 0.5  # for the estimate before the first step
 FORWARD = 1 / 3  # time of a validation batch, as a share of a training batch
 RECENT = 20  # stretches between logged steps that the estimate goes by
 ENOUGH_STEPS, ENOUGH_SECONDS = 3, 2.0  # needed for an estimate
-LOOK_EVERY = 5.0  # seconds between looks for other programs
 
 
 class Pace:
@@ -66,7 +66,7 @@ class Throughput(Callback):
         self.peak = peak_flops(device, str(trainer.precision))
         say(trainer, f"{pl_module.arrangement}; {self._peak_in_words()}")
         self._announce(trainer, model)  # type: ignore[arg-type]
-        self._look_for_others(trainer, every=0)
+        self._look_for_others(trainer, SHORTEST)
         self._restart(trainer)
 
     def _peak_in_words(self) -> str:
@@ -144,8 +144,9 @@ class Throughput(Callback):
             say(trainer, f"step {trainer.global_step}: by the steps so far, {format_duration(left)} to go")
             self.told = True
 
-    def _look_for_others(self, trainer: Trainer, every: float = LOOK_EVERY) -> None:
-        """Prints a line when other programs begin to slow the run down, and when they stop."""
-        others = self.others
-        if others is not None and time.perf_counter() - others.start > every and others.look():
-            say(trainer, f"step {trainer.global_step}: {others}")
+    def _look_for_others(self, trainer: Trainer, after: float = LOOK_EVERY) -> None:
+        """Makes threads wait as the load of other programs demands, and prints a line when that changes."""
+        if self.others is not None and self.others.look(after):
+            wait_briefly(self.others.in_the_way)
+            if self.others.changed:
+                say(trainer, f"step {trainer.global_step}: {self.others}")

@@ -11,8 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
+
 from lm.generation.texts import Drawn, Text
 from lm.generation.writer import Writer
+from lm.machine.contention import LOOK_EVERY, OtherPrograms
+from lm.machine.waiting import wait_briefly
 from tokenization import InputError
 
 Deliver = Callable[[Drawn | Exception], None]  # called in the engine's thread
@@ -80,7 +84,10 @@ class Engine:
     # --- in the thread ------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        others = OtherPrograms(torch.get_num_threads())
         while self._wait():
+            if others.look(LOOK_EVERY):
+                wait_briefly(others.in_the_way)
             try:
                 self._step()
             except Exception as error:  # concerns all texts; their callers must hear of it

@@ -1,0 +1,108 @@
+"""Proves that threads which wait for each other spin briefly beside other programs, and only then."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lm import __main__
+from lm.machine import waiting
+from lm.machine.torch_inside import openmp
+from lm.machine.waiting import wait_briefly
+
+# A product of two threads, after which one waits for the next: the processor time of each tells for how long it spins.
+SPINNING = """
+import time, torch
+from lm.machine.waiting import wait_briefly
+torch.set_num_threads(2)
+x = torch.ones(256, 256)
+def spent():
+    start = time.process_time()
+    for _ in range(10):
+        x @ x
+        time.sleep(0.02)
+    return time.process_time() - start
+spent()
+print(spent())
+for briefly in (True, True, False, False, True):
+    wait_briefly(briefly)
+    print(spent())
+"""
+
+
+@pytest.mark.skipif(openmp() is None, reason="torch has no GNU OpenMP here")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two threads on one core never spin for long")
+def test_threads_spin_briefly_and_long_again():
+    environment = {name: value for name, value in os.environ.items() if name not in waiting.SETTINGS}
+    done = subprocess.run([sys.executable, "-c", SPINNING], env=environment, capture_output=True, text=True)
+    assert not done.stderr
+    first, brief, again, long, longer, briefer = map(float, done.stdout.split())
+    assert max(brief, again, briefer) < 0.7 * min(first, long, longer)
+
+
+class Recorded:
+    """An idle team, without threads."""
+
+    def __init__(self, library):
+        assert library == "the library"
+        self.dismissed = 0
+
+    def dismiss(self):
+        self.dismissed += 1
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Where all that an idle team needs is there."""
+    for name in waiting.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(waiting, "IdleTeam", Recorded)
+    monkeypatch.setattr(waiting, "openmp", lambda: "the library")
+    monkeypatch.setattr(waiting, "_idle", None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
+def test_a_team_is_begun_once_and_dismissed_once(idle):
+    wait_briefly(False)
+    assert waiting._idle is None
+    wait_briefly(True)
+    team = waiting._idle
+    wait_briefly(True)
+    assert waiting._idle is team
+    assert not team.dismissed
+    wait_briefly(False)
+    wait_briefly(False)
+    assert waiting._idle is None
+    assert team.dismissed == 1
+
+
+@pytest.mark.parametrize("name", waiting.SETTINGS)
+def test_the_environment_takes_precedence(idle, monkeypatch, name):
+    monkeypatch.setenv(name, "5")
+    wait_briefly(True)
+    assert waiting._idle is None
+
+
+def test_one_thread_never_waits(idle, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    wait_briefly(True)
+    assert waiting._idle is None
+
+
+def test_another_openmp(idle, monkeypatch):
+    monkeypatch.setattr(waiting, "openmp", lambda: None)
+    wait_briefly(True)
+    assert waiting._idle is None
+
+
+@pytest.mark.parametrize(("command", "looks"), [("generate", True), ("fit", True), ("verify", False)])
+@pytest.mark.parametrize("busy", [True, False])
+def test_commands_that_compute_look_for_other_programs(monkeypatch, command, looks, busy):
+    told = []
+    monkeypatch.setattr(__main__, "OtherPrograms", lambda threads: SimpleNamespace(look=lambda: True, in_the_way=busy))
+    monkeypatch.setattr(waiting, "wait_briefly", told.append)
+    __main__.find_command(command)
+    assert told == [busy] * looks
