@@ -56,7 +56,7 @@ FLOORS = {  # whoever stands in a row imports from the rows below it, and from i
         {"checking", "scaling"},
         {"adopting", "interchange", "samples", "vocabulary_sizes"},
         {"tokenizer", "training"},
-        {"switching"},
+        {"switching", "plain_encoding"},
         {"kernels"},
         {"native", "formats", "kept_tables", "decoding", "derivation"},
         {"bpe"},

@@ -153,10 +153,10 @@ def encode_corpus(
 def encode_plainly(tokenizer: "Tokenizer", text: str, are_documents: bool) -> np.ndarray:
     """Returns the ids of a text, or of documents with BETWEEN_CHARACTER between them, in plain Python."""
     if not are_documents:
-        token_ids = tokenizer.encode_plainly(text)
+        token_ids = tokenizer.plain.encode(text)
     else:
         between = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
-        first, *others = map(tokenizer.encode_ordinary, text.split(BETWEEN_CHARACTER))
+        first, *others = map(tokenizer.plain.encode_ordinary, text.split(BETWEEN_CHARACTER))
         token_ids = first + [token_id for ids in others for token_id in (*between, *ids)]
     return np.array(token_ids, token_dtype(tokenizer.vocab_size))
 

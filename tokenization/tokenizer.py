@@ -3,8 +3,9 @@
     encode    text -> special tokens and pre-tokens -> bytes -> merges, the oldest first -> ids
     decode    ids -> bytes -> text; what is not UTF-8 becomes U+FFFD
 
-Vocabulary and merges come from training.py, or from files: formats/, interchange.py. Whole files are encoded by
-encoding.py. What only some calls need is imported by them, so that a program that encodes a line starts soon.
+Vocabulary and merges come from training.py, or from files: formats/, interchange.py. plain_encoding.py says what
+encoding is, and switching.py replaces it by compiled kernels. Whole files are encoded by encoding.py. What only some
+calls need is imported by them, so that a program that encodes a line starts soon.
 """
 
 import functools
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenization.bpe import Merges, Ranks, Vocabulary, find_merge_ids, merge_by_rank, rank_merges
+from tokenization.bpe import Merges, Vocabulary, find_merge_ids
 from tokenization.decoding import Decoder
 from tokenization.errors import InputError
 from tokenization.formats import gpt2
 from tokenization.formats.folder import read_folder, tokenizer_files, write_folder
 from tokenization.kept_tables import Table, add_digest, is_kept, key_of, read_table, write_table
 from tokenization.patterns import parts_of
+from tokenization.plain_encoding import PlainEncoder
 from tokenization.pretokenization import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -34,8 +36,6 @@ from tokenization.pretokenization import (
     check_special_tokens,
     cut_into_chunks,
     group_texts,
-    pretokenize,
-    split_on_special_tokens,
 )
 from tokenization.switching import EncoderSwitch
 from tokenization.tokens.token_format import token_dtype
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from tokenization.encoding import EncodingReport
     from tokenization.tokens.token_file import TokenFile
 
-MAX_CACHED_PRETOKENS = 1 << 18
 PIECE_CHARACTERS = 1 << 16  # of a long text or a stream, encoded at once
 
 
@@ -81,7 +80,7 @@ class Tokenizer:
         self._special_ids = {special: ids[special.encode()] for special in self.special_tokens}
         self._byte_ids = [ids.get(bytes([value]), -1) for value in range(256)]
         self._merge_ids = find_merge_ids(merges or [], ids) if merge_ids is None else merge_ids
-        self._cache: dict[str, list[int]] = {}
+        self.plain = PlainEncoder(self._byte_ids, self._merge_ids, self._special_ids, pattern)
         self._table_key: str | None = None  # of a folder whose tables may be kept
         self.switch = EncoderSwitch(
             pattern,
@@ -163,10 +162,6 @@ class Tokenizer:
         """The number of merges."""
         return len(self._merge_ids)
 
-    @cached_property
-    def _ranks(self) -> Ranks:
-        return rank_merges(self._merge_ids)
-
     @functools.cached_property
     def digest(self) -> str:
         """The SHA-256 of everything that decides the ids, which token files and runs record."""
@@ -241,7 +236,7 @@ class Tokenizer:
         data = to_utf8(text)
         if (encoder := self.switch.encoder_for(len(data))) is None or not parts_of(self.pattern):
             return 0
-        place: int = encoder.cutter.certain_cut(data, self._sorted_tokens, self._ranks)
+        place: int = encoder.cutter.certain_cut(data, self._sorted_tokens, self.plain.ranks)
         return len(data[:place].decode())
 
     @cached_property
@@ -256,42 +251,14 @@ class Tokenizer:
             if token_ids is not None:
                 return token_ids
         self.switch.count_plain(len(text))
-        return self.encode_plainly(text)
+        return self.plain.encode(text)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Returns the token ids of any bytes, and of UTF-8 those that `encode` gives.
 
         A byte that is not UTF-8 is split off as a punctuation mark is.
         """
-        return self.encode_plainly(data.decode(errors="surrogateescape"))
-
-    def encode_plainly(self, text: str) -> list[int]:
-        """Returns the token ids of a string in plain Python, which defines what the kernels must return."""
-        token_ids: list[int] = []
-        for index, stretch in enumerate(split_on_special_tokens(text, self.special_tokens)):
-            if index % 2:
-                token_ids.append(self._special_ids[stretch])
-            else:
-                token_ids += self.encode_ordinary(stretch)
-        return token_ids
-
-    def encode_ordinary(self, text: str) -> list[int]:
-        """Returns the token ids of a string, in plain Python, where a special token that is written out is text."""
-        token_ids: list[int] = []
-        for pretoken in pretokenize(text, self.pattern):
-            token_ids += self._cache.get(pretoken) or self._encode_pretoken(pretoken)
-        return token_ids
-
-    def _encode_pretoken(self, pretoken: str) -> list[int]:
-        data = pretoken.encode(errors="surrogateescape")
-        token_ids = [self._byte_ids[value] for value in data]
-        if -1 in token_ids:
-            missing = data[token_ids.index(-1)]
-            raise InputError(f"byte 0x{missing:02x} of {pretoken!r} has no token in this vocabulary")
-        token_ids = merge_by_rank(token_ids, self._ranks)
-        if len(self._cache) < MAX_CACHED_PRETOKENS and len(pretoken) < 64:
-            self._cache[pretoken] = token_ids
-        return token_ids
+        return self.plain.encode(data.decode(errors="surrogateescape"))
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Returns the text of token ids, with U+FFFD for what is not UTF-8. Raises InputError for an unknown id."""

@@ -31,14 +31,14 @@ def encode(tokenizer: Tokenizer, text: str, num_characters: int, enough: float) 
     rows: dict[str, tuple[str, Callable[[], Sequence[int] | np.ndarray]]] = {
         name: (short, partial(encode_words, way, words)) for name, way in by_word.items()
     }
-    rows["the heap, and known words from a table (tokenizer.py)"] = text, partial(tokenizer.encode_plainly, text)
+    rows["the heap, and known words from a table (plain_encoding.py)"] = text, partial(tokenizer.plain.encode, text)
     rows["kernels (native/encoding.py)"] = text, partial(tokenizer.encode_to_numpy, text)
     tokenizer.encode_to_numpy(text)  # loads the kernels
     print(f"\n{f'encoding, {len(ids):,} tokens':<58}{'bytes/s':>14}{'speed':>10}")
     slowest = 0.0
     for name, (given, work) in rows.items():
         found, seconds = repeat(partial(timed, work), enough)
-        assert list(found) == tokenizer.encode_plainly(given), f"{name}: other ids"
+        assert list(found) == tokenizer.plain.encode(given), f"{name}: other ids"
         speed = len(given.encode()) / seconds["encode"]
         slowest = slowest or speed
         print(f"{name:<58}{speed:14,.0f}{speed / slowest:>9,.0f}x")

@@ -16,7 +16,7 @@ import tokenizers
 import torch
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer
+from tokenization import END_OF_TEXT, GPT2_PATTERN, InputError, Tokenizer, plain_encoding
 from tokenization import tokenizer as tokenizer_module
 from tokenization.bpe import learn_merges, merge_by_rank
 
@@ -136,7 +136,7 @@ def test_of_a_merge_given_twice_the_first_counts():
 
 
 def test_every_learnt_token_is_its_own_encoding(small):
-    ranks = small._ranks
+    ranks = small.plain.ranks
     for token_id, token in small.vocab.items():
         if token.decode(errors="replace") not in small.special_tokens:
             assert merge_by_rank(list(token), ranks) == [token_id]
@@ -297,13 +297,13 @@ def test_a_stream_takes_constant_memory(special, monkeypatch):
 
 
 def test_the_cache_is_bounded_and_changes_nothing(special, monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "MAX_CACHED_PRETOKENS", 10)
+    monkeypatch.setattr(plain_encoding, "MAX_CACHED_PRETOKENS", 10)
     tokenizer = Tokenizer(special.vocab, special.merges, SPECIAL_TOKENS)
     text = " ".join(f"cat{n}" for n in range(100)) + "a" * 1000
     first = tokenizer.encode(text)
     first_again = tokenizer.encode(text)
     assert first == first_again == special.encode(text)
-    assert len(tokenizer._cache) == 10
+    assert len(tokenizer.plain.cache) == 10
 
 
 # files

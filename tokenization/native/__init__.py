@@ -5,8 +5,8 @@
                                                  merge_pretoken              (what the table does not know yet)
     counts -> words in one row of cells -> make_merges -> merges
 
-Each kernel stands beside the class that owns its memory. bpe.py and tokenizer.py say in plain Python what the kernels
-must compute. The kernels are Python too, of a kind that translation.py turns into machine code.
+Each kernel stands beside the class that owns its memory. bpe.py and plain_encoding.py say in plain Python what the
+kernels must compute. The kernels are Python too, of a kind that translation.py turns into machine code.
 """
 
 from collections.abc import Callable

@@ -73,7 +73,7 @@ def test_ids_are_those_of_whole_pretokens(name, make, number):
         encoder = encoder_of(tokenizer)
         for _ in range(30):
             text = "".join(f"{random_word(source)}{source.choice([' ', '', '。', chr(10)])}" for _ in range(4))
-            assert encoder.encode_text(text.encode()) == tokenizer.encode_plainly(text), ascii(text)
+            assert encoder.encode_text(text.encode()) == tokenizer.plain.encode(text), ascii(text)
 
 
 def test_a_pretoken_longer_than_any_chunk():
@@ -85,7 +85,7 @@ def test_a_pretoken_longer_than_any_chunk():
                 "".join(source.choices(WIDE, k=length)),
                 "".join(source.choices(OTHERS[-3:] + WIDE, k=length)),
             ):
-                assert encoder_of(tokenizer).encode_text(f"x {text}".encode()) == tokenizer.encode_plainly(f"x {text}")
+                assert encoder_of(tokenizer).encode_text(f"x {text}".encode()) == tokenizer.plain.encode(f"x {text}")
 
 
 @pytest.mark.parametrize("make", [at_random, of_characters])
@@ -117,7 +117,7 @@ def test_a_table_without_joints_gives_other_ids():
         encoder = encoder_of(tokenizer)
         encoder._head.arrays[JOINTS][:] = 0
         texts = [random_word(source) for _ in range(10)]
-        different += any(encoder.encode_text(text.encode()) != tokenizer.encode_plainly(text) for text in texts)
+        different += any(encoder.encode_text(text.encode()) != tokenizer.plain.encode(text) for text in texts)
     assert different > 5
 
 
@@ -129,4 +129,4 @@ def test_a_merge_of_a_token_that_a_later_merge_makes_forbids_all_cuts():
     assert (joints_of(range(256), find_merge_ids(merges, ids)) == 255).sum() == JOINTS_SIZE
     tokenizer = Tokenizer(vocab, merges)
     text = "\u4000\u5000" * 5
-    assert encoder_of(tokenizer).encode_text(text.encode()) == tokenizer.encode_plainly(text) == [256] * 5
+    assert encoder_of(tokenizer).encode_text(text.encode()) == tokenizer.plain.encode(text) == [256] * 5

@@ -47,7 +47,7 @@ def test_a_text_without_spaces_is_encoded_in_bounded_memory(tokenizer, tmp_path,
     monkeypatch.setattr("tokenization.native.windows.WINDOW_BYTES", 1000)
     results = list(new_encoder(tokenizer).encode_corpus(Corpus([tmp_path / "text.txt"]), 2))
     assert max(len(window.buffer) for window, _ in results) < 20_000
-    assert np.concatenate([ids for _, ids in results]).tolist() == tokenizer.encode_plainly(run + "\n")
+    assert np.concatenate([ids for _, ids in results]).tolist() == tokenizer.plain.encode(run + "\n")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -59,7 +59,7 @@ def test_a_stream_without_spaces_is_encoded_in_bounded_memory(tokenizer, monkeyp
     monkeypatch.setattr("tokenization.tokenizer.PIECE_CHARACTERS", 600)
     texts = ["x y ", *["".join(random.Random(13).choices(alphabet, k=300)) for _ in range(24)], "'s end"]
     assert max(map(len, tokenizer._pieces(texts))) < 8000
-    assert list(tokenizer.encode_iterable(texts)) == tokenizer.encode_plainly("".join(texts))
+    assert list(tokenizer.encode_iterable(texts)) == tokenizer.plain.encode("".join(texts))
 
 
 def test_a_cut_of_a_stream_is_certain(monkeypatch):
@@ -72,7 +72,7 @@ def test_a_cut_of_a_stream_is_certain(monkeypatch):
         cutter = new_encoder(tokenizer).cutter
         for _ in range(5):
             data = bytes(source.choices(b"ab", k=source.randrange(60, 200)))
-            place = cutter.certain_cut(data, tokenizer._sorted_tokens, tokenizer._ranks)
+            place = cutter.certain_cut(data, tokenizer._sorted_tokens, tokenizer.plain.ranks)
             certain += place > 0
             for _ in range(10 if place else 0):
                 whole = data + bytes(source.choices(b"ab", k=source.randrange(60)))
@@ -97,7 +97,7 @@ def test_no_cut_lies_inside_a_special_token(tokenizer, tmp_path, always_compiled
         text = "x" * before + "<|end of|>" + "y" * 40 + " z" * 40
         (tmp_path / "text.txt").write_text(text)
         file = tokenizer.encode_files([tmp_path / "text.txt"], tmp_path / "ids.bin", 1)
-        assert file.tokens.tolist() == tokenizer.encode_plainly(text)
+        assert file.tokens.tolist() == tokenizer.plain.encode(text)
 
 
 @pytest.mark.parametrize("from_bytes", [0, NEVER])
@@ -115,7 +115,7 @@ def test_invalid_utf8(tokenizer, tmp_path, monkeypatch, from_bytes, bad):
             train_bpe(path, 300)
         assert not (tmp_path / "ids.bin").exists()
         file = tokenizer.encode_files([path], tmp_path / "ids.bin", 2, errors="replace")
-        assert file.tokens.tolist() == tokenizer.encode_plainly(data.decode(errors="replace"))
+        assert file.tokens.tolist() == tokenizer.plain.encode(data.decode(errors="replace"))
         (tmp_path / "ids.bin").unlink()
 
 
@@ -134,7 +134,7 @@ def test_lone_surrogates_are_an_error(tokenizer, monkeypatch, from_bytes):
 
 
 def test_large_strings_take_the_kernels(tokenizer, text, monkeypatch):
-    expected = tokenizer.encode_plainly(text)
+    expected = tokenizer.plain.encode(text)
     take_kernels_from(len(text), monkeypatch)
-    monkeypatch.setattr("tokenization.tokenizer.pretokenize", None)  # the plain path would fail
+    monkeypatch.setattr("tokenization.plain_encoding.pretokenize", None)  # the plain path would fail
     assert tokenizer.encode(text) == expected

@@ -62,7 +62,7 @@ def test_ids_on_random_text(tokenizer):
     source, encoder = random.Random(3), encoder_of(tokenizer)
     for _ in range(3000):
         text = random_text(source)
-        assert encode(encoder, text) == tokenizer.encode_plainly(text), repr(text)
+        assert encode(encoder, text) == tokenizer.plain.encode(text), repr(text)
 
 
 @pytest.mark.slow
@@ -70,14 +70,14 @@ def test_ids_on_a_million_random_texts(tokenizer):
     source, encoder = random.Random(4), encoder_of(tokenizer)
     for _ in range(1_000_000):
         text = random_text(source)
-        assert encode(encoder, text) == tokenizer.encode_plainly(text), repr(text)
+        assert encode(encoder, text) == tokenizer.plain.encode(text), repr(text)
 
 
 def test_ids_at_every_cut(tokenizer):
     encoder, tricky = encoder_of(tokenizer), SEED_TEXT + "".join(WORDS)
     for cut in range(len(tricky)):
         for part in (tricky[:cut], tricky[cut:]):
-            assert encode(encoder, part) == tokenizer.encode_plainly(part)
+            assert encode(encoder, part) == tokenizer.plain.encode(part)
 
 
 def test_ids_beyond_16_bits(tokenizer):
@@ -88,7 +88,7 @@ def test_ids_beyond_16_bits(tokenizer):
     assert encoder.dtype == np.uint32
     for _ in range(1000):
         text = random_text(source)
-        assert encode(encoder, text) == [token_id + 70000 for token_id in tokenizer.encode_plainly(text)]
+        assert encode(encoder, text) == [token_id + 70000 for token_id in tokenizer.plain.encode(text)]
 
 
 @pytest.mark.parametrize("merges", [[(b"!", b"!"), (b"!!", b"!!")], [(b"!", b"a"), (b"a", b"!!")], []])
@@ -98,7 +98,7 @@ def test_the_pair_of_ids_0(merges):
     tokenizer = Tokenizer(dict(enumerate(dict.fromkeys([*tokens, b"!!"]))), merges)
     for count in (1, 2, 3, 5, 17, 70, 3000):
         for text in ("!" * count, "!a!!" * count):
-            assert encode(encoder_of(tokenizer), text) == tokenizer.encode_plainly(text)
+            assert encode(encoder_of(tokenizer), text) == tokenizer.plain.encode(text)
 
 
 def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
@@ -106,7 +106,7 @@ def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
     monkeypatch.setattr(table_module.Table.__init__, "__defaults__", (1 << 13, 1 << 15))
     source = random.Random(6)
     rare = " ".join("".join(source.choices("abcdefghij", k=source.randint(3, 30))) for _ in range(30000))
-    expected = tokenizer.encode_plainly(rare)
+    expected = tokenizer.plain.encode(rare)
     for max_slots in (1 << 13, 1 << 14, 1 << 21):
         monkeypatch.setattr(table_module, "MAX_SLOTS", max_slots)
         encoder = new_encoder(tokenizer)
@@ -120,7 +120,7 @@ def test_tables_that_grow_and_forget(tokenizer, text, monkeypatch):
 def test_long_runs(tokenizer, alphabet):
     """One pre-token of many windows equals one heap over all of it."""
     run = "".join(random.Random(7).choices(alphabet, k=20_000))
-    assert encode(encoder_of(tokenizer), run) == tokenizer.encode_plainly(run)
+    assert encode(encoder_of(tokenizer), run) == tokenizer.plain.encode(run)
 
 
 def test_windows_joined_with_random_merges():
@@ -140,7 +140,7 @@ def test_windows_joined_with_random_merges():
         encoder = encoder_of(tokenizer)
         for _ in range(5):
             run = "".join(source.choices("abc"[: source.randint(1, 3)], k=source.randint(100, 6000)))
-            assert encode(encoder, run) == tokenizer.encode_plainly(run)
+            assert encode(encoder, run) == tokenizer.plain.encode(run)
 
 
 def seconds(function, *args) -> float:
@@ -228,12 +228,12 @@ def test_nothing_behind_an_array_is_touched(tokenizer, tmp_path, monkeypatch, se
         encoder = new_encoder(tokenizer, dtype)
         for _ in range(150):
             sample = hard_text(source)
-            assert encode(encoder, sample) == tokenizer.encode_plainly(sample)
+            assert encode(encoder, sample) == tokenizer.plain.encode(sample)
         long = "".join(hard_text(source) for _ in range(200))
         path.write_bytes(long.encode())
         windows = [token_ids for _, token_ids in encoder.encode_corpus(Corpus([path]), 2)]
         assert len(windows) > 1
-        assert np.concatenate(windows).tolist() == tokenizer.encode_plainly(long)
+        assert np.concatenate(windows).tolist() == tokenizer.plain.encode(long)
     for size in (260, 400, 1000):
         ties = source.choice(["lexicographic", "huggingface"])
         train_bpe(path, size, SPECIAL_TOKENS, pattern=pattern, ties=ties)

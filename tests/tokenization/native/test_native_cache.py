@@ -230,5 +230,5 @@ tokenizer = Tokenizer(*train_bpe({str(text)!r}, 320, report=report))
 file = tokenizer.encode_files([{str(text)!r}], {str(tmp_path / "ids.bin")!r})
 print((report.path, tokenizer.merges, file.tokens.tolist()))
 """
-    expected = ("compiled kernels", tokenizer.merges, tokenizer.encode_plainly(text.read_text()))
+    expected = ("compiled kernels", tokenizer.merges, tokenizer.plain.encode(text.read_text()))
     assert run_copy(copy, code) == f"{expected}\n"

@@ -44,7 +44,7 @@ def test_a_switch_between_any_two_pieces_changes_no_id(tokenizer, monkeypatch, a
     monkeypatch.setattr(switching, "load_behind", load_at_once)
     for seed in range(3):
         text = long_text(100 * asked + seed)
-        expected = tokenizer.encode_plainly(text)
+        expected = tokenizer.plain.encode(text)
         for encode in (tokenizer.encode, lambda text: list(tokenizer.encode_iterable(text))):
             tokenizer.switch.encoder, tokenizer.switch._encoded_plainly = None, 0
             calls.clear()
@@ -60,7 +60,7 @@ def test_threads_that_encode_while_the_kernels_are_loaded(monkeypatch):
     source = random.Random(1)
     texts = [random_text(source) for _ in range(150)]
     tokenizers = [Tokenizer(VOCAB, MERGES, special_tokens) for special_tokens in (SPECIAL_TOKENS, [])]
-    expected = [[tokenizer.encode_plainly(text) for text in texts] for tokenizer in tokenizers]
+    expected = [[tokenizer.plain.encode(text) for text in texts] for tokenizer in tokenizers]
     wrong = []
 
     def work(number: int) -> None:
@@ -93,7 +93,7 @@ def test_kernels_that_cannot_be_loaded_are_done_without(tokenizer, monkeypatch, 
         monkeypatch.setattr(kernels, "load_kernels", load)
         for seed in range(3):
             text = long_text(seed)
-            assert tokenizer.encode(text) == tokenizer.encode_plainly(text)
+            assert tokenizer.encode(text) == tokenizer.plain.encode(text)
             if kernels._loader:
                 kernels._loader.join()
         assert tokenizer.switch.encoder is None
@@ -172,11 +172,11 @@ def test_any_other_pattern_is_split_by_regex_and_merged_by_the_kernels(pattern, 
     texts = [draw(source) for _ in range(40) for draw in (random_text, hard_text)]
     texts += ["", "".join(texts), SPECIAL_TOKENS[0]]
     assert len(texts[-2]) > 1 << 12
-    expected = [tokenizer.encode_plainly(text) for text in texts]
+    expected = [tokenizer.plain.encode(text) for text in texts]
     assert list(map(tokenizer.encode, texts)) == expected
     assert tokenizer.encode_batch(texts, 2) == expected
     assert [ids.tolist() for ids in map(tokenizer.encode_to_numpy, texts)] == expected
-    assert list(tokenizer.encode_iterable(texts)) == tokenizer.encode_plainly("".join(texts))
+    assert list(tokenizer.encode_iterable(texts)) == tokenizer.plain.encode("".join(texts))
 
 
 def test_pieces_begin_again_where_the_table_or_the_memory_was_full(monkeypatch):
@@ -187,7 +187,7 @@ def test_pieces_begin_again_where_the_table_or_the_memory_was_full(monkeypatch):
     source = random.Random(7)
     lengths = source.choices([3, 8, 20, 400], [20, 40, 38, 2], k=30_000)
     text = " ".join("".join(source.choices("abcdé", k=length)) for length in lengths)
-    assert tokenizer.encode(text) == tokenizer.encode_plainly(text)
+    assert tokenizer.encode(text) == tokenizer.plain.encode(text)
 
 
 def test_files_of_other_patterns_are_encoded_plainly(tmp_path):
@@ -205,10 +205,10 @@ def test_texts_one_after_the_other_in_the_same_memory(tokenizer, monkeypatch):
     source = random.Random(2)
     for _ in range(500):
         text = random_text(source)
-        assert tokenizer.encode(text) == tokenizer.encode_plainly(text), repr(text)
+        assert tokenizer.encode(text) == tokenizer.plain.encode(text), repr(text)
     for length in range(195, 206):
-        assert tokenizer.encode("ab" * length) == tokenizer.encode_plainly("ab" * length)
-        assert tokenizer.encode("x" * length) == tokenizer.encode_plainly("x" * length)
+        assert tokenizer.encode("ab" * length) == tokenizer.plain.encode("ab" * length)
+        assert tokenizer.encode("x" * length) == tokenizer.plain.encode("x" * length)
 
 
 @pytest.mark.parametrize("loaded", [False, True])
@@ -219,7 +219,7 @@ def test_a_batch_and_an_array_are_what_single_calls_give(tokenizer, monkeypatch,
         tokenizer.switch.load()
     source = random.Random(3)
     texts = [random_text(source) for _ in range(200)] + ["", long_text(1)]
-    expected = [tokenizer.encode_plainly(text) for text in texts]
+    expected = [tokenizer.plain.encode(text) for text in texts]
     assert tokenizer.encode_batch(iter(texts), num_threads) == expected
     assert tokenizer.decode_batch(expected) == texts
     arrays = [tokenizer.encode_to_numpy(text) for text in texts]
@@ -237,7 +237,7 @@ def test_a_batch_where_every_id_of_16_bits_is_a_token(last_token):
     tokenizer = Tokenizer(vocab, [*MERGES, (b"'", b"t")] if last_token == b"'t" else MERGES, SPECIAL_TOKENS)
     tokenizer.switch.load()
     texts = [SEED_TEXT, "", "'t", "it's, isn't it?"]
-    assert tokenizer.encode_batch(texts) == [tokenizer.encode_plainly(text) for text in texts]
+    assert tokenizer.encode_batch(texts) == [tokenizer.plain.encode(text) for text in texts]
     assert (65535 in tokenizer.encode("'t")) == (last_token == b"'t")
 
 
@@ -331,7 +331,7 @@ def test_arrays_of_a_large_vocabulary_are_uint32():
     wide.switch.load()
     native = wide.encode_to_numpy(SEED_TEXT)
     assert plain.dtype == native.dtype == np.uint32
-    assert plain.tolist() == native.tolist() == wide.encode_plainly(SEED_TEXT)
+    assert plain.tolist() == native.tolist() == wide.plain.encode(SEED_TEXT)
     assert wide.decode(native) == SEED_TEXT
 
 

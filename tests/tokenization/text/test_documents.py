@@ -99,7 +99,7 @@ def joined_ids(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
     separator = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
     ids: list[int] = []
     for number, text in enumerate(filter(None, texts)):
-        ids += (separator if number else []) + plain.encode_plainly(text)
+        ids += (separator if number else []) + plain.plain.encode(text)
     return ids
 
 
