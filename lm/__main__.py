@@ -11,12 +11,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 
-from lm.machine.contention import OtherPrograms
+from lm.machine.contention import watching_others
 from lm.machine.lean_imports import import_torchmetrics_on_demand
 from lm.machine.signals import interruptible
 from tokenization.errors import InputError, describe_os_error, did_you_mean, drop_stdout
 from tokenization.kernels import announcing
-from tokenization.systems import available_cores
 from tokenization.version import own_version
 
 HELP = """usage: lm {init,fit,validate,account,sweep,race,find-lr,report,generate,serve,test,export,import,\
@@ -121,12 +120,8 @@ def find_command(name: str) -> Callable[[list[str]], None]:
         raise InputError(f"no such command; there are {', '.join(COMMANDS)}; see `lm --help`{meant}")
     if name in TRAINING:
         import_torchmetrics_on_demand()  # before Lightning is
-    others = OtherPrograms(threads=available_cores()) if name in COMPUTING else None
-    run: Callable[[list[str]], None] = import_module(f"lm.commands.{COMMANDS[name]}").run
-    if others and others.look():  # they were watched during the import
-        from lm.machine.waiting import wait_briefly
-
-        wait_briefly(others.in_the_way)
+    with watching_others() if name in COMPUTING else nullcontext():
+        run: Callable[[list[str]], None] = import_module(f"lm.commands.{COMMANDS[name]}").run
     return run
 
 

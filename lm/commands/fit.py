@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lm.machine.contention import watching_others
 from lm.machine.resources import keep_large_blocks, use_granted_cores
 
 
@@ -19,7 +20,8 @@ def training() -> Iterator[None]:
     """Prepares this machine for training; inside, errors of Lightning and jsonargparse become InputErrors."""
     keep_large_blocks()
     use_granted_cores()
-    from lm.training.cli import refusals
+    with watching_others():
+        from lm.training.cli import refusals
 
     with refusals():
         yield

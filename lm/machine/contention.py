@@ -8,6 +8,7 @@ product. How they wait is waiting.py's.
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,17 @@ def load_of_others(proc: Path = Path("/proc")) -> Iterator[Load]:
     seconds, ran_then, own_then = time.perf_counter() - start, ran_on_our_cores(proc), ran_ourselves(proc)
     if None not in (ran, own, ran_then, own_then) and seconds >= SHORTEST:
         load.cores = round(max(0.0, (ran_then - ran - (own_then - own)) / seconds), 2)  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def watching_others() -> Iterator[None]:
+    """Watches other programs while the block imports torch; torch's threads then wait as these demand."""
+    others = OtherPrograms(threads=available_cores())
+    yield
+    if "torch" in sys.modules and others.look():
+        from lm.machine.waiting import wait_briefly
+
+        wait_briefly(others.in_the_way)
 
 
 def ran_on_our_cores(proc: Path) -> float | None:

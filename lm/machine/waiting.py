@@ -1,8 +1,8 @@
 """Chooses how long torch's threads spin while they wait for each other, at any time of a run.
 
     spinning    some milliseconds, then sleep: the fastest while nobody else wants the cores
-    briefly     microseconds, then sleep: beside another program, which would be kept from a core, or would keep the
-                one thread from it that all the others wait for
+    briefly     microseconds, then sleep: beside another program, where a spinning thread would hold the core of the
+                one that it waits for
 
 GNU OpenMP reads GOMP_SPINCOUNT only once, when torch is imported. But its threads always wait briefly while it has more
 of them than there are cores, and the threads of every team count: those of a second one as well, which do nothing.

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lm import __main__
-from lm.machine import waiting
+from lm.commands.fit import training
+from lm.machine import contention, waiting
 from lm.machine.torch_inside import openmp
 from lm.machine.waiting import wait_briefly
 
@@ -98,11 +99,20 @@ def test_another_openmp(idle, monkeypatch):
     assert waiting._idle is None
 
 
-@pytest.mark.parametrize(("command", "looks"), [("generate", True), ("fit", True), ("verify", False)])
 @pytest.mark.parametrize("busy", [True, False])
-def test_commands_that_compute_look_for_other_programs(monkeypatch, command, looks, busy):
+def test_what_is_imported_begins_to_wait_as_others_demand(monkeypatch, busy):
     told = []
-    monkeypatch.setattr(__main__, "OtherPrograms", lambda threads: SimpleNamespace(look=lambda: True, in_the_way=busy))
+    others = SimpleNamespace(look=lambda: True, in_the_way=busy)
+    monkeypatch.setattr(contention, "OtherPrograms", lambda threads: others)
     monkeypatch.setattr(waiting, "wait_briefly", told.append)
-    __main__.find_command(command)
-    assert told == [busy] * looks
+    for command in ("generate", "fit"):
+        __main__.find_command(command)
+    with training():
+        assert told == [busy] * 3
+    __main__.find_command("verify")
+    monkeypatch.delitem(sys.modules, "torch")
+    with contention.watching_others():
+        pass
+    others.look = lambda: False  # too short to tell
+    __main__.find_command("generate")
+    assert told == [busy] * 3
