@@ -4,6 +4,7 @@ The commands `generate`, `serve` and `test` begin here, too: the same seed write
 """
 
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 
 from lm.evaluation import score_documents, split_documents, total
 from lm.generation.continuation import Continuation, TextStream, write_continuations
+from lm.generation.prompts import text_to_read
 from lm.generation.quantization import check_int8
 from lm.generation.sampling import Sampling
-from lm.generation.texts import Text
+from lm.generation.texts import Text, check_whole
 from lm.generation.writer import PRECISIONS, Writer, make_reader
 from lm.machine.devices import find_device
 from lm.machine.resources import use_granted_cores
@@ -121,8 +123,7 @@ class TrainedModel:
         written at once. sampling: temperature, top_k, top_p, min_p and repetition_penalty; see Sampling. Raises
         InputError for a value that cannot be.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size}: at least 1 is needed")
+        check_whole("batch_size", batch_size, least=1)
         if not isinstance(prompts, (str, list, tuple)):
             raise InputError(f"the prompts are {prompts!r}; a string is needed, or a list of strings")
         several = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -152,6 +153,8 @@ class TrainedModel:
 
         Documents, which <|endoftext|> separates, are read each by itself, as `lm test --per-document` does.
         """
+        if not isinstance(text, str):
+            raise InputError(f"the text is {reprlib.repr(text)}; it must be a string")
         if self.tokenizer.end_of_text_id is None:
             raise InputError(f"{self.checkpoint}: its tokenizer has no {END_OF_TEXT}, by which a document begins")
         tokens = np.array(self.tokenizer.encode(text), np.int64)
@@ -176,16 +179,16 @@ class TrainedModel:
 
         logprobs: of how many of the likeliest tokens the log-probabilities are kept; None keeps none.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens {max_new_tokens}: at least 1 is needed")
-        if not 0 <= seed < 1 << 63:
-            raise InputError(f"seed {seed}: it must be at least 0 and below 2^63")
+        check_whole("max_new_tokens", max_new_tokens, least=1)
+        check_whole("seed", seed)
         stops = [stop] if isinstance(stop, str) else stop
+        if not isinstance(stops, Sequence) or not all(isinstance(each, str) for each in stops):
+            raise InputError(f"stop {stop!r}: it must be a string, or a list of strings")
         continuations = []
         for number, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 raise InputError(f"prompt {number} is {prompt!r}; it must be a string")
-            ids = self.tokenizer.encode(prompt or END_OF_TEXT)  # a new document begins after the end of another
+            ids = self.tokenizer.encode(text_to_read(prompt, self.tokenizer))
             text = Text(ids, max_new_tokens, sampling, seed + number, logprobs, number)
             continuations.append(Continuation(prompt, text, TextStream(self.tokenizer, stops), echo))
         return continuations

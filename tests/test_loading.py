@@ -11,6 +11,7 @@ import torch
 from helpers.models import save_run
 from torch.nn import functional as F
 
+from lm.generation.conversation import Conversation
 from lm.generation.sampling import Sampling
 from lm.generation.writer import PRECISIONS, generate
 from lm.loading import SamplingSettings, TrainedModel, load
@@ -128,11 +129,22 @@ def test_a_score_is_the_mean_over_its_documents(saved_run, trained, lm, tmp_path
         ({"prompts": 5}, "prompts are 5"),
         ({"prompts": ["a", 5]}, "prompt 1 is 5; it must be a string"),
         ({"prompts": "\ud800"}, "lone surrogate U\\+D800"),
-        ({"max_new_tokens": 0}, "max_new_tokens 0: at least 1"),
-        ({"batch_size": 0}, "batch_size 0: at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0: it must be at least 1"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens 1.5: it must be a whole number"),
+        ({"max_new_tokens": "3"}, "max_new_tokens '3': it must be a whole number"),
+        ({"batch_size": 0}, "batch_size 0: it must be at least 1"),
+        ({"batch_size": None}, "batch_size None: it must be a whole number"),
         ({"seed": -1}, "seed -1: it must be at least 0"),
+        ({"seed": True}, "seed True: it must be a whole number"),
         ({"temperature": -1.0}, "temperature -1.0: it must be 0"),
+        ({"temperature": "1"}, "temperature '1': it must be a number"),
+        ({"temperature": None}, "temperature None: it must be a number"),
+        ({"top_k": 2.5}, r"top_k 2\.5: it must be a whole number, or None"),
+        ({"top_p": True}, "top_p True: it must be a number"),
         ({"stop": ""}, "an empty stop string"),
+        ({"stop": None}, "stop None: it must be a string, or a list of strings"),
+        ({"stop": b"a"}, "stop b'a': it must be a string"),
+        ({"stop": [1]}, r"stop \[1\]: it must be a string"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(trained, settings, words):
@@ -165,9 +177,31 @@ def test_a_text_without_a_token_has_no_score(trained):
     for text in ("", "<|endoftext|>"):
         with pytest.raises(InputError, match="has no token to predict"):
             trained.score(text)
+    for wrong in (None, b"abc"):
+        with pytest.raises(InputError, match=f"the text is {wrong}; it must be a string"):
+            trained.score(wrong)
 
 
 def test_a_tokenizer_without_an_end_of_text_begins_no_document(saved_run, trained):
     tokenizer = Tokenizer(trained.tokenizer.vocab, trained.tokenizer.merges)
     with pytest.raises(InputError, match=r"best\.ckpt: its tokenizer has no <\|endoftext\|>"):
         dataclasses.replace(trained, tokenizer=tokenizer).score(STORY)
+
+
+def test_without_an_end_of_text_an_empty_prompt_is_refused(trained):
+    """Its letters would be read as a text, which the model has never seen."""
+    tokenizer = Tokenizer(trained.tokenizer.vocab, trained.tokenizer.merges)
+    other = dataclasses.replace(trained, tokenizer=tokenizer)
+    words = r"the prompt is empty, and the tokenizer has no <\|endoftext\|>"
+    with pytest.raises(InputError, match=words):
+        other.generate(["Tom", ""], 1)
+    conversation = Conversation(other.writer(1), tokenizer, Sampling(), 0, 1, ())
+    with pytest.raises(InputError, match=words):
+        conversation.go_on()
+    assert other.generate("Tom", 1, temperature=0) == trained.generate("Tom", 1, temperature=0)
+
+
+@pytest.mark.parametrize("number", [-1, 1.5])
+def test_a_text_is_never_endless(trained, number):
+    with pytest.raises(InputError, match=f"max_new_tokens {number}"):
+        next(generate(trained.model, [1], number, Sampling()))

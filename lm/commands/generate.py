@@ -31,15 +31,15 @@ HELP = """Generate text with a trained model. A run's folder is all that is need
   lm generate checkpoints/demo --interactive        type, let the model continue, type on
 
 A JSON line has prompt, text (the completion), finish_reason ("stop": the model or a stop string ended the text;
-"length": --max-new-tokens did), tokens (their number) and seed. With --logprobs it also has the tokens with their
-natural log-probabilities: the model's own, before temperature and filters.
+"length": --max-new-tokens did), tokens (the number drawn, a stop string's among them) and seed. With --logprobs it also
+has the text's tokens with their natural log-probabilities: the model's own, before temperature and filters.
 """
 HELP_WITHIN = """\
 Type the beginning of a text; the model continues it. What you type next is appended, and the model goes on from there.
   (an empty line)     let the model go on
   /new                begin a new text
   /again              replace the model's last continuation by another
-  /temperature 0.5    also /top_k /top_p /min_p /repetition_penalty, /max_new_tokens 100, /seed 3
+  /temperature 0.5    also /top_k (none keeps all) /top_p /min_p /repetition_penalty, /max_new_tokens 100, /seed 3
   /quit               or Ctrl-D; Ctrl-C stops a continuation
 """
 

@@ -9,10 +9,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lm.generation.continuation import TextStream
+from lm.generation.prompts import text_to_read
 from lm.generation.sampling import Sampling
 from lm.generation.texts import Text
 from lm.generation.writer import Writer
-from tokenization import END_OF_TEXT, InputError, Tokenizer
+from tokenization import InputError, Tokenizer
 from tokenization.numerals import decimal_number, whole_number
 
 
@@ -49,7 +50,7 @@ class Conversation:
         """
         self.text += words
         self.before = self.text
-        ids = self.tokenizer.encode(self.text or END_OF_TEXT)
+        ids = self.tokenizer.encode(text_to_read(self.text, self.tokenizer))
         text = Text(ids, self.max_new_tokens, self.sampling, self.seed)
         stream = TextStream(self.tokenizer, self.stops)
         self.seed += 1
@@ -81,7 +82,7 @@ class Conversation:
             raise InputError(f"/{' '.join([name, *values])}: the settings are /{names}, each with a number; see /help")
         try:
             read = whole_number if name in (*own, "top_k") else decimal_number
-            value: Any = read(values[0])
+            value: Any = None if (name, values[0]) == ("top_k", "none") else read(values[0])
         except ValueError:
             raise InputError(f"/{name} {values[0]}: is not a number of the right kind") from None
         if name in of_sampling:

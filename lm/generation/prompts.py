@@ -1,10 +1,10 @@
-"""Reads prompts from a file: one a line, or as JSON lines."""
+"""Reads prompts: from a file, one a line or as JSON lines; and what a model reads for one that is empty."""
 
 import json
 import sys
 from pathlib import Path
 
-from tokenization import InputError
+from tokenization import END_OF_TEXT, InputError, Tokenizer
 
 
 def read_prompts(name: str) -> list[str]:
@@ -25,6 +25,16 @@ def read_prompts(name: str) -> list[str]:
     if not prompts:
         raise InputError(f"{name}: has no prompt; write one per line")
     return prompts
+
+
+def text_to_read(prompt: str, tokenizer: Tokenizer) -> str:
+    """Returns the text that the model reads for a prompt: where it is empty, a document begins, after another's end.
+
+    Raises InputError for an empty prompt where the tokenizer has no special token that ends a document.
+    """
+    if not prompt and tokenizer.end_of_text_id is None:
+        raise InputError(f"the prompt is empty, and the tokenizer has no {END_OF_TEXT}, after which a document begins")
+    return prompt or END_OF_TEXT
 
 
 def _parse_line(line: str, place: str) -> str:

@@ -9,6 +9,7 @@ How the logits are computed is in decoding.py, what becomes of the token in writ
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -34,6 +35,13 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name == "top_k":
+                good, kind = value is None or isinstance(value, Integral), "a whole number, or None"
+            else:
+                good, kind = isinstance(value, Real), "a number"
+            if not good or isinstance(value, bool):
+                raise InputError(f"{name} {value!r}: it must be {kind}")
         if self.temperature != 0 and not 0.001 <= self.temperature <= 1e6:  # so that float32 holds the quotients
             raise InputError(
                 f"temperature {self.temperature}: it must be 0 (always the likeliest token), or from 0.001 to 1e6"

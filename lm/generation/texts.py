@@ -6,6 +6,8 @@ continuation.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
 
 import torch
 
@@ -20,7 +22,8 @@ class Text:
     max_new_tokens: the most tokens to draw. seed: of the random numbers, which decide the completion. top: how many
     of the likeliest tokens to report at each place, with their log-probabilities and that of the token drawn; None
     reports nothing. number: chosen by the owner, to recognize the text. score_prompt: also reports the prompt's
-    log-probabilities; then the prompt must fit the context.
+    log-probabilities; then the prompt must fit the context. Raises InputError for a number that is not whole, or is
+    below 0.
     """
 
     prompt: Sequence[int]
@@ -36,6 +39,8 @@ class Text:
     error: Exception | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        check_whole("max_new_tokens", self.max_new_tokens)
+        check_whole("seed", self.seed)
         self.ids = list(self.prompt)
         self.generator = torch.Generator().manual_seed(self.seed)
 
@@ -61,6 +66,14 @@ class NonFiniteLogits(InputError):
 
     def __init__(self) -> None:
         super().__init__("the model's logits are not finite; its training has diverged")
+
+
+def check_whole(name: str, value: Any, least: int = 0) -> None:
+    """Raises InputError for a value that is no whole number, or is below `least` or beyond 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} {value!r}: it must be a whole number")
+    if not least <= value < 1 << 63:  # type: ignore[operator]  # Integral has no order for mypy
+        raise InputError(f"{name} {value}: it must be at least {least} and below 2^63")
 
 
 def check_prompt(number: int, prompt: Sequence[int], vocab_size: int) -> None:

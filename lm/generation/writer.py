@@ -136,7 +136,7 @@ class Writer:
             text.finish = "stop"
         else:
             text.ids.append(token_id)
-            if len(text.ids) - len(text.prompt) == text.max_new_tokens:
+            if len(text.ids) - len(text.prompt) >= text.max_new_tokens:
                 text.finish = "length"
         drawn, last = None if ended else token_id, bool(text.finish)
         if text.top is None:

@@ -10,9 +10,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lm.generation.prompts import text_to_read
 from lm.generation.sampling import Sampling
+from lm.generation.texts import check_whole
 from lm.generation.writer import generate
-from tokenization import END_OF_TEXT, InputError
+from tokenization import InputError
 from tokenization.errors import printable
 
 
@@ -26,6 +28,7 @@ class TextSamples(Callback):
     """
 
     def __init__(self, prompt: str = "Once upon a time", max_new_tokens: int = 100, temperature: float = 0.8):
+        check_whole("samples.max_new_tokens", max_new_tokens, least=0)
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
         self.sampling = Sampling(temperature)
         self.text = ""  # the last sample
@@ -38,7 +41,7 @@ class TextSamples(Callback):
         sharded = pl_module.device_mesh is not None  # gathered as the steps use them, perhaps in bfloat16
         precision = trainer.precision_plugin.forward_context() if sharded else contextlib.nullcontext()
         try:
-            token_ids = tokenizer.encode(self.prompt or END_OF_TEXT)
+            token_ids = tokenizer.encode(text_to_read(self.prompt, tokenizer))
             new_ids = generate(  # on every device: a sharded model needs all of them
                 pl_module.model,  # type: ignore[arg-type]
                 token_ids,

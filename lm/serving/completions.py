@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from lm.generation.continuation import Continuation, TextStream
+from lm.generation.prompts import text_to_read
 from lm.generation.sampling import Sampling
 from lm.generation.texts import Text
 from lm.serving.answers import Completions, Refused
-from tokenization import END_OF_TEXT, InputError, Tokenizer
+from tokenization import InputError, Tokenizer
 from tokenization.pretokenization import cut_into_chunks
 
 
@@ -197,7 +198,7 @@ def read_prompt(prompt: Any, served: Served) -> tuple[str, list[int]]:
         if len(prompt) > (characters := served.limits.prompt_characters):
             raise Refused(f"prompt has {len(prompt)} characters; at most {characters} are possible", "prompt")
         try:
-            ids = encode_at_most(tokenizer, prompt or END_OF_TEXT, most)
+            ids = encode_at_most(tokenizer, text_to_read(prompt, tokenizer), most)
         except InputError as error:
             raise Refused(f"prompt: {error}", "prompt") from None
         return prompt, ids

@@ -190,7 +190,8 @@ def test_what_is_typed_while_the_model_writes_is_no_part_of_the_story(saved_run,
 
 def test_settings_in_a_conversation(saved_run, lm, monkeypatch):
     greedy, _ = converse(lm, saved_run, monkeypatch, "Tom saw", more=("--temperature=0",))
-    out, err = converse(lm, saved_run, monkeypatch, "/temperature 0", "/max_new_tokens 5", "/seed 9", "Tom saw")
+    settings = ("/temperature 0", "/max_new_tokens 5", "/seed 9", "/top_k 1", "/top_k none")
+    out, err = converse(lm, saved_run, monkeypatch, *settings, "Tom saw")
     assert (out, err) == (greedy, "")
     wrong = ["/temperature -1", "/top_k 1_0", "/seed -2", "/max_new_tokens 0", "/colour blue", "/seed", "/top_p 2"]
     out, err = converse(lm, saved_run, monkeypatch, "/temperature 0", *wrong, "Tom saw")
