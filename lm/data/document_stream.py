@@ -1,10 +1,11 @@
 """Reads a token file document by document, in a new order each pass, and cuts this stream into windows.
 
     pass p      all documents one after another, in an order that follows from (seed, p)
-    window i    of pass i // W: the C tokens from a multiple of C on, and the next; which multiple, a second order says
+    window i    of pass i // W: the C tokens that begin at a multiple of C, and the next; a second order chooses it
 
-W = (N - 1) // C windows of C tokens hold the whole file but its last few tokens, which differ from pass to pass. So a
-pass sees every token once, where random windows leave out a share of 1 / e and repeat others. The next pass sees each
+C is the context length, N the number of tokens in the file. W = (N - 1) // C windows hold the whole stream but its last
+few tokens, which differ from pass to pass. So a pass sees all other tokens once, where random windows leave out a share
+of 1 / e and repeat others. The next pass sees each
 document after another one and cut at other places. Windows that all begin at a document would have to drop what does
 not fit, or to fill it with padding. The second order keeps the pieces of a long document out of one batch.
 

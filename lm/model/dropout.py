@@ -21,6 +21,7 @@ from lm.model.transformer import TransformerLM
 
 STREAM = 0x0D20  # keeps the masks' random words apart from those of the windows
 HALVES = 1 << 16  # the values of 16 random bits
+MOST = 1 - 1 / HALVES  # that can be dropped
 
 
 class Dropout:
@@ -48,8 +49,3 @@ class Dropout:
         if not part.training or not len(self.masks):
             return None
         return torch.where(self.masks[number], output / (1 - self.share), 0)
-
-
-def mask_bytes(num_layers: int, tokens: int, d_model: int) -> int:
-    """Returns the bytes of the masks of a batch."""
-    return (2 * num_layers + 1) * tokens * d_model

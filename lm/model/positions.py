@@ -28,14 +28,9 @@ class RotaryPositionalEmbedding(nn.Module):
         if not 0 < theta < math.inf:
             raise ValueError(f"theta is {theta}; the base of the wavelengths must be a number above 0")
         self.theta = theta
-        # On the CPU: every device then has the same tables, and "meta" need not import SymPy for them, which takes over
-        # a second. In float64, because at position 100,000 a float32 angle is off by 0.004.
-        frequencies = theta ** (-torch.arange(0, d_k, 2, dtype=torch.float64, device="cpu") / d_k)
-        positions = torch.arange(max_seq_len, dtype=torch.float64, device="cpu")
-        angles = torch.outer(positions, frequencies)  # (max_seq_len, d_k / 2)
-        device = device or torch.get_default_device()
-        self.register_buffer("cos", angles.cos().float().to(device), persistent=False)
-        self.register_buffer("sin", angles.sin().float().to(device), persistent=False)
+        cos, sin = rotations(theta, d_k, max_seq_len, torch.device(device or torch.get_default_device()))
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor, token_positions: Tensor) -> Tensor:
         """Rotates each vector of x, (..., seq, d_k), to the same shape.
@@ -55,3 +50,16 @@ class RotaryPositionalEmbedding(nn.Module):
     def extra_repr(self) -> str:
         max_seq_len, pairs = self.cos.shape
         return f"theta={self.theta}, d_k={2 * pairs}, max_seq_len={max_seq_len}"
+
+
+def rotations(theta: float, d_k: int, max_seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the cosine and the sine of each angle, float32, both (max_seq_len, d_k / 2); without memory on "meta"."""
+    if device.type == "meta":
+        cos, sin = torch.empty(2, max_seq_len, d_k // 2, device=device)
+        return cos, sin
+    # On the CPU, so that every device has the same tables. In float64, because at position 100,000 a float32 angle is
+    # off by 0.004.
+    frequencies = theta ** (-torch.arange(0, d_k, 2, dtype=torch.float64, device="cpu") / d_k)
+    positions = torch.arange(max_seq_len, dtype=torch.float64, device="cpu")
+    angles = torch.outer(positions, frequencies)
+    return angles.cos().float().to(device), angles.sin().float().to(device)

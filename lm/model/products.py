@@ -1,4 +1,4 @@
-"""Products with a weight, y = x W^T, as AMX computes them fastest; and a bfloat16 copy of several weights as one."""
+"""Multiplies by a weight, y = x W^T, in the layout with which AMX is fastest; joins several weights in bfloat16."""
 
 import functools
 

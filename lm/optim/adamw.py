@@ -145,12 +145,14 @@ class AdamW(torch.optim.Optimizer):
             raise ValueError(
                 f"eps is {eps}; it must be finite and at least {MIN_EPS:.2g}: a weight without a gradient divides by it"
             )
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}; each must be at least 0 and below 1")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; each must be at least 0 and below 1, and there are two")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.foreach, self.kernel = foreach, kernel
         self.compiled_pass = torch.compile(adamw_pass, backend=compile_or_run, dynamic=False) if compiled else None
-        self.take: Tensor | None = None  # 0-d bool on the device: where it is False, a step changes no tensor
+        # 0-d bool on the device: where it is False, a step changes no tensor. Its t counts on, since only the device
+        # knows; on a CPU a step that is skipped has no gradients, and is not counted.
+        self.take: Tensor | None = None
         self.rates: dict[Tensor, float] = {}  # parameters' learning rates, as multiples of their group's; 1 unless here
 
     @torch.no_grad()

@@ -104,6 +104,8 @@ class Muon(AdamW):
     ):
         if not 0 < rate < math.inf:
             raise ValueError(f"muon_rate is {rate}; it must be above 0 and finite")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; it must be at least 0 and below 1")
         named = list(named_parameters)
         matrices = [weight for name, weight in named if uses_muon(name, weight)]
         rest = [weight for name, weight in named if not uses_muon(name, weight)]

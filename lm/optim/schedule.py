@@ -40,7 +40,7 @@ def trapezoid(
     decay_share: the share of the steps after warmup that decays; with all of them, this is the linear schedule. Until
     the decay begins, the rate does not depend on end_step.
     """
-    if step < warmup_steps:
+    if step <= warmup_steps != 0:  # the peak is reached even where the run ends with it
         return step / warmup_steps * max_learning_rate
     decay_steps = max(1, decay_share * (end_step - warmup_steps))
     height = min(1.0, max(0.0, (end_step - step) / decay_steps))

@@ -1,8 +1,9 @@
 """Makes the optimizer that model.optimizer names, from one entry in OPTIMIZERS for each.
 
-An entry names the settings that change the optimizer's steps; all others are refused. An optimizer skips a step whose
-numbers are not finite. On a CPU the parameters then have no gradient; on a GPU the optimizer's `take`, a 0-d bool
-tensor, is False. Its `rates` give parameters a learning rate of their own (lm/optim/adamw.py).
+An entry names the settings that change the optimizer's steps; all others are refused. A step whose numbers are not
+finite is skipped: on a CPU the parameters then have no gradient, and on a GPU the optimizer's `take`, a 0-d bool tensor
+that tells whether to take the step, is False. Its `rates` give parameters a learning rate of their own
+(lm/optim/adamw.py).
 """
 
 import math

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lm.model.dropout import MOST
 from lm.model.transformer import check_choice
 from lm.optim.orthogonalization import ITERATIONS
 from lm.optim.schedule import DECAY_SHARE, SCHEDULES
@@ -17,8 +18,8 @@ def check_training_settings(settings: Mapping[str, Any]) -> None:
     for name in ("learning_rate", "min_learning_rate", "warmup_steps", "z_loss"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name} is {settings[name]}; it must be finite and not negative")
-    if not 0 <= settings["dropout"] < 1:
-        raise ValueError(f"dropout is {settings['dropout']}; it must be at least 0 and below 1")
+    if not 0 <= settings["dropout"] <= MOST:
+        raise ValueError(f"dropout is {settings['dropout']}; it must be at least 0 and at most {MOST:.5f}")
     norm, skipped, share = (settings[name] for name in ("max_gradient_norm", "max_skipped_steps", "decay_share"))
     if not norm > 0:
         raise ValueError(f"max_gradient_norm is {norm}; it must be above 0; .inf never scales")

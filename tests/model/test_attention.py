@@ -174,3 +174,11 @@ def test_heads_must_divide_the_model():
 def test_device_and_dtype():
     for parameter in MultiHeadSelfAttention(8, 2, device="meta", dtype=torch.float64).parameters():
         assert (parameter.device.type, parameter.dtype) == ("meta", torch.float64)
+
+
+def test_without_memory_no_angle_is_computed():
+    """So that a context of any length can be accounted for, and is refused for its size alone."""
+    rope = RotaryPositionalEmbedding(1e4, 64, 1 << 40, device="meta")
+    assert (rope.cos.shape, rope.sin.shape, rope.sin.dtype) == ((1 << 40, 32), (1 << 40, 32), torch.float32)
+    with torch.device("meta"):
+        assert RotaryPositionalEmbedding(1e4, 64, 1 << 40).cos.is_meta

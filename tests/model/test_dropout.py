@@ -4,7 +4,8 @@ number alone, and that evaluation knows nothing of it."""
 import pytest
 import torch
 
-from lm.model.dropout import Dropout, mask_bytes
+from lm.accounting.activations import Arrangement, kept_bytes
+from lm.model.dropout import MOST, Dropout
 from lm.model.fast import speed_up, why_no_kernels
 from lm.model.loss import cross_entropy
 from lm.model.transformer import TransformerLM
@@ -91,7 +92,6 @@ def test_masks_drop_their_share_and_follow_from_the_number(share):
     first.draw(7, 0, torch.Size((64, 8)), torch.device("cpu"))
     masks = first.masks.clone()
     assert masks.shape == (5, 64, 8, 16)
-    assert mask_bytes(2, 64 * 8, 16) == masks.numel() * masks.element_size()
     deviation = (share * (1 - share) / masks[0].numel()) ** 0.5
     assert ((~masks).float().mean(dim=(1, 2, 3)) - share).abs().max() < 4 * deviation
     flat = masks.flatten(1).float()
@@ -107,3 +107,18 @@ def test_nothing_is_drawn_from_the_global_generator():
     before = torch.get_rng_state()
     dropout.draw(7, 1, torch.Size((4, 8)), torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_largest_share_drops_nearly_all():
+    """And no larger one can be told from the next whole number of 65,536ths, at which nothing would be dropped."""
+    _, dropout = dropping(MOST)
+    dropout.draw(7, 0, torch.Size((512, 8)), torch.device("cpu"))
+    assert 0 < dropout.masks.float().mean() < 3 / 65536
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_masks_are_accounted_for(recompute):
+    _, dropout = dropping()
+    how = Arrangement(recompute=recompute)
+    without, kept = (sum(kept_bytes({**SHAPE, "dropout": share}, 4, how).values()) for share in (0.0, SHARE))
+    assert kept - without == dropout.masks.numel() * dropout.masks.element_size()

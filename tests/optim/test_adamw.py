@@ -160,7 +160,10 @@ def test_step_runs_the_closure_with_gradients_and_returns_its_loss():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"lr": -1.0}, {"eps": -1e-8}, {"weight_decay": -0.1}, {"betas": (1.0, 0.9)}, {"betas": (0.9, -0.1)}],
+    [
+        *({"lr": -1.0}, {"eps": -1e-8}, {"weight_decay": -0.1}),
+        *({"betas": betas} for betas in ((1.0, 0.9), (0.9, -0.1), (0.9,), (0.9, 0.95, 0.99))),
+    ],
 )
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))[1:4]):

@@ -108,6 +108,9 @@ def test_the_step_is_the_equations(variant):
 def test_a_rate_of_nothing_is_refused():
     with pytest.raises(ValueError, match="muon_rate is 0"):
         Muon(make().named_parameters(), rate=0)
+    for momentum in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"momentum is {momentum}"):
+            Muon(make().named_parameters(), momentum=momentum)
 
 
 def test_rows_become_equal_and_a_matrix_keeps_its_length():

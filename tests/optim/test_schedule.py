@@ -55,7 +55,13 @@ def test_the_trapezoid():
     assert [trapezoid(step, 1.0, 0.1, 4, 24, 0.3) for step in range(18)] == [
         trapezoid(step, 1.0, 0.1, 4, 240, 0.3) for step in range(18)
     ]
-    assert trapezoid(5, 1.0, 0.0, 5, 5) == 0.0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_run_that_is_all_warmup_reaches_the_peak(schedule):
+    rates = [schedule(step, 1.0, 0.1, 5, 5) for step in range(7)]
+    assert rates == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0, 0.1])
+    assert schedule(0, 1.0, 0.1, 0, 5) == 1.0  # and one without
 
 
 @pytest.mark.parametrize("warmup", [0, 10])

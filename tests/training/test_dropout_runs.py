@@ -64,7 +64,7 @@ def test_devices_take_turns_at_the_masks_as_at_the_batches():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_out_of_range_is_refused(share):
-    with pytest.raises(ValueError, match=f"dropout is {share}; it must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match=f"dropout is {share}; it must be at least 0 and at most 0.99998"):
         LanguageModel(vocab_size=8, context_length=4, d_model=8, num_layers=1, num_heads=1, dropout=share)
 
 
