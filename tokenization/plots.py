@@ -1,11 +1,14 @@
 """Sets up and saves the plots of both packages; matplotlib is imported only to draw, as that takes a while."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenization.errors import InputError
 from tokenization.files import writing
+from tokenization.outputs import check_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +49,16 @@ def save(figure: "Figure", path: Path) -> None:
     """Writes a figure as a PNG, whole or not at all."""
     with writing(path) as file:
         figure.savefig(file, dpi=130, format="png", metadata={"Software": SOFTWARE})
+
+
+def check_plot(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raises InputError for a plot that cannot be written, would replace another file, or would not be a .png.
+
+    inputs: files, and folders with all their files.
+    """
+    check_file(path, inputs, "a plot of ours", is_plot)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: plots are PNG pictures; choose a name that ends with .png")
 
 
 def is_plot(path: Path) -> bool:

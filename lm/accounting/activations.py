@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from lm.accounting.costs import PARTS, SUPPORT, state_bytes, worth_compiling
 from lm.machine.torch_inside import storage_id, without_memory
 from lm.model.attention import MultiHeadSelfAttention
-from lm.model.dropout import mask_bytes
 from lm.model.embedding_skips import EmbeddingSkips
 from lm.model.fast import speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention, spans
@@ -84,20 +83,23 @@ def make_model(settings: Mapping[str, Any]) -> TransformerLM:
 
 
 def kept_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> dict[str, int]:
-    """Returns the bytes kept for batch_size sequences of the context length, by part.
+    """Returns the bytes kept for batch_size sequences of the context length, by part, dropout's masks among them.
 
-    settings: of a TransformerLM. Raises InputError for a setting that is not supported.
+    settings: of a LanguageModel. Raises InputError for a setting that is not supported.
     """
     SUPPORT.check(make_model(settings))
     keep = _compiled if how.compiled and not how.kernels else _traced
     shape = {name: settings[name] for name in (*MODEL_SETTINGS, "z_loss") if name in settings}
     first, second = (keep(frozenset({**shape, "num_layers": n}.items()), batch_size, how) for n in (1, 2))
     layers = settings["num_layers"]
-    if not how.recompute:
-        return {part: first[part] + (layers - 1) * (second[part] - first[part]) for part in PARTS}
-    # Every block keeps its input; one block at a time keeps all.
-    stream = 4 * batch_size * settings["context_length"] * settings["d_model"]
-    return first | {"norms": first["norms"] + (layers - 1) * stream}
+    kept = {part: first[part] + (layers - 1) * (second[part] - first[part]) for part in PARTS}
+    numbers = batch_size * settings["context_length"] * settings["d_model"]  # of the residual stream
+    if how.recompute:  # every block keeps its input; one block at a time keeps all
+        kept = first | {"norms": first["norms"] + (layers - 1) * 4 * numbers}
+    if settings.get("dropout"):  # drawn before the first block, a byte for each number
+        for part, times in {"embeddings": 1, "projections": layers, "feed-forward": layers}.items():
+            kept[part] += times * numbers
+    return kept
 
 
 @cache  # an estimate asks for the same shapes again
@@ -211,8 +213,6 @@ def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     logits: int = rows * settings["vocab_size"] * ((8 if how.half else 12) if how.fast else 8)
     holes = HOLES_COMPILED if how.compiled or how.kernels else HOLES_HALF if how.half else HOLES_FLOAT32
     kept = sum(kept_bytes(settings, batch_size, how).values()) * holes
-    if settings.get("dropout"):
-        kept += mask_bytes(settings["num_layers"], tokens, settings["d_model"])
     rest = INTERPRETER + (COMPILER if how.compiled else 0)
     gradients = state.pop("gradients")
     return rest + sum(state.values()) + max(gradients, kept + logits)

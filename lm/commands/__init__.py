@@ -8,6 +8,8 @@ imports neither torch nor Lightning, so that --help comes at once.
 import argparse
 import shutil
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lm.machine.devices import DEVICES, HELP
@@ -41,12 +43,20 @@ def add_settings(parser: ArgumentParser) -> None:
     )
 
 
-def read_with_settings(parser: ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns an experiment's own arguments, and those that it passes on to `lm fit`; InputError for useless ones."""
+def read_with_settings(
+    parser: ArgumentParser, argv: list[str], own: Mapping[str, str] = MappingProxyType({})
+) -> tuple[argparse.Namespace, list[str]]:
+    """Returns an experiment's own arguments, and those that it passes on to `lm fit`; InputError for useless ones.
+
+    own: the settings that the experiment sets itself, each with the option to use instead.
+    """
     args, rest = parser.parse_known_args(argv)
-    for name in ("--trainer.default_root_dir", "--ckpt_path", "--print_config"):
-        if any(argument.partition("=")[0] == name for argument in rest):
-            raise InputError(f"{name}: has no effect here; --output names the folder of the results")
+    remedies = dict(own)
+    for name in ("trainer.default_root_dir", "ckpt_path", "print_config"):
+        remedies[name] = "--output names the folder of the results"
+    for name, remedy in remedies.items():
+        if any(argument.partition("=")[0] == f"--{name}" for argument in rest):
+            raise InputError(f"--{name}: has no effect here; {remedy}")
     return args, [*(f"--config={path}" for path in args.config), *rest]
 
 

@@ -17,8 +17,7 @@ from lm.strict_json import to_json
 from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.numerals import decimal_number
-from tokenization.outputs import check_file
-from tokenization.plots import is_plot
+from tokenization.plots import check_plot
 
 HELP = f"""Estimate what a run costs before it runs: parameters, memory and FLOPs by part, both as the handout counts
 and as our fast path works. Besides the options below, every setting of `lm fit` can be given.
@@ -78,13 +77,12 @@ def run(argv: list[str]) -> None:
     settings = [f"--config={path}" for path in args.config] or preset_arguments(str(name), args.edition)
     arguments = ["fit", *settings, *rest]
     with training():
+        from lm.training.checks import check_classes
         from lm.training.parser import SettingsCLI
 
         config = SettingsCLI(arguments).config.fit
-        try:
-            result = estimate(config, args.edition, memory) | {"name": name or ", ".join(args.config)}
-        except ValueError as error:  # the model refuses settings that do not fit together
-            raise InputError(str(error)) from None
+        check_classes(config)
+        result = estimate(config, args.edition, memory) | {"name": name or ", ".join(args.config)}
         if device:
             result["training"] = training_time(config, args.tokens, *device, args.mfu or 0.5)
         if args.plot:
@@ -116,7 +114,7 @@ def check(args: argparse.Namespace, name: str | None) -> None:
                 f"{option} {value:g}: is for the time on a device; name one with --device, or leave this out"
             )
     if args.plot:
-        check_file(args.plot, args.config, "a plot of `lm`", is_plot)
+        check_plot(args.plot, args.config)
 
 
 def parse_bytes(text: str) -> float:

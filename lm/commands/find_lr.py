@@ -19,6 +19,11 @@ HELP = """Suggest a learning rate by a range test: one short training run whose 
 
 Every setting of `lm fit` can be given, too.
 """
+OWN = {  # settings that the test sets itself
+    "trainer.max_steps": "--steps is the length of the test",
+    "model.learning_rate": "--lowest and --highest are the rates of the test",
+    "model.min_learning_rate": "--lowest and --highest are the rates of the test",
+}
 
 
 def make_parser() -> ArgumentParser:
@@ -33,7 +38,7 @@ def make_parser() -> ArgumentParser:
 
 def run(argv: list[str]) -> None:
     """Runs the test, and prints its suggestion."""
-    args, arguments = read_with_settings(make_parser(), argv)
+    args, arguments = read_with_settings(make_parser(), argv, OWN)
     if not 0 < args.lowest < args.highest < math.inf:
         raise InputError(f"--lowest {args.lowest}: it must be above 0 and below --highest, which is {args.highest}")
     if args.steps < 20:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from lm.commands import new_parser
-from lm.experiments.figures import draw_losses
+from lm.experiments.figures import RACE_PLOT, SWEEP_PLOT, draw_losses
 from lm.experiments.report import find_runs
 from lm.experiments.report_page import is_report, page
 from lm.runs.folder import refuse_names_of_runs
@@ -12,7 +12,7 @@ from tokenization import InputError
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import writing
 from tokenization.outputs import check_file
-from tokenization.plots import is_plot
+from tokenization.plots import check_plot
 
 HELP = """Write a page that shows a run, or compares several: losses, curves, settings, samples. Any browser opens it.
 
@@ -40,13 +40,14 @@ def run(argv: list[str]) -> None:
     args = make_parser().parse_args(argv)
     if args.output.is_dir() or not args.output.parent.is_dir():
         raise InputError(f"--output {args.output}: is a folder, or in a folder that does not exist; name a file")
-    check_file(args.output, args.runs, "a page of `lm report`", is_report)
+    runs = find_runs(args.runs)
+    inputs = [path for run in runs for path in run.files]
+    check_file(args.output, inputs, "a page of `lm report`", is_report)
     if args.plot:
-        check_file(args.plot, args.runs, "a plot of `lm`", is_plot)
+        check_plot(args.plot, [*inputs, *(folder / name for folder in args.runs for name in (SWEEP_PLOT, RACE_PLOT))])
         if args.plot.absolute() == args.output.absolute():
             raise InputError(f"--plot {args.plot}: is also --output; name two files")
     refuse_names_of_runs([args.output, *filter(None, [args.plot])], args.runs)
-    runs = find_runs(args.runs)
     for line in (line for run in runs for line in run.curves.damage):
         print(f"lm report: {line}", file=sys.stderr)
     if args.plot:

@@ -22,13 +22,11 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
-from lm.data.mixture import read_sources
 from lm.experiments.probe import Probe, limited, measure
 from lm.experiments.results import in_json
-from lm.experiments.sweep import Settings
+from lm.experiments.short_runs import Settings, check_settings, digests
 from lm.runs.folder import CONFIG
 from lm.strict_json import to_json
-from lm.training.checks import check_length, check_model
 from tokenization import InputError, TokenFile
 
 LENGTH, INTERVAL = "trainer.max_steps", "trainer.val_check_interval"
@@ -80,8 +78,7 @@ class Contestant:
         config = self.shortened(steps)
         self.steps, self.interval = steps, config.trainer.val_check_interval
         try:
-            check_length(config.trainer, config.model)
-            check_model(config.model)
+            check_settings(config)
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
 
@@ -137,6 +134,8 @@ def refuse_own_settings(name: str, arguments: list[str], budget: Budget) -> None
     if budget != Budget():
         remedies[LENGTH] = "the budget decides; leave out --steps and --cpu-seconds, or this"
     given = {word.partition("=")[0].removeprefix("--") for word in arguments if word.startswith("--")}
+    if help_wanted := {"-h", "--help"} & set(arguments):
+        raise InputError(f"{name}: {help_wanted.pop()} is no setting; `lm fit --help` lists them")
     for setting in given & remedies.keys():
         raise InputError(f"{name}: --{setting} has no effect in a race: {remedies[setting]}")
 
@@ -147,9 +146,7 @@ def settings_of(config: Namespace, budget: Budget) -> dict[str, Any]:
     own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # linked to settings listed anyway
     own |= {LENGTH, INTERVAL} if budget != Budget() else set()
     flat = {name: in_json(value) for name, value in vars(config.clone().as_flat()).items() if name not in own}
-    for path in (*(source.path for source in read_sources(config.data.train_path)), config.data.val_path):
-        flat[f"the digest of {path}"] = TokenFile.open(path, verify=False).description.data_sha256
-    flat |= {"--steps": budget.steps, "--cpu-seconds": budget.cpu_seconds}
+    flat |= digests(config) | {"--steps": budget.steps, "--cpu-seconds": budget.cpu_seconds}
     settings: dict[str, Any] = json.loads(to_json(flat, default=str))
     return settings
 

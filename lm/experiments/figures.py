@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SWEEP_PLOT, RACE_PLOT = "sweep.png", "race.png"  # in the folder of a sweep, of a race
 UNUSED_IDS = re.compile(r' id="[a-z0-9.]+_[0-9]+"')  # every figure of a page has them
 
 

@@ -61,7 +61,10 @@ def _entry(content: Any) -> Entry:
     losses = () if entry.diverged else (entry.loss, entry.bits_per_byte)
     others = (entry.best_loss, entry.cpu_seconds, entry.others_before, entry.others_during)
     optional = [value for value in others if value is not None]
-    if not isinstance(entry.contestant, str) or not all(map(_is_number, (*numbers, *losses, *optional))):
+    words = (entry.contestant, entry.settings, entry.machine, entry.code, entry.date)
+    if not all(map(_is_number, (*numbers, *losses, *optional))) or not isinstance(entry.diverged, bool):
+        raise ValueError
+    if not all(isinstance(word, str) and word.isprintable() for word in words):
         raise ValueError
     return entry
 

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 from lm.experiments.children import fit, last_line
 from lm.experiments.contestants import OF_THE_SEED, Budget, Contestant, common_measure, steps_within
+from lm.experiments.figures import RACE_PLOT
 from lm.experiments.ledger import LEDGER, Entry, append, is_ledger, read_ledger
 from lm.experiments.results import begins_with, check_results, summarise
-from lm.experiments.standings import COLUMNS, PLOT, TABLE, Standings
-from lm.experiments.sweep import WATCH, read_files
+from lm.experiments.short_runs import WATCH, callbacks, read_files
+from lm.experiments.standings import COLUMNS, TABLE, Standings
 from lm.machine.contention import MANY, load_of_others
 from lm.monitoring.processor_clock import STARTS, TAG
 from lm.runs.events import Curve, Curves, Start, read_curves
@@ -38,7 +39,7 @@ from tokenization.outputs import check_folder
 from tokenization.plots import is_plot
 
 RECORD = "race.json"
-CLOCK = "--trainer.callbacks+=lm.monitoring.processor_clock.ProcessorClock"
+CLOCK = "lm.monitoring.processor_clock.ProcessorClock"  # a callback
 
 
 class Run(NamedTuple):
@@ -73,7 +74,7 @@ class Race:
         InputError if the race would replace any other file, or a contestant was another one before.
         """
         inputs = [path for each in self.contestants.values() for path in read_files(configs, each.config)]
-        check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), PLOT: is_plot, LEDGER: is_ledger})
+        check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), RACE_PLOT: is_plot, LEDGER: is_ledger})
         check_folder(self.output, inputs, [RECORD])
         with run_lock(self.output):
             entries, damage = read_ledger(self.output)
@@ -135,8 +136,8 @@ class Race:
         entry, folder = entries.get(run.key), self.folder(run)
         if entry is None or entry.settings != run.contestant.digest:
             return False
-        if entry.diverged:
-            return (folder / DIVERGED).exists()
+        if entry.diverged and (folder / DIVERGED).exists():
+            return True
         return (folder / LAST).exists() and read_manifest(folder / LAST)["step"] == entry.steps
 
     @property
@@ -149,7 +150,8 @@ class Race:
         own: dict[str, Any] = dict.fromkeys(OF_THE_SEED, run.seed)
         own |= {"trainer.default_root_dir": self.folder(run), "ckpt_path": "auto"}
         flags = [f"--{name}={value}" for name, value in own.items()]
-        return [*run.contestant.arguments, WATCH, CLOCK, *run.contestant.flags, *flags]
+        own_callbacks = callbacks(run.contestant.config, WATCH, CLOCK)
+        return [*run.contestant.arguments, *own_callbacks, *run.contestant.flags, *flags]
 
     def run(self, run: Run, others_before: float | None, show: Callable[[str], None]) -> list[str]:
         """Trains or resumes one run to its end and enters it; returns lines on damage in its curves.

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.experiments.figures import draw_range_test, smooth
 from lm.experiments.results import begins_with, check_results
-from lm.experiments.sweep import Settings, read_files
+from lm.experiments.short_runs import Settings, read_files
 from lm.training.cli import RunCLI
 from lm.training.divergence import LossWatch, step_loss
 from lm.training.nonfinite import Diverged

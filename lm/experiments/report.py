@@ -42,6 +42,11 @@ class Run:
         """The step and the seconds, without pauses, of the last point; (0, 0.0) if there is none."""
         return max(((curve.steps[-1], curve.seconds[-1]) for curve in self.curves.values()), default=(0, 0.0))
 
+    @property
+    def files(self) -> list[Path]:
+        """What is read of the run."""
+        return [self.folder / CONFIG, *self.folder.glob(EVENT_FILES)]
+
     def values(self, tag: str) -> list[Any]:
         return self.curves.get(tag, Curve()).values
 
@@ -51,7 +56,7 @@ class Run:
 
 def find_runs(paths: list[Path]) -> list[Run]:
     """Reads the runs that the paths name; a folder of runs, such as a sweep's or a race's, stands for all of them."""
-    folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(path)))
+    folders = list({folder.resolve(): folder for path in paths for folder in run_folders(path)}.values())
     places = [folder.resolve() for folder in folders]
     names = [place.name for place in places]
     if len(set(names)) < len(names):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm.experiments.figures import draw_sweep, mean
+from lm.experiments.figures import SWEEP_PLOT, draw_sweep, mean
 from lm.runs.events import Curve, Curves, read_curves
 from lm.runs.folder import DIVERGED
 from lm.strict_json import to_json
@@ -33,7 +33,9 @@ COLUMNS = (
     "tokens_per_second",
     "folder",
 )
-TABLE, PLOT = "sweep.csv", "sweep.png"
+TABLE = "sweep.csv"
+DIGEST = "the digest of "  # and a path: how the digests of data are named among the settings
+RISE = 1.25  # a loss of one batch may be off by less
 Row = dict[str, Any]
 
 
@@ -61,8 +63,8 @@ def summarise(value: Any, folder: Path, curves: Curves) -> Row:
     """Returns a run's row of the table.
 
     validation_loss is the last step's and train_loss the mean of the last ten logged, both in nats per token;
-    tokens_per_second is the median. A run has diverged if it was cut short, or if its validation loss ends no lower
-    than its first logged training loss.
+    tokens_per_second is the median. A run has diverged if it was cut short, if its validation loss is not finite, or
+    if its training loss ends far above the first one logged.
     """
     mark = folder / DIVERGED
     train, validation = (curves.get(tag, Curve()).values for tag in ("train/loss", "val/loss"))
@@ -80,7 +82,7 @@ def summarise(value: Any, folder: Path, curves: Curves) -> Row:
         "validation_loss": last if math.isfinite(last) else None,
         "best_validation_loss": min(filter(math.isfinite, validation), default=None),
         "train_loss": end if math.isfinite(end) else None,
-        "diverged": not math.isfinite(last) or (len(train) > 1 and not last < first),
+        "diverged": not math.isfinite(last) or end > RISE * first,
         "steps": steps,
         "seconds": round(max((curve.seconds[-1] for curve in curves.values()), default=0.0), 1),
         "tokens_per_second": round(statistics.median(speeds)) if speeds else None,
@@ -100,6 +102,16 @@ def show(value: float | None, form: str) -> str:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_row(row: Row) -> Row:
+    """Returns a row that has been read; ValueError for values that `summarise` does not give."""
+    optional = [row[name] for name in ("best_validation_loss", "train_loss", "tokens_per_second")]
+    numbers = [row["steps"], row["seconds"], *(value for value in optional if value is not None)]
+    numbers += [] if row["diverged"] else [row["validation_loss"]]
+    if not all(map(is_number, numbers)) or not isinstance(row["folder"], str) or not isinstance(row["diverged"], bool):
+        raise ValueError
+    return row
 
 
 def edge_of_stability(rows: list[Row]) -> tuple[float | None, float | None]:
@@ -127,13 +139,14 @@ class Results:
             return cls(folder, parameter, settings, {})
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
-            rows = {row["folder"]: {name: row[name] for name in COLUMNS} for row in old["runs"]}
+            rows = {row["folder"]: check_row({name: row[name] for name in COLUMNS}) for row in old["runs"]}
             was = {"param": old["parameter"]} | {name: in_json(value) for name, value in old["settings"].items()}
             now = {"param": parameter} | settings
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: is not what `lm sweep` writes; delete it, or choose another --output") from None
         for name in sorted(was.keys() | now.keys()):
-            if was.get(name) != now.get(name):
+            recorded = name in was or not name.startswith(DIGEST)  # which a sweep of before did not
+            if recorded and was.get(name) != now.get(name):
                 raise InputError(
                     f"{folder}: holds a sweep with {name} {was.get(name)}, not {now.get(name)}; keep that value, or"
                     " choose another --output"
@@ -202,5 +215,5 @@ class Results:
         rows = self.sorted()
         curves = [read_curves(self.folder / row["folder"]).get("train/loss", Curve()) for row in rows]
         edge = edge_of_stability(rows) if self.are_numbers() else (None, None)
-        draw_sweep(self.folder / PLOT, self.parameter, rows, curves, edge)
-        return self.folder / PLOT
+        draw_sweep(self.folder / SWEEP_PLOT, self.parameter, rows, curves, edge)
+        return self.folder / SWEEP_PLOT

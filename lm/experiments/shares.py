@@ -11,9 +11,7 @@ from typing import Any
 
 from lm.accounting.activations import make_model
 from lm.accounting.costs import PARTS, forward_flops
-from tokenization import InputError
-from tokenization.files import writing
-from tokenization.plots import COLOURS, SOFTWARE, new_figure
+from tokenization.plots import COLOURS, new_figure, save
 
 WIDTHS = [64 << i for i in range(9)]
 CONTEXTS = [128 << i for i in range(11)]
@@ -49,9 +47,4 @@ def plot(settings: Mapping[str, Any], path: Path) -> None:
             axis.set_xticks(values, [str(value) for value in values], fontsize=7)
         axes[0].set(ylim=(0, 100), ylabel="% of the forward FLOPs")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(PARTS))
-        form = path.suffix.removeprefix(".") or "png"
-        try:
-            with writing(path) as file:
-                figure.savefig(file, dpi=130, format=form, metadata={"Software": SOFTWARE} if form == "png" else None)
-        except ValueError as error:  # an unknown format
-            raise InputError(f"--plot {path}: {' '.join(str(error).split())}") from None
+        save(figure, path)

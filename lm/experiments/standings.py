@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.experiments.contestants import LOSS, MEASURES, Budget
-from lm.experiments.figures import draw_race
+from lm.experiments.figures import RACE_PLOT, draw_race
 from lm.experiments.ledger import Entry
 from lm.experiments.results import show
 from lm.experiments.significance import lowest_by_permutation, p_value, standard_error
@@ -28,7 +28,7 @@ COLUMNS = (
     *("contestant", "runs", "diverged", "loss", "standard_error", "difference", "p"),
     *("cpu_seconds", "wall_seconds", "steps", "tokens"),
 )
-TABLE, PLOT = "race.csv", "race.png"
+TABLE = "race.csv"
 MISSED = 0.05  # of the budget of processor seconds, which is worth a note
 Row = dict[str, Any]
 
@@ -95,22 +95,24 @@ class Standings:
         return [*self._on_chance(), *self._on_runs()]
 
     def _on_chance(self) -> Iterator[str]:
-        base, *others = self.entries
-        fewest = min(len(losses) for losses in map(self.losses, self.entries))
-        if fewest < 2:
-            yield "fewer than two runs: no p-value, and a seed alone may make the difference; give more --seeds"
-        else:
-            pairs = [(len(self.losses(name)), len(self.losses(base))) for name in others]
-            lowest = max((lowest_by_permutation(*pair) for pair in pairs), default=0.0)
-            if lowest > 0.01:
-                yield (
-                    "p takes the losses as normally distributed over seeds; without that, so few runs could not"
-                    f" show a p below {lowest:.2g}"
-                )
-        if len(others) > 1:
+        base, *others = self.rows
+        if few := [row["contestant"] for row in self.rows if row["runs"] < 2]:
             yield (
-                f"{len(others)} comparisons: if none is real, one in twenty such races has a p below"
-                f" {0.05 / len(others):.2g} somewhere"
+                f"fewer than two runs of {', '.join(few)}: no p-value, and a seed alone may make the difference; give"
+                " more --seeds"
+            )
+        compared = [row["contestant"] for row in others if row["p"] is not None]
+        pairs = [(len(self.losses(name)), len(self.losses(base["contestant"]))) for name in compared]
+        lowest = max((lowest_by_permutation(*pair) for pair in pairs), default=0.0)
+        if lowest > 0.01:
+            yield (
+                "p takes the losses as normally distributed over seeds; without that, so few runs could not show a p"
+                f" below {lowest:.2g}"
+            )
+        if len(compared) > 1:
+            yield (
+                f"{len(compared)} comparisons: if none is real, one in twenty such races has a p below"
+                f" {0.05 / len(compared):.2g} somewhere"
             )
 
     def _on_runs(self) -> Iterator[str]:
@@ -162,5 +164,5 @@ class Standings:
                 places = [float(step) if by_steps else clock.get(step, float("nan")) for step in loss.steps]
                 curves.setdefault(name, []).append(Curve(loss.steps, places, loss.values))
         label = "processor seconds" if self.budget.compares_seconds else "optimizer steps"
-        draw_race(self.folder / PLOT, curves, label, MEASURES[self.measure])
-        return self.folder / PLOT
+        draw_race(self.folder / RACE_PLOT, curves, label, MEASURES[self.measure])
+        return self.folder / RACE_PLOT

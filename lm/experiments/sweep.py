@@ -17,43 +17,39 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from lm.data.mixture import read_sources
 from lm.experiments.children import fit, last_line
-from lm.experiments.results import COLUMNS, PLOT, TABLE, Results, begins_with, check_results, in_json
+from lm.experiments.figures import SWEEP_PLOT
+from lm.experiments.results import COLUMNS, DIGEST, TABLE, Results, begins_with, check_results, in_json
+from lm.experiments.short_runs import (
+    WATCH,
+    Settings,
+    callbacks,
+    check_settings,
+    data_files,
+    digests,
+    read_files,
+)
 from lm.runs.folder import DIVERGED
 from lm.runs.lock import run_lock
 from lm.strict_json import to_json
-from lm.training.checks import check_length, check_model
-from lm.training.parser import SettingsCLI
 from tokenization import InputError
 from tokenization.outputs import check_folder
 from tokenization.plots import is_plot
 
-WATCH = "--trainer.callbacks+=lm.training.divergence.StopWhenRisen"
 RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
-
-
-class Settings(SettingsCLI):
-    """Reads a long run's configuration for a short run, whose last step is always validated."""
-
-    def before_instantiate_classes(self) -> None:
-        super().before_instantiate_classes()
-        trainer = self.config.fit.trainer
-        batches = trainer.max_steps * trainer.accumulate_grad_batches
-        trainer.val_check_interval = min(trainer.val_check_interval, batches)
-
-
-def read_files(paths: list[str], config: Namespace) -> list[Path]:
-    """Lists the files and folders that a run reads."""
-    data = config.data
-    sources = (source.path for source in read_sources(data.train_path))
-    return [Path(path) for path in (*paths, *sources, data.val_path, data.tokenizer)]
+NOT_SWEPT = {  # settings that have one value, with what to do
+    **dict.fromkeys(("config", "ckpt_path", "trainer.default_root_dir"), "each run has its own; name another setting"),
+    "data.val_path": "losses on different text cannot be compared; name another setting",
+    "trainer.val_check_interval": "every run is validated at its end; name another setting",
+}
 
 
 class Sweep:
     """The runs of a sweep by the names of their folders, each with its value as given and its settings."""
 
     def __init__(self, parameter: str, values: list[str], arguments: list[str], output: Path | None):
+        if parameter in NOT_SWEPT:
+            raise InputError(f"--param {parameter}: {NOT_SWEPT[parameter]}")
         self.parameter, self.arguments = parameter, arguments
         self.runs: dict[str, tuple[str, Namespace]] = {}
         for text in values:
@@ -69,8 +65,8 @@ class Sweep:
             self._scale_lowest_rate()
         for text, config in self.runs.values():
             try:
-                check_length(config.trainer, config.model)
-                check_model(config.model)
+                check_settings(config)
+                digests(config)  # for data that is not there
             except InputError as error:
                 raise InputError(f"--values: {text}: {error}") from None
         self.settings = self._common_settings(first)
@@ -85,7 +81,10 @@ class Sweep:
         """Returns the settings common to all runs, which a later start of the sweep must share."""
         own = {self.parameter, "config", "trainer.default_root_dir", *([LOWEST_RATE] if self.parameter == RATE else [])}
         own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # linked to settings listed anyway
+        own |= {"trainer.val_check_interval"} if self.parameter == "trainer.max_steps" else set()  # at most as long
         flat = {name: in_json(value) for name, value in vars(config.clone().as_flat()).items() if name not in own}
+        swept = data_files(config)[:-1] if self.parameter == "data.train_path" else []
+        flat |= {name: digest for name, digest in digests(config).items() if name.removeprefix(DIGEST) not in swept}
         settings: dict[str, Any] = json.loads(to_json(flat, default=str))
         return settings
 
@@ -100,7 +99,7 @@ class Sweep:
         }
         if self.parameter == RATE:
             changes[LOWEST_RATE] = config.model.min_learning_rate
-        return [*self.arguments, WATCH, *(f"--{key}={setting}" for key, setting in changes.items())]
+        return [*self.arguments, *callbacks(config, WATCH), *(f"--{key}={setting}" for key, setting in changes.items())]
 
     def lowest_rates(self) -> list[float]:
         """Returns each run's model.min_learning_rate; empty if the sweep does not change it."""
@@ -113,7 +112,7 @@ class Sweep:
         configs: the configuration files among the arguments. InputError if the results would replace any other file.
         """
         inputs = [path for _, config in self.runs.values() for path in read_files(configs, config)]
-        check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), PLOT: is_plot})
+        check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), SWEEP_PLOT: is_plot})
         check_folder(self.output, inputs, ["sweep.json", *(f"{name}.log" for name in self.runs)])
         with run_lock(self.output):
             yield Results.read(self.output, self.parameter, self.settings)

@@ -9,16 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from lm.accounting.activations import expected_peak, make_model
 from lm.accounting.costs import state_bytes
+from lm.data.datamodule import TokenDataModule
 from lm.machine.resources import available_memory, held_memory
 from lm.model.initialization import START_SETTINGS
 from lm.model.transformer import FEED_FORWARDS, MODEL_SETTINGS
 from lm.runs.folder import LAST
 from lm.runs.recorded_settings import settings_of
 from lm.training.config_files import with_current_names
+from lm.training.module import LanguageModel
 from tokenization import InputError, Tokenizer, outputs
 
 MAY_BE_INFINITE = {"model.max_gradient_norm"}  # never scales
@@ -136,10 +139,12 @@ def check_length(trainer: Namespace, model: Namespace) -> None:
         )
 
 
-def check_model(model: Namespace) -> None:
-    """Raises InputError for settings that make no model."""
+def check_classes(config: Namespace) -> None:
+    """Raises InputError for settings that model or data refuse; they are made without weights, and no file is read."""
     try:
-        make_model(vars(model))
+        with torch.device("meta"):
+            LanguageModel(**vars(config.model))
+        TokenDataModule(**vars(config.data))
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
 

@@ -64,8 +64,10 @@ def test_what_the_figures_leave_out_is_said(lm):
 def test_a_plot(lm, tmp_path):
     assert lm("account", "gpt2-small", "--plot", tmp_path / "deep/shares.png").code == 0
     assert (tmp_path / "deep/shares.png").read_bytes().startswith(b"\x89PNG")
-    wrong = lm("account", "gpt2-small", "--plot", tmp_path / "shares.nothing")
-    assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+    assert lm("account", "gpt2-small", "--plot", tmp_path / "deep/shares.png").code == 0  # replaced
+    wrong = lm("account", "gpt2-small", "--plot", tmp_path / "shares.svg")
+    words = "plots are PNG pictures; choose a name that ends with .png"
+    assert (wrong.code, wrong.err) == (2, f"lm account: {tmp_path / 'shares.svg'}: {words}\n")
 
 
 WRONG = [
@@ -78,6 +80,11 @@ WRONG = [
     (["gpt2-xl", "--model.num_layers=1000000000"], "num_layers is 1000000000; it can be at most 4,096"),
     (["gpt2-xl", f"--model.d_model={1 << 60}"], "it can be at most 268,435,456"),
     (["gpt2-xl", "--model.depth=3"], "--model.depth"),
+    (["gpt2-xl", "--data.batch_size=-5"], "batch_size -5 must be at least 1"),
+    (["gpt2-xl", "--model.dropout=1"], "dropout is 1.0; it must be at least 0"),
+    (["gpt2-xl", "--model.ema_decay=1"], "ema_decay is 1.0"),
+    (["gpt2-xl", "--model.betas=[0.9,1.0]"], "betas are (0.9, 1.0)"),
+    (["gpt2-xl", "--model.fast=false", "--model.compile=true"], "fast is false"),
     (["gpt2-xl", "--model.num_heads=x"], "Got value: x"),
     (["gpt2-xl", "--memory=much"], "--memory much"),
     (["gpt2-xl", "--memory=0GB"], "--memory 0GB"),

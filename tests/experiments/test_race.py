@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +18,8 @@ from helpers import ROOT
 
 from lm.experiments.contestants import BITS, LOSS, Budget, common_measure, most_steps, read_contestants
 from lm.experiments.ledger import LEDGER, Entry, append, read_ledger
-from lm.experiments.race import RECORD
+from lm.experiments.race import CLOCK, RECORD, Race, Run
+from lm.experiments.short_runs import WATCH
 from lm.experiments.significance import lowest_by_permutation, p_value, standard_error, t_tails
 from lm.experiments.standings import Standings
 from lm.machine import contention
@@ -84,6 +85,9 @@ def test_a_ledger_keeps_what_is_whole(tmp_path):
     found, damage = read_ledger(tmp_path)
     assert found == {("base", 0): entries[2], ("base", 1): replace(entries[1], loss=None)}
     assert [line.partition("line ")[2].split()[0] for line in damage] == ["3", "5", "6", "7", "8"]
+    for wrong in ({"machine": None}, {"machine": {}}, {"diverged": []}, {"contestant": "\ud800"}, {"steps": "8"}):
+        path.write_text(json.dumps(asdict(ENTRY) | wrong) + "\n")
+        assert read_ledger(tmp_path) == ({}, [f"{path}: line 1 is damaged; its run counts as not finished"])
 
 
 def table(budget, **losses):
@@ -98,8 +102,9 @@ def table(budget, **losses):
 
 
 def test_the_table_and_what_it_says_of_chance():
-    found = table(Budget(steps=8), base=[3.0, 3.1, 3.2], good=[2.0, 2.1, 2.2], lost=[1.0, None, 1.1])
-    base, good, lost = found.rows
+    losses = {"base": [3.0, 3.1, 3.2], "good": [2.0, 2.1, 2.2], "near": [3.0, 3.1, 3.1], "lost": [1.0, None, 1.1]}
+    found = table(Budget(steps=8), **losses)
+    base, good, _, lost = found.rows
     assert (base["loss"], base["difference"], base["p"]) == (pytest.approx(3.1), None, None)
     assert good["difference"] == pytest.approx(-1)
     assert good["p"] == p_value([2.0, 2.1, 2.2], [3.0, 3.1, 3.2]) < 0.001
@@ -109,14 +114,29 @@ def test_the_table_and_what_it_says_of_chance():
     assert "2 comparisons: if none is real, one in twenty such races has a p below 0.025" in notes
     assert "lost: seed 1 diverged" in notes
     assert "2.1000 ± 0.0577     -1.0000" in found.table()
-    assert json.loads(found.to_json())["contestants"][2]["p"] is None
+    assert json.loads(found.to_json())["contestants"][3]["p"] is None
+
+
+def test_chance_is_told_of_the_ps_there_are():
+    found = table(Budget(steps=8), base=[3.0, 3.1, 3.2], good=[2.0, 2.1, 2.2], hot=[None, None, None])
+    notes = "\n".join(found.notes())
+    assert found.rows[1]["p"] is not None
+    assert "could not show a p below 0.1" in notes
+    assert not any(words in notes for words in ("fewer than two", "comparisons"))
+    notes = "\n".join(table(Budget(steps=8), base=[3.0, None], good=[2.0, 2.1]).notes())
+    assert "normally distributed" not in notes  # as there is no p
 
 
 def test_the_table_says_what_weakens_it():
     found = table(Budget(cpu_seconds=1.0), base=[3.0], other=[2.0])
     found.entries["other"][0] = replace(ENTRY, others_during=1.25, starts=2, code="newer")
     notes = "\n".join(found.notes())
-    for words in ("fewer than two runs", "1 of 2 runs shared", "up to 1.2 cores", "1 of 2 runs were interrupted"):
+    for words in (
+        "fewer than two runs of base, other",
+        "1 of 2 runs shared",
+        "up to 1.2 cores",
+        "1 of 2 runs were interrupted",
+    ):
         assert words in notes
     assert "different code: code; newer" in notes
     assert "base: took 200% of its budget" in notes
@@ -190,7 +210,7 @@ def test_what_has_ended_is_kept(lm, arguments, race, monkeypatch):
     result = lm("race", *arguments, "--seeds=1", "--output", race[0])
     assert (result.code, result.err) == (0, "")
     assert "all 2 runs have ended" in result.out
-    assert "fewer than two runs: no p-value" in result.out
+    assert "fewer than two runs of tiny, wide_one: no p-value" in result.out
 
 
 REFUSED = {
@@ -207,6 +227,10 @@ REFUSED = {
     "no setting": (["--variant=a: --model.d_mode 8"], "model.d_mode"),
     "other windows": (["--variant=a: --data.batch_size 4"], "a: validates on"),
     "no model": (["--variant=a: --model.d_model 15"], "a: d_model 15 cannot be divided evenly among num_heads"),
+    "help": (["--variant=a: --help"], "a: --help is no setting"),
+    "a time": (["--variant=a: --trainer.max_time 00:00:00:08"], "a: trainer.max_time 00:00:00:08 would end runs at"),
+    "no curves": (["--variant=a: --trainer.logger false"], "a: trainer.logger False would leave no curves to compare"),
+    "no share": (["--variant=a: --model.dropout 1.5"], "a: dropout is 1.5; it must be"),
     "a long warmup": (["--variant=a: --model.warmup_steps 9"], "a: model.warmup_steps 9 is more than"),
 }
 
@@ -219,6 +243,16 @@ def test_a_race_that_cannot_be(case, lm, arguments, race):
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert message in result.err
     assert (race[0] / LEDGER).read_bytes() == before
+
+
+def test_a_contestant_may_be_the_configuration_of_a_run(race, tmp_path):
+    """Such a run has the callbacks of a race already, and Lightning refuses one that comes twice."""
+    config = race[0] / "tiny/seed-0/config.yaml"
+    (contestant,) = read_contestants([str(config)], [], [], Budget(steps=6))
+    contestant.set_length(6)
+    words = Race([contestant], 1, Budget(steps=6), tmp_path).fit_arguments(Run(contestant, 0))
+    assert not any("callbacks" in word for word in words)
+    assert {each["class_path"] for each in yaml.safe_load(config.read_text())["trainer"]["callbacks"]} == {WATCH, CLOCK}
 
 
 def test_one_contestant_is_no_race(lm):

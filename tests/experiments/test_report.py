@@ -185,6 +185,19 @@ def test_one_page_that_needs_nothing_else(lm, runs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["losses.png", "page.html"]
 
 
+def test_a_page_in_the_folder_of_its_run_is_replaced(lm, runs, tmp_path):
+    run = shutil.copytree(runs / "one", tmp_path / "one")
+    for _ in range(2):
+        result = lm("report", run, run / "../one", "--output", run / "page.html", "--plot", run / "losses.png")
+        assert (result.code, result.err) == (0, "")
+        assert result.out == f"{run / 'page.html'}: one\n"  # once, whatever it is called
+    for name in ("config.yaml", next(run.glob("events.*")).name, "sweep.png"):
+        (run / name).touch()
+        result = lm("report", run, "--plot", run / name, "--output", run / "page.html")
+        assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert "plots are PNG pictures" in lm("report", run, "--plot", tmp_path / "a.pdf").err
+
+
 def test_the_settings_that_differ(runs):
     names = {name for name, _ in differences(find_runs([runs]))}
     assert {"model.learning_rate", "samples.prompt", "trainer.max_steps"} <= names

@@ -11,10 +11,13 @@ import pytest
 import yaml
 from helpers import ROOT
 
-from lm.experiments.results import Results, edge_of_stability
+from lm.experiments.results import Results, edge_of_stability, summarise
+from lm.experiments.sweep import Sweep
+from lm.runs.events import Curve, Curves
 from lm.training.divergence import RISE, LossWatch
 from lm.training.module import LanguageModel
 from lm.training.recovery import Checkpoints
+from tokenization import InputError
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +35,6 @@ def arguments(fit_arguments, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sweep(lm, fork_server, arguments, tmp_path_factory):
     """A sweep whose first run was cut before step 6, one that diverges, and what it printed."""
-    from lm.experiments.sweep import Sweep
-
     output = tmp_path_factory.mktemp("sweep") / "out"
     half = Sweep("model.learning_rate", ["0.01"], arguments, output).fit_arguments("learning_rate-0.01")
     start = LanguageModel.on_train_batch_start
@@ -101,6 +102,13 @@ REFUSED = {
     "nothing": (["--param=data.seed"], "--values"),
     "warmup": (["--param=data.seed", "--values=1", "--model.warmup_steps=9"], "model.warmup_steps 9 is more than"),
     "no model": (["--param=model.d_model", "--values", "16", "15"], "--values: 15: d_model 15 cannot be divided"),
+    "no file": (["--param=data.train_path", "--values=none.bin"], "--values: none.bin: none.bin: no such token file"),
+    "no share": (["--param=model.dropout", "--values", "0.1", "1.5"], "--values: 1.5: dropout is 1.5; it must be"),
+    "no precision": (["--param=trainer.precision", "--values=64"], "--values: 64: trainer.precision is 64"),
+    "no curves": (["--param=data.seed", "--values=1", "--trainer.logger=false"], "trainer.logger False would leave"),
+    "a time": (["--param=data.seed", "--values=1", "--trainer.max_time=00:00:01:00"], "would end runs at different"),
+    "other text": (["--param=data.val_path", "--values=a.bin"], "--param data.val_path: losses on different text"),
+    "a folder as a value": (["--param=trainer.default_root_dir", "--values=a"], "each run has its own"),
     "another sweep": (["--param=data.seed", "--values=1"], "holds a sweep with"),
     "another length": (
         ["--param=model.learning_rate", "--values=1", "--trainer.max_steps=9"],
@@ -127,6 +135,64 @@ def test_the_edge():
     assert list(table.conclusion()) == ["best: model.norm_position pre, validation loss 2.0000"]
 
 
+def curves_of(train, validation):
+    curves = Curves()
+    for tag, found in (("train/loss", train), ("val/loss", validation)):
+        if found:
+            curves[tag] = Curve(list(range(1, len(found) + 1)), [0.0] * len(found), found)
+    return curves
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "diverged"),
+    [
+        ([2.3, 2.4, 2.3], [2.4], False),  # a trained model that is trained on, or a rate of almost nothing
+        ([5.0, 3.0], [6.0], False),  # another text
+        ([5.0, 9.0, 9.0], [6.0], True),
+        ([5.0, 3.0], [math.nan], True),
+        ([5.0, 3.0], [], True),
+    ],
+)
+def test_which_runs_have_diverged(train, validation, diverged, tmp_path):
+    assert summarise(1.0, tmp_path, curves_of(train, validation))["diverged"] == diverged
+
+
+def test_other_data_is_another_sweep(arguments, sweep, tmp_path):
+    """Even under the same name."""
+    settings = Sweep("data.seed", ["1"], arguments, tmp_path).settings
+    digest = next(name for name in settings if name.startswith("the digest of "))
+    record = {"parameter": "data.seed", "runs": [], "settings": settings | {digest: "another"}}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="holds a sweep with the digest of"):
+        Results.read(tmp_path, "data.seed", settings)
+    del record["settings"][digest]  # as sweeps of before
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    Results.read(tmp_path, "data.seed", settings)
+
+
+def test_lengths_may_be_swept_in_any_order(arguments, tmp_path):
+    orders = (["6", "8"], ["8", "6"])
+    one, other = (Sweep("trainer.max_steps", values, arguments, tmp_path).settings for values in orders)
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"validation_loss": None}, {"steps": "8"}, {"train_loss": [1.0]}, {"diverged": 0}, {"folder": 1}]
+)
+def test_rows_that_cannot_be_are_refused(wrong, sweep, tmp_path):
+    record = json.loads((sweep[0] / "sweep.json").read_text())
+    record["runs"][0] |= wrong
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="is not what `lm sweep` writes"):
+        Results.read(tmp_path, "model.learning_rate", record["settings"])
+
+
+def test_a_sweep_may_begin_with_the_configuration_of_its_run(sweep, tmp_path):
+    config = sweep[0] / "learning_rate-0.01/config.yaml"
+    again = Sweep("model.learning_rate", ["0.02"], ["-c", str(config)], tmp_path)
+    assert not any("callbacks" in word for word in again.fit_arguments("learning_rate-0.02"))
+
+
 def test_when_a_loss_is_lost():
     watch = LossWatch()
     assert not any(watch.diverged(loss) for loss in (4.0, 4 * RISE * 2, 4.0, 4.0, 4.0, 4.0))  # one bad batch
@@ -137,11 +203,17 @@ def test_when_a_loss_is_lost():
 # --- the range test --------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def of_any_length(arguments):
+    """Those arguments that a range test does not set itself."""
+    return [word for word in arguments if not word.startswith(("--trainer.max_steps", "--model.learning_rate"))]
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_the_range_test(lm, arguments, tmp_path, monkeypatch, accumulated):
+def test_the_range_test(lm, of_any_length, tmp_path, monkeypatch, accumulated):
     monkeypatch.chdir(tmp_path)
     more = [f"--trainer.accumulate_grad_batches={accumulated}", "--trainer.val_check_interval=8"]
-    result = lm("find-lr", *arguments, "--output=out", "--steps=40", "--lowest=1e-4", "--highest=1000", *more)
+    result = lm("find-lr", *of_any_length, "--output=out", "--steps=40", "--lowest=1e-4", "--highest=1000", *more)
     assert (result.code, result.err) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["find-lr.csv", "find-lr.png"]
@@ -162,10 +234,12 @@ def test_the_range_test(lm, arguments, tmp_path, monkeypatch, accumulated):
         (["--lowest=nan"], "--lowest nan"),
         (["--steps=3"], "--steps 3: at least 20"),
         (["--data.train_path=nowhere.bin"], "nowhere.bin"),
+        (["--trainer.max_steps=500"], "--trainer.max_steps: has no effect here; --steps is the length of the test"),
+        (["--model.learning_rate", "5"], "--model.learning_rate: has no effect here; --lowest and --highest"),
     ],
 )
-def test_a_range_test_that_cannot_be(lm, arguments, tmp_path, wish, message):
-    result = lm("find-lr", *arguments, "--output", tmp_path / "out", *wish)
+def test_a_range_test_that_cannot_be(lm, of_any_length, tmp_path, wish, message):
+    result = lm("find-lr", *of_any_length, "--output", tmp_path / "out", *wish)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert message in result.err
     assert not (tmp_path / "out").exists()

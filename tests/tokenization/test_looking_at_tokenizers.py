@@ -214,7 +214,8 @@ BAD_INPUT = {
     "compare tok --text stories.txt --curve --plot blank.txt": r"blank\.txt: exists, and is not a plot of ours",
     "compare tok --text stories.txt --curve --plot tok": "tok: is a folder or a device",
     "compare tok --text stories.txt --curve --plot=": "argument --plot: is empty",
-    "compare tok --text . --curve --plot new.txt": r"new\.txt: would from then on be read as text of \.",
+    "compare tok --text . --curve --plot new.txt": r"new\.txt: plots are PNG pictures; choose",
+    "compare tok --text s* --curve --plot s.png": r"s\.png: would from then on be read as text of s\*",
 }
 
 

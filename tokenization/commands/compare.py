@@ -13,8 +13,7 @@ from tqdm import tqdm
 from tokenization.commands import TEXT_HELP, ArgumentParser, add_text_options, command_parser, output_path
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
-from tokenization.outputs import check_file
-from tokenization.plots import is_plot
+from tokenization.plots import check_plot
 from tokenization.samples import Sample, beginning, draw_documents
 from tokenization.text.documents import check_text_field
 from tokenization.text.text_files import TextFiles, refuse_read_back
@@ -108,7 +107,7 @@ def check(args: argparse.Namespace) -> None:
     if args.plot and not args.curve:
         raise InputError(f"--plot {args.plot}: draws the curve; add --curve")
     if args.plot:
-        check_file(args.plot, [*args.tokenizers, *TextFiles(args.text).files], "a plot of ours", is_plot)
+        check_plot(args.plot, [*args.tokenizers, *TextFiles(args.text).files])
         refuse_read_back(args.text, args.plot)
 
 
