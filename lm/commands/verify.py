@@ -1,11 +1,13 @@
 """`lm verify`: checks that checkpoints, and the tokenizer beside them, are byte for byte what was saved."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from lm.commands import new_parser
 from lm.runs.checkpoint import verify
 from lm.runs.folder import CONFIG, SHARDS
+from tokenization import InputError
 from tokenization.commands import ArgumentParser
 from tokenization.files import file_sha256
 
@@ -31,10 +33,18 @@ def make_parser() -> ArgumentParser:
 
 
 def run(argv: list[str]) -> None:
-    """Verifies the checkpoints, and prints the findings."""
+    """Verifies the checkpoints and prints the findings; InputError at the end, if there is one that does not verify."""
+    damaged: list[InputError] = []
     for path in make_parser().parse_args(argv).checkpoints:
         for checkpoint in (sorted(path.glob("*.ckpt")) if path.is_dir() else []) or [path]:
-            print(*findings(checkpoint), sep="\n")
+            try:
+                print(*findings(checkpoint), sep="\n", flush=True)
+            except InputError as error:
+                damaged.append(error)
+    for found in damaged[:-1]:
+        print(f"lm verify: {found}", file=sys.stderr)
+    if damaged:
+        raise damaged[-1]
 
 
 def findings(checkpoint: Path) -> Iterator[str]:

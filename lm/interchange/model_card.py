@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lm.data.mixture import read_sources
 from lm.model.transformer import TransformerLM
 from lm.runs.events import Curves, read_curves
 from lm.runs.folder import CONFIG
@@ -114,17 +115,18 @@ def read_data(config: Path) -> dict[str, str]:
     try:
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
         data = settings["data"]
-        sources = data["train_path"]
-        listed = [source["path"] for source in sources] if isinstance(sources, list) else [sources]
-        named = {"training data": [Path(path) for path in listed], "validation data": [Path(data["val_path"])]}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):  # no configuration of `lm fit`
+        sources, read = read_sources(data["train_path"]), [Path(data["val_path"])]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, InputError):  # no configuration of `lm fit`
         return {}
+    total = sum(source.weight for source in sources)
+    shares = [f", {source.weight / total:.0%} of the windows" if len(sources) > 1 else "" for source in sources]
+    drawn = [describe_file(Path(source.path)) + share for source, share in zip(sources, shares, strict=True)]
     found = (
         {"began with the weights of": f"`{name_file(Path(settings['init_from']))}`"}
         if settings.get("init_from")
         else {}
     )
-    return found | {title: ", ".join(map(describe_file, paths)) for title, paths in named.items()}
+    return found | {"training data": "; ".join(drawn), "validation data": "; ".join(map(describe_file, read))}
 
 
 def name_file(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Measures what counting alone achieves on the validation text, and compares each validation with it.
 
-A loss by itself says little. A model that is worse than a trigram table has not yet learnt what counts of three tokens
-in a row tell; one that stays there has a fault. The tables are in ngrams.py; xz compresses the validation text alone.
+A loss by itself says little. A model that is worse than a trigram table has not yet learnt what the counts of three
+tokens in a row reveal; one that stays there has a fault. The tables are in ngrams.py; xz compresses the validation text
+alone.
 """
 
 import contextlib

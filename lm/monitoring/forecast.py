@@ -142,6 +142,8 @@ def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[floa
     model, data, steps = config["model"], config["data"], config["trainer"]["max_steps"]
     if model.get("ema_decay") or model.get("dropout") or not 0 < steps <= MOST_STEPS or not model["learning_rate"] > 0:
         raise ValueError
+    if not isinstance(steps, int) or any(logged[-1] > steps for logged, _ in curves.values() if logged):
+        raise ValueError  # settings that are not those of the curves
     schedule, own = model.get("schedule", "cosine"), {}
     if schedule == "trapezoid":
         own = {"decay_share": model["decay_share"]}

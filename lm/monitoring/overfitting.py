@@ -77,7 +77,7 @@ class Overfitting(Callback):
             logger.log_metrics({"val/gap": validation - training}, trainer.global_step)
         if validation <= self.best["validation"]:
             self.best, self.above = {"validation": validation, "training": training, "step": trainer.global_step}, 0
-        elif training < self.best["training"]:
+        elif math.isfinite(validation) and training < self.best["training"]:
             self.above += 1
             if self.above == IN_A_ROW:
                 say(trainer, self._hint(trainer, training, validation))

@@ -4,8 +4,8 @@ prior    the numbers of the law are a Gaussian process over the settings: runs o
          numbers, but for the scatter of seeds, and each setting that differs makes them less alike
              covariance of runs i and j = C k(i, j),  k(i, j) = (1 - SEEDS) exp(-distance(i, j) / REACH),  k(i, i) = 1
          C is estimated from the earlier runs; their mean is unknown, so that it is ordinary kriging
-band     each earlier run is cut where this one stands and forecast from the others; the band is as wide as it had
-         to be for them
+band     each earlier run is cut where this one stands and forecast from the others; the band is as wide as it would
+         have had to be to hold 80 % of their true results
 """
 
 import math

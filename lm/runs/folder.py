@@ -1,12 +1,13 @@
 """Guards a run's folder, which is self-contained and has one writer at a time:
 
-    config.yaml  the whole configuration           last.ckpt      the newest state, to resume from
-    tokenizer/   a copy of the tokenizer           best.ckpt      the state of the lowest validation loss
-    events.*     TensorBoard's curves              step-N.ckpt    states kept on request
-
-    shards/        the tensors of sharded checkpoints (shards.py)
-
-    diverged.json  how a run of `lm sweep` diverged
+    config.yaml     the whole configuration
+    tokenizer/      a copy of the tokenizer
+    events.*        TensorBoard's curves
+    last.ckpt       the newest state, to resume from
+    best.ckpt       the state of the lowest validation loss
+    step-N.ckpt     states kept on request
+    shards/         the tensors of sharded checkpoints (shards.py)
+    diverged.json   how a run of `lm sweep` or `lm race` diverged
 
 While a run writes to it, its .lock names the process and the host (lock.py). This file refuses other commands' outputs
 under a run's own names, and deletes what a killed run left half-written. It imports neither torch nor Lightning, so

@@ -1,8 +1,9 @@
 """Reads and verifies the end of a checkpoint file: a manifest and a digest, as text.
 
-    PK...                                      the archive; torch.load reads the file as it is
-    {"step": 120, "tokenizer": "6f1c...", ...} the step; the SHA-256 of the tokenizer's files and of shards
-    sha256 9b04...                             of every byte before this line
+    PK...                               the archive; torch.load reads the file as it is
+    {"step": 120, "files": {...}, ...}  the step and the best loss; the SHA-256 of data, tokenizer and configuration, of
+                                        each of the tokenizer's files, and of shards
+    sha256 9b04...                      of every byte before this line
 
 It imports no torch, so that a command can verify bytes without it. The archive is checkpoint.py's.
 """

@@ -8,7 +8,7 @@ import yaml
 from helpers.events import Asked, read_events
 from helpers.models import save_run
 
-from lm.interchange.model_card import read_figures
+from lm.interchange.model_card import read_data, read_figures
 from lm.machine.identity import code_in_words
 from lm.runs.checkpoint import load_model
 from tokenization import TokenFile
@@ -84,3 +84,16 @@ def test_an_imported_model_has_no_training_and_begun_ones_name_their_source(lm, 
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"init_from": "a/b|c/best.ckpt"}))
     assert lm("export", tmp_path / "tuned", "--output", tmp_path / "hf3").code == 0
     assert rows((tmp_path / "hf3/README.md").read_text())["began with the weights of"] == r"`b\|c/best.ckpt`"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_every_source_of_a_mixture_is_named_with_its_share(token_data, tmp_path, listed):
+    train, valid = token_data / "train.bin", token_data / "valid.bin"
+    sources = [{"path": str(train), "weight": 3.0}, {"path": str(valid), "weight": 1.0}]
+    setting = sources if listed else f"{train}:3,{valid}:1"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"train_path": setting, "val_path": str(valid)}}))
+    first, second = read_data(tmp_path / "config.yaml")["training data"].split("; ")
+    assert first.startswith(f"`{train.parent.name}/train.bin` ({len(TokenFile.open(train)):,} tokens, ")
+    assert first.endswith(", 75% of the windows")
+    assert second.startswith(f"`{valid.parent.name}/valid.bin` (")
+    assert second.endswith(", 25% of the windows")

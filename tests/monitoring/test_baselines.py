@@ -4,6 +4,7 @@ import json
 import lzma
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,3 +200,17 @@ def test_a_state_is_restored():
     old.best, old.above = {"validation": 1.5, "training": 1.0, "step": 3}, 1
     new.load_state_dict(old.state_dict())
     assert new.state_dict() == old.state_dict()
+
+
+def test_a_loss_that_is_no_number_is_no_overfitting(capsys, tmp_path):
+    watch, trainer = (
+        Overfitting(),
+        SimpleNamespace(
+            state=SimpleNamespace(fn="fit"), sanity_checking=False, loggers=[], datamodule=None, global_step=0
+        ),
+    )
+    for step, validation in enumerate((3.0, math.nan, math.inf, math.inf), start=1):
+        watch.losses, trainer.global_step = {step: 3.0 - 0.1 * step}, step
+        trainer.callback_metrics = {"val/loss": validation}
+        watch.on_validation_end(trainer, None)
+    assert (watch.above, capsys.readouterr()) == (0, ("", ""))

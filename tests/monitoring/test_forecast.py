@@ -263,6 +263,8 @@ def test_an_average_has_no_forecast(lm, fit_arguments, tmp_path):
     [
         ("max_steps: 14", "max_steps: 1000000000000"),
         ("max_steps: 14", "max_steps: -1"),
+        ("max_steps: 14", "max_steps: 10"),  # fewer than its curves have
+        ("max_steps: 14", "max_steps: 14.0"),
         ("max_steps: 14", "max_steps: many"),
         (r"  learning_rate: .*", "  learning_rate: 0.0"),
         ("model:\n", "model: none\nrest:\n"),

@@ -64,6 +64,14 @@ def test_verify(lm, whole_run, tmp_path):
     result = lm("verify", run)
     assert result.code == 2
     assert result.err.startswith(f"lm verify: {run / 'best.ckpt'}: is ")
+    assert f"{run / 'last.ckpt'}: intact" in result.out  # the others are checked, too
+    with open(run / "last.ckpt", "ab") as file:
+        file.write(b"x")
+    result = lm("verify", run, run / "last.ckpt")
+    assert (result.code, result.out) == (2, "")
+    assert [line.split()[2] for line in result.err.splitlines()] == [
+        f"{run / name}:" for name in ("best.ckpt", "last.ckpt", "last.ckpt")
+    ]
 
 
 # --- changed inputs --------------------------------------------------------------------------------------------------
