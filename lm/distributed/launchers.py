@@ -50,7 +50,7 @@ class World:
         if trainer.num_devices != self.per_node:
             raise InputError(
                 f"trainer.devices is {trainer.num_devices}, and {self.launcher} has started {self.per_node} a node;"
-                " leave trainer.devices out, as it is read from the environment"
+                " set --trainer.devices auto, which reads the number from the environment"
             )
 
 

@@ -66,8 +66,8 @@ def test_devices_that_the_launcher_has_not_started_are_refused(lm, fit_arguments
     result = lm(*fit_arguments(tmp_path / "run", "--trainer.devices=2"))
     assert (result.code, result.out) == (2, "")
     assert result.err == (
-        "lm fit: trainer.devices is 2, and SLURM has started 1 a node; leave trainer.devices out, as it is read from"
-        " the environment\n"
+        "lm fit: trainer.devices is 2, and SLURM has started 1 a node; set --trainer.devices auto, which reads the"
+        " number from the environment\n"
     )
     assert not (tmp_path / "run").exists()
 
