@@ -1,4 +1,4 @@
-"""Finds near duplicates by MinHash: two signatures agree in about as large a share as two documents' shingles do.
+"""Finds near duplicates by MinHash: the share of places in which two signatures agree estimates their similarity.
 
 A shingle is a run of SHINGLE_WORDS words; the similarity of two documents is the Jaccard index of their sets of
 shingles. rensa makes the signatures; 16 bits of each of its numbers are kept. Documents that agree in a whole band of

@@ -2,7 +2,8 @@
 
 A block begins where a pre-token does. Each of its bytes becomes one bit in masks of letters, digits, white space and
 signs (the rest), and the alternatives of the pattern become operations on these masks: a pre-token begins
-    where letters begin, unless a character that may lead them stands before; at capitals behind small letters if cased
+    where letters begin, unless a character that may lead them stands before
+    where a capital follows a small letter, if the pattern distinguishes them
     where a number begins, and after every DIGITS of it
     where signs begin, unless a plain space stands before
     where white space begins, after its last line end, and at its last character

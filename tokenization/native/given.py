@@ -1,4 +1,4 @@
-"""What takes the place of a scanner where the pattern is left to `regex`: a list of where pieces end."""
+"""Stands in for a scanner where `regex` has split the text (pieces.py): the kernels are told where pieces end."""
 
 import numpy as np
 

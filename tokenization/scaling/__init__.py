@@ -3,5 +3,5 @@
 plan.py                        which files go together, and what each result follows from
 tasks.py, counts_file.py       counting, adding and encoding, each done once, wherever it runs
 engines.py, ray_engine.py      this process, one part of several, or Ray
-counting.py, set_encoding.py   the two works: counts of pre-tokens for training, the shards of a token set
+counting.py, set_encoding.py   the two jobs: counts of pre-tokens for training, the shards of a token set
 """

@@ -27,7 +27,7 @@ FAN_IN = 16
 class GroupCounting(Work):
     """The counting of files into a work folder: which groups there are, and which are done already.
 
-    Raises InputError where the folder holds anything but such a work; see Work.
+    Raises InputError where the folder holds anything but the results of such a job; see Work.
     """
 
     def __init__(

@@ -76,7 +76,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The groups of a work, and the settings that its results depend on.
+    """The groups of a job, and the settings that its results depend on.
 
     work: "encoding" or "counting".
     """
@@ -167,7 +167,7 @@ def digest_of(about: Any) -> str:
 def read_plan(folder: Path, work: str) -> dict[str, Any] | None:
     """Returns the plan that a folder holds, as JSON has it, or None.
 
-    Raises InputError for a plan that is damaged or of another work, and where the folder holds other files without one.
+    Raises InputError for a plan that is damaged or of another job, and where the folder holds other files without one.
     """
     path = folder / PLAN
     try:

@@ -98,7 +98,7 @@ def do_once(
                 return Result(name, "kept", record.output)
         state = "mended"
     output = make(folder / name)
-    with suppress(FileNotFoundError):  # another process completes the work at this moment, and deletes all records
+    with suppress(FileNotFoundError):  # another process completes the job at this moment, and deletes all records
         write_text(record_path(folder, name), json.dumps(Record(digest, output)._asdict()) + "\n")
     return Result(name, state, output)
 

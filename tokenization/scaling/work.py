@@ -1,4 +1,4 @@
-"""A work: a plan, the folder that its results are in, and the engine that runs its tasks."""
+"""Does a job: follows a plan, runs its tasks by an engine, and keeps their results in the work folder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
