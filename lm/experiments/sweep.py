@@ -40,7 +40,6 @@ RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
 NOT_SWEPT = {  # settings that have one value, with what to do
     **dict.fromkeys(("config", "ckpt_path", "trainer.default_root_dir"), "each run has its own; name another setting"),
     "data.val_path": "losses on different text cannot be compared; name another setting",
-    "trainer.val_check_interval": "every run is validated at its end; name another setting",
 }
 
 
