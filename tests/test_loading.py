@@ -205,3 +205,12 @@ def test_without_an_end_of_text_an_empty_prompt_is_refused(trained):
 def test_a_text_is_never_endless(trained, number):
     with pytest.raises(InputError, match=f"max_new_tokens {number}"):
         next(generate(trained.model, [1], number, Sampling()))
+
+
+def test_numbers_of_other_kinds_and_the_last_seed(trained):
+    """The text after that of the last seed has a seed of its own."""
+    last = (1 << 63) - 1
+    texts = trained.generate(["Tom", "Tom"], np.int64(3), seed=last, temperature=np.float32(0.8))
+    assert texts[0] == trained.generate("Tom", 3, seed=np.int64(last), temperature=np.float32(0.8))
+    with pytest.raises(InputError, match="seed 9223372036854775808: it must be at least 0 and below 2\\^63"):
+        trained.generate("Tom", seed=last + 1)

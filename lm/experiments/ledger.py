@@ -64,8 +64,9 @@ def _entry(content: Any) -> Entry:
     words = (entry.contestant, entry.settings, entry.machine, entry.code, entry.date)
     if not all(map(_is_number, (*numbers, *losses, *optional))) or not isinstance(entry.diverged, bool):
         raise ValueError
-    if not all(isinstance(word, str) and word.isprintable() for word in words):
+    if not all(isinstance(word, str) for word in words):
         raise ValueError
+    "".join(words).encode()  # UnicodeEncodeError, a ValueError, for what no file can hold
     return entry
 
 

@@ -99,6 +99,7 @@ def run_range_test(test: RangeTest, arguments: list[str], configs: list[str], ou
         "trainer.default_root_dir": output,
         "trainer.fast_dev_run": test.steps * settings.accumulate_grad_batches,
         "trainer.max_steps": test.steps,
+        "trainer.max_time": "null",
         "model.max_skipped_steps": test.steps + 1,  # the test ends at the first bad step
     }
     with contextlib.suppress(Diverged):  # the intended end

@@ -34,6 +34,7 @@ COLUMNS = (
     "folder",
 )
 TABLE = "sweep.csv"
+INTERVAL = "trainer.val_check_interval"
 DIGEST = "the digest of "  # and a path: how the digests of data are named among the settings
 RISE = 1.25  # a loss of one batch may be off by less
 Row = dict[str, Any]
@@ -145,8 +146,9 @@ class Results:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: is not what `lm sweep` writes; delete it, or choose another --output") from None
         for name in sorted(was.keys() | now.keys()):
-            recorded = name in was or not name.startswith(DIGEST)  # which a sweep of before did not
-            if recorded and was.get(name) != now.get(name):
+            if (name.startswith(DIGEST) and name not in was) or (name == INTERVAL and name not in now):
+                continue  # of a sweep of before, which recorded the one and not the other
+            if was.get(name) != now.get(name):
                 raise InputError(
                     f"{folder}: holds a sweep with {name} {was.get(name)}, not {now.get(name)}; keep that value, or"
                     " choose another --output"

@@ -1,7 +1,7 @@
-"""What the runs of a sweep, a race and a range test share: how settings are read, and which of them are refused.
+"""What short runs share: how their settings are read and, for those of a sweep or a race, which are refused.
 
-Each run is an `lm fit` with settings of its own (children.py). To be compared, all must be as long as they say, log
-their curves, and read the data that the first of them has read.
+To be compared, all runs of a sweep or a race must be as long as they say, log their curves, and read the data that the
+first of them has read. Each is an `lm fit` of its own (children.py).
 """
 
 from pathlib import Path
@@ -31,13 +31,13 @@ class Settings(SettingsCLI):
 def check_settings(config: Namespace) -> None:
     """Raises InputError for settings that no run could begin with, or whose results could not be compared."""
     trainer = config.trainer
-    for name, refused, why in (
-        ("max_time", trainer.max_time is not None, "would end runs at different steps"),
-        ("logger", trainer.logger is False, "would leave no curves to compare"),
-        ("fast_dev_run", bool(trainer.fast_dev_run), "would save nothing to compare"),
+    for name, refused, why, instead in (
+        ("max_time", trainer.max_time is not None, "would end runs at different steps", "null"),
+        ("logger", trainer.logger is False, "would leave no curves to compare", "null"),
+        ("fast_dev_run", bool(trainer.fast_dev_run), "would save nothing to compare", "false"),
     ):
         if refused:
-            raise InputError(f"trainer.{name} {trainer[name]} {why}; leave it out")
+            raise InputError(f"trainer.{name} {trainer[name]} {why}; set --trainer.{name} {instead}")
     check_length(config.trainer, config.model)
     check_precision(config.trainer.precision)
     check_classes(config)

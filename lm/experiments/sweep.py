@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 
 from lm.experiments.children import fit, last_line
 from lm.experiments.figures import SWEEP_PLOT
-from lm.experiments.results import COLUMNS, DIGEST, TABLE, Results, begins_with, check_results, in_json
+from lm.experiments.results import COLUMNS, DIGEST, INTERVAL, TABLE, Results, begins_with, check_results, in_json
 from lm.experiments.short_runs import (
     WATCH,
     Settings,
@@ -37,6 +37,7 @@ from tokenization.outputs import check_folder
 from tokenization.plots import is_plot
 
 RATE, LOWEST_RATE = "model.learning_rate", "model.min_learning_rate"
+LENGTHS = ("trainer.max_steps", "trainer.accumulate_grad_batches")
 NOT_SWEPT = {  # settings that have one value, with what to do
     **dict.fromkeys(("config", "ckpt_path", "trainer.default_root_dir"), "each run has its own; name another setting"),
     "data.val_path": "losses on different text cannot be compared; name another setting",
@@ -80,7 +81,7 @@ class Sweep:
         """Returns the settings common to all runs, which a later start of the sweep must share."""
         own = {self.parameter, "config", "trainer.default_root_dir", *([LOWEST_RATE] if self.parameter == RATE else [])}
         own |= {"model.max_steps", "data.context_length", "data.vocab_size"}  # linked to settings listed anyway
-        own |= {"trainer.val_check_interval"} if self.parameter == "trainer.max_steps" else set()  # at most as long
+        own |= {INTERVAL} if self.parameter in LENGTHS else set()  # it is cut to the length of each run
         flat = {name: in_json(value) for name, value in vars(config.clone().as_flat()).items() if name not in own}
         swept = data_files(config)[:-1] if self.parameter == "data.train_path" else []
         flat |= {name: digest for name, digest in digests(config).items() if name.removeprefix(DIGEST) not in swept}

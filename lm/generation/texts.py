@@ -40,9 +40,9 @@ class Text:
 
     def __post_init__(self) -> None:
         check_whole("max_new_tokens", self.max_new_tokens)
-        check_whole("seed", self.seed)
+        check_whole("seed", self.seed, bits=64)  # each further prompt takes the next one
         self.ids = list(self.prompt)
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator().manual_seed(int(self.seed))
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class NonFiniteLogits(InputError):
         super().__init__("the model's logits are not finite; its training has diverged")
 
 
-def check_whole(name: str, value: Any, least: int = 0) -> None:
-    """Raises InputError for a value that is no whole number, or is below `least` or beyond 64 bits."""
+def check_whole(name: str, value: Any, least: int = 0, bits: int = 63) -> None:
+    """Raises InputError for a value that is no whole number, is below `least`, or needs more bits."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name} {value!r}: it must be a whole number")
-    if not least <= value < 1 << 63:  # type: ignore[operator]  # Integral has no order for mypy
-        raise InputError(f"{name} {value}: it must be at least {least} and below 2^63")
+    if not least <= value < 1 << bits:  # type: ignore[operator]  # Integral has no order for mypy
+        raise InputError(f"{name} {value}: it must be at least {least} and below 2^{bits}")
 
 
 def check_prompt(number: int, prompt: Sequence[int], vocab_size: int) -> None:

@@ -119,7 +119,7 @@ def read_data(config: Path) -> dict[str, str]:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, InputError):  # no configuration of `lm fit`
         return {}
     total = sum(source.weight for source in sources)
-    shares = [f", {source.weight / total:.0%} of the windows" if len(sources) > 1 else "" for source in sources]
+    shares = [f", {100 * source.weight / total:.3g}% of the windows" if len(sources) > 1 else "" for source in sources]
     drawn = [describe_file(Path(source.path)) + share for source, share in zip(sources, shares, strict=True)]
     found = (
         {"began with the weights of": f"`{name_file(Path(settings['init_from']))}`"}

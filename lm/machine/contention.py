@@ -76,8 +76,10 @@ def watching_others() -> Iterator[None]:
     others = OtherPrograms(threads=available_cores())
     yield
     if "torch" in sys.modules and others.look():
+        from lm.machine.resources import use_granted_cores
         from lm.machine.waiting import wait_briefly
 
+        use_granted_cores()  # the number of threads decides how wait_briefly does it
         wait_briefly(others.in_the_way)
 
 

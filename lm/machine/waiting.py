@@ -8,6 +8,7 @@ GNU OpenMP reads GOMP_SPINCOUNT only once, when torch is imported. But its threa
 of them than there are cores, and the threads of every team count: those of a second one as well, which do nothing.
 """
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -16,15 +17,15 @@ import torch
 
 from lm.machine.torch_inside import openmp
 
+MOST = 128  # idle threads
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # of the environment; they take precedence
 
 
 class IdleTeam:
     """A second team of threads, asleep until it is dismissed; with torch's, they are more than there are cores."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        # The thread that begins it, and as many more as make, with torch's, more than there are cores.
-        size = 1 + max(1, library.omp_get_num_procs() - torch.get_num_threads() + 1)
+    def __init__(self, library: ctypes.CDLL, size: int) -> None:
+        """size: its threads, the one that begins it among them. RuntimeError if Python cannot start that one."""
         self.over, begun = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._hold, args=(library, size, begun), name="idle team", daemon=True)
         self.thread.start()
@@ -47,8 +48,8 @@ _idle: IdleTeam | None = None
 def wait_briefly(briefly: bool) -> None:
     """Makes threads that wait for each other spin briefly, or again as long as OpenMP's default is.
 
-    Nothing happens where torch has one thread, or no GNU OpenMP, or where the environment sets GOMP_SPINCOUNT or
-    OMP_WAIT_POLICY.
+    Nothing happens where torch has one thread, or no GNU OpenMP, where the environment sets GOMP_SPINCOUNT or
+    OMP_WAIT_POLICY, and where torch uses so few of the cores that it would take more than MOST threads.
     """
     global _idle
     if briefly == (_idle is not None):
@@ -57,4 +58,7 @@ def wait_briefly(briefly: bool) -> None:
         _idle.dismiss()
         _idle = None
     elif torch.get_num_threads() > 1 and not os.environ.keys() & set(SETTINGS) and (library := openmp()) is not None:
-        _idle = IdleTeam(library)
+        size = 1 + max(1, library.omp_get_num_procs() - torch.get_num_threads() + 1)
+        if size <= MOST:
+            with contextlib.suppress(RuntimeError):
+                _idle = IdleTeam(library, size)

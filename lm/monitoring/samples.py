@@ -28,7 +28,7 @@ class TextSamples(Callback):
     """
 
     def __init__(self, prompt: str = "Once upon a time", max_new_tokens: int = 100, temperature: float = 0.8):
-        check_whole("samples.max_new_tokens", max_new_tokens, least=0)
+        check_whole("samples.max_new_tokens", max_new_tokens)
         self.prompt, self.max_new_tokens = prompt, max_new_tokens
         self.sampling = Sampling(temperature)
         self.text = ""  # the last sample

@@ -86,9 +86,9 @@ class Engine:
     def _work(self) -> None:
         others = OtherPrograms(torch.get_num_threads())
         while self._wait():
-            if others.look(LOOK_EVERY):
-                wait_briefly(others.in_the_way)
             try:
+                if others.look(LOOK_EVERY):
+                    wait_briefly(others.in_the_way)
                 self._step()
             except Exception as error:  # concerns all texts; their callers must hear of it
                 self._fail(error)

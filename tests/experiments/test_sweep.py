@@ -168,12 +168,19 @@ def test_other_data_is_another_sweep(arguments, sweep, tmp_path):
     del record["settings"][digest]  # as sweeps of before
     (tmp_path / "sweep.json").write_text(json.dumps(record))
     Results.read(tmp_path, "data.seed", settings)
+    lengths = Sweep("trainer.max_steps", ["8"], arguments, tmp_path).settings
+    record = {"parameter": "trainer.max_steps", "runs": [], "settings": lengths | {"trainer.val_check_interval": 50}}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    Results.read(tmp_path, "trainer.max_steps", lengths)
 
 
 def test_lengths_may_be_swept_in_any_order(arguments, tmp_path):
-    orders = (["6", "8"], ["8", "6"])
-    one, other = (Sweep("trainer.max_steps", values, arguments, tmp_path).settings for values in orders)
-    assert one == other
+    for parameter, orders in {
+        "trainer.max_steps": (["6", "8"], ["8", "6"]),
+        "trainer.accumulate_grad_batches": (["1", "2"], ["2", "1"]),
+    }.items():
+        one, other = (Sweep(parameter, values, arguments, tmp_path).settings for values in orders)
+        assert one == other
 
 
 @pytest.mark.parametrize(

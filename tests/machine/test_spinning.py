@@ -44,12 +44,15 @@ def test_threads_spin_briefly_and_long_again():
     assert max(brief, again, briefer) < 0.7 * min(first, long, longer)
 
 
+LIBRARY = SimpleNamespace(omp_get_num_procs=lambda: 4)
+
+
 class Recorded:
     """An idle team, without threads."""
 
-    def __init__(self, library):
-        assert library == "the library"
-        self.dismissed = 0
+    def __init__(self, library, size):
+        assert library is LIBRARY
+        self.size, self.dismissed = size, 0
 
     def dismiss(self):
         self.dismissed += 1
@@ -61,7 +64,7 @@ def idle(monkeypatch):
     for name in waiting.SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(waiting, "IdleTeam", Recorded)
-    monkeypatch.setattr(waiting, "openmp", lambda: "the library")
+    monkeypatch.setattr(waiting, "openmp", lambda: LIBRARY)
     monkeypatch.setattr(waiting, "_idle", None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
@@ -90,6 +93,25 @@ def test_the_environment_takes_precedence(idle, monkeypatch, name):
 def test_one_thread_never_waits(idle, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     wait_briefly(True)
+    assert waiting._idle is None
+
+
+@pytest.mark.parametrize(("cores", "threads", "size"), [(2, 2, 2), (4, 2, 4), (2, 4, 2), (64, 32, 34), (400, 4, None)])
+def test_all_threads_are_more_than_there_are_cores(idle, monkeypatch, cores, threads, size):
+    monkeypatch.setattr(LIBRARY, "omp_get_num_procs", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    wait_briefly(True)
+    assert getattr(waiting._idle, "size", None) == size
+    assert size is None or threads + size - 1 > cores  # OpenMP counts all but the thread that begins the second team
+
+
+def test_a_thread_that_cannot_begin_is_done_without(idle, monkeypatch):
+    def begin(library, size):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(waiting, "IdleTeam", begin)
+    wait_briefly(True)
+    wait_briefly(False)
     assert waiting._idle is None
 
 
