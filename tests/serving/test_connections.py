@@ -131,7 +131,7 @@ def test_an_answer_that_nobody_reads(make):
     body = json.dumps({"prompt": [end] * 8000, "n": 60, "max_tokens": 1, "echo": True, "temperature": 0}).encode()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        client.settimeout(20)
+        client.settimeout(60)
         client.connect(server.place)
         client.sendall(POST + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         time.sleep(4)
