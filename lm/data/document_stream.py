@@ -5,9 +5,9 @@
 
 C is the context length, N the number of tokens in the file. W = (N - 1) // C windows hold the whole stream but its last
 few tokens, which differ from pass to pass. So a pass sees all other tokens once, where random windows leave out a share
-of 1 / e and repeat others. The next pass sees each
-document after another one and cut at other places. Windows that all begin at a document would have to drop what does
-not fit, or to fill it with padding. The second order keeps the pieces of a long document out of one batch.
+of 1 / e and repeat others. The next pass sees each document after another one and cut at other places. Windows that all
+begin at a document would have to drop what does not fit, or to fill it with padding. The second order keeps the pieces
+of a long document out of one batch.
 
 Both orders are keyed permutations, computed place by place. What must be stored are offsets, eight bytes a document: of
 the file, and of the current pass, in files without a name, which take no memory of the process.
