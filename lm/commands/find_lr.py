@@ -21,6 +21,10 @@ Every setting of `lm fit` can be given, too.
 """
 OWN = {  # settings that the test sets itself
     "trainer.max_steps": "--steps is the length of the test",
+    "trainer.max_time": "--steps is the length of the test",
+    "trainer.fast_dev_run": "--steps is the length of the test",
+    "trainer.limit_val_batches": "the test validates nothing",
+    "model.max_skipped_steps": "the test ends at the first bad step",
     "model.learning_rate": "--lowest and --highest are the rates of the test",
     "model.min_learning_rate": "--lowest and --highest are the rates of the test",
 }

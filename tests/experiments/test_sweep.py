@@ -243,6 +243,10 @@ def test_the_range_test(lm, of_any_length, tmp_path, monkeypatch, accumulated):
         (["--data.train_path=nowhere.bin"], "nowhere.bin"),
         (["--trainer.max_steps=500"], "--trainer.max_steps: has no effect here; --steps is the length of the test"),
         (["--model.learning_rate", "5"], "--model.learning_rate: has no effect here; --lowest and --highest"),
+        (["--trainer.fast_dev_run=true"], "--trainer.fast_dev_run: has no effect here; --steps is the length"),
+        (["--trainer.max_time", "00:00:01:00"], "--trainer.max_time: has no effect here; --steps is the length"),
+        (["--trainer.limit_val_batches=3"], "--trainer.limit_val_batches: has no effect here; the test validates"),
+        (["--model.max_skipped_steps=1"], "--model.max_skipped_steps: has no effect here; the test ends at the first"),
     ],
 )
 def test_a_range_test_that_cannot_be(lm, of_any_length, tmp_path, wish, message):
