@@ -4,7 +4,7 @@ import contextlib
 import io
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,3 +166,8 @@ def gradients(
     loss.backward()
     found = {name: weight.grad.clone() for name, weight in model.named_parameters()}  # type: ignore[union-attr]
     return loss.detach(), found
+
+
+def largest(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference of all their numbers."""
+    return max((ours[name].float() - theirs[name].float()).abs().max().item() for name in theirs)
