@@ -18,7 +18,7 @@ import numpy as np
 from tokenization.errors import InputError
 from tokenization.kernels import KERNELS_FROM_BYTES
 from tokenization.outputs import refuse_input
-from tokenization.pretokenization import cut_into_chunks
+from tokenization.pretokenization import END_OF_TEXT, cut_into_chunks
 from tokenization.systems import available_cores
 from tokenization.text.corpus import Corpus, map_in_order
 from tokenization.text.documents import BETWEEN, BETWEEN_CHARACTER, check_text_field, holds_documents
@@ -53,7 +53,7 @@ class EncodedChunk(NamedTuple):
 
     file: int  # its number
     token_ids: np.ndarray
-    num_bytes: int  # of its text
+    num_bytes: int  # that its tokens decode to
     ends_document: bool  # whether it holds a separator
     in_document: bool  # whether there is text behind the last separator
     unmarked_ends: int = 0  # of documents that no token follows, for the tokenizer has no separator
@@ -111,6 +111,7 @@ def write_chunks(
             writer.num_documents += 1  # and nothing marks its end
         else:
             writer.write(np.array([separator_id], writer.dtype))
+            writer.num_bytes += len(END_OF_TEXT)
 
     for chunk in chunks:
         if chunk.file != current_file and in_document:
@@ -169,8 +170,9 @@ def describe_chunk(
     if are_documents:
         text = bytes(data)
         ends = text.count(BETWEEN)
-        unmarked_ends = ends if separator is None else 0
-        return EncodedChunk(file, token_ids, len(text) - ends, bool(ends), not text.endswith(BETWEEN), unmarked_ends)
+        unmarked_ends, size = (ends, 0) if separator is None else (0, len(END_OF_TEXT))
+        num_bytes = len(text) + (size - 1) * ends
+        return EncodedChunk(file, token_ids, num_bytes, bool(ends), not text.endswith(BETWEEN), unmarked_ends)
     places = np.flatnonzero(token_ids == (-1 if separator is None else separator))
     # By the ids: in the text, the separator's letters may be a part of another special token.
     behind = token_ids[places[-1] + 1 :] if len(places) else token_ids

@@ -34,11 +34,11 @@ HELP = """Measure how well a trained model predicts a text: loss, perplexity and
   lm test checkpoints/demo data/demo/valid.bin --per-document --json > documents.jsonl
   lm test checkpoints/demo https://example.org/news.jsonl.gz --text-field body --per-document
 
-A token file must be made by `tokenization encode` with the run's tokenizer. Any other file, folder or URL is text,
-and is encoded first: anything that `tokenization encode` reads, one document per record of .jsonl or .parquet. The
-model computes in float32, whatever it was trained in; --precision rounds its weights first. Bits per byte can be
-compared across tokenizers; loss and perplexity cannot. By default the file is read in adjacent windows that ignore
-documents; --per-document scores each document by itself, as lm-eval does.
+A token file must be made by `tokenization encode` with the run's tokenizer. Any other file, folder or URL is text, and
+is encoded first: anything that `tokenization encode` reads, one document per record of .jsonl or .parquet. The model
+computes in float32, whatever it was trained in; --precision rounds its weights first. Bits per byte can be compared
+across tokenizers; loss and perplexity cannot. Each <|endoftext|> counts as 13 bytes. By default the file is read in
+adjacent windows that ignore documents; --per-document scores each document by itself, as lm-eval does.
 """
 
 
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> None:
     speed_up(model, choose_attention(trained.device.type, model.context_length))
     with token_file(args.file, tokenizer, args.errors, args.text_field) as file:
         check(args.file, file, trained, 1 if args.per_document else 2)
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
         if args.per_document:
             test_documents(model, tokenizer, file, args.file, args.json)
         else:

@@ -2,7 +2,8 @@
 
     train.bin       the token ids one after another, little-endian uint16, or uint32 where the vocabulary has more
                     than 65,536 ids; nothing else, so that any tool can map it into memory
-    train.bin.json  dtype, tokens, documents, bytes of text, vocabulary size, the digests of tokenizer and data
+    train.bin.json  dtype, tokens, documents, bytes of text that the tokens decode to, <|endoftext|> among it, wherever
+                    it came from; vocabulary size, the digests of tokenizer and data
 
 token_file.py writes and opens such files, token_set.py whole folders of them.
 """
@@ -119,6 +120,8 @@ def read_description(path: Path) -> Description:
         description = Description(**content)
         if any(type(getattr(description, entry.name)) is not entry.type for entry in fields(Description)):
             raise TypeError
+    except FileNotFoundError:
+        raise InputError(f"{path}: is not a token file, for {beside} is missing; {remedy}") from None
     except OSError as error:
         raise InputError(f"{beside}: cannot be read ({error.strerror}); {remedy}") from None
     except (ValueError, TypeError, AttributeError, RecursionError):
