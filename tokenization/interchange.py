@@ -24,6 +24,7 @@ from tokenization.formats.gpt2 import (
     MAX_ID,
     bytes_to_text,
     check_single_bytes,
+    read_as_bytes,
     vocabulary_table,
 )
 from tokenization.formats.oniguruma import to_oniguruma
@@ -49,7 +50,8 @@ KNOWN_SPECIAL_TOKENS = {
 def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: Mapping[str, int]) -> Tokenizer:
     """Reads a .tiktoken file; the merges are recovered from the ranks, see `recover_merges`.
 
-    special_tokens: {token: id}, which the file does not hold. Raises InputError for a damaged file.
+    special_tokens: {token: id}, which the file does not hold. Raises InputError for a damaged file, and for a token
+    that no merges make: tiktoken takes such a token for a pre-token that is equal to it, without merging.
     """
     ranks: dict[bytes, int] = {}
     lines = read_bytes(path).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
@@ -72,7 +74,14 @@ def import_tiktoken(path: str | os.PathLike[str], pattern: str, special_tokens: 
     for text, token_id in special_tokens.items():
         if vocab.setdefault(token_id, text.encode()) != text.encode():
             raise InputError(f"{path}: id {token_id} of special token {text!r} is taken by {vocab[token_id]!r}")
-    return Tokenizer(vocab, None, list(special_tokens), pattern, recover_merges(ranks))
+    merge_ids = recover_merges(ranks)
+    if unmade := tokens_without_merge(ranks, merge_ids) - {text.encode() for text in special_tokens}:
+        token = min(unmade, key=ranks.__getitem__)
+        raise InputError(
+            f"{path}: no merges make token {ranks[token]}, {token!r}, so that tiktoken would encode it in another way;"
+            " take a tokenizer without such tokens, or name it as a special one"
+        )
+    return Tokenizer(vocab, None, list(special_tokens), pattern, merge_ids)
 
 
 def parse_rank(line: bytes) -> tuple[bytes, int]:
@@ -101,7 +110,7 @@ NO_PART = -1  # of a byte
 def recover_merges(ranks: Mapping[bytes, int]) -> np.ndarray:
     """Finds the merge behind each token: the two tokens that its bytes become when only older tokens may merge.
 
-    A token that is not the merge of two older ones can never result from encoding, and has no merge. Returns ranks,
+    A token that is not the merge of two older ones can never result from merging, and has no merge. Returns ranks,
     (left, right, merged) of each merge, int64, shape (merges, 3), the oldest first.
     """
     tokens = sorted(ranks, key=ranks.__getitem__)  # and a token is known by its place here
@@ -120,6 +129,12 @@ def recover_merges(ranks: Mapping[bytes, int]) -> np.ndarray:
     pairs, merged = np.fromiter(known, np.int64), np.fromiter(known.values(), np.int64)
     rank_of = np.fromiter(map(ranks.__getitem__, tokens), np.int64)
     return rank_of[np.column_stack([pairs >> 32, pairs & LOW_HALF, merged])]
+
+
+def tokens_without_merge(ranks: Mapping[bytes, int], merge_ids: np.ndarray) -> set[bytes]:
+    """Returns the tokens of several bytes that no merge makes."""
+    made = set(merge_ids[:, 2].tolist())
+    return {token for token, rank in ranks.items() if len(token) > 1 and rank not in made}
 
 
 def stay_apart(left: int, right: int, lefts: Sequence[int], rights: Sequence[int], known: Mapping[int, int]) -> bool:
@@ -144,8 +159,8 @@ def stay_apart(left: int, right: int, lefts: Sequence[int], rights: Sequence[int
 def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> int:
     """Writes a .tiktoken file, and returns how many tokens it holds: all but the special ones that are no others.
 
-    Its ranks are ids, so the merges must be in the order of the ids that they make. Raises InputError where they are
-    not.
+    The ranks are ids, and tiktoken merges whatever makes a token, the lowest rank first. Raises InputError where other
+    merges than the tokenizer's would follow from that.
     """
     ordinary = {bytes([value]) for value in range(256)} | {left + right for left, right in tokenizer.merges}
     special = {token.encode() for token in tokenizer.special_tokens} - ordinary
@@ -153,6 +168,15 @@ def export_tiktoken(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> int:
     made = [ranks.get(left + right, -1) for left, right in tokenizer.merges]
     if made != sorted(made) or -1 in made:
         raise InputError(f"{path}: this tokenizer's merges are not in the order of its ids, as .tiktoken needs them")
+    merges = [(ranks[left], ranks[right], rank) for (left, right), rank in zip(tokenizer.merges, made, strict=True)]
+    recovered = recover_merges(ranks)
+    other = set(map(tuple, recovered.tolist())) ^ set(merges)
+    others = {rank for *_, rank in other} | {ranks[token] for token in tokens_without_merge(ranks, recovered)}
+    if others:
+        raise InputError(
+            f"{path}: tiktoken would make token {min(others)}, {tokenizer.vocab[min(others)]!r}, in another way than"
+            " this tokenizer's merges; export a tokenizer.json"
+        )
     write_text(path, "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()))
     return len(ranks)
 
@@ -196,6 +220,16 @@ def export_huggingface(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> in
     }
     write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     return len(vocab)
+
+
+def decoded_otherwise(tokenizer: Tokenizer) -> list[str]:
+    """Lists, a line each, the special tokens whose ids Hugging Face decodes to other bytes."""
+    read = {text: read_as_bytes(text) for text in tokenizer.special_tokens}
+    return [
+        f"Hugging Face gives the special token {text!r} its id, but decodes that to the bytes {data!r}"
+        for text, data in read.items()
+        if data is not None
+    ]
 
 
 def is_huggingface(path: Path) -> bool:

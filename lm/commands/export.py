@@ -10,13 +10,14 @@ from lm.commands import add_run, new_parser
 from lm.interchange.gguf import export_gguf
 from lm.interchange.huggingface import export_huggingface_folder
 from lm.interchange.model_card import CARD, model_card
-from lm.interchange.weights import export_safetensors
+from lm.interchange.weights import export_safetensors, num_exported
 from lm.model.transformer import TransformerLM
 from lm.runs.checkpoint import find_checkpoint, load_model, load_tokenizer
 from lm.runs.folder import refuse_names_of_runs
 from tokenization import InputError, Tokenizer
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import making
+from tokenization.interchange import decoded_otherwise
 from tokenization.outputs import check_new
 
 
@@ -26,6 +27,7 @@ class Format(NamedTuple):
     write: Callable[[TransformerLM, Tokenizer, Path, str], None]
     dtypes: tuple[str, ...]  # of the weights, for --dtype
     card: Callable[[TransformerLM, Tokenizer, Path, str], str] | None  # the text of a folder's model card
+    count: Callable[[TransformerLM], int]  # the numbers that are written
     examples: dict[str, str]  # for --help: the rest of a command line, and what it writes
 
 
@@ -34,12 +36,14 @@ FORMATS = {
         export_huggingface_folder,
         dtypes=("fp32", "bf16", "fp16"),
         card=model_card,
+        count=num_exported,
         examples={"--output exported/demo": "a folder for transformers, with a model card"},
     ),
     "gguf": Format(
         export_gguf,
         dtypes=("fp32", "fp16", "q8_0"),
         card=None,
+        count=num_exported,
         examples={
             "--output demo.gguf": "a file for llama.cpp",
             "--dtype q8_0 --output demo.gguf": "the same with 8-bit weights",
@@ -49,6 +53,7 @@ FORMATS = {
         export_safetensors,
         dtypes=("fp32", "bf16", "fp16"),
         card=None,
+        count=TransformerLM.num_parameters,
         examples={"--output demo.safetensors": "the weights under our own names"},
     ),
 }
@@ -96,4 +101,6 @@ def run(argv: list[str]) -> None:
         raise InputError(
             f"{args.output}: cannot be written ({error}); free some space, or choose another place"
         ) from None
-    print(f"{checkpoint} -> {args.output}: {model.num_parameters():,} parameters, {args.dtype}")
+    print(f"{checkpoint} -> {args.output}: {form.count(model):,} parameters, {args.dtype}")
+    for line in decoded_otherwise(tokenizer) if args.format == "hf" else []:
+        print(line)

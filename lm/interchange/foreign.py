@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return content
 
     try:
-        content = json.loads(read_bytes(path).decode(), object_pairs_hook=unique)
+        content = json.loads(read_bytes(path).decode("utf-8-sig"), object_pairs_hook=unique)
     except InputError:
         raise
     except (ValueError, RecursionError) as error:

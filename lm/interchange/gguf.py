@@ -1,6 +1,7 @@
 """Writes a model and its tokenizer as one GGUF file, for llama.cpp and the programs built on it."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def export_gguf(model: TransformerLM, tokenizer: Tokenizer, path: Path, dtype: s
     kind = gguf.GGMLQuantizationType[{"fp32": "F32", "fp16": "F16", "q8_0": "Q8_0"}[dtype]]
     width = gguf.GGML_QUANT_SIZES[kind][0]
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(path.stem)
+    writer.add_name(os.fsencode(path.stem).decode(errors="replace"))
     writer.add_file_type(gguf.LlamaFileType[{"fp32": "ALL_F32", "fp16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}[dtype]])
     if kind == gguf.GGMLQuantizationType.Q8_0:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

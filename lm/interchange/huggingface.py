@@ -92,7 +92,8 @@ def check_weights(stored: dict[str, Stored], shapes: dict[str, list[int]], folde
     for what, names in wrong.items():
         if names:
             raise InputError(
-                f"{folder}: {shown(min(names))} {what}, one of {len(names)} such weights; this is not such a model"
+                f"{folder}: {shown(min(names))} {what}, by num_hidden_layers and the other sizes in {SETTINGS};"
+                " download the folder again"
             )
     for name, (file, dtype, shape) in stored.items():
         if shape != shapes[name]:

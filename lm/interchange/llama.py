@@ -4,7 +4,8 @@
     CHOICES       keys of which our Transformer supports one value, or a few
     INDIFFERENT   keys that do not change what the model computes
 
-A key in none of these tables might change it, and is refused. An absent key has transformers' default. Settings of our
+A key in none of these tables might change it, and is refused. An absent size is, too; any other absent key has
+transformers' default. Settings of our
 Transformer that no Llama has are refused on export.
 
 The weights differ in one thing: RoPE pairs adjacent features, (0, 1), (2, 3), here and in llama.cpp, but i and
@@ -93,18 +94,26 @@ def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
     for ours, size in sizes.items():
         most = MOST_LAYERS if ours == "num_layers" else LARGEST
         if type(size) is not int or not 1 <= size <= most:
-            raise InputError(f"{path}: {SIZES[ours]} is {shown(size)}; it must be a whole number from 1 to {most:,}")
+            what = "is missing" if size is None else f"is {shown(size)}"
+            raise InputError(f"{path}: {SIZES[ours]} {what}; it must be a whole number from 1 to {most:,}")
     derived = {
-        "num_key_value_heads": ((sizes["num_heads"],), "every head has keys and values of its own here"),
-        "head_dim": ((sizes["d_model"] // sizes["num_heads"],), "a head has d_model / num_heads features here"),
+        "num_key_value_heads": (
+            (sizes["num_heads"],),
+            f"num_attention_heads is {sizes['num_heads']}, and each has keys and values of its own here",
+        ),
+        "head_dim": (
+            (sizes["d_model"] // sizes["num_heads"],),
+            "a head has hidden_size / num_attention_heads features here",
+        ),
     }
     check_choices(config, derived, str(path))
     theta = rope_theta(config, path)
     known = {*SIZES.values(), *CHOICES, *derived, *INDIFFERENT.split(), "rope_theta", "rope_parameters", "rope_scaling"}
     if unknown := sorted(config.keys() - known):
+        others = f" (so are {len(unknown) - 1} others)" if len(unknown) > 1 else ""
         raise InputError(
-            f"{path}: {shown(unknown[0])} ({shown(config[unknown[0]])}), one of {len(unknown)} unknown keys, may change"
-            " what the model computes; delete those that do not"
+            f"{path}: {shown(unknown[0])} ({shown(config[unknown[0]])}) is unknown, and may change what the model"
+            f" computes; delete it if it does not{others}"
         )
     tied = bool(config.get("tie_word_embeddings", False))
     return sizes | CHOSEN | {"rope_theta": theta, "vocab_multiple": 1, "tie_embeddings": tied}

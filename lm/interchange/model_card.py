@@ -1,15 +1,19 @@
 """Writes a model card, the README.md that Hugging Face shows beside a model, from what a run has recorded.
 
 What the run does not know, such as its figures where the event files are gone, is left out; the licence is its owner's
-to choose. A card names the last two parts of a data file's path, and nothing else of this machine's folders.
+to choose. A card names the last two parts of a data file's path, and nothing else of this machine's folders; a file
+that is another by now is named without its size.
 """
 
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lm.data.mixture import read_sources
+from lm.data.mixture import read_sources, sources_of
+from lm.interchange.weights import num_exported
 from lm.model.transformer import TransformerLM
 from lm.runs.events import Curves, read_curves
 from lm.runs.folder import CONFIG
@@ -59,7 +63,7 @@ def model_card(model: TransformerLM, tokenizer: Tokenizer, checkpoint: Path, dty
     settings = model.settings
     shape = {
         "architecture": "Llama: pre-norm decoder-only Transformer with RMSNorm, RoPE and SwiGLU",
-        "parameters": f"{model.num_parameters():,}, in {dtype}",
+        "parameters": f"{num_exported(model):,}, in {dtype}",
         "layers": settings["num_layers"],
         "width (d_model)": settings["d_model"],
         "attention heads": settings["num_heads"],
@@ -67,11 +71,14 @@ def model_card(model: TransformerLM, tokenizer: Tokenizer, checkpoint: Path, dty
         "context": f"{model.context_length:,} tokens",
         "vocabulary": f"{tokenizer.vocab_size:,} tokens, byte-level BPE",
     }
-    step = read_manifest(checkpoint)["step"]  # 0 of imported weights
-    training = {**read_data(checkpoint.parent / CONFIG), **read_figures(checkpoint.parent, step)} if step else {}
+    manifest = read_manifest(checkpoint)
+    step, training = manifest["step"], {}  # 0 of imported weights
+    if step:
+        training = read_data(checkpoint.parent / CONFIG, digests_of(manifest)) | read_figures(checkpoint.parent, step)
+    name = os.fsencode(checkpoint.resolve().parent.name).decode(errors="replace")
     return TEMPLATE.format(
-        name=checkpoint.resolve().parent.name,
-        parameters=model.num_parameters(),
+        name=" ".join(name.split()),
+        parameters=num_exported(model),
         model=table(shape),
         training=table(training) if training else "Not recorded: the weights were imported.",
     )
@@ -110,8 +117,14 @@ def read_figures(run: Path, step: int) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def read_data(config: Path) -> dict[str, str]:
-    """Returns the names and sizes of the data files that a configuration names, as far as they are there."""
+def digests_of(manifest: dict[str, Any]) -> set[str]:
+    """Returns the digests of the token files that a checkpoint was trained and validated with."""
+    found = sources_of({"train_sha256": None, **manifest}) | {manifest.get("val_sha256")}
+    return {digest for digest in found if isinstance(digest, str)}
+
+
+def read_data(config: Path, digests: Collection[str]) -> dict[str, str]:
+    """Returns the names of the data files that a configuration names, with the sizes of those with these digests."""
     try:
         settings = yaml.safe_load(config.read_text(encoding="utf-8"))
         data = settings["data"]
@@ -120,13 +133,14 @@ def read_data(config: Path) -> dict[str, str]:
         return {}
     total = sum(source.weight for source in sources)
     shares = [f", {100 * source.weight / total:.3g}% of the windows" if len(sources) > 1 else "" for source in sources]
-    drawn = [describe_file(Path(source.path)) + share for source, share in zip(sources, shares, strict=True)]
+    drawn = [describe_file(Path(source.path), digests) + share for source, share in zip(sources, shares, strict=True)]
+    validated = "; ".join(describe_file(path, digests) for path in read)
     found = (
         {"began with the weights of": f"`{name_file(Path(settings['init_from']))}`"}
         if settings.get("init_from")
         else {}
     )
-    return found | {"training data": "; ".join(drawn), "validation data": "; ".join(map(describe_file, read))}
+    return found | {"training data": "; ".join(drawn), "validation data": validated}
 
 
 def name_file(path: Path) -> str:
@@ -134,11 +148,13 @@ def name_file(path: Path) -> str:
     return "/".join(path.parts[-2:]).replace("`", "")
 
 
-def describe_file(path: Path) -> str:
-    """Names a token file, with its size if it is still there."""
+def describe_file(path: Path, digests: Collection[str]) -> str:
+    """Names a token file, with its size if it is still there, and still one of those with these digests."""
     name = f"`{name_file(path)}`"
     try:
         found = read_description(path)
     except (InputError, OSError):
+        return name
+    if found.data_sha256 not in digests:
         return name
     return f"{name} ({found.tokens:,} tokens, {found.documents:,} documents, {found.bytes:,} bytes of text)"

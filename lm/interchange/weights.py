@@ -32,6 +32,11 @@ def weights_without_padding(model: TransformerLM) -> dict[str, Tensor]:
     }
 
 
+def num_exported(model: TransformerLM) -> int:
+    """Counts the numbers of `weights_without_padding`; shared ones count once."""
+    return sum({weight.data_ptr(): weight.numel() for weight in weights_without_padding(model).values()}.values())
+
+
 def converted(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """Converts weights to a dtype of DTYPES; InputError for one that it cannot hold."""
     result = {}

@@ -2,7 +2,11 @@
 on thousands of strings, and a GGUF file read back number by number; and that what is no Llama is refused."""
 
 import json
+import os
 import random
+import re
+import shutil
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -18,7 +22,7 @@ from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
 from lm.interchange.llama import half_split
 from lm.interchange.model_card import CARD
-from lm.runs.checkpoint import load_checkpoint, save_checkpoint
+from lm.runs.checkpoint import load_checkpoint, load_model, save_checkpoint
 from lm.runs.folder import BEST, TOKENIZER
 from tokenization import Tokenizer
 from tokenization.pretokenization import PATTERNS
@@ -118,6 +122,45 @@ def test_rows_that_the_tokenizer_has_no_token_for(lm, token_data, tmp_path):
     tokens = fields["tokenizer.ggml.tokens"].contents()
     assert tokens[320:] == [f"[PAD{token_id}]" for token_id in range(320, 330)]
     assert fields["tokenizer.ggml.token_type"].contents()[320:] == [gguf.TokenType.UNUSED] * 10
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_parameters_that_are_told_are_those_that_are_written(variant, lm, token_data, tmp_path):
+    save_run(tmp_path / "run", token_data, **VARIANTS[variant])
+    told = {kind: lm("export", tmp_path / "run", "--format", kind, "--output", tmp_path / kind).out for kind in FORMATS}
+    written = {
+        "hf": transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").num_parameters(),
+        "gguf": sum(int(np.prod(tensor.shape)) for tensor in gguf.GGUFReader(tmp_path / "gguf").tensors),
+        "safetensors": load_model(tmp_path / "run" / BEST).num_parameters(),  # and what is shared twice
+    }
+    for kind, number in written.items():
+        assert f": {number:,} parameters, fp32" in told[kind]
+    card = (tmp_path / "hf" / CARD).read_text()
+    assert f"| parameters | {written['hf']:,}, in fp32 |" in card
+    assert f"A language model of {written['hf']:,} parameters." in card
+
+
+def test_names_that_are_not_utf8_or_not_one_line(lm, token_data, tmp_path):
+    run = Path(os.fsdecode(bytes(tmp_path) + b"/r\xff|x\n# y"))
+    save_run(run, token_data)
+    for kind in FORMATS:
+        done = lm(
+            "export", run, "--format", kind, "--output", Path(os.fsdecode(bytes(tmp_path) + b"/z\xff" + kind.encode()))
+        )
+        assert (done.code, done.err) == (0, "")
+    (card,) = tmp_path.glob(f"*hf/{CARD}")
+    assert re.findall("^#+ .*", card.read_text(), flags=re.MULTILINE)[1] == "# r\ufffd|x # y"
+
+
+def test_a_special_token_that_hugging_face_decodes_as_bytes_is_named(lm, token_data, tmp_path):
+    save_run(tmp_path / "run", token_data, vocab_size=330)
+    small = Tokenizer.load(token_data / "tok")
+    Tokenizer(small.vocab, small.merges, [*small.special_tokens, "<|d\xe9but|>"]).save(tmp_path / "tok")
+    shutil.rmtree(tmp_path / "run" / TOKENIZER)
+    shutil.copytree(tmp_path / "tok", tmp_path / "run" / TOKENIZER)
+    save_checkpoint(load_checkpoint(tmp_path / "run" / BEST), tmp_path / "run" / BEST)
+    shown = lm("export", tmp_path / "run", "--output", tmp_path / "hf")
+    assert "'<|d\xe9but|>' its id, but decodes that to the bytes b'<|d\\xe9but|>'" in shown.out
 
 
 def test_our_own_names_and_half_precision(exported, lm, tmp_path):

@@ -151,7 +151,10 @@ WRONG = {
     "quantization_config": ({"bits": 4}, "quantization_config is {'bits': 4}"),
     "auto_map": ({"AutoModelForCausalLM": "modeling.Mine"}, "auto_map ({'AutoModelForCausalLM': 'modeling.Mine'})"),
     "per_layer_config": ({"1": {"num_attention_heads": 2}}, "per_layer_config ({'1': {'num_attention_heads': 2}})"),
-    "use_qk_norm": (True, "use_qk_norm (True), one of 1 unknown keys"),
+    "use_qk_norm": (
+        True,
+        "use_qk_norm (True) is unknown, and may change what the model computes; delete it if it does not",
+    ),
     "num_hidden_layers": (3, "model.layers.2.input_layernorm.weight is missing"),
     "intermediate_size": (95, "mlp.down_proj.weight has the shape [64, 96], but by config.json it is [64, 95]"),
     "vocab_size": (100, "has 320 tokens, but the model has rows for 100"),

@@ -8,9 +8,10 @@ import yaml
 from helpers.events import Asked, read_events
 from helpers.models import save_run
 
-from lm.interchange.model_card import read_data, read_figures
+from lm.interchange.model_card import digests_of, read_data, read_figures
 from lm.machine.identity import code_in_words
 from lm.runs.checkpoint import load_model
+from lm.runs.manifest import read_manifest
 from tokenization import TokenFile
 
 
@@ -39,6 +40,23 @@ def test_data_size_losses_and_tokens(cards, whole_run, token_data):
     assert told["training data"].startswith(f"`{train.parent.name}/train.bin` ({len(TokenFile.open(train)):,} tokens, ")
     assert told["code"] == f"text-to-lm {code_in_words()}"
     assert str(token_data) not in cards[0]  # a folder of this machine
+
+
+def test_the_size_of_another_text_under_the_same_name_is_not_told(whole_run, token_data, tmp_path):
+    digests = digests_of(read_manifest(whole_run / "best.ckpt"))
+    config = yaml.safe_load((whole_run / "config.yaml").read_text())
+    for name in ("train", "valid"):
+        for path in token_data.glob(f"{name}.bin*"):
+            shutil.copy(path, tmp_path)
+    config["data"] |= {"train_path": str(tmp_path / "train.bin"), "val_path": str(tmp_path / "valid.bin")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert all(" tokens, " in told for told in read_data(tmp_path / "config.yaml", digests).values())
+    for path in token_data.glob("valid.bin*"):
+        shutil.copy(path, tmp_path / path.name.replace("valid", "train"))
+    told = read_data(
+        tmp_path / "config.yaml", digests - {TokenFile.open(token_data / "valid.bin").description.data_sha256}
+    )
+    assert told == {"training data": f"`{tmp_path.name}/train.bin`", "validation data": f"`{tmp_path.name}/valid.bin`"}
 
 
 def test_no_figure_of_a_validation_is_forgotten(whole_run, monkeypatch):
@@ -92,7 +110,8 @@ def test_every_source_of_a_mixture_is_named_with_its_share(token_data, tmp_path,
     sources = [{"path": str(train), "weight": 3.0}, {"path": str(valid), "weight": 1.0}]
     setting = sources if listed else f"{train}:3,{valid}:1"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"train_path": setting, "val_path": str(valid)}}))
-    first, second = read_data(tmp_path / "config.yaml")["training data"].split("; ")
+    digests = {TokenFile.open(path).description.data_sha256 for path in (train, valid)}
+    first, second = read_data(tmp_path / "config.yaml", digests)["training data"].split("; ")
     assert first.startswith(f"`{train.parent.name}/train.bin` ({len(TokenFile.open(train)):,} tokens, ")
     assert first.endswith(", 75% of the windows")
     assert second.startswith(f"`{valid.parent.name}/valid.bin` (")

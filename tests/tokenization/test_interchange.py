@@ -2,6 +2,7 @@
 pattern; what comes back from their files is what went out; what they ask for beyond byte-level BPE is refused."""
 
 import base64
+import contextlib
 import itertools
 import json
 import random
@@ -335,6 +336,50 @@ def test_merges_out_of_order_cannot_become_ranks(small, tmp_path) -> None:
     tokenizer = Tokenizer(small.vocab, [*small.merges[1:], small.merges[0]], [END_OF_TEXT])
     with pytest.raises(InputError, match="not in the order of its ids"):
         export_tiktoken(tokenizer, tmp_path / "x.tiktoken")
+
+
+WORDS = ["".join(letters) for size in range(1, 7) for letters in itertools.product("abc", repeat=size)]
+
+
+def encoded_by_tiktoken(path: Path) -> list[list[int]]:
+    lines = path.read_text().splitlines()  # load_tiktoken_bpe keeps what it has read once under this name
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+    theirs = tiktoken.Encoding("t", pat_str=PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    return [theirs.encode_ordinary(word) for word in WORDS]
+
+
+def test_tiktoken_files_give_the_same_ids_or_are_refused(tmp_path) -> None:
+    """Vocabularies that no training gives: merges left out, or in an order that ranks do not have."""
+    source, path, exported, imported = random.Random(0), tmp_path / "t.tiktoken", 0, 0
+    for _ in range(150):
+        tokens, merges = [bytes([value]) for value in range(256)], []
+        for _ in range(source.randint(1, 5)):
+            left, right = source.choices([b"a", b"b", b"c", *tokens[256:]], k=2)
+            if left + right not in tokens:
+                tokens.append(left + right)
+                merges += [(left, right)] if source.random() < 0.85 else []
+        tokens += [b"cabcab"] if source.random() < 0.2 else []
+        ours = Tokenizer(dict(enumerate(tokens)), merges, [], PATTERNS["gpt2"])
+        with contextlib.suppress(InputError):
+            export_tiktoken(ours, path)
+            assert encoded_by_tiktoken(path) == [ours.encode(word) for word in WORDS]
+            exported += 1
+        path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+        with contextlib.suppress(InputError):
+            read = import_tiktoken(path, PATTERNS["gpt2"], {})
+            assert encoded_by_tiktoken(path) == [read.encode(word) for word in WORDS]
+            imported += 1
+    assert 30 < exported < 130
+    assert 30 < imported < 145
+
+
+def test_a_tiktoken_file_with_a_token_that_no_merges_make_is_refused(tmp_path) -> None:
+    tokens = [*(bytes([value]) for value in range(256)), b"xyz"]
+    path = tmp_path / "t.tiktoken"
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+    with pytest.raises(InputError, match="no merges make token 256, b'xyz'"):
+        import_tiktoken(path, PATTERNS["gpt2"], {})
+    assert import_tiktoken(path, PATTERNS["gpt2"], {"xyz": 256}).encode("xyz") == [256]
 
 
 def test_commands(small, tmp_path, monkeypatch, capsys) -> None:

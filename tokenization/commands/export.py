@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from tokenization.commands import TOKENIZER_HELP, ArgumentParser, command_parser, output_path
-from tokenization.formats.gpt2 import read_as_bytes
-from tokenization.interchange import export_huggingface, export_tiktoken, is_huggingface, is_tiktoken
+from tokenization.interchange import decoded_otherwise, export_huggingface, export_tiktoken, is_huggingface, is_tiktoken
 from tokenization.outputs import check_file
 from tokenization.pretokenization import PATTERNS
 from tokenization.tokenizer import Tokenizer
@@ -34,10 +33,8 @@ def run(argv: Sequence[str]) -> None:
     tokenizer = Tokenizer.load(args.tokenizer)
     count = (export_tiktoken if tiktoken else export_huggingface)(tokenizer, args.output)
     print(f"{count:,} tokens -> {args.output}")
-    garbled = {} if tiktoken else {text: read_as_bytes(text) for text in tokenizer.special_tokens}
-    for text, data in garbled.items():
-        if data is not None:
-            print(f"Hugging Face gives the special token {text!r} its id, but decodes that to the bytes {data!r}")
+    for line in [] if tiktoken else decoded_otherwise(tokenizer):
+        print(line)
     if count < len(tokenizer.vocab):
         print(f"a .tiktoken file holds no special tokens, here {', '.join(map(repr, tokenizer.special_tokens))}")
     if tiktoken and tokenizer.pattern not in PATTERNS.values():
