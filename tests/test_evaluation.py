@@ -199,7 +199,7 @@ def test_wrong_inputs(tested, lm, token_data, tmp_path):
         (run, token_data / "valid.bin", "--errors", "replace"): "valid.bin is a token file; leave it out",
         (run, tmp_path / "ends.txt", "--per-document"): "ends.txt: has no document",
         (run, tmp_path / "ends.bin", "--per-document"): "has no document",
-        (tmp_path, token_data / "valid.bin"): "no such checkpoint",
+        (tmp_path, token_data / "valid.bin"): "is a folder without a checkpoint",
         (run,): "the following arguments are required: file",
     }.items():
         result = lm("test", *arguments)

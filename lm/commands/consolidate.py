@@ -1,6 +1,7 @@
 """`lm consolidate`: makes a single file of a sharded checkpoint."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from lm.commands import add_run, new_parser
 from lm.runs.checkpoint import find_checkpoint, open_state, save_checkpoint
-from lm.runs.folder import CONFIG, TOKENIZER
+from lm.runs.folder import BEST, CONFIG, LAST, OWN_FILES, TOKENIZER, refuse_names_of_runs
 from lm.runs.manifest import read_manifest, verify_tokenizer
 from lm.runs.shards import put_rows
 from tokenization import InputError, Tokenizer
@@ -47,6 +48,7 @@ def run(argv: list[str]) -> None:
     path = find_checkpoint(args.run)
     output: Path = args.output or path.with_name(f"{path.stem}-consolidated.ckpt")
     check_new(output)
+    refuse_names_of_runs([output], [path.parent], (BEST, LAST, *(name for name in OWN_FILES if name != "*.ckpt")))
     checkpoint, shards = open_state(path)
     if shards is None:
         raise InputError(f"{path}: is a single file already; copy it")
@@ -66,12 +68,17 @@ def run(argv: list[str]) -> None:
 def surroundings(run_folder: Path, folder: Path) -> Iterator[None]:
     """Copies what a checkpoint needs beside it, and takes it back if the block fails.
 
-    InputError if the folder has another tokenizer.
+    InputError if the folder has another tokenizer or configuration.
     """
     here, there = run_folder / TOKENIZER, folder / TOKENIZER
-    if there.exists() and Tokenizer.load(there).digest != Tokenizer.load(here).digest:
+    if os.path.lexists(there) and Tokenizer.load(there).digest != Tokenizer.load(here).digest:
         raise InputError(f"{there}: is not the run's tokenizer; choose another folder")
-    copied = [name for name in (TOKENIZER, CONFIG) if (run_folder / name).exists() and not (folder / name).exists()]
+    here, there = run_folder / CONFIG, folder / CONFIG
+    if os.path.lexists(there) and not (there.is_file() and here.is_file() and there.read_bytes() == here.read_bytes()):
+        raise InputError(f"{there}: is not the run's configuration; choose another folder")
+    copied = [
+        name for name in (TOKENIZER, CONFIG) if (run_folder / name).exists() and not os.path.lexists(folder / name)
+    ]
     new_folders = missing_folders([folder / name for name in copied])
     try:
         for name in copied:
@@ -92,4 +99,5 @@ def copy(source: Path, target: Path) -> None:
     if source.is_dir():
         target.mkdir()
     for file in source.glob("[!.]*") if source.is_dir() else [source]:
-        shutil.copyfile(file, target / file.name if source.is_dir() else target)
+        with open(file, "rb") as original, open(target / file.name if source.is_dir() else target, "wb") as made:
+            shutil.copyfileobj(original, made)  # copyfile's error for a full disk names the original

@@ -50,15 +50,21 @@ def run(argv: list[str]) -> None:
 def findings(checkpoint: Path) -> Iterator[str]:
     """Yields lines on what is known of a checkpoint; InputError if it does not verify."""
     manifest, config = verify(checkpoint), checkpoint.parent / CONFIG
-    same = config.is_file() and file_sha256(config) == manifest.get("config_sha256")
+    saved = manifest.get("config_sha256")
+    if saved is None:
+        about = "was not there when it was saved"
+    elif not config.is_file():
+        about = "is missing"
+    else:
+        about = "is the one it was saved with" if file_sha256(config) == saved else "is not the one it was saved with"
     shards = [checkpoint.parent / name for name in manifest.get(SHARDS, {})]
     size = sum(path.stat().st_size for path in (checkpoint, *shards))
     yield f"{checkpoint}: intact, step {manifest['step']}, {size:,} bytes" + (
-        f" in {len(shards)} shards" if shards else ""
+        f" in {len(shards)} shard{'s' if len(shards) > 1 else ''}" if shards else ""
     )
     for name in DIGESTS:
         if manifest.get(name) is not None:
             yield f"  {name:18}{manifest[name]}"
     if manifest.get("train_sha256") is None:
         yield "  weights and a tokenizer alone, as `lm import` writes them: no training data is recorded"
-    yield f"  {CONFIG} is {'the one it was saved with' if same else 'not the one it was saved with'}"
+    yield f"  {CONFIG} {about}"

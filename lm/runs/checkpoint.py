@@ -186,8 +186,7 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     vocab_size: the model's; InputError if the tokenizer has more tokens.
     """
     folder = Path(path).parent / TOKENIZER
-    if folder.is_dir():
-        verify_tokenizer(path, read_manifest(path))
+    verify_tokenizer(path, read_manifest(path))
     tokenizer = Tokenizer.load(folder)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise InputError(

@@ -26,6 +26,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from tokenization import InputError
 
 EVENT_FILES = "events.out.tfevents.*"
+SINCE = "val/since"  # the step after which the validated text is the present one, if it was another before
 MACHINE, CODE = "machine", "code"  # names among the hyperparameters that each start of a run logs
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
@@ -97,6 +98,8 @@ def read_curves(folder: Path) -> Curves:
                 start = opened - max((curve.seconds[-1] for curve in curves.values() if curve.seconds), default=0.0)
             if start is not None:
                 _add(curves, event, event.wall_time - start)
+        if opened is None and not lost:
+            curves.damage.append(f"{path}: holds no whole event")
     for tag in [tag for tag, curve in curves.items() if not curve.steps]:
         del curves[tag]
     return curves

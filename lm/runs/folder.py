@@ -14,8 +14,9 @@ under a run's own names, and deletes what a killed run left half-written. It imp
 that a command can read a folder without them.
 """
 
+import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenization import InputError
@@ -30,12 +31,15 @@ def kept_name(step: int, every: int | None) -> str | None:
     return f"step-{step}.ckpt" if every is not None and step % every == 0 else None
 
 
-def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path]) -> None:
-    """Raises InputError for an output in a run's folder under a name that the run uses itself."""
-    folders = [run.resolve() for run in runs]
-    for path in outputs:
-        if path.resolve().parent in folders and any(path.match(pattern) for pattern in OWN_FILES):
-            raise InputError(f"{path}: would be taken for the run's own {path.name}; choose another name")
+def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path], patterns: Sequence[str] = OWN_FILES) -> None:
+    """Raises InputError for an output in a run's folder under a name that the run uses itself, or below such a one."""
+    for path, run in itertools.product(outputs, runs):
+        place = path.resolve()
+        if not place.is_relative_to(run.resolve()):
+            continue
+        name = Path(*place.relative_to(run.resolve()).parts[:1])
+        if any(name.match(pattern) for pattern in patterns):
+            raise InputError(f"{path}: would be taken for the run's own {name}; choose another name")
 
 
 def delete_leftovers(folder: str | os.PathLike[str]) -> list[Path]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from lm.runs.folder import BEST, CONFIG, SHARDS, TOKENIZER
 from tokenization import InputError
 from tokenization.files import file_sha256
+from tokenization.formats.folder import FILES
 
 MANIFEST_BYTES = 1 << 20  # at most
 SHARD_NAME = re.compile(rf"{SHARDS}/step-[0-9]+-[0-9a-f]+/[0-9]+-of-[0-9]+\.pt")
@@ -43,7 +44,7 @@ def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the step, the digests of data, tokenizer and configuration, and the SHA-256 of the tokenizer's files."""
     saved = checkpoint.get("callbacks", {}).get("Checkpoints", {})
     best_loss, branch = saved.get("best_loss", math.inf), saved.get("branch", 0)
-    config, tokenizer = folder / CONFIG, sorted(path for path in (folder / TOKENIZER).glob("[!.]*") if path.is_file())
+    config, tokenizer = folder / CONFIG, [folder / TOKENIZER / name for name in sorted(FILES)]
     return {
         "format": 1,
         "step": checkpoint["global_step"],
@@ -51,18 +52,24 @@ def make_manifest(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
         "config_sha256": file_sha256(config) if config.is_file() else None,
         **({"best_loss": best_loss} if math.isfinite(best_loss) else {}),  # in validation, until this step
         **({"branch": branch} if branch else {}),  # newest.py
-        "files": {f"{TOKENIZER}/{path.name}": file_sha256(path) for path in tokenizer},
+        "files": {f"{TOKENIZER}/{path.name}": file_sha256(path) for path in tokenizer if path.is_file()},
     }
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a checkpoint; InputError, which lists those that are there, if it does not exist."""
     path = Path(path)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        found = ", ".join(str(file) for file in sorted(folder.glob("*.ckpt")))
-        raise InputError(f"{path}: no such checkpoint; " + (f"there is {found}" if found else "train with `lm fit`"))
-    return open(path, "rb")
+    if path.is_file():
+        return open(path, "rb")
+    folder = path if path.is_dir() else path.parent
+    found = ", ".join(str(file) for file in sorted(folder.glob("*.ckpt")) if file.is_file())
+    if path.is_dir():
+        what = "is a folder without a checkpoint"
+    elif path.is_symlink() and not path.exists():
+        what = "is a broken link"
+    else:
+        what = "is not a regular file" if path.exists() else "no such checkpoint"
+    raise InputError(f"{path}: {what}; " + (f"there is {found}" if found else "train with `lm fit`"))
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:

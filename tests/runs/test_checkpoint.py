@@ -8,12 +8,14 @@ import json
 import os
 import pickle
 import random
+import shutil
 import threading
 import zipfile
 
 import pytest
 import torch
 from helpers.checkpoints import Calls, archive, sign
+from helpers.models import save_run
 
 from lm.model.transformer import MODEL_SETTINGS, TransformerLM
 from lm.runs.checkpoint import OLDER, load_checkpoint, load_model, load_tokenizer, save_checkpoint, verify
@@ -250,9 +252,30 @@ def test_no_checkpoint_names_those_there_are(tmp_path):
     with pytest.raises(InputError, match=r"x.ckpt: no such checkpoint; train with `lm fit`$"):
         load_checkpoint(tmp_path / "x.ckpt")
     (tmp_path / "best.ckpt").touch()
-    for path in (tmp_path, tmp_path / "x.ckpt"):
-        with pytest.raises(InputError, match=r": no such checkpoint; there is .*best.ckpt$"):
-            load_checkpoint(path)
+    (tmp_path / "folder.ckpt").mkdir()
+    (tmp_path / "broken.ckpt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    for name, what in {
+        "": "is a folder without a checkpoint",
+        "x.ckpt": "no such checkpoint",
+        "broken.ckpt": "is a broken link",
+        "pipe.ckpt": "is not a regular file",
+    }.items():
+        with pytest.raises(InputError, match=rf"{name}: {what}; there is [^,]*best.ckpt$"):
+            load_checkpoint(tmp_path / name)
+    with pytest.raises(InputError, match=r"folder.ckpt: is a folder without a checkpoint; train with `lm fit`$"):
+        load_checkpoint(tmp_path / "folder.ckpt")
+
+
+def test_a_missing_tokenizer_is_not_to_be_trained_anew(token_data, tmp_path):
+    save_run(tmp_path, token_data)
+    (tmp_path / "tokenizer/notes.txt").write_text("not the tokenizer's")
+    save_checkpoint(load_checkpoint(tmp_path / "best.ckpt"), tmp_path / "best.ckpt")
+    (tmp_path / "tokenizer/notes.txt").unlink()
+    load_tokenizer(tmp_path / "best.ckpt")
+    shutil.rmtree(tmp_path / "tokenizer")
+    with pytest.raises(InputError, match=r"is missing, and .* needs it; copy it from the tokenizer it was"):
+        load_tokenizer(tmp_path / "best.ckpt")
 
 
 def test_changed_settings():

@@ -270,6 +270,11 @@ def test_consolidating(run, lm, small, tmp_path):
 def test_what_cannot_be_consolidated(run, lm, small, tmp_path):
     (tmp_path / "there").write_text("mine")
     small.save(tmp_path / "other/tokenizer")
+    (run / "config.yaml").write_text("model: {}\n")
+    for name in ("config", "link"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "config/config.yaml").write_text("model: {d_model: 8}\n")
+    (tmp_path / "link/config.yaml").symlink_to("nowhere")
     for arguments, message in (
         ((run / "best.ckpt",), "best.ckpt: is a single file already; copy it"),
         ((run,), "best.ckpt: is a single file already"),
@@ -277,6 +282,10 @@ def test_what_cannot_be_consolidated(run, lm, small, tmp_path):
         ((run / "last.ckpt", "--output", tmp_path / "there"), "there: exists already"),
         ((run / "last.ckpt", "--output", run / "last.ckpt"), "last.ckpt: exists already"),
         ((run / "last.ckpt", "--output", tmp_path / "other/it.ckpt"), "tokenizer: is not the run's tokenizer"),
+        ((run / "last.ckpt", "--output", tmp_path / "config/it.ckpt"), "config.yaml: is not the run's configuration"),
+        ((run / "last.ckpt", "--output", tmp_path / "link/it.ckpt"), "config.yaml: is not the run's configuration"),
+        ((run / "last.ckpt", "--output", run / "events.x"), "events.x: would be taken for the run's own events.x"),
+        ((run / "last.ckpt", "--output", run / "tokenizer/it.ckpt"), "would be taken for the run's own tokenizer"),
     ):
         result = lm("consolidate", *arguments)
         assert (result.code, result.out) == (2, "")
@@ -288,6 +297,7 @@ def test_what_cannot_be_consolidated(run, lm, small, tmp_path):
     assert "1-of-3.pt: is damaged" in result.err
     assert (tmp_path / "there").read_text() == "mine"
     assert not list(run.glob("*consolidated*"))
+    assert [path.name for name in ("config", "link") for path in (tmp_path / name).iterdir()] == 2 * ["config.yaml"]
 
 
 def test_verify_counts_the_shards(run, lm):
