@@ -9,7 +9,7 @@ strength k leave, down to p_0 = 1 / vocab_size. This is the interpolation of the
 """
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 NAMES = ("unigram", "bigram", "trigram", "4-gram")  # by the number of tokens, from 1
 MOST_TOKENS = 20_000_000  # of training text that are counted
 MOST_HELD_OUT = 50_000  # tokens on which discount and strength are chosen
+STRETCH = 100  # of them next to each other
 DISCOUNTS = [step / 10 for step in range(10)]
 STRENGTHS = [4.0**step for step in range(-2, 8)]
 LARGEST_KEY = 1 << 64
@@ -95,18 +96,35 @@ def ngram_losses(training: np.ndarray, validation: np.ndarray, vocab_size: int, 
     """
     while vocab_size**order > LARGEST_KEY:
         order -= 1
-    held_out = min(MOST_HELD_OUT, max(2 * order, len(training) // 20))
-    counts = Counts(training[:-held_out], vocab_size, order)
+    counted, held_out = split(training, num_held_out(len(training), order))
+    counts = Counts(counted, vocab_size, order)
     losses: list[float] = []
     chosen_by: np.ndarray | float = 1 / vocab_size
     scored: np.ndarray | float = 1 / vocab_size
-    tables = zip(counts.look_up(training[-held_out:]), counts.look_up(validation), strict=True)
+    tables = zip(counts.look_up(held_out), counts.look_up(validation), strict=True)
     for seen_held_out, seen in tables:
         discount, strength = choose(seen_held_out, chosen_by)
         chosen_by = seen_held_out.interpolate(discount, strength, chosen_by)
         scored = seen.interpolate(discount, strength, scored)
         losses.append(mean_loss(scored))
     return losses
+
+
+def num_held_out(num_tokens: int, order: int = 4) -> int:
+    """Returns how many of the training tokens are not counted."""
+    return min(MOST_HELD_OUT, max(2 * order, num_tokens // 20))
+
+
+def split(training: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens to be counted and those held out: stretches from all over the text, which may change its kind.
+
+    The few n-grams across the cuts, which the text does not have, are counted with the others.
+    """
+    ends = np.linspace(0, len(training), max(1, held_out // STRETCH) + 1).astype(int)
+    size = held_out // (len(ends) - 1)
+    pieces = list(pairwise(ends.tolist()))
+    counted = np.concatenate([training[start : end - size] for start, end in pieces])
+    return counted, np.concatenate([training[end - size : end] for _, end in pieces])
 
 
 def choose(seen: Seen, shorter: np.ndarray | float) -> tuple[float, float]:

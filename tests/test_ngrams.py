@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lm import ngrams
-from lm.ngrams import Counts, ngram_losses
+from lm.ngrams import Counts, ngram_losses, num_held_out, split
 
 
 def chance(gram: tuple[int, ...], longest: list[tuple[int, ...]], vocab_size: int, settings: list[tuple[float, float]]):
@@ -75,6 +75,23 @@ def test_tokens_never_seen_and_large_vocabularies():
     assert all(math.log(200_000) < loss < math.inf for loss in losses)
     highest = np.full(500, 65_535, np.uint16)
     assert ngram_losses(highest, highest, 65_536)[3] < 0.01
+
+
+def test_the_order_of_a_text_hardly_matters():
+    """Two kinds of text, of which the end has but one; of the small one, all would be held out at the end."""
+    rng = np.random.default_rng(4)
+    parts = [rng.integers(0, 40, 60_000) ** 2 // 40, 40 + rng.integers(0, 40, 3_000) ** 2 // 40]
+    text = 40 + (rng.integers(0, 40, 2_000) ** 2 // 40).astype(np.uint16)
+    found = [ngram_losses(np.concatenate(order).astype(np.uint16), text, 80) for order in (parts, parts[::-1])]
+    assert found[0] == pytest.approx(found[1], abs=0.1)
+
+
+def test_what_is_held_out_is_not_counted():
+    tokens = np.arange(100_000, dtype=np.uint32)
+    counted, held_out = split(tokens, num_held_out(len(tokens)))
+    assert len(held_out) == 5000
+    assert np.array_equal(np.sort(np.concatenate([counted, held_out])), tokens)
+    assert len(np.flatnonzero(np.diff(held_out) > 1)) == 49  # fifty stretches
 
 
 def test_chunks_make_no_difference(monkeypatch):

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.data.datamodule import TokenDataModule
 from lm.model.loss import bits_per_byte
-from lm.ngrams import MOST_TOKENS, NAMES, ngram_losses
+from lm.ngrams import MOST_TOKENS, NAMES, ngram_losses, num_held_out
 from lm.strict_json import to_json
 from tokenization.files import write_text
 
@@ -43,12 +43,13 @@ class Baselines(Callback):
             raise ValueError(f"baselines.order is {order}; it must be from 0, which measures nothing, to {len(NAMES)}")
         self.order = order
         self.lines: Lines = {}
+        self.counted = 0  # tokens
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         wanted = self.order and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if wanted and isinstance(data, TokenDataModule) and data.num_val_batches:
-            self.lines = kept_or_measured(data, self.order)
+            self.counted, self.lines = kept_or_measured(data, self.order)
             if self.lines:
                 trainer.print(f"{data.val_path}: {in_words(self.lines)}", flush=True)
 
@@ -65,12 +66,11 @@ class Baselines(Callback):
         tokens = data.tokens_after(trainer.global_step)
         enough = min(ENOUGH_TOKENS, data.num_train_tokens)
         if tokens >= enough and float(reached) > self.lines["trigram"]:
-            counted = min(MOST_TOKENS, data.num_train_tokens)
             short = "the run may only be too short. If longer ones stay above it, look at"
+            advice = short if tokens < self.counted else "something is wrong. Look at"
             print(
                 f"lm fit: {float(reached):.3f} bits per byte after {tokens:,} tokens, where a trigram table of"
-                f" {counted:,} has {self.lines['trigram']:.3f}:"
-                f" {short if tokens < counted else 'something is wrong. Look at'} train/loss and train/gradient_norm,"
+                f" {self.counted:,} has {self.lines['trigram']:.3f}: {advice} train/loss and train/gradient_norm,"
                 " find a model.learning_rate with `lm find-lr`, and read both token files with `tokenization decode`",
                 file=sys.stderr,
             )
@@ -95,8 +95,8 @@ def standing(lines: Lines, reached: float) -> str:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def kept_or_measured(data: TokenDataModule, order: int) -> Lines:
-    """Returns the lines for a run's validation, from the file beside the training tokens if they are there.
+def kept_or_measured(data: TokenDataModule, order: int) -> tuple[int, Lines]:
+    """Returns how many tokens are counted, and the lines, from the file beside the training tokens if they are there.
 
     The file is a cache: one about other tokens is replaced, one that is damaged or another program's is left alone, and
     where none can be written, they are measured at each start.
@@ -104,10 +104,12 @@ def kept_or_measured(data: TokenDataModule, order: int) -> Lines:
     validation = data.files["validate"]
     windows = data.num_val_batches * data.batch_size * data.context_length
     scored = min(MOST_SCORED, len(validation), windows + 1)
+    read = len(data.first_train_tokens(MOST_TOKENS))
+    counted = read - num_held_out(read, order)
     about = {
         "train_sha256": data.train_sha256,
         "val_sha256": validation.description.data_sha256,
-        "counted_tokens": min(MOST_TOKENS, data.num_train_tokens),
+        "counted_tokens": counted,
         "scored_tokens": scored,
         "order": order,
     }
@@ -115,13 +117,13 @@ def kept_or_measured(data: TokenDataModule, order: int) -> Lines:
     path = Path(f"{name}.baselines.json")
     kept = read_kept(path)
     if kept is not None and kept["about"] == about:
-        return dict(kept["bits_per_byte"])
+        return counted, dict(kept["bits_per_byte"])
     lines = measure(data, scored, order)
     if kept is not None or not path.exists():
         content = {"about": about, "bits_per_byte": lines}
         with contextlib.suppress(OSError):
             write_text(path, to_json(content | {"sha256": digest(content)}, indent=2) + "\n")
-    return lines
+    return counted, lines
 
 
 def read_kept(path: Path) -> dict[str, Any] | None:

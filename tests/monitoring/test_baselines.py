@@ -112,7 +112,7 @@ def test_a_model_that_stays_above_the_trigrams_says_so(fit, monkeypatch):
     assert "the run may only be too short. If longer ones stay above it, look at train/loss" in result.err
     monkeypatch.setattr(baselines, "MOST_TOKENS", 256)  # as many as the run reads
     result = fit("as-many", "--model.learning_rate=1e-6", "--model.min_learning_rate=0")
-    assert "where a trigram table of 256 has" in result.err
+    assert "where a trigram table of 244 has" in result.err
     assert "something is wrong. Look at train/loss" in result.err
 
 
