@@ -1,5 +1,6 @@
 """Draws the figures of runs, sweeps, races and range tests; matplotlib is imported only to draw."""
 
+import bisect
 import io
 import math
 import re
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lm.runs.events import Curve
+from lm.runs.events import SINCE, Curve
 from tokenization.plots import COLOURS, INK, curve_colour, curve_style, new_figure, plain, save
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ def draw_curves(runs: list[dict[str, Curve]]) -> Iterator[tuple[str, str]]:
             for place in places if any(tag in curves for curves in runs) else ():
                 with new_figure(4.6, 2.9) as figure:
                     _draw_on(figure.subplots(), tag, quantity, place, runs)
-                    yield f"{quantity.title}, {quantity.unit}", inline_svg(figure)
+                    by = f", by {AXES[place]}" if len(places) > 1 else ""
+                    yield f"{quantity.title}, {quantity.unit}{by}", inline_svg(figure)
 
 
 def draw_losses(names: list[str], runs: list[dict[str, Curve]], path: Path) -> None:
@@ -207,6 +209,9 @@ def _draw_on(axes: "Axes", tag: str, quantity: Quantity, unit: str, runs: list[d
         curve, style = curves[tag], curve_style(place)
         places, colour = _places(curve, unit, curves), curve_colour(place)
         values = [quantity.scale * value for value in curve.values]
+        if tag.startswith("val/"):  # losses on two texts are not joined
+            cut = bisect.bisect_right(curve.steps, last_since(curves))
+            places, values = [[*all_[:cut], math.nan, *all_[cut:]] for all_ in (places, values)]
         if tag == "train/loss":
             axes.plot(places, values, color=colour, alpha=0.25, linewidth=0.8)
             axes.plot(places, smooth(values, max(1, len(places) // 50)), style, color=colour)
@@ -242,6 +247,11 @@ def _draw_baselines(axes: "Axes", runs: list[dict[str, Curve]]) -> list[float]:
         label = axes.text(1, bits, ", ".join(names), fontsize=7, ha="right", va="bottom", clip_on=True)
         label.set_transform(axes.get_yaxis_transform())
     return [bits for bits, _ in lines]
+
+
+def last_since(curves: dict[str, Curve]) -> float:
+    """Returns the step after which a run has validated the text that it validated last; 0 if it was always this one."""
+    return float(curves[SINCE].values[-1]) if SINCE in curves else 0.0
 
 
 def _places(curve: Curve, unit: str, curves: dict[str, Curve]) -> list[float]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.durations import format_duration
-from lm.experiments.figures import mean
+from lm.experiments.figures import last_since, mean
 from lm.runs.events import EVENT_FILES, Curve, Curves, read_curves
 from lm.runs.folder import CONFIG, DIVERGED
 from lm.training.config_files import read
@@ -112,9 +112,10 @@ def differences(runs: list[Run]) -> list[tuple[str, list[Any]]]:
 
 
 def best(run: Run) -> str:
-    """Returns the lowest validation loss and its step, in words."""
-    curve = run.curves.get("val/loss", Curve())
-    points = [point for point in zip(curve.values, curve.steps, strict=True) if math.isfinite(point[0])]
+    """Returns the lowest validation loss on the present text and its step, in words."""
+    curve, since = run.curves.get("val/loss", Curve()), last_since(run.curves)
+    points = [(loss, step) for loss, step in zip(curve.values, curve.steps, strict=True) if math.isfinite(loss)]
+    points = [point for point in points if point[1] > since]
     return "{:.4f} at {:,}".format(*min(points)) if points else "-"
 
 

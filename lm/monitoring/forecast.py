@@ -17,13 +17,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lm.data.datamodule import TokenDataModule
 from lm.monitoring.loss_law import Course, Losses
 from lm.monitoring.overfitting import Overfitting
 from lm.monitoring.posterior import Forecast, forecast_loss
 from lm.optim.schedule import SCHEDULES
 from lm.runs.checkpoint import OLDER
 from lm.runs.events import read_curves
-from lm.runs.folder import CONFIG
+from lm.runs.folder import BEST, CONFIG, LAST
+from lm.runs.manifest import read_manifest
 from tokenization import InputError
 
 BEGIN = 0.1  # of the run
@@ -56,8 +58,9 @@ class ForecastFinalLoss(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.save()  # what has been logged is read below
         folder = Path(trainer.default_root_dir)
+        data = trainer.datamodule  # type: ignore[attr-defined]
         try:
-            run = read_losses(folder)
+            run = read_losses(folder, str(data.validated[0]) if isinstance(data, TokenDataModule) else None)
         except InputError:  # a run without curves
             return
         if self.earlier is None:
@@ -92,7 +95,7 @@ def read_if_it_tells(folder: Path, run: Losses) -> Losses | None:
     """Returns the losses of an earlier run; None if it does not tell of a run, often without reading its curves."""
     try:
         config = read_config(folder)
-        if not of_a_length(config["trainer"]["max_steps"], run) or validated_on(config) != run.text:
+        if not of_a_length(config["trainer"]["max_steps"], run) or validated_on(folder, config) != run.text:
             return None
         other = read_losses(folder)
     except (InputError, OSError, LookupError, TypeError, ValueError, ArithmeticError):
@@ -118,27 +121,39 @@ def read_config(folder: Path) -> Any:
         raise InputError(f"{folder}: holds no settings that can be read") from None
 
 
-def validated_on(config: dict[str, Any]) -> str:
-    """Returns a name for the text that a run is validated on."""
-    data = config["data"]
-    text = [data["val_path"], data["tokenizer"], config["trainer"].get("limit_val_batches")]
+def validated_on(folder: Path, config: dict[str, Any], val_sha256: str | None = None) -> str:
+    """Returns a name for the text that a run is validated on: the digest of its tokens, and how many of them.
+
+    val_sha256: the digest, if it is known; None takes what the newest checkpoint says, or else the paths.
+    """
+    data, limit = config["data"], config["trainer"].get("limit_val_batches")
+    manifests = (read_manifest(path) for name in (LAST, BEST) if (path := folder / name).is_file())
+    digest = val_sha256 or next((found.get("val_sha256") for found in manifests), None)
+    windows = limit * data["batch_size"] if isinstance(limit, int) else limit
+    text = [digest or [data["val_path"], data["tokenizer"]], windows, config["model"]["context_length"]]
     return json.dumps(text, allow_nan=False)
 
 
-def read_losses(folder: Path) -> Losses:
+def read_losses(folder: Path, val_sha256: str | None = None) -> Losses:
     """Reads a run's losses and what they depend on.
 
-    Raises InputError for a folder that does not tell, and for a run that the law is not for: with averaged weights or
-    dropout, of more than MOST_STEPS, or with a learning rate of 0.
+    val_sha256: the digest of the validated tokens, if it is known. Raises InputError for a folder that does not tell,
+    and for a run that the law is not for: with averaged weights or dropout, of more than MOST_STEPS, or with a learning
+    rate of 0.
     """
     curves = read_curves(folder)
     try:
-        return _losses(read_config(folder), {tag: (curve.steps, curve.values) for tag, curve in curves.items()})
+        config = read_config(folder)
+        return _losses(
+            config,
+            validated_on(folder, config, val_sha256),
+            {tag: (curve.steps, curve.values) for tag, curve in curves.items()},
+        )
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         raise InputError(f"{folder}: its settings or curves do not allow a forecast") from None
 
 
-def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[float]]]) -> Losses:
+def _losses(config: dict[str, Any], text: str, curves: dict[str, tuple[list[int], list[float]]]) -> Losses:
     model, data, steps = config["model"], config["data"], config["trainer"]["max_steps"]
     if model.get("ema_decay") or model.get("dropout") or not 0 < steps <= MOST_STEPS or not model["learning_rate"] > 0:
         raise ValueError
@@ -164,6 +179,6 @@ def _losses(config: dict[str, Any], curves: dict[str, tuple[list[int], list[floa
         training=dict(zip(*curves["train/loss"], strict=True)),
         validation=dict(zip(*curves.get("val/loss", ([], [])), strict=True)),
         batches=json.dumps([read, model["context_length"], tokens], sort_keys=True, allow_nan=False),
-        text=validated_on(config),
+        text=text,
         settings={name: value for name, value in settings.items() if name not in PASSED_OVER},
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lm.data.datamodule import TokenDataModule
 from lm.monitoring.saying import say
+from lm.runs.events import SINCE
 from lm.runs.folder import BEST
 
 RECENT = 100  # optimizer steps
@@ -73,8 +74,9 @@ class Overfitting(Callback):
         finite = list(filter(math.isfinite, map(float, self.losses.values())))
         training = sum(finite) / len(finite) if finite else math.nan
         validation = float(trainer.callback_metrics["val/loss"])
+        since = {SINCE: float(self.since)} if self.since else {}
         for logger in trainer.loggers:
-            logger.log_metrics({"val/gap": validation - training}, trainer.global_step)
+            logger.log_metrics({"val/gap": validation - training, **since}, trainer.global_step)
         if validation <= self.best["validation"]:
             self.best, self.above = {"validation": validation, "training": training, "step": trainer.global_step}, 0
         elif math.isfinite(validation) and training < self.best["training"]:

@@ -8,6 +8,7 @@ import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.events import Asked, read_events
@@ -17,10 +18,10 @@ from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from lm.durations import format_duration
-from lm.experiments.figures import AXES, LOSSES, OTHERS, _draw_baselines
-from lm.experiments.report import Run, by_number, differences, find_runs, origin, results
+from lm.experiments.figures import AXES, LOSSES, OTHERS, _draw_baselines, _draw_on
+from lm.experiments.report import Run, best, by_number, differences, find_runs, origin, results
 from lm.machine.identity import code_in_words, machine_in_words
-from lm.runs.events import Curve, Curves, Start, read_curves
+from lm.runs.events import SINCE, Curve, Curves, Start, read_curves
 from tokenization.plots import new_figure
 
 
@@ -237,6 +238,17 @@ def test_baselines_that_are_close_share_a_label():
         assert len(axes.lines) == 4
 
 
+def test_losses_on_two_texts_are_not_joined():
+    curves = Curves()
+    curves["val/loss"] = Curve([5, 10, 15], [1.0, 2.0, 3.0], [2.0, 1.0, 4.0])
+    curves[SINCE] = Curve([15], [3.0], [10.0])
+    with new_figure(4.6, 2.9) as figure:
+        axes = figure.subplots()
+        _draw_on(axes, "val/loss", LOSSES["val/loss"], "steps", [curves])
+        assert np.isnan(axes.lines[0].get_ydata()).tolist() == [False, False, True, False]
+    assert best(Run("any", Path(), curves, {}, "")) == "4.0000 at 15"
+
+
 def test_a_page_takes_its_colours_from_the_mode(page):
     style, _, body = page.partition("</style>")
     used = set(re.findall(r"var\((--[\w-]+)\)", page))
@@ -295,6 +307,8 @@ def test_what_is_no_run(lm, runs, tmp_path):
     result = lm("report", tmp_path, "--output", tmp_path / "page.html")
     assert (result.code, result.out) == (2, "")
     assert f"{tmp_path}: holds no events.out.tfevents.*" in result.err
+    (tmp_path / "events.out.tfevents.1").write_text("no event")
+    assert read_curves(tmp_path).damage == [f"{tmp_path / 'events.out.tfevents.1'}: holds no whole event"]
     shutil.copytree(runs / "one", tmp_path / "one")
     (tmp_path / "one/config.yaml").write_text("model: [")
     result = lm("report", tmp_path / "one", "--output", tmp_path / "page.html")

@@ -15,6 +15,7 @@ from lm.monitoring import posterior
 from lm.monitoring.forecast import earlier_runs, read_losses
 from lm.monitoring.loss_law import UNSEEN, Course, Losses, Numbers, deviations, fit
 from lm.monitoring.posterior import Forecast, alike, distance, forecast_loss, prior_of
+from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.training.module import LanguageModel
 from tokenization import InputError
 
@@ -235,6 +236,10 @@ def test_which_runs_are_earlier_ones(whole_run, tmp_path):
     made("race/a/averaged", ("ema_decay: 0.0", "ema_decay: 0.9"))
     made("race/a/longer", ("max_steps: 14", "max_steps: 40"))
     made("race/a/other", ("limit_val_batches: ", "limit_val_batches: 7 #"))
+    made("race/a/wider", ("batch_size: ", "batch_size: 1"))  # with which limit_val_batches is more text
+    checkpoint = load_checkpoint(made("race/a/text") / "last.ckpt")
+    checkpoint["TokenDataModule"]["val_sha256"] = "0" * 64  # another file under the same name
+    save_checkpoint(checkpoint, tmp_path / "race/a/text/last.ckpt")
     made("race/b/seed-0")
     (tmp_path / "race/a/empty").mkdir()
     (tmp_path / "race/a/empty/config.yaml").write_text("- no settings")

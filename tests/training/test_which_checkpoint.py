@@ -8,6 +8,8 @@ import yaml
 from helpers.events import read_events
 from helpers.runs import SETTINGS, same
 
+from lm.experiments.report import best as lowest
+from lm.experiments.report import read_run
 from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.runs.manifest import read_manifest
 from lm.runs.newest import find_newest, make_complete
@@ -230,6 +232,7 @@ def test_it_begins_anew_with_other_text(lm, fit_arguments, hard_to_beat):
     assert (manifest["step"], manifest["best_loss"]) == (best, pytest.approx(losses[best]))
     assert f"the best validation loss is {losses[best]:.4f}, at step {best}" in result.out
     assert "overfitting" not in result.out
+    assert lowest(read_run(run, "run")) == f"{losses[best]:.4f} at {best}"
 
 
 def test_it_begins_anew_in_another_folder(lm, fit_arguments, hard_to_beat, tmp_path):
