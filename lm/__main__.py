@@ -6,6 +6,7 @@
 A command's file is imported only after the signal handlers are installed, as its imports may take long.
 """
 
+import io
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -77,6 +78,8 @@ COMPUTING = (*TRAINING, "generate", "serve", "test")  # commands that use as man
 def main(argv: list[str] | None = None) -> int:
     """Runs `lm` with these arguments (default: those of the process) and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that is not UTF-8, a letter that a terminal lacks
     try:
         with interruptible(argv[0]) if argv and argv[0] in TRAINING else nullcontext():
             return run_command(argv)

@@ -41,6 +41,8 @@ def describe_os_error(error: OSError) -> str:
         drop_stdout()
         name = "standard output"
     reason = error.strerror or " ".join(str(error).split())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason += "; free some space, or choose another place"
     return f"{name}: {reason}" if name is not None else reason
 
 

@@ -104,9 +104,8 @@ def check_arguments(vocab_size: int, special_tokens: Sequence[str], pattern: str
     """Raises InputError for arguments that no training can follow; see train_bpe."""
     smallest = len(initial_vocabulary(special_tokens))
     if vocab_size < smallest:
-        raise InputError(
-            f"vocab_size {vocab_size} is too small: 256 bytes and {smallest - 256} special tokens need {smallest}"
-        )
+        special = f"{smallest - 256} special token{'' if smallest == 257 else 's'}"
+        raise InputError(f"vocab_size {vocab_size} is too small: 256 bytes and {special} need {smallest}")
     check_pattern(pattern)
     if ties not in TIES:
         raise InputError(f"ties is {ties!r}; it must be {' or '.join(TIES)}")

@@ -6,6 +6,7 @@ The figures are estimate.py's and the probe's; nothing is computed here but shar
 from typing import Any
 
 from lm.accounting.costs import PARTS
+from lm.durations import format_duration
 from lm.model.transformer import DEFAULTS, MODEL_SETTINGS
 
 
@@ -28,15 +29,21 @@ def table(result: dict[str, Any], with_products: bool = False) -> list[str]:
         lines += ["", f"not counted: {', '.join(result['not_counted'])}; the figures are for one process on a CPU"]
     if "training" in result:
         words = result["training"]
-        tokens, rate, days = words["tokens"], words["flops_per_second"] / 1e12, words["seconds"] / 86400
+        tokens, rate = words["tokens"], words["flops_per_second"] / 1e12
         lines += [
             "",
             f"{tokens:.4g} tokens on {words['device']} ({rate:,.4g} TFLOP/s) at an MFU of {words['mfu']:.0%}:"
-            f" {days:,.4g} days ({days * 24:,.4g} hours)",
+            f" {in_days(words['seconds'])}",
         ]
     if "prediction" in result:
         lines += ["", *(f"{name:<28}{value}" for name, value in spell(result["prediction"]).items())]
     return lines
+
+
+def in_days(seconds: float) -> str:
+    """Formats a time in days and hours, or one of less than a day in smaller units."""
+    days = seconds / 86400
+    return f"{days:,.4g} days ({days * 24:,.0f} hours)" if days >= 1 else format_duration(seconds)
 
 
 def by_part(result: dict[str, Any]) -> list[str]:

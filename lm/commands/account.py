@@ -33,7 +33,7 @@ Presets: {", ".join(PRESETS)}.
 """
 DEVICES = {f"{name} bf16": peak for name, peak in GPU_PEAKS.items()}
 DEVICES |= {"A100 fp32": 19.5e12, "H100 tf32": 495e12}  # from the handout
-UNITS = {"": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def make_parser() -> ArgumentParser:
@@ -119,9 +119,9 @@ def check(args: argparse.Namespace, name: str | None) -> None:
 
 def parse_bytes(text: str) -> float:
     """Reads an amount of memory: "80GB" -> 80e9."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kmgt]i?b)?", text.strip(), re.IGNORECASE | re.ASCII)
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([kmgt]i?b)", text.strip(), re.IGNORECASE | re.ASCII)
     try:
-        amount = float(match[1]) * UNITS[(match[2] or "").upper()] if match else 0.0
+        amount = float(match[1]) * UNITS[match[2].upper()] if match else 0.0
     except ValueError:
         amount = 0.0
     if not 0 < amount < float("inf"):

@@ -133,7 +133,7 @@ def run(argv: list[str]) -> None:
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     prompts = read_prompts(args.prompts) if args.prompts else args.prompt or ["Once upon a time"]
     trained = load(args.checkpoint, args.device, args.precision)
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     if args.interactive:
         settings = sampling, args.seed, args.max_new_tokens, args.stop
         converse(Conversation(trained.writer(rows=1), trained.tokenizer, *settings))

@@ -9,6 +9,7 @@ So a run has a length, a resumed run needs only its step to continue with the sa
 the same tokens, on any number of devices: they take turns, in training and in validation.
 """
 
+import shlex
 from typing import Any, Literal
 
 import numpy as np
@@ -144,8 +145,8 @@ class TokenDataModule(LightningDataModule):
         file.check_tokenizer(
             self.tokenizer_path,
             self.tokenizer.digest,
-            f"encode the text with it again: `tokenization encode TEXT --tokenizer {self.tokenizer_path} --output"
-            f" {file.path}`",
+            "encode the text with it again: `tokenization encode TEXT --tokenizer"
+            f" {shlex.quote(str(self.tokenizer_path))} --output {shlex.quote(str(file.path))}`",
         )
         if len(file) <= self.context_length:
             raise InputError(

@@ -1,6 +1,7 @@
 """Says at a run's end what it has achieved, and why it ended."""
 
 import math
+import shlex
 from pathlib import Path
 
 from lightning import Trainer
@@ -30,6 +31,11 @@ def achieved(trainer: Trainer, seconds: float) -> str:
     return f"{line}: {in_bits(trainer, bits)}" if math.isfinite(bits) else line
 
 
+def resuming(folder: Path) -> str:
+    """Returns the command that resumes a run, for a shell."""
+    return shlex.join(["lm", "fit", "-c", str(folder / CONFIG), "--ckpt_path", str(folder / LAST)])
+
+
 def ending(trainer: Trainer) -> str:
     """Returns a line on the step at which a run has ended and, if it was not the last, why."""
     folder, step, steps = Path(trainer.default_root_dir), trainer.global_step, trainer.max_steps
@@ -39,4 +45,4 @@ def ending(trainer: Trainer) -> str:
     messages = [callback.stopping_reason_message for callback in trainer.early_stopping_callbacks]
     asked = " ".join(filter(None, messages)) or "one of trainer.callbacks ended it"
     reason = "trainer.max_time is over" if time_is_up(trainer) else asked
-    return f"{where}: {reason}; `lm fit -c {folder / CONFIG} --ckpt_path {folder / LAST}` resumes it"
+    return f"{where}: {reason}; `{resuming(folder)}` resumes it"

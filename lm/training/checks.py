@@ -5,6 +5,7 @@ It also announces the memory and disk space that a run will need. Nothing is cha
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,10 @@ def check_folder(config: Namespace) -> None:
         )
     goes_on = config.ckpt_path is not None and Path(config.ckpt_path).resolve().parent == last.parent.resolve()
     if any(last.parent.glob("*.ckpt")) and not goes_on and not config.trainer.fast_dev_run:
+        checkpoint = shlex.quote(str(last)) if last.exists() else "auto"
         raise InputError(
-            f"{last.parent}: already holds a run; resume it with --ckpt_path {last if last.exists() else 'auto'}, or"
-            " name another folder with --trainer.default_root_dir"
+            f"{last.parent}: already holds a run; resume it with --ckpt_path {checkpoint}, or name another folder with"
+            " --trainer.default_root_dir"
         )
 
 

@@ -204,7 +204,8 @@ class RunCLI(SettingsCLI):
     def instantiate_trainer(self, **parts: Any) -> Trainer:
         """Makes the trainer from the settings, these parts and a run's own callbacks."""
         settings = self.settings.trainer
-        progress = ProgressLines() if settings.enable_progress_bar is False else TrainingBar()
+        bar = sys.stderr.isatty() if settings.enable_progress_bar is None else settings.enable_progress_bar
+        progress = TrainingBar() if bar else ProgressLines()
         sources = [SourceFigures(self.datamodule)] if len(self.datamodule.sources) > 1 else []
         own = [Throughput(), StopWhenDiverged(), Overfitting(), ForecastFinalLoss(), *sources, progress]
         self.trainer_defaults["callbacks"] = own

@@ -58,6 +58,8 @@ def explain(message: str, argv: list[str], names: list[str]) -> str:
     names: those of all settings.
     """
     configs = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+    if missing := [path for path in configs if not Path(path).exists()]:
+        return f"{missing[0]}: no such file; -c names a configuration, such as configs/demo.yaml"
     if not configs and message.endswith("Got value: None"):
         return f"give a configuration: `lm {argv[0]} -c configs/demo.yaml`"
     message = textwrap.shorten(message, 400)  # it may quote a whole file

@@ -12,9 +12,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lm.machine.signals import Interrupted, Signals, exit_if_signalled
+from lm.monitoring.ending import resuming
 from lm.monitoring.overfitting import Overfitting
 from lm.runs.finite import in_words
-from lm.runs.folder import BEST, CONFIG, LAST, TOKENIZER, kept_name
+from lm.runs.folder import BEST, LAST, TOKENIZER, kept_name
 from lm.runs.newest import branch_from
 from lm.training.lightning_inside import (
     add_batches_trained,
@@ -179,7 +180,7 @@ class Checkpoints(Checkpoint):
         last, step = run_folder(trainer) / LAST, self.saver.saved.step
         if not last.exists():
             return f"{reason}nothing saved"
-        return f"{reason}`lm fit -c {run_folder(trainer) / CONFIG} --ckpt_path {last}` resumes from step {step}"
+        return f"{reason}`{resuming(run_folder(trainer))}` resumes from step {step}"
 
     # --- what a checkpoint holds of this ------------------------------------------------------------------------------
 

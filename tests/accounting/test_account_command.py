@@ -8,6 +8,7 @@ import pytest
 from jsonargparse import Namespace
 
 from lm.accounting.estimate import not_counted
+from lm.accounting.tables import in_days
 from lm.experiments.probe import predict, validations_and_saves
 from lm.machine import resources
 
@@ -21,6 +22,8 @@ def test_the_command_on_a_preset(lm):
         assert words in result.out
     assert "parameters                         8.508     7.924" in result.out
     assert "(1,024 x 1,600) (1,600 x 6,400)" not in result.out
+    assert in_days(75) == "1 min 15 s"
+    assert in_days(6584.2 * 86400) == "6,584 days (158,021 hours)"
     listed = lm("account", "gpt2-xl", "--edition", 2025, "--products").out
     assert "(1,024 x 1,600) (1,600 x 6,400)      48   1.007e+12  22.3%" in listed
     figures = json.loads(lm("account", "gpt2-xl", "--edition", 2025, "--json").out)
@@ -89,6 +92,8 @@ WRONG = [
     (["gpt2-xl", "--memory=much"], "--memory much"),
     (["gpt2-xl", "--memory=0GB"], "--memory 0GB"),
     (["gpt2-xl", "--memory=8\u212ab"], "--memory 8"),  # the sign for kelvins, of which k is the lower case
+    (["gpt2-xl", "--memory=80"], "--memory 80: is not an amount of memory; 80GB is"),
+    (["-c", "nope.yaml"], "nope.yaml: no such file; -c names a configuration"),
     (["gpt2-xl", "--device=1_0"], "--device 1_0: no such device"),
     (["gpt2-xl", "--memory=1.2.3GB"], "--memory 1.2.3GB"),
     (["gpt2-xl", "--device=Z80"], "--device Z80: no such device"),

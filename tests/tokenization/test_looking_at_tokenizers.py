@@ -190,7 +190,7 @@ def test_a_curve_is_drawn(capsys):
 
 BAD_INPUT = {
     "inspect tok --word=": '--word "": is empty; give a word',
-    "inspect tok --word=a\udcffb": r"the text has the lone surrogate U\+DCFF",
+    "inspect tok --word=a\udcffb": "--word: is not UTF-8 text",
     f"inspect tok --word={'a' * 201}": "--word: has a pre-token of 201 bytes; give one of at most 200",
     "inspect tok --word": "argument --word: expected one argument",
     "inspect tok --word=a --count=3": "--count 3: is for the overview; leave it out",

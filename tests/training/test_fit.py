@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lm.data.windows import RandomWindows, SequentialWindows
 from lm.evaluation import METRICS, metrics
+from lm.monitoring.ending import resuming
 from lm.monitoring.samples import paragraph
 from lm.optim.schedule import cosine_warmup
 from lm.runs.checkpoint import load_checkpoint, load_model
@@ -260,6 +262,20 @@ def test_a_run_shorter_than_the_validation_interval_is_validated_at_its_end(lm, 
     assert (result.code, result.err) == (0, "")
     assert [step for step, _ in read_events(tmp_path / "run")[0]["val/loss"]] == [3]
     assert (tmp_path / "run" / "best.ckpt").exists()
+
+
+def test_the_command_that_resumes_a_run_is_one_for_a_shell():
+    folder = Path("my runs/it's one")
+    words = ["lm", "fit", "-c", f"{folder}/config.yaml", "--ckpt_path", f"{folder}/last.ckpt"]
+    assert shlex.split(resuming(folder)) == words
+
+
+@pytest.mark.parametrize("bar", ["null", "true"])
+def test_a_log_has_lines_and_no_bar(bar, lm, fit_arguments, tmp_path):
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, f"--trainer.enable_progress_bar={bar}"))
+    assert result.code == 0
+    assert ("training: " in result.err) == (bar == "true")
+    assert bool(re.search(r"^step 2 of 14: loss ", result.out, flags=re.MULTILINE)) == (bar == "null")
 
 
 def test_max_time_ends_a_run_with_a_word_and_counts_anew(lm, fit_arguments, whole_run, tmp_path):

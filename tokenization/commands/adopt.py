@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def check_output(args: argparse.Namespace) -> None:
     if args.output.suffix == SUFFIX:
         raise InputError(
             f"{args.output}: is the name of a token set, and this makes one token file; write {args.output}{os.sep}"
-            f"{args.file.stem}.bin, and then run `tokenization index {args.output}`"
+            f"{args.file.stem}.bin, and then run `tokenization index {shlex.quote(str(args.output))}`"
         )
     inputs = [args.file, *([args.tokenizer] if args.tokenizer is not None else [])]
     for path in (args.output, description_path(args.output), digests_path(args.output)):

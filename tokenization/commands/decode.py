@@ -32,8 +32,9 @@ def run(argv: Sequence[str]) -> None:
     args = make_parser().parse_args(argv)
     tokenizer, file = Tokenizer.load(args.tokenizer), TokenFile.open(args.tokens)
     file.check_tokenizer(args.tokenizer, tokenizer.digest, "name that one")
-    if args.start < 0 or (args.limit or 0) < 0:
-        raise InputError(f"--start {args.start} and --limit {args.limit} must not be negative")
+    for option, value in (("--start", args.start), ("--limit", args.limit or 0)):
+        if value < 0:
+            raise InputError(f"{option} {value}: must not be negative")
     if args.start >= len(file):
         print(f"{args.tokens}: has {len(file):,} tokens, none from --start {args.start:,} on", file=sys.stderr)
     end = len(file) if args.limit is None else min(len(file), args.start + args.limit)

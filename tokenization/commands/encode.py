@@ -1,6 +1,7 @@
 """`tokenization encode`: turn text files into a token file, or a token set."""
 
 import os
+import shlex
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -89,9 +90,10 @@ def run(argv: Sequence[str]) -> None:
     if file is None:
         return
     seconds, about = time.perf_counter() - start - sum(report.seconds.values()), file.description
+    documents = f"{about.documents:,} document{'' if about.documents == 1 else 's'}"
     speed = "" if report.kept else f" in {seconds:.1f} s ({about.bytes / 1e6 / seconds:.1f} MB/s)"
     print(
-        f"{about.bytes / 1e6:.1f} MB of text, {about.documents:,} documents -> {about.tokens:,} {about.dtype} tokens"
+        f"{about.bytes / 1e6:.1f} MB of text, {documents} -> {about.tokens:,} {about.dtype} tokens"
         f" ({about.bytes / about.tokens:.2f} bytes each){speed}"
     )
     waited = [f"; {phase} them took {spent:.1f} s more" for phase, spent in report.seconds.items()]
@@ -132,7 +134,7 @@ def encode_into(
     with reporting(encoding, "shards"):
         file = encoding.run(report)
     if file is None:
-        print(f"when all are done: tokenization index {folder}")
+        print(f"when all are done: tokenization index {shlex.quote(str(folder))}")
     return file
 
 

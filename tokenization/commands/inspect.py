@@ -64,6 +64,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--count {args.count}: at least one is needed")
     if args.count is not None and not (args.word is None and args.token is None):
         raise InputError(f"--count {args.count}: is for the overview; leave it out with --word and --token")
+    if args.word is not None and not args.word.isascii() and any("\ud800" <= sign <= "\udfff" for sign in args.word):
+        raise InputError("--word: is not UTF-8 text")
     if args.word == "":
         raise InputError('--word "": is empty; give a word, usually with the space before it, as in --word " cat"')
 

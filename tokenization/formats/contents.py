@@ -42,7 +42,9 @@ def parse_json(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON ({error.msg} in line {error.lineno}); it is damaged") from None
+        raise InputError(
+            f"{path}: not JSON ({error.msg} in line {error.lineno}); it is damaged: make it again, or download it again"
+        ) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
         raise InputError(f"{path}: cannot be read ({error}); it is not a tokenizer's file") from None
     if not isinstance(value, dict):

@@ -10,6 +10,7 @@ A folder without an index is no token set, so an interrupted writer leaves none.
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -89,14 +90,14 @@ def read_index(folder: Path) -> Index:
     if others := sorted(path.name for path in folder.glob("[!.]*.bin") if path.name not in listed):
         raise InputError(
             f"{folder}: holds {others[0]}, which {INDEX} does not list; move it away, or run `tokenization index"
-            f" {folder} --overwrite`"
+            f" {shlex.quote(str(folder))} --overwrite`"
         )
     return index
 
 
 def parse_index(folder: Path) -> Index:
     """Reads index.json. Raises InputError where it is missing, damaged or another program's."""
-    path, remedy = folder / INDEX, f"write it with `tokenization index {folder}`"
+    path, remedy = folder / INDEX, f"write it with `tokenization index {shlex.quote(str(folder))}`"
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
