@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +26,15 @@ def new_parser(command: str, description: str, **settings: Any) -> ArgumentParse
 
 def add_run(parser: ArgumentParser) -> None:
     """Adds the model that a command is for."""
-    parser.add_argument("run", help="a run's folder, which stands for its best.ckpt, or a checkpoint")
+    words = "a run's folder, which stands for its best.ckpt, or a checkpoint"
+    parser.add_argument("run", type=existing_path, help=words)
+
+
+def existing_path(text: str) -> Path:
+    """Converts the name of a run or a checkpoint; an empty one comes from an unset shell variable."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a run's folder or a checkpoint")
+    return Path(text)
 
 
 def add_device(parser: ArgumentParser) -> None:

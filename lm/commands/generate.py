@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 from tqdm import tqdm
 
-from lm.commands import add_device, new_parser
+from lm.commands import add_device, add_run, new_parser
 from lm.generation.continuation import Continuation
 from lm.generation.conversation import Conversation
 from lm.generation.prompts import read_prompts
@@ -47,7 +47,7 @@ Type the beginning of a text; the model continues it. What you type next is appe
 def make_parser() -> ArgumentParser:
     """Returns the parser of `lm generate`."""
     parser = new_parser("generate", HELP)
-    parser.add_argument("checkpoint", help="a run's folder, which stands for its best.ckpt, or a checkpoint")
+    add_run(parser)
     parser.add_argument("--prompt", action="append", help="text to continue; repeatable (default: Once upon a time)")
     parser.add_argument(
         "--prompts",
@@ -132,7 +132,7 @@ def run(argv: list[str]) -> None:
     check(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
     prompts = read_prompts(args.prompts) if args.prompts else args.prompt or ["Once upon a time"]
-    trained = load(args.checkpoint, args.device, args.precision)
+    trained = load(args.run, args.device, args.precision)
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     if args.interactive:
         settings = sampling, args.seed, args.max_new_tokens, args.stop

@@ -220,6 +220,10 @@ def test_a_folder_that_cannot_be_made(lm, fit_arguments, work, folder):
         (["validate"], "lm validate: "),
         (["generate", "none.ckpt"], "lm generate: none.ckpt: no such checkpoint; train with `lm fit`"),
         (["generate", "tok"], "lm generate: tok: is a folder without a checkpoint"),
+        *(
+            ([*command, ""], f"lm {command[0]}: argument {name}: is empty; name a run's folder or a checkpoint")
+            for command, name in ((["generate"], "run"), (["verify", "tok"], "CKPT"), (["report"], "RUN"))
+        ),
         (["verify"], "lm verify: the following arguments are required: CKPT"),
         (["verify", "tok"], "lm verify: tok: is a folder without a checkpoint"),
         (["verify", "train.txt"], "lm verify: train.txt: is not a checkpoint of `lm fit`"),
