@@ -9,7 +9,8 @@
 
 They are those of torch.library.custom_op, where torch's dispatcher takes a fifth of a millisecond for a call and its
 backward pass. Where nothing traces the computation, the same functions are called through torch.autograd.Function, or
-directly where no gradient is needed. The result is the same.
+directly where no gradient is needed. The result is the same. There is one derivative, backwards, by torch.autograd: a
+second one, torch.func.grad and derivatives in forward mode are refused.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lm.machine.torch_inside import is_followed
+from lm.machine.torch_inside import is_followed, is_forward_mode
 
 
 class Operator:
@@ -49,7 +50,9 @@ class Operator:
         self.differentiable = type(self.name, (torch.autograd.Function,), methods)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Computes the function of all its arguments."""
+        """Computes the function of all its arguments; NotImplementedError in forward mode, where torch would take 0."""
+        if is_forward_mode():
+            raise NotImplementedError(f"{self.name} has no derivative in forward mode; take the plain modules")
         if is_followed():
             return self.op(*arguments)
         if not torch.is_grad_enabled():

@@ -47,10 +47,15 @@ def packed_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def is_followed() -> bool:
-    """Whether something follows what is computed: torch.compile, torch.jit.trace, torch.func, FakeTensorMode."""
+    """Whether something follows what is computed: torch.compile, torch.jit.trace, torch.vmap, FakeTensorMode."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return True
     return torch._C._is_tracing() or torch._C._are_functorch_transforms_active()
+
+
+def is_forward_mode() -> bool:
+    """Whether derivatives are computed along with the numbers, as by torch.func.jvp and torch.autograd.forward_ad."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
 # --- threads ---------------------------------------------------------------------------------------------------------
@@ -69,9 +74,12 @@ def openmp() -> ctypes.CDLL | None:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Tells whether somebody has hooked into calls of the module: whoever computes its output must call it."""
-    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(kinds)
+    """Tells whether somebody has hooked into calls of the module, or put a forward of its own in place of its type's.
+
+    Whoever computes its output must then call it.
+    """
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in vars(module)
 
 
 def without_memory() -> AbstractContextManager[Any]:

@@ -35,6 +35,7 @@ class BigramTable(nn.Module):
             self.table.weight.zero_()
 
     def forward(self, token_ids: Tensor, before: Tensor) -> Tensor:
+        token_ids, before = token_ids.long(), before.long()  # the products overflow an int32
         hashed = 1 + (36313 * token_ids ^ 27191 * before) % (len(self.table.weight) - 1)
         vectors: Tensor = self.table(torch.where(before == NONE, 0, hashed))
         return vectors

@@ -25,6 +25,7 @@ from lm.model.attention import MultiHeadSelfAttention
 from lm.model.fast_attention import CAUSAL_ATTENTIONS
 from lm.model.fast_loss import linear_cross_entropy, whole_cross_entropy
 from lm.model.layers import Embedding, SwiGLU, silu
+from lm.model.plain_products import may_read
 from lm.model.support import Support
 from lm.model.transformer import TransformerLM, check_choice
 
@@ -112,7 +113,7 @@ class FastAttention(MultiHeadSelfAttention):
     joint: bool
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not self.joint:
+        if not (self.joint and may_read(x, self.q_proj, self.k_proj, self.v_proj)):
             return super().project(x)
         return joint_product(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
 
@@ -126,7 +127,7 @@ class FastSwiGLU(SwiGLU):
     joint: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.joint:
+        if not (self.joint and may_read(x, self.w1, self.w3)):
             return super().forward(x)
         gate, value = joint_product(x, self.w1.weight, self.w3.weight)
         y: Tensor = self.w2(silu(gate) * value)
@@ -141,6 +142,8 @@ class FastTransformerLM(TransformerLM):
     def loss(self, x: Tensor, targets: Tensor, z_loss: float) -> Tensor:
         if self.keep_logits and torch.is_grad_enabled():
             return whole_cross_entropy(self.logits(x), targets, z_loss)
+        if not may_read(x, self.lm_head):
+            return super().loss(x, targets, z_loss)
         return linear_cross_entropy(x, self.lm_head.weight, targets, self.vocab_size, z_loss)
 
 

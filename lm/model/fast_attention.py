@@ -33,7 +33,10 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Computes causal attention, BLOCK queries at a time: q, k, v (..., seq, d_k) -> (..., seq, d_k)."""
+    """Computes causal attention, BLOCK queries at a time: q, k, v (..., seq, d_k) -> (..., seq, d_k).
+
+    All three are of one shape, with at least one leading dimension.
+    """
     flat = ((q / math.sqrt(q.shape[-1])).flatten(0, -3), k.flatten(0, -3), v.flatten(0, -3))
     values: Tensor = _attend(*(x.contiguous() for x in flat))[0]
     return values.view_as(q)

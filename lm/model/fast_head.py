@@ -11,14 +11,13 @@ from lm.machine.operators import operator
 from lm.machine.transposing import transposed
 from lm.model.fast_loss import KERNEL_ROWS, backward_of_loss, keep_for_loss
 from lm.model.kernels.loss import losses_of
+from lm.model.plain_products import products_dtype
 from lm.model.products import has_amx, joined
 
 
 def kernel_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:
     """Computes fast_loss.linear_cross_entropy by a kernel: float32 or bfloat16, on a CPU; targets in int64."""
-    if torch.is_autocast_enabled("cpu"):
-        x = x.to(torch.get_autocast_dtype("cpu"))
-    flat = x.flatten(0, -2).contiguous(), weight, targets.flatten().contiguous()
+    flat = x.to(products_dtype(x)).flatten(0, -2).contiguous(), weight, targets.flatten().contiguous()
     loss: Tensor = _kernel_cross_entropy(*flat, vocab_size, z_loss, torch.is_grad_enabled())[0]
     return loss
 

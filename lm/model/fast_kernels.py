@@ -6,9 +6,9 @@
     KernelBlock           joins each addition with the norm that follows it
     KernelTransformerLM   softmax, loss and gradient of the logits in one pass (fast_head.py)
 
-What the kernels do not know (float16, a GPU, normalized queries, attention by torch's kernels), they leave to the fast
-module that they extend. KernelTransformerLM.hidden_states repeats that of TransformerLM: what is added there must be
-added here, or left to the fast module.
+What the kernels do not know (float16, a GPU, normalized queries, attention by torch's kernels, a layer that somebody
+has hooked into or replaced), they leave to the fast module that they extend. KernelTransformerLM.hidden_states repeats
+that of TransformerLM: what is added there must be added here, or left to the fast module.
 """
 
 from typing import Any
@@ -20,8 +20,10 @@ from lm.machine.torch_inside import is_watched
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.fast import FastAttention, FastSwiGLU, FastTransformerLM
 from lm.model.fast_head import kernel_cross_entropy
-from lm.model.fast_sublayers import add_normalize, normalize, products_dtype, self_attention, swiglu
+from lm.model.fast_sublayers import add_normalize, normalize, self_attention, swiglu
 from lm.model.layers import RMSNorm, SwiGLU
+from lm.model.plain_products import is_as_made, may_read, products_dtype
+from lm.model.positions import RotaryPositionalEmbedding
 from lm.model.transformer import TransformerBlock, TransformerLM
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -50,9 +52,10 @@ class KernelAttention(FastAttention):
     """Attention in blocks, from the product with the input to that with the output, as one operator."""
 
     def forward(self, x: Tensor, token_positions: Tensor, values: Tensor | None = None) -> Tensor:
+        if not (x.ndim == 3 and token_positions.shape == x.shape[1:2] and self.is_one_operator(x)):
+            return super().forward(x, token_positions, values)
         h, weights = x.to(products_dtype(x)), self.weights
-        known = are_known(h, *weights, *(() if values is None else (values,)))
-        if not (self.is_one_operator and token_positions.ndim == 1 and x.ndim == 3 and known):
+        if not are_known(h, *weights, *(() if values is None else (values,))):
             return super().forward(x, token_positions, values)
         angles = [h.new_empty(0, dtype=torch.float32)] * 2
         if self.rope is not None:
@@ -64,9 +67,11 @@ class KernelAttention(FastAttention):
     def weights(self) -> list[Tensor]:
         return [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj, self.output_proj)]
 
-    @property
-    def is_one_operator(self) -> bool:
+    def is_one_operator(self, x: Tensor) -> bool:
         """Whether the operator knows this attention, of which each head has queries, keys and values of its own."""
+        as_made = self.rope is None or is_as_made(self.rope, RotaryPositionalEmbedding)
+        if not (as_made and may_read(x, self.q_proj, self.k_proj, self.v_proj, self.output_proj)):
+            return False
         weights = self.weights
         same = all(weight.shape == weights[0].shape for weight in weights)
         even = len(weights[0]) // self.num_heads % 2 == 0  # features are rotated in pairs
@@ -77,8 +82,9 @@ class KernelSwiGLU(FastSwiGLU):
     """The gated feed-forward network as one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.w1.weight, self.w2.weight, self.w3.weight
-        h = x.to(products_dtype(x))
+        if not may_read(x, self.w1, self.w2, self.w3):
+            return super().forward(x)
+        h, weights = x.to(products_dtype(x)), (self.w1.weight, self.w2.weight, self.w3.weight)
         f: Tensor = swiglu(h, *weights)[0] if are_known(h, *weights) else super().forward(x)
         return f
 
@@ -109,7 +115,7 @@ class KernelBlock(TransformerBlock):
         assert self.ln2 is not None
         dtype = products_dtype(x)
         # Where several products read the norm, their gradients are summed, for which bfloat16 is too coarse.
-        one = isinstance(self.attn, KernelAttention) and self.attn.is_one_operator
+        one = dtype != x.dtype and isinstance(self.attn, KernelAttention) and self.attn.is_one_operator(x)
         normed = self.ln1(x, added, dtype if one else None)
         x, h = (x, normed) if added is None else normed
         x, h = self.ln2(x, self.attn(h, positions, values), dtype)
@@ -136,11 +142,10 @@ class KernelTransformerLM(FastTransformerLM):
         return h
 
     def loss(self, x: Tensor, targets: Tensor, z_loss: float) -> Tensor:
-        weight = self.lm_head.weight
-        known = products_dtype(x) in DTYPES and targets.dtype == torch.int64
-        if not (known and are_known(x, weight)):
+        known = products_dtype(x) in DTYPES and targets.dtype == torch.int64 and may_read(x, self.lm_head)
+        if not (known and are_known(x, self.lm_head.weight)):
             return super().loss(x, targets, z_loss)
-        return kernel_cross_entropy(x, weight, targets, self.vocab_size, z_loss)
+        return kernel_cross_entropy(x, self.lm_head.weight, targets, self.vocab_size, z_loss)
 
 
 WITH_KERNELS: dict[type[nn.Module], type[nn.Module]] = {

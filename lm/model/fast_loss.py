@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lm.machine.operators import operator
+from lm.model.plain_products import products_dtype
 
 ROWS = 512  # rows of logits in a chunk: 10 MB of bfloat16 with a vocabulary of 10,000
 KERNEL_ROWS = 2048  # in a chunk of fast_head.py: more, as each chunk goes through the weight's whole gradient in memory
@@ -25,13 +26,11 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size:
     """Computes cross_entropy(x @ weight.T, targets, z_loss) over the first vocab_size rows of the weight.
 
     x: (..., d_model), weight: (at least vocab_size, d_model), targets: (...) -> scalar, float32. Unless gradients are
-    disabled, the forward pass computes them, while it has a chunk of logits (compare Wijmans et al. 2024).
+    disabled, the forward pass computes them, while it has a chunk of logits (compare Wijmans et al. 2024). The loss is
+    NaN if a target is one of the other rows, as a GPU cannot raise an error without being waited for.
     """
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        x = x.to(torch.get_autocast_dtype(device_type))
     with_gradients = torch.is_grad_enabled()
-    flat = x.flatten(0, -2), weight, targets.flatten()
+    flat = x.to(products_dtype(x)).flatten(0, -2), weight, targets.flatten()
     loss: Tensor = _linear_cross_entropy(*flat, vocab_size, z_loss, with_gradients)[0]
     return loss
 
@@ -54,6 +53,7 @@ def _linear_cross_entropy(
             # The target's probability may underflow to 0; the likeliest token's is at least 1 / vocab_size.
             maximum, log_likeliest = logits.amax(dim=-1).float(), probabilities.amax(dim=-1).log()
             behind = maximum - logits.gather(-1, chunk_targets).squeeze(-1).float()
+            behind = torch.where(chunk_targets.squeeze(-1) < vocab_size, behind, torch.nan)
             loss += (behind - log_likeliest).sum()
             if z_loss:
                 log_normalizer = maximum - log_likeliest
@@ -81,10 +81,28 @@ def keep_for_loss(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)  # of the gradients, which are only kept
 
 
-def backward_of_loss(ctx: Any, d_loss: Tensor, _d_x: Tensor, _d_weight: Tensor) -> tuple[Tensor | None, ...]:
-    d_x, d_weight = ctx.saved_tensors
+def scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """Multiplies by a 0-d float32, and rounds the result alone."""
+    if gradient.is_cpu:
+        return gradient * scale
+    # A GPU would round the scale to bfloat16 first, and so change the length of the gradient by up to 0.4 %.
+    return (gradient.to(torch.promote_types(gradient.dtype, scale.dtype)) * scale).to(gradient.dtype)
+
+
+@operator("lm::loss_backward")  # so that a second derivative is refused
+def _loss_backward(d_loss: Tensor, d_x: Tensor, d_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns the gradients of the sum of the losses into those of d_loss times their mean."""
     scale = d_loss / len(d_x)
-    return d_x * scale.to(d_x.dtype), d_weight * scale.to(d_weight.dtype), None, None, None, None
+    return scaled(d_x, scale), scaled(d_weight, scale)
+
+
+@_loss_backward.register_fake
+def _(d_loss: Tensor, d_x: Tensor, d_weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(d_x), torch.empty_like(d_weight)
+
+
+def backward_of_loss(ctx: Any, d_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return *_loss_backward(d_loss, *ctx.saved_tensors), None, None, None, None
 
 
 _linear_cross_entropy.register_autograd(backward_of_loss, setup_context=keep_for_loss)
@@ -99,6 +117,7 @@ def whole_cross_entropy(logits: Tensor, targets: Tensor, z_loss: float = 0.0) ->
     """Computes loss.cross_entropy in a form that torch.compile turns into one pass over the logits each way.
 
     The target's logit is picked by comparison: the gradient of gather would be another tensor as large as the logits.
+    The loss is NaN if a target is no token, as a GPU cannot raise an error without being waited for.
     """
     logits = logits.float()
     maximum = logits.detach().amax(dim=-1, keepdim=True)
@@ -106,6 +125,7 @@ def whole_cross_entropy(logits: Tensor, targets: Tensor, z_loss: float = 0.0) ->
     log_normalizer = shifted.exp().sum(dim=-1).log()
     picked = torch.arange(logits.shape[-1], device=logits.device) == targets.unsqueeze(-1)
     losses = log_normalizer - torch.where(picked, shifted, 0.0).sum(dim=-1)
+    losses = torch.where(picked.any(dim=-1), losses, torch.nan)
     if z_loss:
         losses = losses + z_loss * (log_normalizer + maximum.squeeze(-1)).square()
     return losses.mean()

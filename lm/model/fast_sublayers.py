@@ -45,11 +45,6 @@ def load_kernels() -> None:
         load(kernel)
 
 
-def products_dtype(x: Tensor) -> torch.dtype:
-    """Returns the dtype in which products are computed here: autocast's, or that of x."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
 def _keep(ctx: Any, *tensors: Tensor) -> None:
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)  # of outputs that are only kept, and may be large
@@ -61,7 +56,7 @@ def _keep(ctx: Any, *tensors: Tensor) -> None:
 @operator("lm::normalize")
 def normalize(x: Tensor, gains: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns h, in this dtype, and what its backward pass needs; x: (..., n), float32."""
-    _, h, factors = norm.normalize(x.contiguous(), None, gains, eps, dtype)
+    _, h, factors = norm.normalize(x.contiguous(), None, gains.contiguous(), eps, dtype)
     return h, factors
 
 
@@ -73,7 +68,7 @@ def _(x: Tensor, gains: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor,
 @operator("lm::add_normalize")
 def add_normalize(x: Tensor, y: Tensor, gains: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Returns z, h, and what the backward pass needs; y: like x, float32 or bfloat16."""
-    z, h, factors = norm.normalize(x.contiguous(), y.contiguous(), gains, eps, dtype)
+    z, h, factors = norm.normalize(x.contiguous(), y.contiguous(), gains.contiguous(), eps, dtype)
     assert z is not None
     return z, h, factors
 
@@ -89,7 +84,8 @@ def _normalize_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns dz, dz in bfloat16 (empty unless `halved`), and the gradient of the gains."""
     d = None if d is None else d.contiguous()
-    d_z, d_y, d_gains = norm.normalize_backward(d, d_h.contiguous(), z.contiguous(), gains, factors, halved)
+    d_h, z, gains = (x.contiguous() for x in (d_h, z, gains))
+    d_z, d_y, d_gains = norm.normalize_backward(d, d_h, z, gains, factors, halved)
     return d_z, d_z.new_empty(0) if d_y is None else d_y, d_gains
 
 

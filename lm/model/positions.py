@@ -36,7 +36,8 @@ class RotaryPositionalEmbedding(nn.Module):
         """Rotates each vector of x, (..., seq, d_k), to the same shape.
 
         token_positions: (seq,), the same for all of x; or x.shape[:-1]; or that without the heads, which then share
-        their positions: x (batch, heads, seq, d_k) with token_positions (batch, seq). ValueError for another shape.
+        their positions: x (batch, heads, seq, d_k) with token_positions (batch, seq). Sizes of 1 are broadcast.
+        ValueError for another number of dimensions.
         """
         if token_positions.ndim not in (1, x.ndim - 2, x.ndim - 1):
             raise ValueError(f"token_positions are {tuple(token_positions.shape)}, which does not fit {tuple(x.shape)}")

@@ -48,6 +48,10 @@ class Support:
                 raise InputError(f"{self.part} does not support {name} {value}, only {known}; {self.remedy}")
         for name, kind in foreign_modules(model).items():
             raise InputError(f"{self.part} does not support {kind.__name__}, the model's {name}; {self.remedy}")
+        for name, module in model.named_modules():
+            if hasattr(module, "weight") and "weight" not in dict(module.named_parameters(recurse=False)):
+                computed = f"{name}.weight, which is no parameter but computed, as by pruning"
+                raise InputError(f"{self.part} does not support {computed}; {self.remedy}")
 
 
 def foreign_modules(model: TransformerLM) -> dict[str, type]:

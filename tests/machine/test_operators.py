@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from lm.machine.operators import operator
@@ -95,6 +96,24 @@ def test_a_second_derivative_is_refused():
     (first,) = torch.autograd.grad(scaled_square(x, 3.0)[0].sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="autograd"):
         torch.autograd.grad(first.sum(), x)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_other_derivatives_are_refused(gradients):
+    """In forward mode torch would find no derivative in the function, and go on with 0."""
+
+    def square(x):
+        return scaled_square(x, 3.0)[0]
+
+    x = torch.randn(5)
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises(NotImplementedError, match="lm_tests::scaled_square has no derivative in forward mode"):
+            torch.func.jvp(square, (x,), (torch.ones(5),))
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+            square(forward_ad.make_dual(x, torch.ones(5)))
+        torch.testing.assert_close(square(x), 3 * x.square())
+    with pytest.raises(RuntimeError, match=r"autograd\.Function"):
+        torch.func.grad(lambda x: square(x).sum())(x)
 
 
 def test_an_operator_without_a_backward_pass_is_not_differentiated():

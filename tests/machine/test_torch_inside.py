@@ -61,6 +61,8 @@ def test_is_watched():
         handle = register(lambda *_: None)
         assert torch_inside.is_watched(layer), changed("torch", "Module._forward_hooks")
         handle.remove()
+    layer.forward = lambda x: x
+    assert torch_inside.is_watched(layer)
 
 
 def test_without_memory():
@@ -85,6 +87,22 @@ def test_is_followed():
     torch.vmap(look)(torch.zeros(2))
     make_fx(look)(torch.zeros(1))
     assert seen == [False, *[True] * 5], changed("torch", "torch._C._len_torch_dispatch_stack and its like")
+
+
+def test_is_forward_mode():
+    seen = []
+
+    def look(x):
+        seen.append(torch_inside.is_forward_mode())
+        return x + 1
+
+    x = torch.zeros(1)
+    look(x)
+    torch.func.jvp(look, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        look(x)
+    look(x)
+    assert seen == [False, True, True, False], changed("torch", "torch.autograd.forward_ad._current_level")
 
 
 def test_storage_id():

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.runs import same
+from lightning import Trainer
 
+from lm.data.datamodule import TokenDataModule
 from lm.model.bigram_start import STRENGTH, start_with_bigrams
 from lm.model.initialization import start_small
 from lm.model.transformer import NORM_POSITIONS, TransformerLM
@@ -123,6 +125,26 @@ def test_a_run_counts_its_text_once(lm, fit_arguments, token_data, tmp_path):
     sharded = lm(*fit_arguments(tmp_path / "fsdp", *start[:2], "--trainer.strategy=fsdp", "--trainer.max_steps=1"))
     assert sharded.code == 2
     assert "model.bigram_init makes whole weights, which trainer.strategy fsdp has cut" in sharded.err
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_a_model_that_has_been_validated_still_starts_with_bigrams(token_data, capsys):
+    """Once: not when it is trained further, nor on weights from a checkpoint."""
+    paths = (str(token_data / name) for name in ("train.bin", "valid.bin", "tok"))
+    data, shape = TokenDataModule(*paths, 8, 320, batch_size=4), SHAPE | {"vocab_size": 320, "d_model": 16}
+    model = LanguageModel(**shape, zero_init=True, bigram_init=True, learning_rate=0, min_learning_rate=0)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    for what, said in (("validate", False), ("fit", True), ("fit", False)):
+        trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=1, enable_model_summary=False, **quiet)
+        getattr(trainer, what)(model, datamodule=data)
+        assert ("starts with the bigrams of " in capsys.readouterr().out) == said, what
+    task = SimpleNamespace(model=TransformerLM(**shape), data=data, device_mesh=None, global_rank=1)
+    start_small(task.model, zero_outputs=True, head_factor=1.0)
+    begin_with_bigrams(task)
+    assert torch.equal(model.model.lm_head.weight, task.model.lm_head.weight)
+    assert LanguageModel(**shape).starts_anew
+    model.on_load_checkpoint({})
+    assert not model.starts_anew
 
 
 def test_loaders_without_a_token_file_are_refused():

@@ -28,6 +28,15 @@ def test_each_token_has_the_row_of_its_pair(rows):
         assert 0 not in expected[1:]
 
 
+def test_ids_in_int32_have_the_same_rows():
+    """36313 times 60,000 is more than an int32 holds."""
+    table = BigramTable(1000, 4)
+    torch.nn.init.normal_(table.table.weight)
+    token_ids = torch.tensor([60_000, 120_000, 7])
+    expected = table(token_ids, tokens_before(token_ids))
+    assert torch.equal(table(token_ids.int(), tokens_before(token_ids.int())), expected)
+
+
 def test_the_model_adds_it_before_each_block():
     torch.manual_seed(0)
     model = TransformerLM(**SHAPE, bigram_rows=64)

@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 import torch
 from helpers import ROOT
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lm.accounting.costs import forward_flops_per_token, training_flops_per_token
@@ -147,6 +148,44 @@ def test_logits_are_kept_for_training_alone(keep):
         torch.testing.assert_close(model(inputs, targets=targets), loss.detach())
     assert (training.size >= targets.numel() * vocab_size) == keep
     assert validating.size < targets.numel() * vocab_size
+
+
+@pytest.mark.parametrize("function", [linear_cross_entropy, kernel_cross_entropy])
+def test_a_gradient_in_bfloat16_is_rounded_once(function):
+    """1 / 212 in bfloat16 is wrong by 0.3 %; and so would be the length of the whole gradient but for the head's."""
+    x, weight, targets = torch.randn(212, 16, requires_grad=True), torch.randn(9, 16), torch.randint(9, (212,))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = function(x, weight, targets, 9)
+    mean, whole = (torch.autograd.grad(loss, x, factor, retain_graph=True)[0] for factor in torch.tensor([1.0, 212.0]))
+    torch.testing.assert_close(212 * mean.norm(), whole.norm(), rtol=3e-4, atol=0)
+
+
+@pytest.mark.parametrize("function", [linear_cross_entropy, kernel_cross_entropy])
+def test_a_second_derivative_of_the_loss_is_refused(function):
+    x, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(function(x, weight, torch.arange(5), 9), x, create_graph=True)
+    for other in (x, weight):
+        with pytest.raises(RuntimeError, match="autograd"):
+            torch.autograd.grad(first.sum(), other, retain_graph=True)
+
+
+def test_autocast_leaves_float64_alone():
+    model = make(dtype=torch.float64, num_layers=1)
+    inputs, targets = windows()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(inputs, targets=targets)
+        for kernels in (False, True):
+            speed_up(model, "blocks", kernels=kernels)
+            torch.testing.assert_close(model(inputs, targets=targets), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("target", [-1, -100, 9, 12])
+def test_a_target_outside_of_the_vocabulary_costs_no_finite_number(target):
+    """Where the head has 16 rows for 9 tokens. Nothing is raised, as a GPU would have to be waited for."""
+    targets = torch.tensor([0, target, 1])
+    assert whole_cross_entropy(torch.randn(3, 9), targets).isnan()
+    if target > 0:
+        assert linear_cross_entropy(torch.randn(3, 4), torch.randn(16, 4), targets, 9, 0.1).isnan()
 
 
 @pytest.mark.parametrize("function", [linear_cross_entropy, kernel_cross_entropy])
@@ -325,10 +364,12 @@ class Windowed(TransformerLM):
 
 
 def test_what_is_not_known_is_refused_and_left_alone():
-    unknown, other, subclassed = Windowed(9, 8, 16, 1, num_heads=2, window=7), make(), make()
+    unknown, other, subclassed, pruned = Windowed(9, 8, 16, 1, num_heads=2, window=7), make(), make(), make()
     other.settings["norm_position"] = "sandwich"
     subclassed.layers[1].ffn.__class__ = Gate
-    for model, words in ((unknown, "window 7"), (other, "norm_position sandwich"), (subclassed, "Gate, the model's")):
+    prune.l1_unstructured(pruned.layers[0].attn.q_proj, "weight", 0.5)
+    refused = {"window 7": unknown, "norm_position sandwich": other, "Gate, the model's": subclassed}
+    for words, model in (refused | {"layers.0.attn.q_proj.weight, which is no parameter": pruned}).items():
         before = [type(module) for module in model.modules()]
         with pytest.raises(InputError, match=f"the fast path does not support {words}"):
             speed_up(model, "blocks")
@@ -493,3 +534,49 @@ def test_who_hooks_into_a_module_in_training_sees_and_changes_its_output(name):
     expected = model.hidden_states(token_ids)
     speed_up(model, "blocks", kernels=True)
     torch.testing.assert_close(model.train().hidden_states(token_ids), expected)
+
+
+def replace_forward(module: torch.nn.Module) -> None:
+    old = module.forward
+    module.forward = lambda *inputs: 2 * old(*inputs)
+
+
+def replace_type(module: torch.nn.Module) -> None:
+    kind = type(module)
+    module.__class__ = type("Doubled", (kind,), {"forward": lambda self, *inputs: 2 * kind.forward(self, *inputs)})
+
+
+CHANGES = {
+    "hook": lambda module: module.register_forward_hook(lambda module, inputs, output: 2 * output),
+    "forward": replace_forward,
+    "type": replace_type,
+    "pruning": lambda module: prune.l1_unstructured(module, "weight", 0.5),
+}
+PROJECTIONS = [f"layers.1.attn.{name}" for name in ("q_proj", "v_proj", "output_proj")]
+READ = [*PROJECTIONS, *(f"layers.0.ffn.w{number}" for number in (1, 2, 3)), "lm_head"]  # without a call
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [*((name, change) for name in READ for change in CHANGES), ("layers.0.attn.rope", "hook"), ("layers.0", "forward")],
+)
+def test_what_somebody_changes_in_a_fast_model_is_computed(name, change, kernels):
+    """Two steps: a weight that is computed once alone, as by pruning, would be that of the first."""
+    models = pair("blocks", joint=True, kernels=kernels)
+    for model in models:
+        CHANGES[change](model.get_submodule(name))
+    plain, fast = (train(model, 2, eps=1e-5) for model in models)
+    assert fast == pytest.approx(plain, abs=1e-5)
+    for weight, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(other, weight, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("name", ["layers.1.attn", "layers.0.ffn", "lm_head"])
+def test_weights_of_another_dtype_are_refused_as_torch_refuses_them(name, kernels):
+    models, (inputs, targets) = pair("blocks", joint=True, kernels=kernels), windows()
+    for model in models:
+        model.get_submodule(name).bfloat16()
+        with pytest.raises(RuntimeError, match="dtype"):
+            model(inputs, targets=targets)

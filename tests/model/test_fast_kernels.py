@@ -89,6 +89,9 @@ def test_heads(d_k, dtype):
     wanted = torch.autograd.grad(expected, whole, gradient.float())[0]
     close(from_heads(gradient, (rope.cos, rope.sin)), wanted)
     assert torch.equal(from_heads(to_heads(rows, 3, heads)), rows)
+    for move, numbers in ((to_heads, (rows, 3, heads)), (from_heads, (found,))):
+        with pytest.raises(ValueError, match=rf"the angles are \[\(3, {d_k // 2}\), "):
+            move(*numbers, (rope.cos[:3], rope.sin[:3]))  # the rest would be read from whatever lies behind
 
 
 @DTYPES
@@ -122,6 +125,23 @@ def test_loss(vocab_size, padded, z_loss, scale, dtype):
     for wrong in (-1, vocab_size):
         with pytest.raises(IndexError, match=f"a target is outside of the vocabulary of {vocab_size} tokens"):
             losses_of(logits, torch.full_like(targets, wrong), vocab_size, z_loss, with_gradients=True)
+
+
+LOGITS, TARGETS = torch.zeros(4, 9), torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "error"),
+    [
+        (LOGITS, TARGETS.int(), TypeError),
+        (LOGITS.half(), TARGETS, TypeError),
+        (LOGITS.double(), TARGETS, TypeError),
+        (LOGITS, TARGETS[:3], ValueError),
+    ],
+)
+def test_the_loss_of_what_its_kernel_does_not_know(logits, targets, error):
+    with pytest.raises(error, match="targets"):
+        losses_of(logits, targets, 9, 0.0, with_gradients=True)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (31, 17), (32, 16), (64, 48), (100, 33), (512, 48)])
@@ -203,6 +223,33 @@ def with_kernels(**settings: object) -> tuple[TransformerLM, TransformerLM]:
         models.append(TransformerLM(**SHAPE | settings))
     speed_up(models[1], "blocks", kernels=True)
     return models[0], models[1]
+
+
+def test_gains_that_are_a_slice():
+    models, token_ids = with_kernels(), torch.randint(50, (2, 9))
+    wide = {name: torch.rand(16, 2) for name in models[0].state_dict() if "ln" in name}
+    losses = []
+    for model in models:
+        for name, gains in wide.items():
+            model.get_submodule(name.removesuffix(".weight")).weight = torch.nn.Parameter(gains.clone()[:, 0])
+        losses.append(model(token_ids[:, :-1], targets=token_ids[:, 1:]))
+        losses[-1].backward()
+    close(losses[1], losses[0])
+    for (name, plain), fast in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(fast.grad, plain.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("positions", [torch.arange(3), torch.arange(12) % 8, torch.tensor([5]), torch.arange(8)])
+def test_positions_of_another_length(positions):
+    """A single one is shared; there is no rotation for what lies behind the others, or for those left over."""
+    plain, fast = (model.layers[0].attn for model in with_kernels())
+    x = torch.randn(2, 8, 16)
+    if len(positions) in (1, 8):
+        close(fast(x, positions), plain(x, positions))
+        return
+    for attention in (plain, fast):
+        with pytest.raises(RuntimeError, match="must match the size"):
+            attention(x, positions)
 
 
 def test_heads_of_an_odd_width_are_left_to_torch():

@@ -155,6 +155,8 @@ def from_heads(matrices: Tensor, angles: Angles | None = None) -> Tensor:
 
 def _move(rows: Tensor, matrices: Tensor, back: int, angles: Angles | None) -> None:
     parts, batch, heads, seq, d_k = matrices.shape
+    if angles is not None and any(table.shape != (seq, d_k // 2) for table in angles):
+        raise ValueError(f"the angles are {[tuple(table.shape) for table in angles]}, and not ({seq}, {d_k // 2}) each")
     turning: tuple[int | float | Tensor, ...] = (0, 0) if angles is None else angles
     sizes = (back, parts, heads, seq, d_k, batch, rows.element_size())
     run(

@@ -103,9 +103,13 @@ def loss_rows(task: int) -> None:
 def losses_of(logits: Tensor, targets: Tensor, vocab_size: int, z_loss: float, with_gradients: bool) -> Tensor:
     """Returns the loss of each row, (rows,) in float32; `with_gradients` puts their gradients in the logits' place.
 
-    logits: (rows, at least vocab_size), contiguous; targets: (rows,), int64, contiguous. Raises IndexError for a target
-    outside of the vocabulary.
+    logits: (rows, at least vocab_size), float32 or bfloat16, contiguous; targets: (rows,), int64, contiguous. Raises
+    TypeError for other dtypes, ValueError for other lengths, and IndexError for a target outside of the vocabulary.
     """
+    if targets.dtype != torch.int64 or logits.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"the kernel of the loss does not know {logits.dtype} logits with {targets.dtype} targets")
+    if len(targets) != len(logits):
+        raise ValueError(f"there are {len(targets)} targets for {len(logits)} rows of logits")
     if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < vocab_size):
         raise IndexError(f"a target is outside of the vocabulary of {vocab_size} tokens")
     losses = logits.new_empty(len(logits), dtype=torch.float32)
