@@ -69,7 +69,7 @@ def interruptible(command: str) -> Iterator[None]:
 
 
 class Signals:
-    """Ends a run after its step on the first SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C ends it at once."""
+    """Ends a run after its step on the first SIGTERM, SIGUSR1 or Ctrl-C; from then on, Ctrl-C ends it at once."""
 
     def __init__(self, quiet: bool) -> None:
         self.received: int | None = None
@@ -83,4 +83,5 @@ class Signals:
         self.received = self.received or meaning(signum)
         if not self.quiet:
             name = signal.Signals(signum).name
-            os.write(2, f"\n{name}: saving after this step; a second Ctrl-C quits without saving\n".encode())
+            now = "a second Ctrl-C" if self.received == signal.SIGINT else "Ctrl-C now"
+            os.write(2, f"\n{name}: saving after this step; {now} quits without saving\n".encode())

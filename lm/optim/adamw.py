@@ -9,7 +9,7 @@ schedule.py, the bound on the gradient's norm in clipping.py.
 
 import math
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +19,11 @@ from torch import Tensor
 from lm.machine.compiling import compile_or_run
 
 MIN_EPS = 2.0**-126  # the smallest normal float32; a processor may round anything smaller to 0
+
+
+def factor_dtype(weights: list[Tensor]) -> torch.dtype:
+    """Returns the dtype in which a factor of all these weights is precise enough."""
+    return torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
 
 
 def adamw_update(
@@ -59,7 +64,8 @@ def adamw_update_all(
     """
     factors: list[Any] = [betas[0], betas[1], 1 - lr * weight_decay]  # of the old m, v and weights
     if take is not None:
-        factors = [torch.where(take, factor, 1.0) for factor in factors]
+        one = torch.ones((), dtype=factor_dtype(weights), device=take.device)
+        factors = [torch.where(take, factor, one) for factor in factors]
         gradients = [torch.where(take, gradient, 0.0) for gradient in gradients]
     torch._foreach_mul_(ms, factors[0])
     torch._foreach_add_(ms, gradients, alpha=1 - betas[0])
@@ -128,6 +134,8 @@ class AdamW(torch.optim.Optimizer):
     memory, by adamw_kernel.py, where that can be compiled. Raises ValueError for a setting out of its range.
     """
 
+    own: tuple[str, ...] = ("foreach", "compiled", "kernel", "take", "rates")  # attributes that a copy has, too
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -148,12 +156,29 @@ class AdamW(torch.optim.Optimizer):
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}; each must be at least 0 and below 1, and there are two")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.foreach, self.kernel = foreach, kernel
-        self.compiled_pass = torch.compile(adamw_pass, backend=compile_or_run, dynamic=False) if compiled else None
+        self.foreach, self.compiled, self.kernel = foreach, compiled, kernel
         # 0-d bool on the device: where it is False, a step changes no tensor. Its t counts on, since only the device
         # knows; on a CPU a step that is skipped has no gradients, and is not counted.
         self.take: Tensor | None = None
         self.rates: dict[Tensor, float] = {}  # parameters' learning rates, as multiples of their group's; 1 unless here
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group; ValueError for an eps that its parameters' dtype cannot hold."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for dtype in {weight.dtype for weight in group["params"]}:
+            if not group["eps"] >= (least := torch.finfo(dtype).tiny):
+                self.param_groups.pop()
+                raise ValueError(f"eps is {group['eps']}; for parameters in {dtype} it must be at least {least:.2g}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy is made of; torch's own knows no attributes of ours."""
+        return super().__getstate__() | {name: getattr(self, name) for name in self.own}
+
+    @cached_property  # not part of the state: what is compiled can be neither copied nor pickled
+    def compiled_pass(self) -> Callable[..., None]:
+        """The pass that updates all tensors at once."""
+        return torch.compile(adamw_pass, backend=compile_or_run, dynamic=False)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -180,7 +205,7 @@ class AdamW(torch.optim.Optimizer):
             alike.setdefault((state["t"], lr), []).append((weight, weight.grad, state["m"], state["v"]))
         for (t, lr), tensors in alike.items():
             settings = lr, group["betas"], group["eps"], group["weight_decay"]
-            if self.compiled_pass is not None:
+            if self.compiled:
                 self.update_compiled(t, tensors, *settings)
                 continue
             if self.kernel and self.take is None and tensors[0][0].is_cpu and (update := kernel_for(tensors)):
@@ -204,10 +229,10 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float,
     ) -> None:
         """Updates tensors, each (weight, gradient, m, v), by the compiled pass."""
-        assert self.compiled_pass is not None
         device = tensors[0][0].device
         take = torch.ones((), dtype=torch.bool, device=device) if self.take is None else self.take
-        decay = torch.full((), 1 - lr * weight_decay, device=device)
-        step_size = torch.full((), lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t), device=device)
         weights, gradients, ms, vs = map(list, zip(*tensors, strict=True))
+        kind: dict[str, Any] = {"dtype": factor_dtype(weights), "device": device}
+        decay = torch.full((), 1 - lr * weight_decay, **kind)
+        step_size = torch.full((), lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t), **kind)
         self.compiled_pass(weights, gradients, ms, vs, decay, step_size, take, betas, eps)

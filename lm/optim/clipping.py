@@ -1,6 +1,6 @@
 """Gradient clipping: bounds the norm of the gradient, so that one bad batch cannot throw the weights off course.
 
-g <- g min(1, max_norm / (|g| + 1e-6))          |g|: the l2 norm over all parameters (handout, section 4)
+g <- g max_norm / (|g| + 1e-6)  where |g| >= max_norm       |g|: the l2 norm over all parameters (handout, section 4)
 """
 
 import functools
@@ -16,7 +16,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales all gradients by one factor, in place, so that their joint l2 norm is at most max_norm.
 
     Returns the norm before clipping, as a 0-d tensor, so that nothing waits for a GPU. Parameters without a gradient
-    are ignored.
+    are ignored. A norm of NaN leaves all gradients as they are, even the finite ones, which torch's own clipping turns
+    into NaN: whoever steps must look at the norm.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:

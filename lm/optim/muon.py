@@ -8,11 +8,12 @@ cannot see that. The factor 0.2 sqrt(max(rows, columns)) (Liu et al. 2025) makes
 learning rate suits both. Muon updates the matrices of the layers; AdamW updates embedding, head and gains. How o is
 computed is in orthogonalization.py. Two options:
 
-    NorMuon             v_r <- 0.95 v_r + 0.05 mean(o_r^2)         o_r <- o_r / sqrt(v_r), then o to its old length
+    NorMuon             v_r <- 0.95 v_r + 0.05 mean(o_r^2)         o_r <- o_r / sqrt(v_r), then |o| <- |U V^T|
     cautious decay      w decays only where o w >= 0, towards which the step pulls it anyway
 
 The rows of o, each the weights of one neuron, differ in length; NorMuon (Li et al. 2025, arXiv 2510.05491) divides each
-by a running mean. Decay that works against the step is left out by Chen et al. 2025 (arXiv 2510.12402).
+by a running mean; |U V^T| = sqrt(min(rows, columns)). Decay that works against the step is left out by Chen et al. 2025
+(arXiv 2510.12402).
 """
 
 import math
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lm.optim.adamw import AdamW
+from lm.optim.adamw import AdamW, factor_dtype
 from lm.optim.orthogonalization import JORDAN, Iteration, orthogonalize
 
 BETA2 = 0.95  # NorMuon's
@@ -50,9 +51,10 @@ def muon_update(
     """
     step = lr * 0.2 * math.sqrt(max(weights[0].shape))
     keep: Any = 1 - lr * weight_decay
+    one = torch.ones((), dtype=factor_dtype(weights), device=weights[0].device)
     if take is not None:
         gradients = [torch.where(take, gradient, m) for gradient, m in zip(gradients, ms, strict=True)]
-        keep = torch.where(take, keep, 1.0)
+        keep = torch.where(take, keep, one)
     torch._foreach_lerp_(ms, gradients, 1 - momentum)
     updates = orthogonalize(torch.stack(torch._foreach_lerp(gradients, ms, momentum)).to(dtype), iteration)
     if vs:
@@ -60,7 +62,7 @@ def muon_update(
     if take is not None:
         updates = updates * take
     for weight, update in zip(weights, updates, strict=True):
-        weight.mul_(torch.where(update * weight >= 0, keep, 1.0) if cautious else keep).sub_(update, alpha=step)
+        weight.mul_(torch.where(update * weight >= 0, keep, one) if cautious else keep).sub_(update, alpha=step)
 
 
 def normalize_rows(updates: Tensor, vs: list[Tensor], take: Tensor | None = None) -> Tensor:
@@ -90,6 +92,8 @@ class Muon(AdamW):
     orthogonalization. normalize: whether it is NorMuon. cautious: whether the matrices decay cautiously. adamw: the
     settings of AdamW.
     """
+
+    own = *AdamW.own, "rate", "normalize", "how"
 
     def __init__(
         self,

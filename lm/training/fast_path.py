@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lm.accounting.costs import worth_compiling
 from lm.machine.compiling import compile_or_run, why_not_compiled
@@ -42,7 +42,7 @@ def install_fast_path(task: "LanguageModel") -> tuple[str, bool]:
     speed_up(model, attention, joint_products=device != "cpu", keep_logits=keep_logits, kernels=kernels)
     description = f"attention {attention}, loss {'from whole logits' if keep_logits else 'in chunks'}"
     description += ", own kernels" if kernels else ""
-    if mesh is not None:  # ModelParallelStrategy: FSDP
+    if mesh is not None and not isinstance(model, FSDPModule):  # ModelParallelStrategy: FSDP
         shard(model, mesh["data_parallel"], str(task.trainer.precision))
     if compiled:
         model.compile(backend=compile_or_run)

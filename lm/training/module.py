@@ -121,8 +121,9 @@ class LanguageModel(LightningModule):
             check_bigram_start(self.model, zero_init, head_init)
         self.dropout = Dropout(self.model, dropout) if dropout else None
         self.average = WeightAverage(self.parameters(), ema_decay)
-        self.starts_anew = True  # else its first weights are a checkpoint's
+        self.starts_anew = True  # else its first weights are a checkpoint's, or an earlier run's
         self.arrangement, self.compile_optimizer = "", False
+        self.arranged_for: tuple[str, str | None] = "", None  # a device, and what the trainer was to do on it
         self.figures = StepFigures()
         self.step_losses: list[Tensor] = []  # of the current step's batches so far
         self.step_loss = torch.zeros(())  # their mean, on this device
@@ -144,23 +145,34 @@ class LanguageModel(LightningModule):
         logits: Tensor = self.model(token_ids)
         return logits
 
+    def setup(self, stage: str) -> None:
+        if self.average.in_model:  # where a validation that failed has left it
+            self.average.exchange()
+
     def configure_model(self) -> None:
-        """Chooses how the model is computed, once the device is known, and describes it in `arrangement`."""
-        if self.arrangement or not has_trainer(self):  # load_from_checkpoint has no trainer
+        """Chooses how the model is computed, once the device is known, and describes it in `arrangement`.
+
+        It is chosen anew for another device, and for training after anything else.
+        """
+        if not has_trainer(self):  # in load_from_checkpoint
             return
-        if self.hparams["bigram_init"] and self.starts_anew and self.trainer.state.fn == "fit":
-            begin_with_bigrams(self)
+        device, what = self.trainer.strategy.root_device.type, self.trainer.state.fn
+        if what == "fit":
+            if self.hparams["bigram_init"] and self.starts_anew:
+                begin_with_bigrams(self)
+            self.starts_anew = False
+        if self.arranged_for in ((device, what), (device, "fit")):
+            return
         if self.hparams["ema_decay"] and self.device_mesh is not None:
             raise InputError(
                 f"model.ema_decay {self.hparams['ema_decay']} needs whole weights, which trainer.strategy fsdp cuts;"
                 " leave it out"
             )
-        if not self.hparams["fast"]:
-            self.arrangement = "plain"
-            return
-        self.arrangement, compiled = install_fast_path(self)
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        self.compile_optimizer = compiled and on_gpu and self.device_mesh is None
+        self.arrangement = "plain"
+        if self.hparams["fast"]:
+            self.arrangement, compiled = install_fast_path(self)
+            self.compile_optimizer = compiled and device == "cuda" and self.device_mesh is None
+        self.arranged_for = device, what
 
     def log(self, name: str, value: Any, *args: Any, **settings: Any) -> None:
         """Logs a figure; a training step's figures are kept until it is known whether Lightning draws the step."""
@@ -288,6 +300,7 @@ class LanguageModel(LightningModule):
             checkpoint |= {"state_dict": averaged, AVERAGE: {"steps": self.average.steps, "trained": trained}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.starts_anew = False
         if "skipped_steps" in checkpoint:  # imported weights have none
             self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
         if AVERAGE in checkpoint and has_trainer(self) and self.trainer.state.fn == "fit":

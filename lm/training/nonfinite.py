@@ -26,7 +26,7 @@ class Diverged(InputError):
 
 
 def spread_nonfinite(loss: Tensor) -> Tensor:
-    """Returns the same loss, bit for bit, but with a gradient of NaN if it is not finite."""
+    """Returns a finite loss as it is, bit for bit; NaN for any other, with a gradient of NaN."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 

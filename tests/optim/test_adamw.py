@@ -3,6 +3,7 @@ groups, and that gradients are clipped as torch clips them."""
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -139,6 +140,60 @@ def test_a_state_dict_goes_on_bit_for_bit():
         set_gradients(resumed, step)
         other.step()
     assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copied", "pickled"]
+)
+@pytest.mark.parametrize("settings", [{}, {"kernel": True}, {"foreach": True}, {"compiled": True}])
+def test_a_copy_goes_on_bit_for_bit(settings, copied, monkeypatch):
+    """With the parameters that it was copied with, whose learning rates are their own there, too."""
+    monkeypatch.setattr("lm.optim.adamw.compile_or_run", "eager")
+    parameters = make_parameters()
+    optimizer = AdamW(parameters, lr=0.01, **settings)
+    optimizer.rates = {parameters[2]: 0.1}
+    for step in range(4):
+        if step == 2:
+            others, its = copied((parameters, optimizer))
+        set_gradients(parameters, step)
+        optimizer.step()
+    for step in (2, 3):
+        set_gradients(others, step)
+        its.step()
+    assert all(map(torch.equal, parameters, others))
+    assert its.rates == {others[2]: 0.1}
+    assert {name: getattr(its, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize("way", ["one by one", "at once", "compiled"])
+def test_float64_is_updated_in_float64(way, monkeypatch):
+    monkeypatch.setattr("lm.optim.adamw.compile_or_run", "eager")
+    settings = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-20, "weight_decay": 0.3}  # an eps that is nothing
+    ours, theirs = make_parameters(torch.float64), make_parameters(torch.float64)
+    optimizers = AdamW(ours, compiled=way == "compiled", **settings), torch.optim.AdamW(theirs, **settings)
+    optimizers[0].take = torch.tensor(True) if way == "at once" else None
+    for step in (0, 2, 3):
+        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
+            set_gradients(parameters, step)
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
+def test_an_eps_that_float16_cannot_hold_is_refused():
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    with pytest.raises(
+        ValueError, match=r"eps is 1e-08; for parameters in torch\.float16 it must be at least 6\.1e-05"
+    ):
+        AdamW([weight])
+    optimizer = AdamW(make_parameters())
+    with pytest.raises(ValueError, match="eps is 1e-08"):
+        optimizer.add_param_group({"params": [weight]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [weight], "eps": 1e-4})
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert weight.isfinite().all()
 
 
 def test_step_runs_the_closure_with_gradients_and_returns_its_loss():

@@ -4,6 +4,7 @@ and that it can be gone on with."""
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -138,6 +139,25 @@ def test_a_state_dict_goes_on_bit_for_bit(variant):
 
 
 @EACH
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copied", "pickled"]
+)
+def test_a_copy_goes_on_bit_for_bit(variant, copied):
+    model = make(torch.float32)
+    optimizer = Muon(model.named_parameters(), lr=0.01, rate=0.3, **variant)
+    optimizer.rates = {model.lm_head.weight: 0.1}
+    for step in range(4):
+        if step == 2:
+            other, its = copied((model, optimizer))
+        set_gradients(model, step)
+        optimizer.step()
+    for step in (2, 3):
+        set_gradients(other, step)
+        its.step()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+@EACH
 def test_a_step_that_is_not_taken_changes_nothing(variant):
     model = make(torch.float32)
     optimizer = Muon(model.named_parameters(), lr=0.1, **variant)
@@ -154,17 +174,19 @@ def test_a_step_that_is_not_taken_changes_nothing(variant):
     assert all(map(torch.equal, kept, after))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @EACH
-def test_a_step_that_is_taken_is_the_usual_one(variant):
-    model, usual = make(torch.float32), make(torch.float32)
+def test_a_step_that_is_taken_is_the_usual_one(variant, dtype):
+    model, usual = make(dtype), make(dtype)
     optimizers = [Muon(of.named_parameters(), lr=0.1, **variant) for of in (model, usual)]
     optimizers[0].take = torch.tensor(True)
     for step in range(3):
         for of, optimizer in zip((model, usual), optimizers, strict=True):
             set_gradients(of, step)
             optimizer.step()
+    exact = {"rtol": 1e-13, "atol": 1e-13} if dtype == torch.float64 else {}
     for ours, expected in zip(model.parameters(), usual.parameters(), strict=True):
-        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(ours, expected, **exact)
 
 
 def test_lm_fit_with_every_option_learns_and_goes_on(lm, fit_arguments, tmp_path):

@@ -11,7 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from lm.model.layers import Linear
+from lm.model.transformer import TransformerLM
 from lm.runs.checkpoint import load_model
+from lm.training import fast_path
 from lm.training.module import LanguageModel
 from tokenization import InputError
 
@@ -62,6 +65,47 @@ def test_its_validation_is_the_mean_over_all_tokens():
     new = sorted(metrics.keys() - by_hand.keys())
     assert not new, f"a validation reports {', '.join(new)}: compute it over all tokens in by_hand, in this test"
     assert metrics == pytest.approx(by_hand, rel=1e-5)
+
+
+class Doubled(Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_what_has_been_validated_is_arranged_anew_for_training(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(TransformerLM, "compile", lambda self, backend: compiled.append(backend))
+    monkeypatch.setattr(fast_path, "why_not_compiled", lambda device: "")
+    model = LanguageModel(**SHAPE, compile=True)
+    for what, times in (("validate", 0), ("fit", 1), ("validate", 1), ("fit", 1)):
+        getattr(trainer(max_steps=1), what)(model, loader())
+        assert (len(compiled), model.arrangement.endswith("compiled")) == (times, times == 1)
+    other = LanguageModel(**SHAPE, compile=False)
+    trainer().validate(other, loader(), verbose=False)
+    other.model.layers[0].ffn.w1.__class__ = Doubled
+    with pytest.raises(InputError, match="the fast path does not support Doubled"):
+        trainer(max_steps=1).fit(other, loader())
+
+
+def test_a_validation_that_fails_leaves_no_average_behind():
+    """Training goes on with its own weights, whatever the trainer does next."""
+    torch.manual_seed(0)
+    model = LanguageModel(**SHAPE, ema_decay=0.9, learning_rate=0.01, warmup_steps=1)
+    trainer(max_steps=4).fit(model, loader())
+    weights = [weight.detach().clone() for weight in model.parameters()]
+    averages = [average.clone() for average in model.average.others]
+    too_long = DataLoader([(IDS.repeat(1, 3),) * 2], batch_size=None)
+    for _ in range(2):
+        with pytest.raises(InputError, match="longer than the model's context_length"):
+            trainer().validate(model, too_long)
+    seen = []
+    model.model.ln_final.register_forward_hook(lambda norm, *_: seen.append(norm.weight.detach().clone()))
+    trainer().validate(model, loader(rows=8), verbose=False)
+    assert torch.equal(seen[-1], dict(zip(model.average.weights, averages, strict=True))[model.model.ln_final.weight])
+    with pytest.raises(InputError, match="longer than the model's context_length"):
+        trainer().validate(model, too_long)
+    trainer(max_steps=0).fit(model, loader())
+    assert all(map(torch.equal, model.parameters(), weights))
 
 
 def test_lightnings_own_checkpoint_and_logger(tmp_path):

@@ -14,12 +14,14 @@ from helpers.processes import start
 from helpers.runs import SETTINGS, STEPS
 
 from lm.data.datamodule import TokenDataModule
+from lm.machine.signals import Signals
 from lm.monitoring.throughput import Throughput
 from lm.runs.checkpoint import load_checkpoint
 from lm.runs.folder import LOCK
 from lm.training import command_line, fast_path
 from lm.training.module import LanguageModel
 from lm.training.plugins import SaveConfig
+from tokenization.systems import SIGUSR1
 
 MOMENTS = {
     "while settings are read": (command_line, "check_config"),
@@ -139,3 +141,17 @@ def test_slurms_warning_is_a_sigterm(step, lm, fit_arguments, monkeypatch, capfd
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     if step:
         assert load_checkpoint(run / "last.ckpt")["global_step"] == step
+
+
+@pytest.mark.parametrize(
+    ("signum", "words"), [(signal.SIGINT, "a second Ctrl-C"), (signal.SIGTERM, "Ctrl-C now"), (SIGUSR1, "Ctrl-C now")]
+)
+def test_it_is_said_which_ctrl_c_quits_without_saving(signum, words, monkeypatch, capfd):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    signals = Signals(quiet=False)
+    signals(signum, None)
+    assert capfd.readouterr().err.endswith(f": saving after this step; {words} quits without saving\n")
+    signals(signal.SIGINT, None)
+    assert ended == [130]
