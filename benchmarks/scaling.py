@@ -3,9 +3,10 @@
   python benchmarks/scaling.py --plot docs/images/scaling.png
 
 Around the handout's base model (vocabulary 10,000, context 256, d_model 512, 4 layers, heads of 32, 32 windows): the
-fast path as `lm fit` chooses it, compiled, in bfloat16 where the processor has it. The context grows at a constant
-number of tokens a batch. Each point is a process of its own, so that its peak memory is its own; the medians of a few
-steps. The line of the MFU is of the model's FLOPs as the handout counts them, every query with every key.
+fast path as `lm fit` chooses it for a short run, with kernels of our own or, where there can be none, compiled, in
+bfloat16 where the processor has it. The context grows at a constant number of tokens a batch. Each point is a process
+of its own, so that its peak memory is its own; the medians of a few steps. The line of the MFU is of the model's FLOPs
+as the handout counts them, every query with every key.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def measure(settings: dict[str, int], steps: int) -> dict[str, Any]:
     from lm.machine.compiling import compile_graph
     from lm.machine.peaks import peak_flops
     from lm.machine.resources import native_precision
-    from lm.model.fast import speed_up
+    from lm.model.fast import speed_up, why_no_kernels
     from lm.model.fast_attention import choose_attention
     from lm.model.transformer import TransformerLM
     from lm.optim.adamw import AdamW
@@ -80,10 +81,11 @@ def measure(settings: dict[str, int], steps: int) -> dict[str, Any]:
     context_length, d_model, batch_size = (settings[name] for name in BASE)
     torch.manual_seed(0)
     model = TransformerLM(10_000, context_length, d_model, num_layers=4, num_heads=d_model // 32)
-    attention = choose_attention("cpu", context_length)
-    speed_up(model, attention)
-    model.compile(backend=compile_graph)
-    optimizer, precision = AdamW(model.parameters()), native_precision("cpu")
+    attention, kernels = choose_attention("cpu", context_length), not why_no_kernels()
+    speed_up(model, attention, kernels=kernels)
+    if not kernels:
+        model.compile(backend=compile_graph)
+    optimizer, precision = AdamW(model.parameters(), kernel=kernels), native_precision("cpu")
     tokens = torch.randint(10_000, (batch_size, context_length + 1))
     seconds = []
     for _ in range(3 + steps):
