@@ -124,7 +124,7 @@ def _traced(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangement
             return tensor
 
         with (
-            _watching(model) as parts,
+            _watching(model, how) as parts,
             torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=how.half),
         ):
@@ -142,13 +142,17 @@ def _give_weights(model: nn.Module) -> None:
 
 
 @contextmanager
-def _watching(model: nn.Module) -> Iterator[list[str]]:
-    """Yields a list whose last item is always the part that is being computed."""
+def _watching(model: nn.Module, how: Arrangement) -> Iterator[list[str]]:
+    """Yields a list whose last item is always the part that is being computed.
+
+    Our own kernels count a projection among the scores: they read its weight, and would leave it to torch if its calls
+    were watched.
+    """
     parts = ["head"]
     handles = []
     for name, module in model.named_modules():
         part = _part_of_module(name, module)
-        if part:
+        if part and not (how.kernels and part == "projections"):
             handles.append(module.register_forward_pre_hook(lambda *_, part=part: parts.append(part)))
             handles.append(module.register_forward_hook(lambda *_: parts.pop() and None))
     yield parts

@@ -27,8 +27,8 @@ class Format(NamedTuple):
     write: Callable[[TransformerLM, Tokenizer, Path, str], None]
     dtypes: tuple[str, ...]  # of the weights, for --dtype
     card: Callable[[TransformerLM, Tokenizer, Path, str], str] | None  # the text of a folder's model card
-    count: Callable[[TransformerLM], int]  # the numbers that are written
     examples: dict[str, str]  # for --help: the rest of a command line, and what it writes
+    count: Callable[[TransformerLM], int] = num_exported  # of the numbers that are written
 
 
 FORMATS = {
@@ -36,14 +36,12 @@ FORMATS = {
         export_huggingface_folder,
         dtypes=("fp32", "bf16", "fp16"),
         card=model_card,
-        count=num_exported,
         examples={"--output exported/demo": "a folder for transformers, with a model card"},
     ),
     "gguf": Format(
         export_gguf,
         dtypes=("fp32", "fp16", "q8_0"),
         card=None,
-        count=num_exported,
         examples={
             "--output demo.gguf": "a file for llama.cpp",
             "--dtype q8_0 --output demo.gguf": "the same with 8-bit weights",
@@ -53,8 +51,8 @@ FORMATS = {
         export_safetensors,
         dtypes=("fp32", "bf16", "fp16"),
         card=None,
-        count=TransformerLM.num_parameters,
         examples={"--output demo.safetensors": "the weights under our own names"},
+        count=TransformerLM.num_parameters,
     ),
 }
 

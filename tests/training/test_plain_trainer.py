@@ -8,6 +8,8 @@ import torch
 from helpers import FIXTURES
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -85,6 +87,14 @@ def test_what_has_been_validated_is_arranged_anew_for_training(monkeypatch):
     other.model.layers[0].ffn.w1.__class__ = Doubled
     with pytest.raises(InputError, match="the fast path does not support Doubled"):
         trainer(max_steps=1).fit(other, loader())
+
+
+def test_what_has_been_validated_in_shards_is_trained_in_them():
+    model = LanguageModel(**SHAPE, compile=False)
+    for what in ("validate", "fit"):
+        strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1, process_group_backend="gloo")
+        getattr(trainer(max_steps=1, strategy=strategy, devices=1), what)(model, loader())
+    assert all(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def test_a_validation_that_fails_leaves_no_average_behind():
