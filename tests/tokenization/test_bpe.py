@@ -219,7 +219,7 @@ def test_training_stops_when_no_pair_is_left():
     [
         ("", {}, "no text to learn from"),
         (END_OF_TEXT, {}, "no text to learn from"),
-        ("text", {"vocab_size": 256}, "256 bytes and 1 special tokens need 257"),
+        ("text", {"vocab_size": 256}, "256 bytes and 1 special token need 257"),
         ("text", {"special_tokens": [""]}, "special token is empty"),
         ("text", {"special_tokens": ["\udcff"]}, "special token '.udcff' is not UTF-8"),
         ("text", {"pattern": "("}, "not a regular expression"),

@@ -153,7 +153,7 @@ def test_a_damaged_run(lm, copy):
     shutil.rmtree(copy / "tokenizer")
     result = lm("generate", copy / "best.ckpt")
     assert (result.code, result.out) == (2, "")
-    assert f"{copy / 'tokenizer'}: no such tokenizer folder" in result.err
+    assert f"{copy / 'tokenizer/merges.txt'}: is missing, and {copy / 'best.ckpt'} needs it; copy it from" in result.err
 
 
 def test_validate_wants_a_checkpoint(lm, copy):
