@@ -112,7 +112,9 @@ def ngram_losses(training: np.ndarray, validation: np.ndarray, vocab_size: int, 
 
 def num_held_out(num_tokens: int, order: int = 4) -> int:
     """Returns how many of the training tokens are not counted."""
-    return min(MOST_HELD_OUT, max(2 * order, num_tokens // 20))
+    wanted = min(MOST_HELD_OUT, max(2 * order, num_tokens // 20))
+    stretches = max(1, wanted // STRETCH)
+    return wanted // stretches * stretches
 
 
 def split(training: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,10 +27,10 @@ def new_parser(command: str, description: str, **settings: Any) -> ArgumentParse
 def add_run(parser: ArgumentParser) -> None:
     """Adds the model that a command is for."""
     words = "a run's folder, which stands for its best.ckpt, or a checkpoint"
-    parser.add_argument("run", type=existing_path, help=words)
+    parser.add_argument("run", type=named_path, help=words)
 
 
-def existing_path(text: str) -> Path:
+def named_path(text: str) -> Path:
     """Converts the name of a run or a checkpoint; an empty one comes from an unset shell variable."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a run's folder or a checkpoint")
@@ -57,7 +57,7 @@ def read_with_settings(
 ) -> tuple[argparse.Namespace, list[str]]:
     """Returns an experiment's own arguments, and those that it passes on to `lm fit`; InputError for useless ones.
 
-    own: the settings that the experiment sets itself, each with the option to use instead.
+    own: the settings that the experiment sets itself, each with the option to use instead, or the reason.
     """
     args, rest = parser.parse_known_args(argv)
     remedies = dict(own)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from lm.commands import existing_path, new_parser
+from lm.commands import named_path, new_parser
 from lm.experiments.figures import RACE_PLOT, SWEEP_PLOT, draw_losses
 from lm.experiments.report import find_runs
 from lm.experiments.report_page import is_report, page
@@ -25,9 +25,7 @@ HELP = """Write a page that shows a run, or compares several: losses, curves, se
 def make_parser() -> ArgumentParser:
     """Returns the parser of `lm report`."""
     parser = new_parser("report", HELP)
-    parser.add_argument(
-        "runs", nargs="+", type=existing_path, metavar="RUN", help="a run's folder, or a folder of runs"
-    )
+    parser.add_argument("runs", nargs="+", type=named_path, metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument(
         "--output", type=output_path, default=Path("report.html"), help="the page (default: report.html)"
     )

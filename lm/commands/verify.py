@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm.commands import existing_path, new_parser
+from lm.commands import named_path, new_parser
 from lm.runs.checkpoint import verify
 from lm.runs.folder import CONFIG, SHARDS
 from tokenization import InputError
@@ -25,7 +25,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "checkpoints",
         nargs="+",
-        type=existing_path,
+        type=named_path,
         metavar="CKPT",
         help="a checkpoint, or a run's folder for all of its checkpoints",
     )

@@ -4,9 +4,8 @@
     CHOICES       keys of which our Transformer supports one value, or a few
     INDIFFERENT   keys that do not change what the model computes
 
-A key in none of these tables might change it, and is refused. An absent size is, too; any other absent key has
-transformers' default. Settings of our
-Transformer that no Llama has are refused on export.
+A key in none of these tables might change it, and is refused. So is an absent size; any other absent key has
+transformers' default. Settings of our Transformer that no Llama has are refused on export.
 
 The weights differ in one thing: RoPE pairs adjacent features, (0, 1), (2, 3), here and in llama.cpp, but i and
 i + d_k / 2 in transformers. So the rows of q_proj and k_proj are reordered for transformers; if they were not, the
@@ -110,10 +109,11 @@ def model_settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
     theta = rope_theta(config, path)
     known = {*SIZES.values(), *CHOICES, *derived, *INDIFFERENT.split(), "rope_theta", "rope_parameters", "rope_scaling"}
     if unknown := sorted(config.keys() - known):
-        others = f" (so are {len(unknown) - 1} others)" if len(unknown) > 1 else ""
+        more = len(unknown) - 1
+        others = f" ({more} more {'key is' if more == 1 else 'keys are'} unknown, too)" if more else ""
         raise InputError(
-            f"{path}: {shown(unknown[0])} ({shown(config[unknown[0]])}) is unknown, and may change what the model"
-            f" computes; delete it if it does not{others}"
+            f"{path}: {shown(unknown[0])} ({shown(config[unknown[0]])}) is unknown{others}, and may change what the"
+            " model computes; delete it if it does not"
         )
     tied = bool(config.get("tie_word_embeddings", False))
     return sizes | CHOSEN | {"rope_theta": theta, "vocab_multiple": 1, "tie_embeddings": tied}

@@ -2,7 +2,7 @@
 
 What the run does not know, such as its figures where the event files are gone, is left out; the licence is its owner's
 to choose. A card names the last two parts of a data file's path, and nothing else of this machine's folders; a file
-that is another by now is named without its size.
+that has been replaced since is named without its size.
 """
 
 import os

@@ -29,7 +29,7 @@ def is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
 def may_read(x: Tensor, *layers: nn.Module) -> bool:
     """Tells whether calling each layer with x computes x W^T alone, so that its weight may be read instead.
 
-    Without autocast, torch multiplies no two dtypes: the layer is to be called, and refuses.
+    Without autocast, torch does not multiply different dtypes: the layer must be called, so that torch refuses.
     """
     if not all(is_as_made(layer, Linear) for layer in layers):
         return False

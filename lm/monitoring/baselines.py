@@ -109,6 +109,7 @@ def kept_or_measured(data: TokenDataModule, order: int) -> tuple[int, Lines]:
     about = {
         "train_sha256": data.train_sha256,
         "val_sha256": validation.description.data_sha256,
+        "val_bytes": validation.description.bytes,
         "counted_tokens": counted,
         "scored_tokens": scored,
         "order": order,

@@ -64,7 +64,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> BinaryIO:
     folder = path if path.is_dir() else path.parent
     found = ", ".join(str(file) for file in sorted(folder.glob("*.ckpt")) if file.is_file())
     if path.is_dir():
-        what = "is a folder without a checkpoint"
+        what = "is a folder, not a checkpoint" if found else "is a folder without a checkpoint"
     elif path.is_symlink() and not path.exists():
         what = "is a broken link"
     else:

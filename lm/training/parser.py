@@ -84,7 +84,7 @@ WORDS = {  # on settings that do something else here than Lightning's help says,
     "trainer.limit_val_batches": "validate on the first batches of the file: 10 is ten, 1 is one, 1.0 is all of them",
     "trainer.log_every_n_steps": "optimizer steps from one logged step to the next",
     "trainer.enable_progress_bar": "false prints a line at each logged step instead of a bar; null does so"
-    " where stderr is no terminal",
+    " where stderr is not a terminal",
 }
 
 

@@ -256,7 +256,7 @@ def test_no_checkpoint_names_those_there_are(tmp_path):
     (tmp_path / "broken.ckpt").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.ckpt")
     for name, what in {
-        "": "is a folder without a checkpoint",
+        "": "is a folder, not a checkpoint",
         "x.ckpt": "no such checkpoint",
         "broken.ckpt": "is a broken link",
         "pipe.ckpt": "is not a regular file",
