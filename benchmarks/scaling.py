@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 BASE = {"context_length": 256, "d_model": 512, "batch_size": 32}
 TOKENS = BASE["context_length"] * BASE["batch_size"]
+WARMUP = 2  # steps that are not timed
 SWEEPS = {
     "context_length": [
         {"context_length": n, "batch_size": TOKENS // n} for n in (128, 256, 512, 1024, 2048, 4096, 8192)
@@ -88,7 +89,7 @@ def measure(settings: dict[str, int], steps: int) -> dict[str, Any]:
     optimizer, precision = AdamW(model.parameters(), kernel=kernels), native_precision("cpu")
     tokens = torch.randint(10_000, (batch_size, context_length + 1))
     seconds = []
-    for _ in range(3 + steps):
+    for _ in range(WARMUP + steps):
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = model(tokens[:, :-1], targets=tokens[:, 1:])
@@ -97,7 +98,7 @@ def measure(settings: dict[str, int], steps: int) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    speed = batch_size * context_length / sorted(seconds[3:])[steps // 2]
+    speed = batch_size * context_length / sorted(seconds[WARMUP:])[steps // 2]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     mfu = speed * training_flops_per_token(model) / peak_flops("cpu", precision)[0]
     return {"speed": speed, "memory": memory, "mfu": mfu, "attention": attention}
