@@ -233,10 +233,15 @@ class TokenDataModule(LightningDataModule):
         """The number of all tokens to train on."""
         return sum(map(len, self.train_files))
 
+    def first_lengths(self, most: int) -> list[int]:
+        """Returns how many tokens of each file `first_train_tokens` reads."""
+        shares = [1.0] if self.mixture is None else map(float, self.mixture.shares)
+        return [min(int(share * most), len(file)) for file, share in zip(self.train_files, shares, strict=True)]
+
     def first_train_tokens(self, most: int) -> np.ndarray:
         """Returns the beginning of the training tokens, (most,) at most; of a mixture, of each source by its share."""
-        shares = [1.0] if self.mixture is None else map(float, self.mixture.shares)
-        parts = [file.tokens[: int(share * most)] for file, share in zip(self.train_files, shares, strict=True)]
+        lengths = self.first_lengths(most)
+        parts = [file.tokens[:length] for file, length in zip(self.train_files, lengths, strict=True)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def training_batches(self, numbers: range) -> Batch:

@@ -209,9 +209,9 @@ def _draw_on(axes: "Axes", tag: str, quantity: Quantity, unit: str, runs: list[d
         curve, style = curves[tag], curve_style(place)
         places, colour = _places(curve, unit, curves), curve_colour(place)
         values = [quantity.scale * value for value in curve.values]
-        if tag.startswith("val/"):  # losses on two texts are not joined
-            cut = bisect.bisect_right(curve.steps, last_since(curves))
-            places, values = [[*all_[:cut], math.nan, *all_[cut:]] for all_ in (places, values)]
+        if tag.startswith("val/") and (since := last_since(curves)):  # losses on two texts are not joined
+            cut = bisect.bisect_right(curve.steps, since)
+            places, values = ([*points[:cut], math.nan, *points[cut:]] for points in (places, values))
         if tag == "train/loss":
             axes.plot(places, values, color=colour, alpha=0.25, linewidth=0.8)
             axes.plot(places, smooth(values, max(1, len(places) // 50)), style, color=colour)

@@ -104,7 +104,7 @@ def kept_or_measured(data: TokenDataModule, order: int) -> tuple[int, Lines]:
     validation = data.files["validate"]
     windows = data.num_val_batches * data.batch_size * data.context_length
     scored = min(MOST_SCORED, len(validation), windows + 1)
-    read = len(data.first_train_tokens(MOST_TOKENS))
+    read = sum(data.first_lengths(MOST_TOKENS))
     counted = read - num_held_out(read, order)
     about = {
         "train_sha256": data.train_sha256,

@@ -305,6 +305,7 @@ def test_verify_counts_the_shards(run, lm):
     sizes = sum(path.stat().st_size for path in (run / "last.ckpt", *run.glob("shards/*/*")))
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(f"{run / 'last.ckpt'}: intact, step 4, {sizes:,} bytes in 3 shards\n")
+    assert result.out.endswith("config.yaml was not there when it was saved\n")
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
