@@ -206,6 +206,7 @@ class RunCLI(SettingsCLI):
         settings = self.settings.trainer
         bar = sys.stderr.isatty() if settings.enable_progress_bar is None else settings.enable_progress_bar
         progress = TrainingBar() if bar else ProgressLines()
+        parts["enable_progress_bar"] = bool(bar)  # else Lightning adds a bar of its own
         sources = [SourceFigures(self.datamodule)] if len(self.datamodule.sources) > 1 else []
         own = [Throughput(), StopWhenDiverged(), Overfitting(), ForecastFinalLoss(), *sources, progress]
         self.trainer_defaults["callbacks"] = own

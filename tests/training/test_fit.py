@@ -275,6 +275,7 @@ def test_a_log_has_lines_and_no_bar(bar, lm, fit_arguments, tmp_path):
     result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, f"--trainer.enable_progress_bar={bar}"))
     assert result.code == 0
     assert ("training: " in result.err) == (bar == "true")
+    assert "Epoch" not in result.err + result.out  # Lightning's own bar
     assert bool(re.search(r"^step 2 of 14: loss ", result.out, flags=re.MULTILINE)) == (bar == "null")
 
 
