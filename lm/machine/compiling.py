@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lm.durations import format_duration
+from lm.machine.operators import sources_digest
 from lm.machine.torch_inside import (
     Graph,
     cpp_compiler,
@@ -85,6 +86,12 @@ def compile_or_run(graph: Graph, inputs: list[Any]) -> Graph:
 
 def compile_graph(graph: Graph, inputs: list[Any]) -> Graph:
     """Compiles a graph by Inductor, whatever state its cache is in."""
+    tag = f"{torch.compiler.config.cache_key_tag} {sources_digest()}"
+    with torch.compiler.config.patch(cache_key_tag=tag):  # type: ignore[attr-defined]
+        return _compile_graph(graph, inputs)
+
+
+def _compile_graph(graph: Graph, inputs: list[Any]) -> Graph:
     deleted: set[Path] = set()
     while True:
         try:

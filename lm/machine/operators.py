@@ -13,12 +13,16 @@ directly where no gradient is needed. The result is the same. There is one deriv
 second one, torch.func.grad and derivatives in forward mode are refused.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lm.machine.torch_inside import is_followed, is_forward_mode
+
+_SOURCES: set[str] = set()  # the files that define operators
 
 
 class Operator:
@@ -29,6 +33,7 @@ class Operator:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.function, self.name = function, name
+        _SOURCES.add(function.__code__.co_filename)
         self.op = torch.library.custom_op(name, mutates_args=())(function)
         self.differentiable: type[torch.autograd.Function] | None = None
 
@@ -65,3 +70,15 @@ class Operator:
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
     """Makes a function an operator of this name, such as "lm::double"."""
     return lambda function: Operator(name, function)
+
+
+def sources_digest() -> str:
+    """Returns a digest of the files that define operators.
+
+    Compiled code relies on the shapes that an operator has told when it was compiled, and torch's cache of such code
+    does not know when they change.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(_SOURCES):
+        digest.update(Path(source).read_bytes())
+    return digest.hexdigest()

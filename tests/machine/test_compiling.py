@@ -304,3 +304,18 @@ def test_compilations_that_are_killed(tmp_path):
         assert (again.returncode, again.stdout) == (0, whole.stdout), again.stderr
         assert all(line.startswith("lm fit: ") for line in again.stderr.splitlines()), again.stderr
     assert killed
+
+
+def test_the_key_of_the_cache_names_the_operators(cache, monkeypatch):
+    tags = []
+
+    def inductor(graph, inputs):
+        tags.append(torch.compiler.config.cache_key_tag)
+
+    monkeypatch.setattr(compiling, "run_inductor", inductor)
+    with torch.compiler.config.patch(cache_key_tag="mine"):
+        for digest in ("one", "two"):
+            monkeypatch.setattr(compiling, "sources_digest", lambda digest=digest: digest)
+            compiling.compile_graph(len, [])
+        assert torch.compiler.config.cache_key_tag == "mine"
+    assert tags == ["mine one", "mine two"]

@@ -1,6 +1,7 @@
 """Operators: the short ways compute what torch.library's operator does, and refuse what it refuses."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
+from lm.machine import operators
 from lm.machine.operators import operator
 from lm.machine.torch_inside import without_memory
 
@@ -121,3 +123,21 @@ def test_an_operator_without_a_backward_pass_is_not_differentiated():
     y = scaled_square_backward(x, x, 1.0)
     with pytest.raises(RuntimeError, match="autograd"):
         y.sum().backward()
+
+
+def test_digest_of_the_sources_changes_with_them(tmp_path, monkeypatch):
+    """Compiled code that relies on an older version's shapes must not be used."""
+    monkeypatch.setattr(operators, "_SOURCES", {str(tmp_path / "a.py"), str(tmp_path / "b.py")})
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    before = operators.sources_digest()
+    assert operators.sources_digest() == before
+    (tmp_path / "b.py").write_text("x = 2\n")
+    assert operators.sources_digest() != before
+
+
+def test_files_of_all_operators_are_known():
+    import lm.model.fast_kernels  # noqa: F401
+
+    names = {Path(source).name for source in operators._SOURCES}
+    assert names >= {"fast.py", "fast_attention.py", "fast_head.py", "fast_loss.py", "fast_sublayers.py"}
