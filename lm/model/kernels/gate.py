@@ -9,13 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from lm.machine.kernels import FIELDS, SMALL, compiled, portion, run
-from lm.machine.lanes import BFLOAT16, FLOAT32, at, everywhere, exp, for_each, load, store
+from lm.machine.lanes import BFLOAT16, FLOAT32, at, everywhere, exp, for_each, load, reciprocal, store
 from tokenization.native.instructions import instruction, load64
 
 
 def _sigmoid(builder: Any, numbers: Any) -> Any:
-    one = everywhere(1.0, numbers.type.count)
-    return builder.fdiv(one, builder.fadd(one, exp(builder, builder.fneg(numbers))))
+    """Below -69 it is 1e-30, as its reciprocal must not overflow."""
+    least = everywhere(-69.0, numbers.type.count)
+    numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
+    return reciprocal(builder, builder.fadd(everywhere(1.0, numbers.type.count), exp(builder, builder.fneg(numbers))))
 
 
 def _gate(size: int) -> Callable[[int, int, int, int], int]:

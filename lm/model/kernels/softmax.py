@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lm.machine.kernels import FIELDS, SMALL, compiled, portion, run, team_size, thread_of
@@ -16,7 +17,9 @@ from lm.machine.lanes import (
     BFLOAT16,
     FLOAT,
     FLOAT32,
+    INT,
     LANES,
+    LONG,
     Total,
     at,
     everywhere,
@@ -31,9 +34,24 @@ from lm.machine.lanes import (
 from tokenization.native.instructions import instruction, load64
 
 
-def _fill(builder: Any, row: Any, start: Any, stop: Any, size: int, number: float) -> None:
-    with loop(builder, start, stop, 1) as index:
-        store(builder, everywhere(number, 1), at(builder, row, index, size), size)
+def _hide(builder: Any, row: Any, count: Any, reach: Any, size: int) -> None:
+    """Replaces the last numbers, from `count` to before `reach`, by -inf; they are fewer than a vector has."""
+    hidden = float("-inf")
+    whole = builder.icmp_signed("==", builder.and_(reach, LONG(LANES - 1)), LONG(0))
+    with builder.if_else(whole) as (in_one, one_by_one):
+        with in_one:
+            start = builder.sub(reach, LONG(LANES))
+            place, numbers = at(builder, row, start, size), ir.VectorType(LONG, LANES)
+            room = builder.sub(count, start)
+            nothing = ir.Constant(numbers, ir.Undefined)
+            ends = builder.shuffle_vector(
+                builder.insert_element(nothing, room, INT(0)), nothing, ir.Constant(ir.VectorType(INT, LANES), None)
+            )
+            seen = builder.icmp_signed("<", ir.Constant(numbers, list(range(LANES))), ends)
+            scores = builder.select(seen, load(builder, place, LANES, size), everywhere(hidden, LANES))
+            store(builder, scores, place, size)
+        with one_by_one, loop(builder, count, reach, 1) as index:
+            store(builder, everywhere(hidden, 1), at(builder, row, index, size), size)
 
 
 def _softmax(size: int) -> Callable[[int, int, int, int, int], int]:
@@ -42,7 +60,7 @@ def _softmax(size: int) -> Callable[[int, int, int, int, int], int]:
     @instruction
     def softmax(builder: Any, row: Any, count: Any, reach: Any, length: Any, scratch: Any) -> None:
         """Replaces the first `count` scores of a row by their softmax, the others by 0; whole vectors end at reach."""
-        _fill(builder, row, count, reach, size, float("-inf"))
+        _hide(builder, row, count, reach, size)
         _, total = exponentials(builder, row, reach, size, scratch)
         inverse = builder.fdiv(FLOAT(1.0), total)
 
