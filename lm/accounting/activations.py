@@ -186,7 +186,8 @@ def _compiled(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangeme
         elif isinstance(module, MultiHeadSelfAttention):
             kept["projections"] += 2 * stream
             if how.attention == "blocks":
-                weights = size * sum((end - start) * end for start, end in spans(length))
+                blocks = spans(batch_size * model.num_heads, length, size)
+                weights = size * sum((end - start) * end for start, end in blocks)
             elif how.attention == "plain":  # before and after softmax, and one mask
                 weights = 2 * size * length**2
             else:  # one number for each query, and the output as the kernel wrote it

@@ -19,6 +19,7 @@ from lm.machine.torch_inside import softmax_backward
 from lm.model.attention import causal_attention
 
 BLOCK = 128  # queries; the fastest, or nearly, at contexts of 128 to 4096 tokens
+WHOLE = 1 << 22  # bytes: where all weights take less, one block is faster, as fewer products are worth more
 LONGEST_FOR_BLOCKS = 1024  # tokens; PyTorch's kernels were faster at longer contexts
 
 
@@ -42,21 +43,26 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return values.view_as(q)
 
 
-def spans(length: int) -> list[tuple[int, int]]:
-    """Returns where each block of queries begins, and where it ends (exclusive)."""
-    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+def spans(n: int, length: int, size: int) -> list[tuple[int, int]]:
+    """Returns where each block of queries begins, and where it ends (exclusive).
+
+    n: heads, of all sequences together; size: bytes of a number.
+    """
+    block = BLOCK if size * n * length**2 >= WHOLE else max(1, length)
+    return [(start, min(start + block, length)) for start in range(0, length, block)]
 
 
 def _split_probabilities(flat: Tensor, n: int, length: int) -> list[Tensor]:
     """Views the flat tensor of all attention weights block by block: each (n, queries, keys up to the block's end)."""
-    shapes = [(n, end - start, end) for start, end in spans(length)]
+    shapes = [(n, end - start, end) for start, end in spans(n, length, flat.element_size())]
     parts = torch.split(flat, [math.prod(shape) for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def new_probabilities(q: Tensor) -> Tensor:
     """Returns room for the attention weights of q (n, seq, d_k), flat."""
-    return q.new_empty(len(q) * sum((end - start) * end for start, end in spans(q.shape[1])))
+    blocks = spans(len(q), q.shape[1], q.element_size())
+    return q.new_empty(len(q) * sum((end - start) * end for start, end in blocks))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, kernels: bool = False) -> Tensor:
@@ -68,7 +74,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, kernels: bool = False)
         from lm.model.kernels.softmax import causal_softmax  # needs llvmlite
     n, length, _ = q.shape
     values = torch.empty_like(q)
-    for (start, end), weights in zip(spans(length), _split_probabilities(kept, n, length), strict=True):
+    blocks = spans(n, length, q.element_size())
+    for (start, end), weights in zip(blocks, _split_probabilities(kept, n, length), strict=True):
         if kernels:
             torch.bmm(q[:, start:end], k[:, :end].mT, out=weights)
             causal_softmax(weights, start)
@@ -99,7 +106,7 @@ def attend_backward(
     if kernels:
         from lm.model.kernels.softmax import causal_softmax_backward
     n, length, _ = q.shape
-    blocks = list(zip(spans(length), _split_probabilities(kept, n, length), strict=True))
+    blocks = list(zip(spans(n, length, q.element_size()), _split_probabilities(kept, n, length), strict=True))
     for (start, end), weights in reversed(blocks):  # the last block reads every key: it writes, the others add
         d_block = d_values[:, start:end]
         d_scores = torch.bmm(d_block, v[:, :end].mT)
