@@ -39,7 +39,9 @@ def orthogonalize(matrices: Tensor, iteration: Iteration = JORDAN) -> Tensor:
     """Sets all singular values near 1: each matrix U S V^T of (..., rows, columns) -> about U V^T."""
     x: Tensor = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT  # x x^T is the smaller square
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) * iteration.safety + 1e-7)
-    for a, b, c in iteration.coefficients:
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return x if matrices.shape[-2] <= matrices.shape[-1] else x.mT
+    x = x.flatten(0, -3) if x.ndim > 2 else x[None]
+    for a, b, c in iteration.coefficients:  # a product and the sum with it are one operation
+        square = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x if matrices.shape[-2] <= matrices.shape[-1] else x.mT).view(matrices.shape)
