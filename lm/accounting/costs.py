@@ -205,8 +205,8 @@ def training_seconds(model: TransformerLM, num_tokens: float, peak: float, mfu: 
 def worth_compiling(model: TransformerLM, num_tokens: float, device_type: str, kernels: bool) -> bool:
     """Tells whether a run, by a rough guess at the device's speed, takes the minutes that make compiling pay.
 
-    kernels: whether our own compute what lies between the products (fast.py), which leaves a compiler on a CPU a few
-    percent of a step. Without them, compiling the demo took 45 s on two cores, and made its steps a quarter shorter.
+    kernels: whether our own compute what lies between the products on a CPU (fast.py), which leaves nothing to a
+    compiler. Without them, compiling the demo took 45 s on two cores, and made its steps a quarter shorter.
     """
-    speed, seconds = (1e11, 2400 if kernels else 240) if device_type == "cpu" else (1e14, 120)
-    return num_tokens * training_flops_per_token(model) / speed > seconds
+    speed, seconds = (1e11, 240) if device_type == "cpu" else (1e14, 120)
+    return not kernels and num_tokens * training_flops_per_token(model) / speed > seconds

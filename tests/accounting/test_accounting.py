@@ -279,7 +279,9 @@ def test_recomputing_keeps_one_block_and_what_each_begins_with():
 def test_arrangement_is_the_one_that_fit_chooses():
     settings = {**SMALL, "fast": True, "attention": "auto", "compile": "auto", "recompute_activations": False}
     assert arrange(settings, "bf16-mixed", 1e4) == Arrangement("blocks", True, True, False, kernels=True)
-    assert arrange(settings, "32-true", 1e12) == Arrangement("blocks", True, False, True, kernels=True)
+    assert arrange(settings, "32-true", 1e12) == Arrangement("blocks", True, False, False, kernels=True)
+    assert costs.worth_compiling(make_model(settings), 1e12, "cpu", kernels=False)
+    assert not costs.worth_compiling(make_model(settings), 10, "cpu", kernels=False)
     assert arrange({**settings, "context_length": 2048}, "32-true", 10).attention == "sdpa"
     assert arrange({**settings, "fast": False}, "32-true", 1e12) == Arrangement()
 
