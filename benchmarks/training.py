@@ -5,11 +5,12 @@
   python benchmarks/training.py --ladder          what each step of the fast path gives, one after another
 
 Each contestant is a process of its own, so that its peak memory is its own. All are started, compile, and drop their
-first steps; then each makes one step at a time, in turn, while the others wait: a machine is not equally fast all the
-time, and only ratios within a round mean anything. All train in bfloat16 where the processor has it.
+first steps; then in each round every contestant makes one step, in a random order, while the others wait: a machine is
+not equally fast all the time, and only ratios within a round mean anything. All train in bfloat16 where the processor
+has it.
 
-  lm fit         the command, with Trainer, callbacks and logging, compiled; "eager" without torch.compile
-  old            the same of the older version                  bare loop   our model and optimizer without the command
+  lm fit         the command, with Trainer, callbacks and logging, as it is; "compiled" by torch.compile
+  old            the older version, compiled; "eager" is not    bare loop   our model and optimizer without the command
   lm fit plain   with model.fast false                          llama, gpt2 transformers' models, compiled, with torch's
   litgpt         if it is installed; compiled                               fused AdamW and cross_entropy
 
@@ -21,6 +22,7 @@ import argparse
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -36,15 +38,16 @@ from training_stages.turns import Turns
 
 ROOT = Path(__file__).parent.parent
 WARMUP = 3  # steps that are not counted
+SPINS = 300_000  # GNU OpenMP's default; where it is set, `lm fit` does not take the turns of others for another program
 GROUPS = {  # a heading: the shape, the rounds, and who takes turns; not all at once, for the sake of memory
-    "The handout's base model": ("base", 10, ["lm fit", "lm fit eager", "old", "llama", "gpt2", "litgpt"]),
+    "The handout's base model": ("base", 10, ["lm fit", "lm fit compiled", "old", "llama", "gpt2", "litgpt"]),
     "The same, others with our allocator settings": (
         "base",
         10,
         ["lm fit", "llama + memory", "gpt2 + memory", "litgpt + memory"],
     ),
-    "configs/experiments/adamw.yaml's shape": ("adamw", 40, ["lm fit", "lm fit eager", "old", "old eager"]),
-    "configs/tinystories-fast.yaml's shape, with Muon": ("fast", 40, ["lm fit", "lm fit eager", "old", "old eager"]),
+    "configs/experiments/adamw.yaml's shape": ("adamw", 40, ["lm fit", "lm fit compiled", "old", "old eager"]),
+    "configs/tinystories-fast.yaml's shape, with Muon": ("fast", 40, ["lm fit", "lm fit compiled", "old", "old eager"]),
 }
 
 
@@ -85,7 +88,12 @@ def take_turns(names: list[str], shape: str, rounds: int, args: argparse.Namespa
             command = [sys.executable, __file__, "--one", name, "--shape", shape]
             command += ["--old", str(args.old.resolve())] if args.old else []
             workers[name] = subprocess.Popen(
-                command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                command,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={"GOMP_SPINCOUNT": str(SPINS)} | os.environ,
             )
             say(f"{shape}: {name} starts")
             start = time.monotonic()
@@ -93,7 +101,7 @@ def take_turns(names: list[str], shape: str, rounds: int, args: argparse.Namespa
                 ask(name, workers[name])
             results[name].append({"start": time.monotonic() - start})
         for number in range(rounds):
-            for name in names:
+            for name in random.Random(number).sample(names, len(names)):  # who comes after whom must not matter
                 say(f"{shape}: round {number + 1} of {rounds}: {name}")
                 results[name].append(ask(name, workers[name]))
     finally:

@@ -8,6 +8,7 @@ from training_stages.shapes import CONTEXT, D_FF, D_MODEL, HEADS, LAYERS, SHAPES
 from training_stages.turns import Turns
 
 ROOT = Path(__file__).parents[2]
+COMPILE = {"lm fit": "auto", "lm fit compiled": "true", "lm fit plain": "false", "old": "true", "old eager": "false"}
 
 
 def make_data(folder: Path) -> None:
@@ -51,7 +52,7 @@ def lm_fit(folder: Path, name: str, shape: str, turns: Turns) -> None:
         "data.tokenizer": folder / "tok",
         "data.batch_size": SHAPES[shape]["batch_size"],
         "samples.max_new_tokens": 0,
-        "model.compile": str(not name.endswith(("plain", "eager"))).lower(),
+        "model.compile": COMPILE[name],
         "model.fast": str(not name.endswith("plain")).lower(),
         "model.optimizer": "muon" if shape == "fast" else "adamw",
     } | {f"model.{key}": value for key, value in model.items()}
