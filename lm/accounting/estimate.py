@@ -4,12 +4,13 @@ The figures are computed in costs.py and activations.py. They are for one proces
 products; not_counted lists the settings of a configuration for which they do not hold.
 """
 
+import math
 from typing import Any
 
 from jsonargparse import Namespace
 
 from lm.accounting import activations, costs
-from lm.accounting.activations import arrange, make_model, run_tokens
+from lm.accounting.activations import Arrangement, arrange, make_model, run_tokens
 
 COUNTED: dict[str, tuple[object, ...]] = {  # the values of the Trainer's settings for which the figures hold
     "accelerator": ("auto", "cpu"),
@@ -29,10 +30,8 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
     model, how = make_model(settings), arrange(settings, config.trainer.precision, run_tokens(config))
     forward = costs.forward_flops(model)
     handout = {part: 4 * count for part, count in costs.handout_activations(model, edition).items()}
-    one, two = (activations.kept_bytes(settings, size, how) for size in (1, 2))
     ours = activations.kept_bytes(settings, batch_size, how)
     state = costs.state_bytes(model, settings["optimizer"], settings["ema_decay"] > 0)
-    per_sequence = sum(two.values()) - sum(one.values())
     fixed = sum(state.values())
     return {
         "settings": settings | model.settings,
@@ -53,11 +52,25 @@ def estimate(config: Namespace, edition: int, memory: float) -> dict[str, Any]:
         "memory": memory,
         "largest_batch": {
             "handout": costs.largest_batch(memory, fixed, sum(handout.values())),
-            "ours": costs.largest_batch(memory, fixed + sum(one.values()) - per_sequence, per_sequence),
+            "ours": _largest_batch(memory - fixed, settings, how),
         },
         "peak_bytes": activations.expected_peak(config),
         "not_counted": not_counted(config.trainer),
     }
+
+
+def _largest_batch(room: float, settings: dict[str, Any], how: Arrangement) -> int:
+    """Returns the largest batch that keeps no more bytes than there is room.
+
+    They grow linearly with the batch, but for a step where attention changes to blocks: a second estimate begins where
+    the first one ends.
+    """
+    batch = 1
+    for _ in range(2):
+        start = max(1, batch)
+        here, more = (sum(activations.kept_bytes(settings, size, how).values()) for size in (start, start + 1))
+        batch = start + math.floor((room - here) / (more - here))
+    return max(0, batch)
 
 
 def not_counted(trainer: Namespace) -> list[str]:
