@@ -202,11 +202,11 @@ def training_seconds(model: TransformerLM, num_tokens: float, peak: float, mfu: 
     return training_flops_per_token(model) * num_tokens / (peak * mfu)
 
 
-def worth_compiling(model: TransformerLM, num_tokens: float, device_type: str, kernels: bool) -> bool:
+def worth_compiling(model: TransformerLM, num_tokens: float, device_type: str) -> bool:
     """Tells whether a run, by a rough guess at the device's speed, takes the minutes that make compiling pay.
 
-    kernels: whether our own compute what lies between the products on a CPU (fast.py), which leaves nothing to a
-    compiler. Without them, compiling the demo took 45 s on two cores, and made its steps a quarter shorter.
+    That is without our own kernels on a CPU, which leave nothing to a compiler (fast.kernels_do_all). Without them,
+    compiling the demo took 45 s on two cores, and made its steps a quarter shorter.
     """
     speed, seconds = (1e11, 240) if device_type == "cpu" else (1e14, 120)
-    return not kernels and num_tokens * training_flops_per_token(model) / speed > seconds
+    return num_tokens * training_flops_per_token(model) / speed > seconds

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lm.accounting.costs import worth_compiling
 from lm.machine.compiling import compile_or_run, why_not_compiled
-from lm.model.fast import speed_up, why_no_kernels
+from lm.model.fast import kernels_do_all, speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention
 from lm.model.fast_loss import keeps_logits
 from lm.model.transformer import TransformerLM
@@ -37,7 +37,7 @@ def install_fast_path(task: "LanguageModel") -> tuple[str, bool]:
             " take adamw"
         )
     kernels = device == "cpu" and not why_no_kernels()
-    compiled = task.trainer.state.fn == "fit" and should_compile(task, device, kernels)
+    compiled = task.trainer.state.fn == "fit" and should_compile(task, device, attention)
     keep_logits = compiled and device == "cuda" and logits_fit(task)
     speed_up(model, attention, joint_products=device != "cpu", keep_logits=keep_logits, kernels=kernels)
     description = f"attention {attention}, loss {'from whole logits' if keep_logits else 'in chunks'}"
@@ -66,12 +66,15 @@ def shard(model: TransformerLM, mesh: DeviceMesh, precision: str) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def should_compile(task: "LanguageModel", device: str, kernels: bool) -> bool:
+def should_compile(task: "LanguageModel", device: str, attention: str) -> bool:
     """Whether to compile: requested, or worth it for a run of this length, and possible."""
     wanted = task.hparams["compile"]
     if wanted == "auto":
         tokens = (task.tokens_per_batch() or 0) * max(0, task.trainer.max_steps)
-        wanted = worth_compiling(task.model, tokens * task.trainer.accumulate_grad_batches, device, kernels)
+        tokens *= task.trainer.accumulate_grad_batches
+        wanted = worth_compiling(task.model, tokens, device) and not (
+            device == "cpu" and kernels_do_all(task.model, attention)
+        )
     if wanted and (reason := why_not_compiled(device)):
         if task.global_rank == 0:
             print(f"lm fit: {reason}; training goes on without it", file=sys.stderr)

@@ -48,7 +48,7 @@ class LanguageModel(LightningModule):
         fast: false computes everything with the plain modules, which are written to be read: slower, the same numbers.
         attention: how it is computed: in blocks of queries, by PyTorch's fused kernels (sdpa), or plainly; auto
             chooses by device and context length.
-        compile: use torch.compile; auto does so if the run is long enough for it to pay off.
+        compile: use torch.compile; auto does so if the run is long enough for that to pay off, never with our kernels.
         recompute_activations: recompute each block's activations in the backward pass: less memory, more time.
         z_loss: weight of the penalty on the softmax's normalizer; validation reports the cross-entropy alone.
         optimizer: adamw for all weights; or muon for the layers' matrices and AdamW for the rest; normuon also
@@ -234,7 +234,7 @@ class LanguageModel(LightningModule):
         if bad and self.trainer.state.fn != "fit":
             raise InputError(words)
         if bad and self.global_rank == 0:
-            print(f"lm fit: step {self.global_step}: {words}", file=sys.stderr)
+            print(f"lm fit: step {self.global_step:,}: {words}", file=sys.stderr)
         about = self.data.files["validate"].description if self.data is not None else None
         found = metrics(means, about.tokens, about.bytes) if about is not None else metrics(means)
         figures = {f"val/{name}": value for name, value in found.items()}

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lm.accounting import costs
+from lm.accounting import activations, costs
 from lm.accounting.activations import Arrangement, arrange, kept_bytes, make_model
 from lm.accounting.costs import (
     PARTS,
@@ -19,7 +19,9 @@ from lm.accounting.costs import (
     preset,
     state_bytes,
 )
+from lm.accounting.estimate import _largest_batch
 from lm.experiments.shares import shares
+from lm.model import fast_attention
 from lm.model.fast import speed_up
 from lm.model.transformer import TransformerLM
 from lm.optim.adamw import AdamW, adamw_update
@@ -257,6 +259,30 @@ def test_what_is_kept_is_what_autograd_saves(changes, half):
         assert sum(kept_bytes(settings, 2, how).values()) == really_kept(settings, 2, how), how
 
 
+def test_what_several_blocks_keep(monkeypatch):
+    monkeypatch.setattr(fast_attention, "WHOLE", 0)
+    activations._traced.cache_clear()
+    try:
+        for kernels in (False, True):
+            settings, how = {**SMALL, "context_length": 300}, Arrangement("blocks", True, True, kernels=kernels)
+            assert sum(kept_bytes(settings, 2, how).values()) == really_kept(settings, 2, how)
+    finally:
+        activations._traced.cache_clear()
+
+
+@pytest.mark.parametrize("changes", [{}, {"context_length": 256, "num_heads": 16, "d_model": 64}], ids=str)
+@pytest.mark.parametrize("room", [1e5, 3e7, 1e9])
+def test_the_largest_batch_is_the_last_that_fits(changes, room):
+    """Also where small batches attend in one block, and large ones in several."""
+    settings, how = {**SMALL, **changes}, Arrangement("blocks", True, True, kernels=True)
+
+    def kept(batch_size: int) -> int:
+        return sum(kept_bytes(settings, batch_size, how).values()) if batch_size else 0
+
+    largest = _largest_batch(room, settings, how)
+    assert kept(largest) <= room < kept(largest + 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "attention", "half"),
     [({}, "blocks", True), ({"norm_position": "post", "feed_forward": "silu"}, "sdpa", False)],
@@ -280,8 +306,9 @@ def test_arrangement_is_the_one_that_fit_chooses():
     settings = {**SMALL, "fast": True, "attention": "auto", "compile": "auto", "recompute_activations": False}
     assert arrange(settings, "bf16-mixed", 1e4) == Arrangement("blocks", True, True, False, kernels=True)
     assert arrange(settings, "32-true", 1e12) == Arrangement("blocks", True, False, False, kernels=True)
-    assert costs.worth_compiling(make_model(settings), 1e12, "cpu", kernels=False)
-    assert not costs.worth_compiling(make_model(settings), 10, "cpu", kernels=False)
+    for changes in ({"qk_norm": True}, {"norm_position": "post"}, {"feed_forward": "silu"}, {"context_length": 2048}):
+        assert arrange({**settings, **changes}, "32-true", 1e12).compiled
+        assert not arrange({**settings, **changes}, "32-true", 10).compiled
     assert arrange({**settings, "context_length": 2048}, "32-true", 10).attention == "sdpa"
     assert arrange({**settings, "fast": False}, "32-true", 1e12) == Arrangement()
 
