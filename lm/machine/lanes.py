@@ -2,7 +2,7 @@
 
     loop, for_each      repeat what is built inside;  for_each takes as many numbers at once as are left
     load, store         numbers in memory, float32 or bfloat16, as vectors of float32
-    exp, log, sum_of    functions of a vector
+    exp, log, reciprocal, sum_of      functions of a vector
 
 The tokenizer's compiler translates kernels. They know int64 alone: an address is one, and a float is passed as its 32
 bits. What is here takes LLVM's builder first, and addresses, indices and lengths as int64.
@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import binding as llvm  # type: ignore[import-untyped]
+from llvmlite import ir
 
 from tokenization.native.compiling import host_features
 
@@ -84,12 +85,16 @@ class BFloat(ir.Type):  # type: ignore[misc]
 
 @functools.cache
 def rounds_at_once() -> bool:
-    """Tells whether this processor has an instruction that rounds to bfloat16."""
-    return "+avx512bf16" in host_features().split(",")
+    """Tells whether this processor has an instruction that rounds to bfloat16, for vectors of any length.
+
+    Older versions of LLVM call a function for single numbers instead, which is not there.
+    """
+    needed = {"+avx512bf16", "+avx512vl"}
+    return needed <= {*host_features().split(",")} and llvm.llvm_version_info >= (18,)
 
 
 def rounded(builder: Any, numbers: Any) -> Any:
-    """Returns a vector of float32 as the bits of bfloat16; the processor's own instruction makes denormal numbers 0."""
+    """Returns a vector of float32 as the bits of bfloat16; the processor's own turns denormal numbers into 0."""
     length = numbers.type.count
     if rounds_at_once():
         halves = ir.VectorType(ir.IntType(16), length)
@@ -225,8 +230,8 @@ def exp(builder: Any, x: Any) -> Any:
 def reciprocal(builder: Any, x: Any) -> Any:
     """Computes 1 / x to about 2 units in the last place, for x between 1e-30 and 1e30; NaN stays NaN.
 
-    A guess from the exponent, which is off by an eighth at most, and three of Newton's steps, y <- y (2 - x y), each of
-    which squares the error: less than half of a division's time.
+    A guess from the exponent, which is off by a twentieth at most, and three of Newton's steps, y <- y (2 - x y), each
+    of which squares the error; this takes less than half of a division's time.
     """
     length = x.type.count
     ints = ir.VectorType(INT, length)

@@ -14,10 +14,12 @@ from tokenization.native.instructions import instruction, load64
 
 
 def _sigmoid(builder: Any, numbers: Any) -> Any:
-    """Below -69 it is 1e-30, as its reciprocal must not overflow."""
-    least = everywhere(-69.0, numbers.type.count)
-    numbers = builder.select(builder.fcmp_ordered("<", numbers, least), least, numbers)
-    return reciprocal(builder, builder.fadd(everywhere(1.0, numbers.type.count), exp(builder, builder.fneg(numbers))))
+    """Computes 1 / (1 + e^-x); below -69 it is 0, as `reciprocal` knows no larger numbers."""
+    zero, one, least = (everywhere(number, numbers.type.count) for number in (0.0, 1.0, -69.0))
+    below = builder.fcmp_ordered("<", numbers, least)
+    numbers = builder.select(below, least, numbers)
+    sigmoid = reciprocal(builder, builder.fadd(one, exp(builder, builder.fneg(numbers))))
+    return builder.select(below, zero, sigmoid)
 
 
 def _gate(size: int) -> Callable[[int, int, int, int], int]:
