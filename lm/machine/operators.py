@@ -13,6 +13,7 @@ directly where no gradient is needed. The result is the same. There is one deriv
 second one, torch.func.grad and derivatives in forward mode are refused.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 
 from lm.machine.torch_inside import is_followed, is_forward_mode
 
-_SOURCES: set[str] = set()  # the files that define operators
+_SOURCES: dict[str, str] = {}  # the files that define operators, each with the digest that it had then
 
 
 class Operator:
@@ -33,7 +34,7 @@ class Operator:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.function, self.name = function, name
-        _SOURCES.add(function.__code__.co_filename)
+        _add_source(function.__code__.co_filename)
         self.op = torch.library.custom_op(name, mutates_args=())(function)
         self.differentiable: type[torch.autograd.Function] | None = None
 
@@ -75,10 +76,12 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
 def sources_digest() -> str:
     """Returns a digest of the files that define operators.
 
-    Compiled code relies on the shapes that an operator has told when it was compiled, and torch's cache of such code
-    does not know when they change.
+    Compiled code relies on the shapes that an operator told at its compilation, and torch's cache of such code does not
+    know when they change.
     """
-    digest = hashlib.sha256()
-    for source in sorted(_SOURCES):
-        digest.update(Path(source).read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(repr(sorted(_SOURCES.items())).encode()).hexdigest()
+
+
+def _add_source(path: str) -> None:
+    with contextlib.suppress(OSError):  # a notebook's cell has no file
+        _SOURCES[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
