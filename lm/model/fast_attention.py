@@ -1,7 +1,8 @@
 """Two faster ways to compute causal attention, without the whole (seq, seq) matrix of scores.
 
     block_attention    takes a block of queries at a time: keys after the block are never read, and its scores fit the
-                       cache. It has a backward pass of its own. Best for short contexts on a CPU.
+                       cache. Where all scores do, there is one block. It has a backward pass of its own. Best for
+                       short contexts on a CPU.
     torch_attention    calls PyTorch's fused kernels, which keep no scores at all. Best for GPUs and long contexts.
 
 Both compute attention.causal_attention, and the tests compare them with it.
@@ -19,7 +20,7 @@ from lm.machine.torch_inside import softmax_backward
 from lm.model.attention import causal_attention
 
 BLOCK = 128  # queries; the fastest, or nearly, at contexts of 128 to 4096 tokens
-WHOLE = 1 << 22  # bytes: where all weights take less, one block is faster, as fewer products are worth more
+WHOLE = 1 << 22  # bytes: where all attention weights take less, fewer products gain more than skipped keys
 LONGEST_FOR_BLOCKS = 1024  # tokens; PyTorch's kernels were faster at longer contexts
 
 
@@ -34,7 +35,7 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Computes causal attention, BLOCK queries at a time: q, k, v (..., seq, d_k) -> (..., seq, d_k).
+    """Computes causal attention, a block of queries at a time: q, k, v (..., seq, d_k) -> (..., seq, d_k).
 
     All three are of one shape, with at least one leading dimension.
     """
@@ -46,7 +47,7 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def spans(n: int, length: int, size: int) -> list[tuple[int, int]]:
     """Returns where each block of queries begins, and where it ends (exclusive).
 
-    n: heads, of all sequences together; size: bytes of a number.
+    n: the heads of all sequences together; size: bytes of a number.
     """
     block = BLOCK if size * n * length**2 >= WHOLE else max(1, length)
     return [(start, min(start + block, length)) for start in range(0, length, block)]

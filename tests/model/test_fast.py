@@ -2,6 +2,7 @@
 of training, in float32 to 1e-5 and in bfloat16 as near to float32 as the plain way is; compiled, recomputed, padded."""
 
 import copy
+import math
 import os
 import pickle
 import re
@@ -18,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lm.accounting.costs import forward_flops_per_token, training_flops_per_token
 from lm.machine.compiling import compile_graph
 from lm.machine.resources import granted_cores
+from lm.model import fast_attention
 from lm.model.attention import causal_attention
 from lm.model.fast import FastAttention, FastSwiGLU, embed, speed_up
-from lm.model.fast_attention import BLOCK, CAUSAL_ATTENTIONS, _attend, choose_attention
+from lm.model.fast_attention import BLOCK, CAUSAL_ATTENTIONS, WHOLE, _attend, choose_attention, spans
 from lm.model.fast_head import _kernel_cross_entropy, kernel_cross_entropy
 from lm.model.fast_loss import (
     KERNEL_ROWS,
@@ -47,9 +49,29 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """Attention takes several blocks, as it does where its weights are many."""
+    monkeypatch.setattr(fast_attention, "WHOLE", 0)
+
+
+@pytest.fixture(params=[0, math.inf], ids=["in blocks", "in one block"])
+def blocks(request, monkeypatch):
+    monkeypatch.setattr(fast_attention, "WHOLE", request.param)
+
+
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 
+def test_blocks_of_queries():
+    assert spans(2, 300, 4) == [(0, 300)]
+    assert spans(100, 300, 4) == [(0, 128), (128, 256), (256, 300)]
+    assert spans(WHOLE // 256**2 // 2, 256, 2) == [(0, 128), (128, 256)]
+    assert spans(WHOLE // 256**2 // 2 - 1, 256, 2) == [(0, 256)]
+    assert spans(0, 0, 4) == spans(3, 0, 4) == []
+
+
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("name", FAST_ATTENTIONS)
 @pytest.mark.parametrize("length", [1, 7, BLOCK, BLOCK + 1, 2 * BLOCK + 9])
 @pytest.mark.parametrize("leading", [(1,), (2, 3)])
@@ -78,6 +100,7 @@ def test_embed_indexes(leading):
     torch.library.opcheck(embed.op, (weight, token_ids))
 
 
+@pytest.mark.usefixtures("in_blocks")
 def test_blocks_see_no_later_position():
     q, k, v = (torch.randn(2, 2 * BLOCK, 4) for _ in range(3))
     before = CAUSAL_ATTENTIONS["blocks"](q, k, v)
@@ -201,6 +224,7 @@ def test_a_loss_that_is_not_a_number_is_not_hidden_in_whole_logits():
     assert whole_cross_entropy(logits, targets).isnan()
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.filterwarnings("ignore")
 def test_torch_finds_nothing_wrong_with_the_operators():
     q, k, v = (torch.randn(2, BLOCK + 3, 4, requires_grad=True) for _ in range(3))
@@ -280,6 +304,7 @@ def plain_numbers(**settings) -> tuple[torch.Tensor, torch.Tensor, dict[str, tor
         {"tie_embeddings": True, "qk_norm": True, "z_loss": 0.01},
     ],
 )
+@pytest.mark.usefixtures("in_blocks")
 def test_logits_loss_and_every_gradient(attention, joint, keep, kernels, settings):
     plain, fast = pair(attention, joint, keep, kernels, **settings)
     assert plain.state_dict().keys() == fast.state_dict().keys()
@@ -294,6 +319,7 @@ def test_logits_loss_and_every_gradient(attention, joint, keep, kernels, setting
 
 @pytest.mark.parametrize(("keep", "kernels"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
+@pytest.mark.usefixtures("blocks")
 def test_bfloat16(attention, keep, kernels):
     """The loss to 2e-3; each gradient, as a vector, at most 1.5 times as far from float32's as the plain way's is."""
     plain, fast = pair(attention, keep=keep, kernels=kernels)
@@ -327,6 +353,7 @@ def trained_plainly() -> tuple[TransformerLM, list[float]]:
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("attention", FAST_ATTENTIONS)
+@pytest.mark.usefixtures("in_blocks")
 def test_ten_steps(attention, foreach, kernels, trained_plainly):
     """The weights to 2e-6, for which eps must be large: AdamW's first step, lr g / (|g| + eps), makes of a difference
     in a small gradient one of lr / eps times as much in the weight. That is 300 here, and 3e5 at the usual 1e-8, where
