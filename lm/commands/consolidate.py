@@ -61,7 +61,7 @@ def run(argv: list[str]) -> None:
         bar.update(1)
     number = len(shards.digests)
     size = f"{output.stat().st_size:,} bytes from {number} shard{'s' if number > 1 else ''}"
-    print(f"{path} -> {output}: step {checkpoint['global_step']}, {size}")
+    print(f"{path} -> {output}: step {checkpoint['global_step']:,}, {size}")
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def print_suggestion(test: "RangeTest") -> None:
     lowest, suggestion = suggest(test.rates, test.losses)
     loss = min(filter(math.isfinite, smooth(test.losses, HALF_WINDOW)))
     if test.diverged:
-        print(f"diverged at step {len(test.rates)}, learning rate {test.rates[-1]:.2g}")
+        print(f"diverged at step {len(test.rates):,}, learning rate {test.rates[-1]:.2g}")
     else:
         print(f"did not diverge up to {test.rates[-1]:.2g}")
     print(f"the smoothed loss is lowest, {loss:.3f}, at {lowest:.2g}")

@@ -1,9 +1,8 @@
 """`lm import`: imports a Hugging Face Llama as a run."""
 
-from pathlib import Path
 from typing import Any
 
-from lm.commands import new_parser
+from lm.commands import named_path, new_parser
 from lm.interchange.foreign import SETTINGS, read_json, shown
 from lm.interchange.huggingface import read_llama, write_run
 from lm.runs.folder import CONFIG, TOKENIZER
@@ -26,7 +25,7 @@ imports and runs any module, so read a stranger's before you use it.
 def make_parser() -> ArgumentParser:
     """Returns the parser of `lm import`."""
     parser = new_parser("import", HELP)
-    parser.add_argument("folder", type=Path, help="a folder written by save_pretrained or `lm export --format hf`")
+    parser.add_argument("folder", type=named_path, help="a folder from save_pretrained or `lm export --format hf`")
     parser.add_argument("--output", required=True, type=output_path, help="the run's folder, which must not exist yet")
     return parser
 

@@ -59,7 +59,7 @@ def findings(checkpoint: Path) -> Iterator[str]:
         about = "is the one it was saved with" if file_sha256(config) == saved else "is not the one it was saved with"
     shards = [checkpoint.parent / name for name in manifest.get(SHARDS, {})]
     size = sum(path.stat().st_size for path in (checkpoint, *shards))
-    yield f"{checkpoint}: intact, step {manifest['step']}, {size:,} bytes" + (
+    yield f"{checkpoint}: intact, step {manifest['step']:,}, {size:,} bytes" + (
         f" in {len(shards)} shard{'s' if len(shards) > 1 else ''}" if shards else ""
     )
     for name in DIGESTS:

@@ -47,7 +47,7 @@ def _seen(settings: Namespace, checkpoint: str | None, digests: dict[str, str]) 
     seen[CHECKPOINT] = "none"
     if checkpoint is not None:
         step = read_manifest(checkpoint)["step"]
-        seen[CHECKPOINT] = f"{checkpoint}, step {step}, digest {read_digest(checkpoint)[:12]}"
+        seen[CHECKPOINT] = f"{checkpoint}, step {step:,}, digest {read_digest(checkpoint)[:12]}"
     return seen | {path: f"of digest {digest[:12]}" for path, digest in digests.items()}
 
 

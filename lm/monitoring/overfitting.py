@@ -61,7 +61,7 @@ class Overfitting(Callback):
         if self.began_anew:
             self.begin_anew(trainer.global_step if other_text else self.since)
         if other_text:
-            say(trainer, f"step {trainer.global_step}: other text is validated now, so that the best loss begins anew")
+            say(trainer, f"step {trainer.global_step:,}: other text is validated now, so the best loss begins anew")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step + 1  # one that fails is made again, and then has the same number
@@ -88,9 +88,9 @@ class Overfitting(Callback):
         best, data = self.best, trainer.datamodule  # type: ignore[attr-defined]
         after = f" after {data.passes_after(trainer.global_step):.1f} passes over the text" if data else ""
         return (
-            f"step {trainer.global_step}: overfitting{after}: the validation loss was lowest at step {best['step']},"
-            f" {best['validation']:.4f}, and is now {validation:.4f}, while the training loss fell from"
-            f" {best['training']:.4f} to {training:.4f}. More text, a higher --model.weight_decay or --model.dropout,"
-            f" or a smaller model would help. best.ckpt holds step {best['step']};"
+            f"step {trainer.global_step:,}: overfitting{after}: the validation loss was lowest at step"
+            f" {best['step']:,}, {best['validation']:.4f}, and is now {validation:.4f}, while the training loss fell"
+            f" from {best['training']:.4f} to {training:.4f}. More text, a higher --model.weight_decay or"
+            f" --model.dropout, or a smaller model would help. best.ckpt holds step {best['step']:,};"
             f" --trainer.max_steps {best['step']} would end there"
         )

@@ -25,7 +25,7 @@ def validation_lines(trainer: Trainer) -> str:
     metrics, callbacks = trainer.callback_metrics, trainer.callbacks  # type: ignore[attr-defined]
     samples = [paragraph(callback.text) for callback in callbacks if isinstance(callback, TextSamples)]
     line = (
-        f"step {trainer.global_step}: validation loss {metrics['val/loss']:.4f},"
+        f"step {trainer.global_step:,}: validation loss {metrics['val/loss']:.4f},"
         f" perplexity {metrics['val/perplexity']:.2f}, {in_bits(trainer, float(metrics['val/bits_per_byte']))}"
     )
     for callback in callbacks:
@@ -46,7 +46,7 @@ class ProgressLines(Callback):
             return
         self.printed = step
         speed = metrics.get("train/tokens_per_second", math.nan)
-        line = f"step {step} of {trainer.max_steps}: loss {metrics['train/loss']:.4f}, {speed:,.0f} tokens/s"
+        line = f"step {step:,} of {trainer.max_steps:,}: loss {metrics['train/loss']:.4f}, {speed:,.0f} tokens/s"
         if "train/passes" in metrics:
             line += f", pass {float(metrics['train/passes']):.2f}"
         if "left" in metrics:

@@ -36,4 +36,4 @@ class SourceFigures(Callback):
             return
         figures = self.data.source_figures().items()
         listed = "; ".join(f"{name} {share:.1%}, {passes:.3g} passes" for name, (share, passes) in figures)
-        say(trainer, f"step {trainer.global_step}: drawn from {listed}")
+        say(trainer, f"step {trainer.global_step:,}: drawn from {listed}")

@@ -127,7 +127,7 @@ class Throughput(Callback):
         """Raises the peak that a step on a CPU has exceeded; a GPU's is on its data sheet or measured."""
         if flops > self.peak.flops and pl_module.device.type == "cpu":
             self.peak = record_peak("cpu", str(trainer.precision), flops, "a training step")
-            say(trainer, f"step {trainer.global_step}: faster than the peak; {self._peak_in_words()}")
+            say(trainer, f"step {trainer.global_step:,}: faster than the peak; {self._peak_in_words()}")
 
     def _estimate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps, per_step = trainer.max_steps - trainer.global_step, trainer.accumulate_grad_batches
@@ -141,7 +141,7 @@ class Throughput(Callback):
             return
         pl_module.log("left", left, prog_bar=True, logger=False)
         if not self.told:
-            say(trainer, f"step {trainer.global_step}: by the steps so far, {format_duration(left)} to go")
+            say(trainer, f"step {trainer.global_step:,}: by the steps so far, {format_duration(left)} to go")
             self.told = True
 
     def _look_for_others(self, trainer: Trainer, after: float = LOOK_EVERY) -> None:
@@ -149,4 +149,4 @@ class Throughput(Callback):
         if self.others is not None and self.others.look(after):
             wait_briefly(self.others.in_the_way)
             if self.others.changed:
-                say(trainer, f"step {trainer.global_step}: {self.others}")
+                say(trainer, f"step {trainer.global_step:,}: {self.others}")

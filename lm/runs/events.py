@@ -82,11 +82,11 @@ def read_curves(folder: Path) -> Curves:
         for event in read_events(path):
             if event is None:
                 damaged = lost = True
-                curves.damage.append(f"{path}: is damaged after step {step}, and the curves end there")
+                curves.damage.append(f"{path}: is damaged after step {step:,}, and the curves end there")
                 continue
             if damaged and event.summary.value:
                 damaged = False
-                curves.damage[-1] = f"{path}: is damaged after step {step}; the curves go on at step {event.step}"
+                curves.damage[-1] = f"{path}: is damaged after step {step:,}; the curves go on at step {event.step:,}"
             step = event.step or step
             opened = event.wall_time if opened is None else opened
             curves.began, curves.ended = curves.began or opened, max(curves.ended, event.wall_time)

@@ -35,7 +35,7 @@ def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]
         except InputError as error:
             reasons.append(f"passed over: {error}")
         else:
-            return path, [*reasons, f"{path}: step {ages[path][1]}, the newest of {len(paths)} that verifies"]
+            return path, [*reasons, f"{path}: step {ages[path][1]:,}, the newest of {len(paths)} that verifies"]
     if paths:
         raise InputError(f"{folder}: none of its {len(paths)} checkpoints verifies; {reasons[0]}")
     return None, [f"{folder}: holds no checkpoint; a new run begins"]

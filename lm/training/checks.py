@@ -175,7 +175,7 @@ def check_continuation(checkpoint: dict[str, Any], config: Namespace) -> None:
     step = checkpoint["global_step"]
     if step > config.trainer.max_steps or (step == config.trainer.max_steps and not validation_due(checkpoint)):
         raise InputError(
-            f"{config.ckpt_path}: is at step {step}, and trainer.max_steps is {config.trainer.max_steps}; raise"
+            f"{config.ckpt_path}: is at step {step:,}, and trainer.max_steps is {config.trainer.max_steps:,}; raise"
             " --trainer.max_steps to train on"
         )
 

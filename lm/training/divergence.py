@@ -67,7 +67,7 @@ class StopWhenRisen(Callback):
         loss = step_loss(trainer)
         if math.isfinite(loss) and self.watch.diverged(loss):
             raise Diverged(
-                f"diverged: the loss has risen from {self.watch.first:.2f} to {self.watch.mean:.2f} by step {step};"
+                f"diverged: the loss has risen from {self.watch.first:.2f} to {self.watch.mean:.2f} by step {step:,};"
                 " lower model.learning_rate"
             )
 

@@ -71,9 +71,9 @@ class StopWhenDiverged(Callback):
             with writing(path) as file:
                 torch.save({"step": step, "batches": list(batches), "inputs": inputs, "targets": targets}, file)
         raise Diverged(
-            f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step} (batches {batches[0]} to"
-            f" {batches[-1]}, saved as {path}); {last_good(folder / LAST)}; lower model.learning_rate, or inspect the"
-            " batch"
+            f"loss or gradient was not finite in {in_a_row} steps in a row, up to step {step:,} (batches"
+            f" {batches[0]:,} to {batches[-1]:,}, saved as {path}); {last_good(folder / LAST)}; lower"
+            " model.learning_rate, or inspect the batch"
         )
 
 
@@ -81,7 +81,7 @@ def last_good(checkpoint: Path) -> str:
     """Says which step this good checkpoint is of, or that there is none."""
     if not checkpoint.exists():
         return "there is no good checkpoint"
-    return f"{checkpoint} is the last good checkpoint, of step {read_manifest(checkpoint)['step']}"
+    return f"{checkpoint} is the last good checkpoint, of step {read_manifest(checkpoint)['step']:,}"
 
 
 def lost_tensors(trainer: Trainer) -> list[str]:

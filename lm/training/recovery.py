@@ -121,7 +121,7 @@ class Checkpoints(Checkpoint):
             )
         if not math.isfinite(self.validation_loss):
             raise Diverged(
-                f"the run has ended at step {trainer.global_step} with a validation loss of {self.validation_loss};"
+                f"the run has ended at step {trainer.global_step:,} with a validation loss of {self.validation_loss};"
                 f" {last_good(run_folder(trainer) / BEST)}; lower model.learning_rate, or inspect data.val_path"
             )
         self.saver.save_last(trainer)
@@ -180,7 +180,7 @@ class Checkpoints(Checkpoint):
         last, step = run_folder(trainer) / LAST, self.saver.saved.step
         if not last.exists():
             return f"{reason}nothing saved"
-        return f"{reason}`{resuming(run_folder(trainer))}` resumes from step {step}"
+        return f"{reason}`{resuming(run_folder(trainer))}` resumes from step {step:,}"
 
     # --- what a checkpoint holds of this ------------------------------------------------------------------------------
 

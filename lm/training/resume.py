@@ -81,7 +81,7 @@ def find_resume(settings: Namespace, hosts: Hosts) -> Resume:
     done = automatic and step == settings.trainer.max_steps and not validation_due(checkpoint)
     if not done:
         check_continuation(checkpoint, settings)
-        news = [*news, f"resuming from {path}, step {step}"]
+        news = [*news, f"resuming from {path}, step {step:,}"]
     changes += compare_config(checkpoint, settings)
     news += from_here_on(changes)
     return Resume(

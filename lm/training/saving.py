@@ -48,7 +48,7 @@ class Saver:
         """Raises Diverged if weights or moments are not finite: they never recover, and must not replace good ones."""
         if bad := self.lost_anywhere(trainer):
             raise Diverged(
-                f"{in_words(bad)} at step {self.boundary.step};"
+                f"{in_words(bad)} at step {self.boundary.step:,};"
                 f" {last_good(run_folder(trainer) / LAST)}; lower model.learning_rate"
             )
 
@@ -76,7 +76,7 @@ class Saver:
         except OSError as error:
             if trainer.is_global_zero:  # of a sharded run, all processes come here
                 reason = " ".join(str(error).split())
-                print(f"step {self.boundary.step}: not saved ({reason}); earlier checkpoints are kept")
+                print(f"step {self.boundary.step:,}: not saved ({reason}); earlier checkpoints are kept")
 
     def save_last(self, trainer: Trainer) -> None:
         if self.boundary is self.saved:

@@ -225,7 +225,7 @@ def test_it_begins_anew_with_other_text(lm, fit_arguments, hard_to_beat):
     run, more = hard_to_beat, ["--ckpt_path=last", "--trainer.max_steps=20", "--trainer.limit_val_batches=1"]
     result = lm(*fit_arguments(run, *SETTINGS, *more))
     assert (result.code, result.err) == (0, "")
-    assert "step 14: other text is validated now, so that the best loss begins anew" in result.out
+    assert "step 14: other text is validated now, so the best loss begins anew" in result.out
     losses = {step: loss for step, loss in read_events(run)[0]["val/loss"] if step > 14}
     best = min(losses, key=losses.__getitem__)
     manifest = read_manifest(run / "best.ckpt")
