@@ -9,10 +9,9 @@ first steps; then in each round every contestant makes one step, in a random ord
 not equally fast all the time, and only ratios within a round mean anything. All train in bfloat16 where the processor
 has it.
 
-  lm fit         the command, with Trainer, callbacks and logging, as it is; "compiled" by torch.compile
-  old            the older version, compiled; "eager" is not    bare loop   our model and optimizer without the command
-  lm fit plain   with model.fast false                          llama, gpt2 transformers' models, compiled, with torch's
-  litgpt         if it is installed; compiled                               fused AdamW and cross_entropy
+  lm fit         the command, with Trainer, callbacks and logging, as it is shipped; "compiled" with torch.compile
+  old            the older version, compiled, or "eager"
+  llama, gpt2    transformers' models, compiled, with torch's fused AdamW and cross_entropy; litgpt's, if installed
 
 gpt2 stands in for nanoGPT, whose architecture and training loop it repeats; litgpt pins versions that exclude ours and
 needs an environment of its own. "+ memory" gives the others our allocator settings (lm/machine/resources.py).

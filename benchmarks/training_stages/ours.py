@@ -8,7 +8,7 @@ from training_stages.shapes import CONTEXT, D_FF, D_MODEL, HEADS, LAYERS, SHAPES
 from training_stages.turns import Turns
 
 ROOT = Path(__file__).parents[2]
-COMPILE = {"lm fit": "auto", "lm fit compiled": "true", "lm fit plain": "false", "old": "true", "old eager": "false"}
+COMPILE = {"lm fit": "auto", "lm fit compiled": "true", "old": "true", "old eager": "false"}
 
 
 def make_data(folder: Path) -> None:
@@ -53,7 +53,6 @@ def lm_fit(folder: Path, name: str, shape: str, turns: Turns) -> None:
         "data.batch_size": SHAPES[shape]["batch_size"],
         "samples.max_new_tokens": 0,
         "model.compile": COMPILE[name],
-        "model.fast": str(not name.endswith("plain")).lower(),
         "model.optimizer": "muon" if shape == "fast" else "adamw",
     } | {f"model.{key}": value for key, value in model.items()}
     lm(["fit", "-c", str(ROOT / "configs/tinystories-cpu.yaml"), *(f"--{k}={v}" for k, v in settings.items())])
