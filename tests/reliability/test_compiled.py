@@ -1,4 +1,4 @@
-"""Proves that the demo's model, compiled as it is shipped, has the gradients that it has uncompiled.
+"""Proves that the demo's model, compiled, has the gradients that it has uncompiled.
 
 On two threads, in bfloat16 where the processor has it, from an empty cache. GCC has compiled wrong gradients under a
 right loss, and only for small batches; see gcc_without_ipa_cp in lm/machine/torch_inside.py.

@@ -119,7 +119,7 @@ def test_the_demo_repeats_itself(server, stories, tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     logs = [Path(f"{run}.log") for run in (whole, again)]
     assert fit(stories, "configs/demo.yaml", whole, settings) == 0, logs[0].read_text()
-    assert "attention blocks, loss in chunks, own kernels, compiled" in logs[0].read_text()  # as the demo is
+    assert "attention blocks, loss in chunks, own kernels, compiled" in logs[0].read_text()
     kill = settings | {"trainer.callbacks+": "killer.KillAt", "trainer.callbacks.step": 6}
     assert fit(stories, "configs/demo.yaml", again, kill, server) == -signal.SIGKILL, logs[1].read_text()
     assert fit(stories, "configs/demo.yaml", again, settings, server) == 0, logs[1].read_text()
