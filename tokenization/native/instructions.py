@@ -186,6 +186,12 @@ def prefetch(builder: Any, address: Any) -> None:
 
 
 @instruction
+def prefetch_nearby(builder: Any, address: Any) -> None:
+    """Asks for the cache line at the address, but not for the first cache, which is small."""
+    _prefetch(builder, address, 2)
+
+
+@instruction
 def prefetch_once(builder: Any, address: Any) -> None:
     """Asks for the cache line at the address, which is read once and need not displace others from the caches."""
     _prefetch(builder, address, 0)
