@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lm.generation.layouts import Product
+from lm.machine.resources import has_amx
 from lm.model.attention import scaled_dot_product_attention
 from lm.model.fast import gate_in_place
 from lm.model.fast_attention import torch_attention
@@ -42,10 +43,12 @@ class CachedBlock:
         self.qkv, self.output, self.w13, self.w2 = laid_out
 
     def attn(self, x: Tensor, places: Places, values: Tensor | None) -> Tensor:
-        """Attends in float32, the dtype of the cache, in which a CPU attends faster than in bfloat16."""
+        """Attends in float32, the dtype of the cache; a whole window in bfloat16 where x is, and AMX multiplies it."""
         q = self.store(x, places, values)
         k, v = (cache[places.rows, :, : places.length] for cache in (self.keys, self.values))
         whole = q.shape[-2] > 1  # for a whole window, torch's own is faster; heads: (rows, num_heads, seq, d_k)
+        if whole and x.dtype == torch.bfloat16 and has_amx():  # other processors attend faster in float32
+            q, k, v = (part.to(x.dtype) for part in (q, k, v))
         heads = torch_attention(q, k, v) if whole else scaled_dot_product_attention(q, k, v, places.mask)
         return self.output(heads.transpose(1, 2).flatten(-2).to(x.dtype))
 

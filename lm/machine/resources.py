@@ -7,6 +7,7 @@ took half as long.
 
 import contextlib
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def use_granted_cores() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ and granted_cores() < torch.get_num_threads():
         torch.set_num_threads(granted_cores())
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Tells whether this processor multiplies matrices of bfloat16 by AMX."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def native_precision(accelerator: str) -> str:

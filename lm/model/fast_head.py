@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from lm.machine.operators import operator
+from lm.machine.resources import has_amx
 from lm.machine.transposing import transposed
 from lm.model.fast_loss import KERNEL_ROWS, backward_of_loss, keep_for_loss
 from lm.model.kernels.loss import losses_of
 from lm.model.plain_products import products_dtype
-from lm.model.products import has_amx, joined
+from lm.model.products import joined
 
 
 def kernel_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:

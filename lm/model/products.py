@@ -1,17 +1,10 @@
 """Multiplies by a weight, y = x W^T, in the layout with which AMX is fastest; joins several weights in bfloat16."""
 
-import functools
-
 import torch
 from torch import Tensor
 
+from lm.machine.resources import has_amx
 from lm.machine.transposing import transposed
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Tells whether this processor multiplies matrices of bfloat16 by AMX."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def joined(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
