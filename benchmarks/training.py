@@ -48,6 +48,10 @@ GROUPS = {  # a heading: the shape, the rounds, and who takes turns; not all at 
     "configs/experiments/adamw.yaml's shape": ("adamw", 40, ["lm fit", "lm fit compiled", "old", "old eager"]),
     "configs/tinystories-fast.yaml's shape, with Muon": ("fast", 40, ["lm fit", "lm fit compiled", "old", "old eager"]),
 }
+STEPS = {
+    "The first steps of the fast path": ("base", 5, list(LADDER)[:4]),
+    "The next steps, after the last of those": ("base", 5, list(LADDER)[3:]),
+}
 
 
 def main() -> None:
@@ -64,7 +68,7 @@ def main() -> None:
         measure(args.one, args.shape)
         return
     sys.path.insert(0, str(ROOT))
-    groups = {"The steps of the fast path": ("base", 5, list(LADDER))} if args.ladder else GROUPS
+    groups = STEPS if args.ladder else GROUPS
     for heading, (shape, rounds, names) in groups.items():
         names = [name for name in names if is_there(name, args)]
         if (args.shape is None or args.shape == shape) and len(names) > 1:
