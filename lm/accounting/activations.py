@@ -26,7 +26,7 @@ from lm.accounting.costs import PARTS, SUPPORT, state_bytes, worth_compiling
 from lm.machine.torch_inside import storage_id, without_memory
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.embedding_skips import EmbeddingSkips
-from lm.model.fast import kernels_do_all, speed_up, why_no_kernels
+from lm.model.fast import speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention, spans
 from lm.model.fast_loss import KERNEL_ROWS, ROWS
 from lm.model.layers import Embedding, Linear, RMSNorm, SwiGLU, UngatedFeedForward
@@ -71,8 +71,7 @@ def arrange(settings: Mapping[str, Any], precision: str, num_tokens: float) -> A
     if attention == "auto":
         attention = choose_attention("cpu", settings["context_length"])
     if compiled == "auto":
-        model = make_model(settings)
-        compiled = worth_compiling(model, num_tokens, "cpu") and not kernels_do_all(model, attention)
+        compiled = worth_compiling(make_model(settings), num_tokens, "cpu", attention)
     return Arrangement(attention, True, half, compiled, recompute, kernels)
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from lm.model.attention import MultiHeadSelfAttention
+from lm.model.fast import kernels_do_all
 from lm.model.layers import RMSNorm, SwiGLU, UngatedFeedForward
 from lm.model.support import Support
 from lm.model.transformer import TransformerLM
@@ -202,11 +203,13 @@ def training_seconds(model: TransformerLM, num_tokens: float, peak: float, mfu: 
     return training_flops_per_token(model) * num_tokens / (peak * mfu)
 
 
-def worth_compiling(model: TransformerLM, num_tokens: float, device_type: str) -> bool:
+def worth_compiling(model: TransformerLM, num_tokens: float, device_type: str, attention: str) -> bool:
     """Tells whether a run, by a rough guess at the device's speed, takes the minutes that make compiling pay.
 
-    That is without our own kernels on a CPU, which leave nothing to a compiler (fast.kernels_do_all). Without them,
-    compiling the demo took 45 s on two cores, and made its steps a quarter shorter.
+    attention: one of CAUSAL_ATTENTIONS. Where our own kernels compute all that lies between the products, they leave
+    nothing to a compiler. Without them, compiling the demo took 45 s on two cores; its steps became a quarter shorter.
     """
+    if device_type == "cpu" and kernels_do_all(model, attention):
+        return False
     speed, seconds = (1e11, 240) if device_type == "cpu" else (1e14, 120)
     return num_tokens * training_flops_per_token(model) / speed > seconds

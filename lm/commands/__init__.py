@@ -33,7 +33,7 @@ def add_run(parser: ArgumentParser) -> None:
 def named_path(text: str) -> Path:
     """Converts the name of a run, a checkpoint or a model; an empty one comes from an unset shell variable."""
     if not text:
-        raise argparse.ArgumentTypeError("is empty; name a folder, or a checkpoint")
+        raise argparse.ArgumentTypeError("is empty; name a folder or a checkpoint")
     return Path(text)
 
 

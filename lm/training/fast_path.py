@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lm.accounting.costs import worth_compiling
 from lm.machine.compiling import compile_or_run, why_not_compiled
-from lm.model.fast import kernels_do_all, speed_up, why_no_kernels
+from lm.model.fast import speed_up, why_no_kernels
 from lm.model.fast_attention import choose_attention
 from lm.model.fast_loss import keeps_logits
 from lm.model.transformer import TransformerLM
@@ -71,10 +71,7 @@ def should_compile(task: "LanguageModel", device: str, attention: str) -> bool:
     wanted = task.hparams["compile"]
     if wanted == "auto":
         tokens = (task.tokens_per_batch() or 0) * max(0, task.trainer.max_steps)
-        tokens *= task.trainer.accumulate_grad_batches
-        wanted = worth_compiling(task.model, tokens, device) and not (
-            device == "cpu" and kernels_do_all(task.model, attention)
-        )
+        wanted = worth_compiling(task.model, tokens * task.trainer.accumulate_grad_batches, device, attention)
     if wanted and (reason := why_not_compiled(device)):
         if task.global_rank == 0:
             print(f"lm fit: {reason}; training goes on without it", file=sys.stderr)

@@ -48,7 +48,8 @@ class LanguageModel(LightningModule):
         fast: false computes everything with the plain modules, which are written to be read: slower, the same numbers.
         attention: how it is computed: in blocks of queries, by PyTorch's fused kernels (sdpa), or plainly; auto
             chooses by device and context length.
-        compile: use torch.compile; auto does so if the run is long enough for that to pay off, never with our kernels.
+        compile: use torch.compile; auto does so if the run is long enough for that to pay off, unless our own kernels
+            compute all that lies between the products.
         recompute_activations: recompute each block's activations in the backward pass: less memory, more time.
         z_loss: weight of the penalty on the softmax's normalizer; validation reports the cross-entropy alone.
         optimizer: adamw for all weights; or muon for the layers' matrices and AdamW for the rest; normuon also

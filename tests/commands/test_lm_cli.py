@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_made(lm, fit_arguments, work, folder):
         (["generate", "none.ckpt"], "lm generate: none.ckpt: no such checkpoint; train with `lm fit`"),
         (["generate", "tok"], "lm generate: tok: is a folder without a checkpoint"),
         *(
-            ([*command, ""], f"lm {command[0]}: argument {name}: is empty; name a folder, or a checkpoint")
+            ([*command, ""], f"lm {command[0]}: argument {name}: is empty; name a folder or a checkpoint")
             for command, name in (
                 (["generate"], "run"),
                 (["verify", "tok"], "CKPT"),

@@ -7,7 +7,7 @@ pytest.importorskip("llvmlite")
 import torch
 
 from lm.machine import lanes
-from lm.machine.kernels import FIELDS, compiled, portion, run
+from lm.machine.kernels import FIELDS, compiled, run
 from lm.machine.lanes import BFLOAT16, FLOAT32, LANES, WIDE, at, for_each, load, reciprocal, store
 from tokenization.native.instructions import instruction, load64
 
@@ -17,9 +17,8 @@ SOURCE, TARGET, COUNT = range(FIELDS, FIELDS + 24, 8)
 @instruction
 def round_numbers(builder, source, target, count):
     def build(index, width):
-        store(
-            builder, load(builder, at(builder, source, index, FLOAT32), width), at(builder, target, index, 2), BFLOAT16
-        )
+        numbers = load(builder, at(builder, source, index, FLOAT32), width)
+        store(builder, numbers, at(builder, target, index, BFLOAT16), BFLOAT16)
 
     for_each(builder, count, build, (WIDE, LANES, 2, 1))
 
@@ -33,25 +32,19 @@ def invert_numbers(builder, source, target, count):
     for_each(builder, count, build)
 
 
-@compiled(__file__)
+@compiled(__file__)  # one kernel for each way, as machine code is cached under a kernel's name
 def round_in_steps(task: int) -> None:
-    first, behind = portion(task)
-    if first < behind:
-        round_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
+    round_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
 
 
 @compiled(__file__)
 def round_at_once(task: int) -> None:
-    first, behind = portion(task)
-    if first < behind:
-        round_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
+    round_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
 
 
 @compiled(__file__)
 def invert(task: int) -> None:
-    first, behind = portion(task)
-    if first < behind:
-        invert_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
+    invert_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
 
 
 def of_bits(*bits: int) -> torch.Tensor:
