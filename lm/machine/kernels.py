@@ -11,9 +11,9 @@
 A task is an array of int64: two C functions, the number of units that the team divides, and the kernel's own fields.
 """
 
-import ctypes
 import functools
 import struct
+from array import array
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lm.machine import lanes
+from lm.machine.lanes import LANES
 from lm.machine.teams import Team
 from tokenization.native.compiling import Kernel, cache_folder
 from tokenization.native.instructions import instruction, load64
@@ -83,6 +84,14 @@ def portion(task: int) -> tuple[int, int]:
     return units * thread // threads, units * (thread + 1) // threads
 
 
+@compiled()
+def share_of(length: int, thread: int, threads: int) -> tuple[int, int]:
+    """Returns the first of a thread's numbers in an array, in whole vectors, and the one behind its last."""
+    if thread == threads - 1:
+        return length * thread // threads & -LANES, length
+    return length * thread // threads & -LANES, length * (thread + 1) // threads & -LANES
+
+
 @functools.cache
 def _team(size: int) -> Team:
     return Team()
@@ -97,11 +106,12 @@ def run(kernel: Callable[[int], None], units: int, *fields: int | float | Tensor
     """Runs a kernel, whose threads divide the units. small: in this thread alone, as others would come too late."""
     team = _team(torch.get_num_threads())
     threads = (0, 0) if small else (team.thread_number, team.num_threads)
-    task = (ctypes.c_int64 * (3 + len(fields)))(*threads, units, *map(as_int, fields))
+    task = array("q", (*threads, units, *map(as_int, fields)))
+    address, _ = task.buffer_info()
     if small:
-        kernel(ctypes.addressof(task))
+        kernel(address)
     else:
-        team.run(kernel, ctypes.addressof(task))
+        team.run(kernel, address)
 
 
 def as_int(value: int | float | Tensor) -> int:

@@ -85,7 +85,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, kernels: bool = False)
             # Only the block's last columns hold keys that come after some of its queries.
             scores[..., start:] += torch.full_like(scores[0, :, start:], -math.inf).triu(1)
             torch.softmax(scores, dim=-1, out=weights)
-        values[:, start:end] = torch.bmm(weights, v[:, :end])
+        torch.bmm(weights, v[:, :end], out=values[:, start:end])
     return values
 
 
@@ -115,7 +115,7 @@ def attend_backward(
             causal_softmax_backward(d_scores, weights, start)
         else:
             d_scores = softmax_backward(d_scores, weights)
-        d_q[:, start:end] = torch.bmm(d_scores, k[:, :end])
+        torch.bmm(d_scores, k[:, :end], out=d_q[:, start:end])
         if end == length:
             torch.bmm(d_scores.mT, q[:, start:end], out=d_k)
             torch.bmm(weights.mT, d_block, out=d_v)

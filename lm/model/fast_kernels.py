@@ -59,7 +59,7 @@ class KernelAttention(FastAttention):
             return super().forward(x, token_positions, values)
         angles = [h.new_empty(0, dtype=torch.float32)] * 2
         if self.rope is not None:
-            angles = [table[token_positions].float() for table in (self.rope.cos, self.rope.sin)]
+            angles = [table.index_select(0, token_positions).float() for table in (self.rope.cos, self.rope.sin)]
         a: Tensor = self_attention(h, *weights, values, *angles, self.num_heads)[0]
         return a
 

@@ -9,14 +9,14 @@ schedule.py, the bound on the gradient's norm in clipping.py.
 
 import math
 from collections.abc import Callable, Iterable
-from functools import cache, cached_property
-from types import ModuleType
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lm.machine.compiling import compile_or_run
+from lm.optim.kernel_loading import kernel_for
 
 MIN_EPS = 2.0**-126  # the smallest normal float32; a processor may round anything smaller to 0
 
@@ -104,27 +104,6 @@ def adamw_pass(
             old.copy_(torch.where(take, new, old))
 
 
-@cache
-def loaded_kernel() -> ModuleType | None:
-    """Returns adamw_kernel.py; None where there is no llvmlite, or its kernel cannot be compiled."""
-    try:
-        from lm.optim import adamw_kernel
-
-        adamw_kernel.load_kernel()
-    except Exception:  # whatever LLVM raises
-        return None
-    return adamw_kernel
-
-
-def kernel_for(tensors: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Callable[..., None] | None:
-    """Returns adamw_kernel.update; None where it cannot be had, or does not know such tensors."""
-    kernel = loaded_kernel()
-    update: Callable[..., None] | None = None
-    if kernel is not None and kernel.are_known([each for four in tensors for each in four]):
-        update = kernel.update
-    return update
-
-
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay, for every parameter that has a gradient.
 
@@ -208,8 +187,9 @@ class AdamW(torch.optim.Optimizer):
             if self.compiled:
                 self.update_compiled(t, tensors, *settings)
                 continue
-            if self.kernel and self.take is None and tensors[0][0].is_cpu and (update := kernel_for(tensors)):
-                update(tensors, t, *settings)
+            known = (tensor for four in tensors for tensor in four)
+            if self.kernel and self.take is None and (kernel := kernel_for("adamw_kernel", known)):
+                kernel.update(tensors, t, *settings)
                 continue
             foreach = tensors[0][0].device.type != "cpu" if self.foreach is None else self.foreach
             if foreach or self.take is not None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lm.machine.kernels import FIELDS, SMALL, compiled, run, thread_of
-from lm.machine.lanes import ANY_ORDER, FLOAT32, INT, LANES, LONG, at, for_each, load, root, spread, store
+from lm.machine.kernels import FIELDS, SMALL, compiled, run, share_of, thread_of
+from lm.machine.lanes import ANY_ORDER, FLOAT32, INT, LONG, at, for_each, load, root, spread, store
 from tokenization.native.compiling import load as load_machine_code
 from tokenization.native.instructions import instruction, load64
 
@@ -48,11 +48,7 @@ def update_tensors(task: int) -> None:
     thread, threads = thread_of(task)
     entry = load64(task + TENSORS)
     for _ in range(load64(task + COUNT)):
-        length = load64(entry + LENGTH)
-        start = length * thread // threads & -LANES
-        stop = length * (thread + 1) // threads & -LANES
-        if thread == threads - 1:
-            stop = length
+        start, stop = share_of(load64(entry + LENGTH), thread, threads)
         weight = load64(entry + WEIGHT) + 4 * start
         gradient = load64(entry + GRADIENT) + 4 * start
         m = load64(entry + M) + 4 * start
@@ -61,15 +57,9 @@ def update_tensors(task: int) -> None:
         entry += ENTRY
 
 
-def load_kernel() -> None:
+def load_kernels() -> None:
     """Compiles the kernel, or reads it from the cache."""
     load_machine_code(update_tensors)
-
-
-def are_known(tensors: Sequence[Tensor]) -> bool:
-    """Whether the kernel can update by these tensors; those of FSDP are of a type of their own."""
-    plain = all(type(x) in (Tensor, nn.Parameter) for x in tensors)
-    return plain and all(x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in tensors)
 
 
 def update(

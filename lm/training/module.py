@@ -285,7 +285,7 @@ class LanguageModel(LightningModule):
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clips the gradient, and skips the step if it is not finite; Lightning has unscaled it."""
-        norm = clip_gradients(self.parameters(), self.hparams["max_gradient_norm"])
+        norm = clip_gradients(self.parameters(), self.hparams["max_gradient_norm"], kernel=self.hparams["fast"])
         self.log("train/gradient_norm", norm)
         good = self.skipped_steps.count(norm)
         self.log("train/skipped_steps", self.skipped_steps.total.float())

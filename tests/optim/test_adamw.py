@@ -1,5 +1,5 @@
 """Proves that AdamW walks the path of torch.optim.AdamW over many steps, through a state dict and with several
-groups, and that gradients are clipped as torch clips them."""
+groups, and that gradients are clipped as torch clips them; by kernels, too, which must not be passed over."""
 
 import copy
 import math
@@ -62,13 +62,16 @@ def test_defaults_are_the_documented_ones():
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_the_kernel_is_one_tensor_after_another(settings):
+def test_the_kernel_is_one_tensor_after_another(settings, monkeypatch):
     ours, expected = ([*make_parameters(), nn.Parameter(torch.ones(3, 7001))] for _ in range(2))
     kernel, single = AdamW(ours, kernel=True, **settings), AdamW(expected, foreach=False, **settings)
     for step in range(6):
         for parameters, optimizer in ((ours, kernel), (expected, single)):
             set_gradients(parameters, step)
-            optimizer.step()
+            with monkeypatch.context() as patch:
+                if optimizer is kernel:
+                    patch.setattr("lm.optim.adamw.adamw_update", None)  # would fail
+                optimizer.step()
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
         for name in "mv":
@@ -225,13 +228,14 @@ def test_what_cannot_be_is_refused(wrong):
         AdamW(make_parameters(), **wrong)
 
 
-@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 1e4])
-def test_clipping_is_torchs(max_norm):
-    ours, theirs = make_parameters(), make_parameters()
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 1e4, 1e39, math.inf])
+def test_clipping_is_torchs(max_norm, kernel):
+    ours, theirs = ([*make_parameters(), nn.Parameter(torch.ones(3, 7001))] for _ in range(2))
     for parameters in (ours, theirs):
         set_gradients(parameters, step=1)
     addresses = [p.grad.data_ptr() for p in ours if p.grad is not None]
-    norm, expected = clip_gradients(iter(ours), max_norm), nn.utils.clip_grad_norm_(theirs, max_norm)
+    norm, expected = clip_gradients(iter(ours), max_norm, kernel), nn.utils.clip_grad_norm_(theirs, max_norm)
     torch.testing.assert_close(norm, expected)
     assert ours[1].grad is None
     assert addresses == [p.grad.data_ptr() for p in ours if p.grad is not None]  # in place
@@ -242,13 +246,56 @@ def test_clipping_is_torchs(max_norm):
     assert total == pytest.approx(min(max_norm, expected.item()), rel=1e-3)
 
 
-def test_clipping_without_gradients_and_below_the_bound():
-    assert clip_gradients(make_parameters(), 1.0) == 0
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("numbers", [1, 15, 17, 4097, 3 * 4096 + 5, 100_003])
+def test_the_kernel_clips_arrays_of_any_length(numbers, threads, monkeypatch):
+    monkeypatch.setattr("lm.optim.clipping.joint_norm", None)  # would fail
+    gradients = torch.randn(3, numbers + 1, generator=torch.Generator().manual_seed(numbers))
+    parameters = [nn.Parameter(torch.zeros(numbers)) for _ in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient[1:]  # not aligned to vectors
+    expected, behind = gradients[:, 1:].double(), gradients[:, 0].clone()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        norm = clip_gradients(parameters, 0.5, kernel=True)
+    finally:
+        torch.set_num_threads(before)
+    assert norm.shape == ()
+    assert norm.item() == pytest.approx(expected.norm().item(), rel=1e-6)
+    scaled = (expected * 0.5 / (expected.norm() + 1e-6)).float()
+    torch.testing.assert_close(gradients[:, 1:], scaled, rtol=1e-6, atol=0)
+    assert torch.equal(gradients[:, 0], behind)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_clipping_without_gradients_and_below_the_bound(kernel):
+    assert clip_gradients(make_parameters(), 1.0, kernel) == 0
     parameters = make_parameters()
     set_gradients(parameters, step=0)
     before = [p.grad.clone() for p in parameters]
-    clip_gradients(parameters, 1e9)
+    clip_gradients(parameters, 1e9, kernel)
     assert all(torch.equal(a, p.grad) for a, p in zip(before, parameters, strict=True))
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_clipping_tells_what_is_not_finite(wrong, kernel):
+    parameters = [nn.Parameter(torch.zeros(40_000)) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = torch.ones(40_000)
+    parameters[1].grad[12_345] = wrong
+    assert clip_gradients(parameters, 1.0, kernel).item() == pytest.approx(abs(wrong), nan_ok=True)
+    assert torch.all(parameters[0].grad == (1.0 if math.isnan(wrong) else 0.0))
+
+
+@pytest.mark.parametrize("gradient", [torch.ones(6, 4).T, torch.ones(6, 4).double(), torch.ones(6, 4).bfloat16()])
+def test_the_kernel_clips_nothing_that_it_does_not_know(gradient, monkeypatch):
+    monkeypatch.setattr("lm.optim.clipping_kernel.clip", None)  # would fail
+    weight = nn.Parameter(torch.zeros_like(gradient))
+    weight.grad = gradient.clone()
+    assert clip_gradients([weight], 1.0, kernel=True).item() == pytest.approx(24**0.5)
+    torch.testing.assert_close(weight.grad, gradient / 24**0.5)
 
 
 def test_clipping_bfloat16():
