@@ -1,4 +1,4 @@
-"""Proves that the activations counted are those that autograd keeps, and that the largest batch is the last that fits."""
+"""Proves that the activations counted are those that autograd keeps, and that the largest batch still fits."""
 
 import pytest
 import torch
