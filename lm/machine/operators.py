@@ -7,7 +7,7 @@
     double.register_fake(torch.empty_like)
     double.register_autograd(lambda ctx, d_y: double(d_y), setup_context=lambda ctx, inputs, output: None)
 
-They are those of torch.library.custom_op, where torch's dispatcher takes a fifth of a millisecond for a call and its
+They are those of torch.library.custom_op, where torch's dispatcher takes a quarter of a millisecond for a call and its
 backward pass. Where nothing traces the computation, the same functions are called through torch.autograd.Function, or
 directly where no gradient is needed. The result is the same. There is one derivative, backwards, by torch.autograd: a
 second one, torch.func.grad and derivatives in forward mode are refused.

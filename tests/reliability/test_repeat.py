@@ -1,4 +1,4 @@
-"""Proves that a run repeats itself as it is shipped: on two threads, compiled, in bfloat16 where the processor has it.
+"""Proves that a run repeats itself on two threads, shipped and compiled, in bfloat16 where the processor has it.
 Its losses, weights and moments are the same bits twice, and after a kill and a resume.
 
 Nothing may run beside these tests, and they do not take over the one thread of the others: `make test-repeat`.
@@ -112,14 +112,16 @@ def assert_repeated(run: Path, again: Path, steps: int) -> None:
 
 
 @pytest.mark.repeat
-def test_the_demo_repeats_itself(server, stories, tmp_path):
+@pytest.mark.parametrize("compiled", [False, True], ids=["as-shipped", "compiled"])
+def test_the_demo_repeats_itself(compiled, server, stories, tmp_path):
     """Eight steps, and again: this time killed in the sixth, and gone on with after the fourth in another process."""
     settings = {"trainer.max_steps": 8, "trainer.val_check_interval": 8, "checkpoints.every_n_steps": 4}
-    settings |= {"model.compile": "true"}
+    settings |= {"model.compile": "true"} if compiled else {}
     whole, again = tmp_path / "whole", tmp_path / "again"
     logs = [Path(f"{run}.log") for run in (whole, again)]
     assert fit(stories, "configs/demo.yaml", whole, settings) == 0, logs[0].read_text()
-    assert "attention blocks, loss in chunks, own kernels, compiled" in logs[0].read_text()
+    path = "attention blocks, loss in chunks, own kernels" + (", compiled" if compiled else "; MFU")
+    assert path in logs[0].read_text()
     kill = settings | {"trainer.callbacks+": "killer.KillAt", "trainer.callbacks.step": 6}
     assert fit(stories, "configs/demo.yaml", again, kill, server) == -signal.SIGKILL, logs[1].read_text()
     assert fit(stories, "configs/demo.yaml", again, settings, server) == 0, logs[1].read_text()
