@@ -130,9 +130,12 @@ def forward_flops_per_token(model: TransformerLM, context_length: int | None = N
     return sum(forward_flops(model, context_length).values()) // (context_length or model.context_length)
 
 
-def training_flops_per_token(model: TransformerLM) -> int:
-    """Counts the FLOPs of forward and backward pass for one token, 3 times forward; recomputation does not count."""
-    return 3 * forward_flops_per_token(model)
+def training_flops_per_token(model: TransformerLM, context_length: int | None = None) -> int:
+    """Counts the FLOPs of forward and backward pass for one token, 3 times forward; recomputation does not count.
+
+    context_length: of the sequence that the token is in (default: the model's).
+    """
+    return 3 * forward_flops_per_token(model, context_length)
 
 
 def adamw_flops(num_parameters: int) -> int:

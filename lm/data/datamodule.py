@@ -167,7 +167,9 @@ class TokenDataModule(LightningDataModule):
         """
         self.files["validate"].verify_rest()
         self.first_train_tokens(most)
-        self.training_batches(batches)
+        windows = self._windows(len(batches), batches.start)
+        for index in range(len(batches)):
+            windows[index]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
@@ -177,11 +179,14 @@ class TokenDataModule(LightningDataModule):
         num_batches = self.batches_in(self.trainer.max_steps)
         self.source_figures()  # counting begins here
         first_batch = self.batches_in(self.trainer.global_step)
-        windows: Dataset[Batch] = self._windows(num_batches, first_batch)
-        if self.short_context is not None:
-            short = self.batches_in(self.short_steps) - first_batch
-            windows = ShortFirst(windows, self.short_context, short)
-        return make_loader(windows, self.trainer, self.num_workers)
+        return make_loader(self._cut_windows(num_batches, first_batch), self.trainer, self.num_workers)
+
+    def _cut_windows(self, num_batches: int, first_batch: int) -> Dataset[Batch]:
+        """The batches from this number on, the first of them cut into short windows."""
+        windows = self._windows(num_batches, first_batch)
+        if self.short_context is None:
+            return windows
+        return ShortFirst(windows, self.short_context, self.batches_in(self.short_steps) - first_batch)
 
     def _windows(self, num_batches: int, first_batch: int) -> RandomWindows | MixedWindows | DocumentWindows:
         if self.stream is not None:
@@ -245,8 +250,8 @@ class TokenDataModule(LightningDataModule):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def training_batches(self, numbers: range) -> Batch:
-        """Returns these batches of the run once more, joined in one."""
-        windows = self._windows(len(numbers), numbers.start)
+        """Returns these batches of the run once more, as they were trained on, joined in one."""
+        windows = self._cut_windows(len(numbers), numbers.start)
         inputs, targets = zip(*(windows[index] for index in range(len(numbers))), strict=True)
         return torch.cat(inputs), torch.cat(targets)
 

@@ -38,18 +38,26 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class CachedKernel(Kernel):
     """A kernel outside of the tokenizer; its machine code is cached by a digest of its sources.
 
-    sources: the files that define the kernel and what it calls, but for this one and lanes.py.
+    sources: the files that define the kernel and what it calls, but for this one and lanes.py. Where one of them has
+    changed since it was imported, nothing is cached: what is compiled is partly of the one text, partly of the other.
     """
 
     def __init__(self, function: Callable[..., Any], *sources: str) -> None:
         super().__init__(function)
         self.sources = (__file__, lanes.__file__, *sources)
+        self.imported = [_digest_at_import(source) for source in self.sources]
 
     def _cached(self) -> Path | None:
-        folder, digest = cache_folder(), sha256()
-        for source in self.sources:
-            digest.update(Path(source).read_bytes())
-        return Path(folder, f"{self.source.name}-{digest.hexdigest()[:16]}.o") if folder else None
+        folder, now = cache_folder(), [_digest(source) for source in self.sources]
+        name = f"{self.source.name}-{sha256(b''.join(now)).hexdigest()[:16]}.o"
+        return Path(folder, name) if folder and now == self.imported else None
+
+
+def _digest(source: str) -> bytes:
+    return sha256(Path(source).read_bytes()).digest()
+
+
+_digest_at_import = functools.cache(_digest)
 
 
 def compiled(*sources: str) -> Callable[[Function], Function]:

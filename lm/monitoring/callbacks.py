@@ -125,7 +125,7 @@ class TrainingBar(ProgressBar):
             self.bars.pop().close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("training", trainer.max_steps, "step", initial=trainer.global_step, bar_format=BAR)
+        self._open("training", pl_module.hparams["max_steps"], "step", initial=trainer.global_step, bar_format=BAR)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         bar = self.bars[-1]

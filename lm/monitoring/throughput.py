@@ -55,26 +55,23 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device, model = pl_module.device.type, pl_module.model
-        flops = forward_flops(model)  # type: ignore[arg-type]
-        self.flops_per_token = training_flops_per_token(model)  # type: ignore[arg-type]
-        # A causal attention may leave out half of its scores.
-        self.surely_computed = 1 - flops["scores"] / 2 / sum(flops.values())
+        self.costs: dict[int, tuple[float, float]] = {}  # of a token in a window of this length
         self.pace, self.first_step, self.told = Pace(), trainer.global_step + 1, False
         self.paused: float | None = None  # when a validation began
         threads = torch.get_num_threads() * trainer.world_size // trainer.num_nodes
         self.others = OtherPrograms(threads) if device == "cpu" else None
         self.peak = peak_flops(device, str(trainer.precision))
         say(trainer, f"{pl_module.arrangement}; {self._peak_in_words()}")
-        self._announce(trainer, model)  # type: ignore[arg-type]
+        self._announce(trainer, model, pl_module.hparams["max_steps"])  # type: ignore[arg-type]
         self._look_for_others(trainer, SHORTEST)
         self._restart(trainer)
 
     def _peak_in_words(self) -> str:
         return f"MFU is of {self.peak.flops / 1e9:,.0f} GFLOP/s per device ({self.peak.source})"
 
-    def _announce(self, trainer: Trainer, model: TransformerLM) -> None:
-        steps, data = trainer.max_steps - trainer.global_step, trainer.datamodule  # type: ignore[attr-defined]
-        tokens, now = data.tokens_after(trainer.max_steps) - data.tokens_after(trainer.global_step), self.peak.now
+    def _announce(self, trainer: Trainer, model: TransformerLM, max_steps: int) -> None:
+        steps, data = max_steps - trainer.global_step, trainer.datamodule  # type: ignore[attr-defined]
+        tokens, now = data.tokens_after(max_steps) - data.tokens_after(trainer.global_step), self.peak.now
         seconds = training_seconds(model, tokens, now * trainer.world_size, TYPICAL_MFU)
         say(
             trainer,
@@ -93,12 +90,16 @@ class Throughput(Callback):
 
     def _restart(self, trainer: Trainer) -> None:
         self.tokens, self.start, self.start_step = 0, time.perf_counter(), trainer.global_step
+        self.flops = self.surely_computed = 0.0  # for these tokens, on all devices
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         tokens = batch[0].numel() * trainer.world_size
         self.tokens += tokens
+        flops, surely_computed = self._cost(pl_module.model, batch[0].shape[1])  # type: ignore[arg-type]
+        self.flops += tokens * flops
+        self.surely_computed += tokens * surely_computed
         pl_module.log("train/tokens_seen", float(trainer.datamodule.tokens_after(trainer.global_step)))  # type: ignore[attr-defined]
         pl_module.log("train/passes", trainer.datamodule.passes_after(trainer.global_step), prog_bar=True)  # type: ignore[attr-defined]
         if trainer.global_step == self.start_step:
@@ -112,16 +113,24 @@ class Throughput(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wait_for(pl_module.device.type)
         seconds = time.perf_counter() - self.start
-        speed = self.tokens / seconds
-        flops = speed * self.flops_per_token / trainer.world_size
+        speed, flops = self.tokens / seconds, self.flops / seconds / trainer.world_size
         if trainer.global_step > self.first_step:
             self.pace.stretches.append((trainer.global_step - self.start_step, seconds))
-            self._raise_peak(trainer, pl_module, flops * self.surely_computed)
+            self._raise_peak(trainer, pl_module, self.surely_computed / seconds / trainer.world_size)
         pl_module.log("train/tokens_per_second", speed, prog_bar=True)
         pl_module.log("train/mfu", min(1.0, flops / self.peak.flops), prog_bar=True)
         pl_module.log("train/peak_memory_gb", peak_memory(pl_module.device.type) / 1e9)
         self._estimate(trainer, pl_module)
         self._look_for_others(trainer)
+
+    def _cost(self, model: TransformerLM, length: int) -> tuple[float, float]:
+        """Returns the FLOPs for a token in a window of this length, and those that no kernel can leave out."""
+        if length not in self.costs:
+            flops = forward_flops(model, length)
+            left_out = flops["scores"] / 2 / sum(flops.values())  # by a causal attention
+            cost = training_flops_per_token(model, length)
+            self.costs[length] = cost, cost * (1 - left_out)
+        return self.costs[length]
 
     def _raise_peak(self, trainer: Trainer, pl_module: LightningModule, flops: float) -> None:
         """Raises the peak that a step on a CPU has exceeded; a GPU's is on its data sheet or measured."""

@@ -27,7 +27,7 @@ from lm.machine.lanes import (
 from tokenization.native.compiling import load as load_machine_code
 from tokenization.native.instructions import instruction, load64, store32, store64
 
-GRADIENTS, COUNT, SUMS, BOUND, NORM = range(FIELDS, FIELDS + 40, 8)  # SUMS: a float64 for each thread
+GRADIENTS, COUNT, SUMS, NUM_SUMS, BOUND, NORM = range(FIELDS, FIELDS + 48, 8)  # SUMS: a float64 for each thread
 GRADIENT, LENGTH, ENTRY = range(0, 24, 8)  # an entry of the list of gradients, and its bytes
 CHUNK = 1 << 12  # numbers whose squares are added up in float32; the sums of chunks are added in float64
 DOUBLE = ir.DoubleType()
@@ -95,8 +95,8 @@ def scale_to_bound(task: int) -> None:
     """Stores the norm, and scales a thread's part of each gradient where it is too large."""
     thread, threads = thread_of(task)
     total = 0
-    for other in range(threads):
-        total = add(total, load64(load64(task + SUMS) + 8 * other))
+    for part in range(load64(task + NUM_SUMS)):
+        total = add(total, load64(load64(task + SUMS) + 8 * part))
     norm = norm_of(total)
     if thread == 0:
         store32(load64(task + NORM), norm)
@@ -121,5 +121,5 @@ def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
     bound = min(float(max_norm), torch.finfo(torch.float32).max)
     small = sum(gradient.numel() for gradient in gradients) < SMALL
     for kernel in (add_up_squares, scale_to_bound):
-        run(kernel, 0, entries, len(gradients), sums, bound, norm, small=small)
+        run(kernel, 0, entries, len(gradients), sums, len(sums), bound, norm, small=small)
     return norm

@@ -1,6 +1,7 @@
 """Finds the kernels of this folder for those tensors that they know; adamw_kernel.py and clipping_kernel.py."""
 
 import importlib
+import sys
 from collections.abc import Iterable
 from functools import cache
 from types import ModuleType
@@ -27,6 +28,10 @@ def _loaded(name: str) -> ModuleType | None:
     try:
         module = importlib.import_module(f"{__package__}.{name}")
         module.load_kernels()
-    except Exception:  # whatever LLVM raises
+    except ModuleNotFoundError:  # no llvmlite
+        return None
+    except Exception as error:  # whatever LLVM raises
+        reason = " ".join(str(error).split()) or repr(error)
+        print(f"lm: {name} cannot be compiled ({reason}); torch's operators take its place", file=sys.stderr)
         return None
     return module

@@ -212,6 +212,12 @@ def compare_settings(checkpoint: dict[str, Any], settings: dict[str, Any], path:
     return changes
 
 
+def compare_shape(checkpoint: dict[str, Any], settings: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raises InputError if a checkpoint's weights are those of another model than the settings'."""
+    shape = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
+    compare_settings({"hyper_parameters": shape}, settings, path)
+
+
 SAID_ELSEWHERE = {"trainer.max_steps", "data.batch_size", "data.seed", "data.context_length", "data.vocab_size"}
 
 

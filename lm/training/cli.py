@@ -33,7 +33,7 @@ from lm.monitoring.source_figures import SourceFigures
 from lm.monitoring.throughput import Throughput
 from lm.ngrams import MOST_TOKENS
 from lm.runs.checkpoint import check_checkpoint, peek_checkpoint
-from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_settings
+from lm.training.checks import announce_needs, check_memory, check_paths, check_precision, compare_shape
 from lm.training.command_line import one_line, warn_of_variables
 from lm.training.lightning_inside import set_max_steps
 from lm.training.module import LanguageModel
@@ -106,7 +106,7 @@ class RunCLI(SettingsCLI):
         self.make(resume)
         if resume.weights is not None:
             self.model.load_state_dict(resume.weights)
-        self.model.starts_anew = resume.weights is None and resume.checkpoint is None
+        self.model.starts_anew = not resume.given_weights and resume.checkpoint is None
         self.datamodule.setup("fit")
         news = list(resume.news)
         if resume.data is not None:
@@ -134,7 +134,7 @@ class RunCLI(SettingsCLI):
             if path is None:
                 raise InputError("which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one")
             checkpoint = (peek_checkpoint if self.hosts.rank else check_checkpoint)(path)
-            compare_settings(checkpoint, vars(settings.model), path)
+            compare_shape(checkpoint, vars(settings.model), path)
             settings.ckpt_path = path
             self.make(Resume())
             self.open_data("validate")
@@ -230,7 +230,8 @@ class RunCLI(SettingsCLI):
         print(*news, sep="\n", end="\n" if news else "")
         print(
             f"{settings.trainer.default_root_dir}: {self.model.model.num_parameters():,} parameters,"
-            f" {trainer.max_steps:,} steps of {tokens:,} tokens, {trainer.precision} on {trainer.strategy.root_device}"
+            f" {self.model.hparams['max_steps']:,} steps of {tokens:,} tokens, {trainer.precision} on"
+            f" {trainer.strategy.root_device}"
         )
         if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
             announce_needs(settings)

@@ -36,7 +36,10 @@ def install_fast_path(task: "LanguageModel") -> tuple[str, bool]:
             f"model.optimizer {task.hparams['optimizer']} needs whole matrices, which trainer.strategy fsdp cuts;"
             " take adamw"
         )
-    kernels = device == "cpu" and not why_no_kernels()
+    reason = why_no_kernels() if device == "cpu" else ""
+    kernels = device == "cpu" and not reason
+    if reason and task.global_rank == 0:
+        print(f"lm: {reason}; torch's operators, which are slower, take the place of our kernels", file=sys.stderr)
     compiled = task.trainer.state.fn == "fit" and should_compile(task, device, attention)
     keep_logits = compiled and device == "cuda" and logits_fit(task)
     speed_up(model, attention, joint_products=device != "cpu", keep_logits=keep_logits, kernels=kernels)

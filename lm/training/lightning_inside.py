@@ -7,6 +7,7 @@ and how. torch's private parts are in torch_inside.py.
 
 import contextlib
 import inspect
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -228,6 +229,32 @@ def logging_in(module: LightningModule, hook: str) -> Iterator[None]:
 def has_event_file(logger: TensorBoardLogger) -> bool:
     """Whether the logger has opened an event file; logger.experiment opens one."""
     return logger._experiment is not None
+
+
+class WholeRecords:
+    """The records of an event file; of one that cannot be written, nothing stays in the file.
+
+    TensorBoard's thread would end at a full disk, and every later event would raise its error.
+    failure: the last error, until it is set to None. failing: whether the last record was not written.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        file = writer.file_writer.event_writer
+        self.records, self.path = file._async_writer._writer, file._file_name
+        self.failure: OSError | None = None
+        self.failing = False
+        file._async_writer._writer = file._async_writer._worker._record_writer = self
+        self.flush, self.close = self.records.flush, self.records.close
+
+    def write(self, data: bytes) -> None:
+        length = os.path.getsize(self.path) if os.path.exists(self.path) else 0
+        try:
+            self.records.write(data)
+            self.failing = False
+        except OSError as error:
+            self.failure, self.failing = error, True
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, length)
 
 
 @contextlib.contextmanager

@@ -305,6 +305,11 @@ class LanguageModel(LightningModule):
         if "skipped_steps" in checkpoint:  # imported weights have none
             self.skipped_steps.load_state_dict(checkpoint["skipped_steps"])
         if AVERAGE in checkpoint and has_trainer(self) and self.trainer.state.fn == "fit":
+            if self.device_mesh is not None:  # the averages are in the model by now
+                raise InputError(
+                    "the checkpoint holds averaged weights (model.ema_decay), beside those that are trained, and"
+                    " trainer.strategy fsdp cannot tell them apart; resume it without fsdp"
+                )
             if self.average.decay:
                 steps = checkpoint[AVERAGE]["steps"]
                 self.average.load(self.state_dict(keep_vars=True), checkpoint["state_dict"], steps)

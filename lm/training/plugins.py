@@ -20,7 +20,7 @@ from lm.runs.checkpoint import load_checkpoint, save_checkpoint
 from lm.runs.events import CODE, EVENT_FILES, MACHINE
 from lm.runs.folder import CONFIG
 from lm.runs.recorded_settings import settings_of
-from lm.training.lightning_inside import has_event_file, stamped_event_file, write_summary
+from lm.training.lightning_inside import WholeRecords, has_event_file, stamped_event_file, write_summary
 from tokenization import InputError
 from tokenization.files import write_text
 
@@ -104,6 +104,8 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, folder: str, step: int):
         """step: the one that the run begins after, 0 for a new run. What an earlier start drew beyond it disappears."""
         super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=step + 1)
+        self.records: WholeRecords | None = None  # of the event file; there is none in other processes than the first
+        self.short_of_room = False
 
     @property
     @rank_zero_experiment
@@ -115,6 +117,7 @@ class RunLogger(TensorBoardLogger):
         newest = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
         with stamped_event_file(max(int(time.time()), newest + 1)):
             writer = cast(SummaryWriter, super().experiment)
+        self.records = WholeRecords(writer)
         writer.add_custom_scalars(LAYOUT)
         return writer
 
@@ -130,5 +133,14 @@ class RunLogger(TensorBoardLogger):
             write_summary(self.experiment, summary)
 
     def save(self) -> None:
-        """Flushes the event file; writes no hparams.yaml, which a resumed run would not update."""
+        """Flushes the event file; writes no hparams.yaml, which a resumed run would not update.
+
+        A full disk does not end the run: the figures that find no room are left out, which a line says once.
+        """
         self.experiment.flush()
+        if self.records is None:
+            return
+        failure, self.records.failure = self.records.failure, None
+        if failure and not self.short_of_room:
+            print(f"some figures are not drawn ({' '.join(str(failure).split())}); the run goes on without them")
+        self.short_of_room = self.records.failing

@@ -66,9 +66,9 @@ class Checkpoints(Checkpoint):
             self.saver.tokenizer.keep(trainer.datamodule.tokenizer, run_folder(trainer) / TOKENIZER)  # type: ignore[attr-defined]
         self.saver.boundary.loops = self.saver.boundary.loops or loop_counters(trainer)
         self.saver.branch = branch_from(self.saver.branch, self.saver.boundary.step, run_folder(trainer))
+        set_max_steps(trainer, pl_module.hparams["max_steps"])  # cli.py may have added one
         if self.saver.boundary.validation_due:
             validate_now(trainer)  # the interrupted run still owes it
-        set_max_steps(trainer, pl_module.hparams["max_steps"])
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         self.unsafe = "the weights were being changed; "

@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 
 from lm.data.datamodule import TokenDataModule
 from lm.distributed.hosts import Hosts
-from lm.model.transformer import MODEL_SETTINGS
 from lm.runs.checkpoint import check_checkpoint, find_checkpoint, load_checkpoint, peek_checkpoint
 from lm.runs.folder import TOKENIZER, delete_leftovers, kept_name
 from lm.runs.lock import run_lock
@@ -27,6 +26,7 @@ from lm.training.checks import (
     check_length,
     compare_config,
     compare_settings,
+    compare_shape,
     validation_due,
 )
 from lm.training.lightning_inside import batches_trained
@@ -120,8 +120,7 @@ def read_initial_weights(settings: Namespace) -> tuple[dict[str, Any], Path]:
     """Returns the state dict that --init_from stands for, and its file; InputError if model or tokenizer differ."""
     path = find_checkpoint(settings.init_from)
     checkpoint = load_checkpoint(path)
-    shape = {name: checkpoint["hyper_parameters"][name] for name in MODEL_SETTINGS}
-    compare_settings({"hyper_parameters": shape}, vars(settings.model), path)
+    compare_shape(checkpoint, vars(settings.model), path)
     digests = [Tokenizer.load(folder).digest for folder in (path.parent / TOKENIZER, settings.data.tokenizer)]
     if digests[0] != digests[1]:
         raise InputError(

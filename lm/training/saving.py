@@ -16,6 +16,7 @@ from lm.runs.folder import BEST, LAST, kept_name
 from lm.training.kept_tokenizer import KeptTokenizer
 from lm.training.lightning_inside import whole_checkpoint
 from lm.training.nonfinite import Diverged, last_good, lost_tensors
+from lm.training.sharding import FullySharded
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -86,11 +87,18 @@ class Saver:
         self.save(trainer, LAST)  # after the others, which a run resumed from it would not write again
         self.saved = self.boundary
 
-    def save(self, trainer: Trainer, name: str) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
+    def prepare(self, trainer: Trainer) -> None:
+        """Writes what must be on the disk before a checkpoint is."""
         for logger in trainer.loggers:
             logger.save()  # the event file must not be behind the checkpoint
         self.tokenizer.put_back()
+
+    def save(self, trainer: Trainer, name: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if isinstance(trainer.strategy, FullySharded):
+            trainer.strategy.in_all(lambda: self.prepare(trainer))  # what follows gathers from all processes, or none
+        else:
+            self.prepare(trainer)
         # Not trainer.save_checkpoint, which waits for the other processes: one of them may have failed.
         trainer.strategy.save_checkpoint(whole_checkpoint(trainer), run_folder(trainer) / name)

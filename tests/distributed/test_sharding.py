@@ -1,6 +1,7 @@
 """Proves that a run of FSDP saves and restores the same state in either form: gathered in one file, or in shards. One
 process shards over itself here; two do in test_devices.py and test_two_hosts.py."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from helpers.commands import Result
 from helpers.runs import same
 
 from lm.runs.checkpoint import load_checkpoint
-from lm.training import sharding
+from lm.training import cli, saving, sharding
 
 FSDP = ("--trainer.strategy=fsdp", "--trainer.devices=1", "--trainer.max_steps=4", "--checkpoints.every_n_steps=1")
 FSDP = (*FSDP, "--trainer.limit_val_batches=1", "--data.batch_size=2", "--samples.max_new_tokens=0")
@@ -114,3 +115,37 @@ def test_nothing_but_fsdp_shards(lm, fit_arguments, tmp_path):
         "lm fit: checkpoints.sharded is true, and trainer.strategy is auto, which shards nothing; take fsdp, or leave"
         " checkpoints.sharded out\n"
     )
+
+
+def test_what_one_process_writes_before_a_checkpoint_fails_in_all(fit, monkeypatch, tmp_path):
+    """Otherwise one would go on, and the others wait for its part of the state."""
+    in_all, prepare, inside = sharding.FullySharded.in_all, saving.Saver.prepare, []
+
+    def watched(self, work):
+        inside.append(True)
+        try:
+            return in_all(self, work)
+        finally:
+            inside.pop()
+
+    def full(self, trainer):
+        assert inside
+        if trainer.global_step == 2:
+            raise OSError(28, "No space left on device")
+        prepare(self, trainer)
+
+    monkeypatch.setattr(sharding.FullySharded, "in_all", watched)
+    monkeypatch.setattr(saving.Saver, "prepare", full)
+    assert "step 2: not saved ([Errno 28] No space left on device)" in fit(tmp_path / "run", *FSDP).out
+
+
+def test_a_run_with_the_weights_of_another_does_not_begin_with_bigrams(fit, gathered, monkeypatch, tmp_path):
+    """Nor in a process that has not read them itself, and will be sent them."""
+    find = cli.find_resume
+
+    def sent_later(*arguments):
+        return dataclasses.replace(find(*arguments), weights=None)
+
+    monkeypatch.setattr(cli, "find_resume", sent_later)
+    start = ("--model.zero_init=true", "--model.bigram_init=true", f"--init_from={gathered}")
+    assert "bigrams of" not in fit(tmp_path / "run", *FSDP, *start).out

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lm.accounting.costs import training_flops_per_token
 from lm.durations import format_duration
 from lm.machine import peaks, readings
 from lm.machine.contention import OtherPrograms, ran_ourselves
 from lm.machine.peaks import GPU_PEAKS, measure, peak_flops, record_peak
+from lm.model.transformer import TransformerLM
 from lm.monitoring import throughput
-from lm.monitoring.throughput import Pace
+from lm.monitoring.throughput import Pace, Throughput
 from lm.runs.events import read_curves
 from lm.training.module import LanguageModel
 
@@ -147,6 +149,16 @@ def test_a_run_faster_than_its_peak_raises_it(lm, fit_arguments, tmp_path, cache
     shares = read_curves(tmp_path / "run")["train/mfu"].values
     assert max(shares[1:]) <= 1
     assert any(reading["flops"] > 1e5 for reading in json.loads(cache.read_text()).values())
+
+
+def test_the_cost_of_a_token_is_that_of_its_window():
+    """Where the first steps read short windows, their tokens attend to fewer others."""
+    model, throughput = TransformerLM(50, 64, 16, 1, num_heads=2, d_ff=32), Throughput()
+    throughput.costs = {}
+    (short, sure), (long, sure_of_long) = (throughput._cost(model, length) for length in (8, 64))
+    assert (short, long) == (training_flops_per_token(model, 8), training_flops_per_token(model))
+    assert long - short == 3 * 4 * (64 - 8) * 16  # scores and weighted values
+    assert (short - sure, long - sure_of_long) == pytest.approx((3 * 2 * 8 * 16, 3 * 2 * 64 * 16))
 
 
 # --- time left -------------------------------------------------------------------------------------------------------

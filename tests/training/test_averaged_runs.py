@@ -1,6 +1,7 @@
 """Proves that a run with `model.ema_decay` trains as without, validates and keeps the average, and can be resumed."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -127,3 +128,15 @@ def test_weights_that_are_cut_are_refused(lm, fit_arguments, tmp_path):
     result = lm(*fit_arguments(tmp_path / "run", EMA, "--trainer.strategy=fsdp", "--trainer.devices=1"))
     assert result.code == 2
     assert f"model.ema_decay {DECAY} needs whole weights, which trainer.strategy fsdp cuts" in result.err
+
+
+def test_an_average_is_not_taken_for_the_weights_that_are_trained(averaged, lm, fit_arguments, tmp_path):
+    """Where FSDP resumes, which has loaded the average by the time that anyone can tell."""
+    shutil.copytree(averaged[0], tmp_path / "run")
+    fsdp = ("--trainer.strategy=fsdp", "--trainer.devices=1", "--trainer.max_steps=20", "--ckpt_path=auto")
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS, *fsdp))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    assert result.code == 2
+    assert "holds averaged weights (model.ema_decay)" in result.err
+    assert "resume it without fsdp" in result.err

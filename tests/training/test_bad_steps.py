@@ -52,6 +52,17 @@ def test_many_bad_steps_in_a_row_end_the_run(spoil, lm, fit_arguments, token_dat
     assert torch.equal(saved["targets"], torch.cat([windows[18][1], windows[19][1]]))
 
 
+def test_what_is_saved_of_a_bad_step_is_what_it_was_trained_on(lm, fit_arguments, token_data, monkeypatch, tmp_path):
+    """In short windows, as long as these last."""
+    spoil_loss(monkeypatch, {2, 3, 4})
+    short = ("--data.short_context=4", "--data.short_steps=6", "--model.max_skipped_steps=3")
+    assert lm(*fit_arguments(tmp_path / "run", *SETTINGS, *short)).code == 2
+    saved = torch.load(tmp_path / "run" / "nonfinite-step-4.pt", weights_only=True)
+    inputs, targets = nonfinite_windows(token_data)[3]
+    assert torch.equal(saved["inputs"], inputs.reshape(-1, 4))
+    assert torch.equal(saved["targets"], targets.reshape(-1, 4))
+
+
 def nonfinite_windows(token_data: Path):
     from lm.data.windows import RandomWindows
 

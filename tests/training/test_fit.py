@@ -348,3 +348,13 @@ def test_settings_that_do_not_fit_leave_no_folder(lm, fit_arguments, tmp_path):
         assert len(result.err.splitlines()) == 1
         assert words in result.err
         assert not (tmp_path / "run").exists(), setting
+
+
+def test_a_run_without_kernels_says_why(lm, fit_arguments, monkeypatch, tmp_path):
+    monkeypatch.setattr("lm.training.fast_path.why_no_kernels", lambda: "llvmlite is not installed")
+    result = lm(*fit_arguments(tmp_path / "run", "--trainer.max_steps=2"))
+    assert result.code == 0
+    assert result.err == (
+        "lm: llvmlite is not installed; torch's operators, which are slower, take the place of our kernels\n"
+    )
+    assert "own kernels" not in result.out

@@ -162,6 +162,16 @@ def test_validate_wants_a_checkpoint(lm, copy):
     assert result.err == "lm validate: which checkpoint? --ckpt_path checkpoints/RUN/best.ckpt names one\n"
 
 
+def test_validate_needs_the_model_alone(lm, copy):
+    """Not the settings of training, which another configuration may lack."""
+    others = ("--model.optimizer=muon", "--model.zero_init=true", "--model.weight_decay=0.5")
+    result = lm("validate", "-c", copy / "config.yaml", "--ckpt_path", copy / "best.ckpt", *others)
+    assert (result.code, result.err) == (0, "")
+    result = lm("validate", "-c", copy / "config.yaml", "--ckpt_path", copy / "best.ckpt", "--model.num_layers=3")
+    assert result.code == 2
+    assert "not 3" in result.err
+
+
 def test_validate_takes_a_folder(lm, copy):
     named = lm("validate", "-c", copy / "config.yaml", "--ckpt_path", copy / "best.ckpt")
     assert named.code == 0

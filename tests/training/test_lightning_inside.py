@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.tensorflow_stub.io.gfile import GFile
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -363,6 +364,29 @@ def test_event_files(tmp_path):
     message = changed("tensorboard", "event_file_writer takes the time for its file's name elsewhere")
     assert path.name.startswith("events.out.tfevents.4000000000."), message
     assert all(abs(event.wall_time - time.time()) < 100 for event in EventFileLoader(str(path)).Load()), message
+
+
+def test_whole_records(tmp_path, monkeypatch):
+    write, full = GFile.write, []
+
+    def write_half(self, content):
+        write(self, content[: len(content) // 2] if full else content)
+        if full:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(GFile, "write", write_half)
+    writer = SummaryWriter(tmp_path)
+    records = lightning_inside.WholeRecords(writer)
+    message = changed("tensorboard", "EventFileWriter._async_writer, its _writer and its _worker, or _file_name")
+    for step in range(1, 5):
+        full[:] = [True] if step in (2, 3) else []
+        writer.add_scalar("x", float(step), step)
+        writer.flush()
+        assert (records.failure is not None) == (step > 1), message
+    writer.close()
+    (path,) = tmp_path.glob("events*")
+    steps = [event.step for event in EventFileLoader(str(path)).Load() if event.summary.value]
+    assert steps == [1, 4], message
 
 
 def test_write_summary(tmp_path):

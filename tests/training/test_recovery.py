@@ -13,6 +13,7 @@ from helpers.events import read_events
 from helpers.faults import Moment, send
 from helpers.processes import start, wait_until
 from helpers.runs import ENDLESS, SETTINGS, STEPS, TIMED, same
+from tensorboard.compat.tensorflow_stub.io.gfile import GFile
 
 from lm.monitoring.samples import TextSamples
 from lm.monitoring.throughput import Throughput
@@ -220,3 +221,43 @@ def test_a_full_disk_does_not_end_a_run(lm, fit_arguments, whole_run, monkeypatc
     assert calls[:2] == [("last.ckpt", 3), ("best.ckpt", 4)]
     monkeypatch.undo()
     assert_joined(tmp_path / "run", whole_run)
+
+
+def test_curves_that_find_no_room_are_left_out(lm, fit_arguments, whole_run, monkeypatch, tmp_path):
+    """Of what a full disk has taken half, nothing stays, and what is drawn later can be read."""
+    write, full = GFile.write, []
+
+    def write_half(self, content):
+        if full:
+            write(self, content[: len(content) // 2])
+            raise OSError(28, "No space left on device")
+        write(self, content)
+
+    def training_step(self, batch, batch_idx, step=LanguageModel.training_step):
+        full[:] = [True] if 5 <= self.global_step < 7 else []  # steps 6 and 7
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(GFile, "write", write_half)
+    monkeypatch.setattr(LanguageModel, "training_step", training_step)
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS))
+    assert (result.code, result.err) == (0, "")
+    line = "some figures are not drawn ([Errno 28] No space left on device); the run goes on without them"
+    assert result.out.count(line) == 1
+    (found, texts), (expected, expected_texts) = read_events(tmp_path / "run"), read_events(whole_run)
+    assert found["train/loss"] == [(step, loss) for step, loss in expected["train/loss"] if step not in (6, 7)]
+    assert (found["val/loss"], texts) == (expected["val/loss"], expected_texts)
+    for name in ("last.ckpt", "best.ckpt"):
+        assert read_manifest(tmp_path / "run" / name)["step"] == read_manifest(whole_run / name)["step"]
+
+
+def test_a_run_that_owes_its_last_validation_alone_has_no_steps_to_go(lm, fit_arguments, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        Moment(LanguageModel, "training_step", STEPS, send(signal.SIGTERM)).arm(patch)
+        assert lm(*fit_arguments(run, *SETTINGS)).code == 143
+    result = lm(*fit_arguments(run, *SETTINGS, "--ckpt_path=auto"))
+    assert (result.code, result.err) == (0, "")
+    assert f" {STEPS} steps of " in result.out
+    assert "\n0 steps to go" in result.out
+    assert f"step {STEPS}: validation loss" in result.out
+    assert "final loss about" not in result.out

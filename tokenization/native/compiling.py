@@ -176,11 +176,20 @@ def write_code(path: Path, code: bytes) -> None:
         file.write(sha256(code).digest() + code)
 
 
-def sources_digest() -> str:
-    """Returns a digest of the names and contents of all sources in this package, of LLVM and of this processor."""
+def files_digest() -> bytes:
+    """Returns a digest of the names and contents of all sources in this package."""
     digest = sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + sha256(source.read_bytes()).digest())
+    return digest.digest()
+
+
+FILES_AT_IMPORT = files_digest()
+
+
+def sources_digest() -> str:
+    """Returns a digest of all sources in this package, of LLVM and of this processor."""
+    digest = sha256(files_digest())
     machine = (llvmlite.__version__, llvm.get_process_triple(), llvm.get_host_cpu_name(), host_features())
     digest.update(repr(machine).encode())
     return digest.hexdigest()[:16]
@@ -188,7 +197,12 @@ def sources_digest() -> str:
 
 @functools.cache
 def cache_folder() -> str:
-    """Returns the folder that caches the kernels of these very sources; "" where no place can be written."""
+    """Returns the folder that caches the kernels of these very sources; "" where no place can be written.
+
+    There is none, either, where a source has changed since it was imported: it would not be what is compiled.
+    """
+    if files_digest() != FILES_AT_IMPORT:
+        return ""
     for place in places(Path(__file__).parent):
         folder = place / (PREFIX + sources_digest())
         try:

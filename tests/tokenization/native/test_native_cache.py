@@ -84,6 +84,14 @@ print(valid, "from the cache" if first_invalid.from_cache else "compiled")
     assert run_copy(copy, code) == "2 from the cache\n"
 
 
+def test_nothing_is_cached_once_a_source_is_another_than_was_imported(native):
+    compiling = load_compiling(native)
+    edit(native / "characters.py", "Characters as kernels see them", "Characters as they see them")
+    assert compiling.cache_folder() == ""
+    assert compiling.compiled(load_module(native / "example.py").plus_one)(2) == 3
+    assert not list(native.rglob("*.o"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is Linux's")
 def test_the_cache_lies_beside_the_sources_or_in_the_users_or_nowhere(native, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
