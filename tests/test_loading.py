@@ -198,6 +198,9 @@ def test_without_an_end_of_text_an_empty_prompt_is_refused(trained):
     conversation = Conversation(other.writer(1), tokenizer, Sampling(), 0, 1, ())
     with pytest.raises(InputError, match=words):
         conversation.go_on()
+    with pytest.raises(InputError, match="surrogate"):  # of a terminal whose bytes are no UTF-8
+        conversation.go_on("caf\udce9")
+    assert conversation.text == ""  # it can go on with other words
     assert other.generate("Tom", 1, temperature=0) == trained.generate("Tom", 1, temperature=0)
 
 

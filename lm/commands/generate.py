@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Generator, Iterator
 
@@ -205,6 +206,8 @@ def converse(conversation: Conversation) -> None:
     """Answers each line of the standard input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # arrows and history, where Python has them
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused, and ends nothing
     terminal = sys.stdin.isatty()
     if terminal:
         print("Type the beginning of a text, or /help.")

@@ -9,6 +9,7 @@ from lm.runs.folder import CONFIG, TOKENIZER
 from tokenization import END_OF_TEXT, InputError, Tokenizer
 from tokenization.commands import ArgumentParser, output_path
 from tokenization.files import making
+from tokenization.formats.folder import TOKENIZER_JSON
 from tokenization.outputs import check_new
 
 HELP = """Import a Hugging Face Llama as a run. Its folder has config.json, model.safetensors and tokenizer.json.
@@ -42,6 +43,8 @@ def run(argv: list[str]) -> None:
         write_run(written, run, settings, tokenizer, weights)
     print(f"{source} -> {run}: {settings['num_layers']} layers of {settings['d_model']}, {tokenizer.vocab_size} tokens")
     print(how_texts_end(read_json(source / SETTINGS).get("eos_token_id"), tokenizer))
+    if (source / TOKENIZER_JSON).is_file() and (line := become_special(read_json(source / TOKENIZER_JSON))):
+        print(line)
     print(f"to train it further, encode text with {run / TOKENIZER}, then: lm fit -c {run / CONFIG}")
     print("a configuration is code (class_path imports and runs any module): never use a stranger's YAML unread")
 
@@ -54,3 +57,13 @@ def how_texts_end(eos_token_id: Any, tokenizer: Tokenizer) -> str:
     if eos_token_id in (end, [end], None):
         return f"texts end with {END_OF_TEXT}"
     return f"texts end with {END_OF_TEXT}, token {end}, not with the config's eos_token_id, {shown(eos_token_id)}"
+
+
+def become_special(content: Any) -> str:
+    """Says which added tokens of a tokenizer.json are special only from now on; "" if there are none."""
+    names = [token["content"] for token in content.get("added_tokens") or [] if token.get("special") is False]
+    if not names:
+        return ""
+    which = f"the added token {names[0][:40]!r} becomes" if len(names) == 1 else f"{len(names)} added tokens become"
+    example = "" if len(names) == 1 else f" ({names[0][:40]!r} is one)"
+    return f"{which} special{example}: programs that read an export of it may leave out such text"

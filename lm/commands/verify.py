@@ -9,6 +9,7 @@ from lm.runs.checkpoint import verify
 from lm.runs.folder import CONFIG, SHARDS
 from tokenization import InputError
 from tokenization.commands import ArgumentParser
+from tokenization.errors import describe_os_error
 from tokenization.files import file_sha256
 
 HELP = """Check by their digests that checkpoints, and the tokenizer beside them, are byte for byte as they were saved.
@@ -41,6 +42,8 @@ def run(argv: list[str]) -> None:
                 print(*findings(checkpoint), sep="\n", flush=True)
             except InputError as error:
                 damaged.append(error)
+            except OSError as error:
+                damaged.append(InputError(describe_os_error(error)))
     for found in damaged[:-1]:
         print(f"lm verify: {found}", file=sys.stderr)
     if damaged:

@@ -38,8 +38,12 @@ class TextStream:
         self.offsets.append(self.shown + len(self.held) - begins_whole)
         self.held += self.decoder.decode(data[1:])
         return self._release(
-            max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
+            max((n for stop in self.stops for n in self._lengths(stop) if self.held.endswith(stop[:n])), default=0)
         )
+
+    def _lengths(self, stop: str) -> range:
+        """How many of a stop string's first characters, but not all, may be the last that are held."""
+        return range(1, min(len(stop), len(self.held) + 1))
 
     def close(self) -> str:
         """Returns the remaining characters, when no token follows."""

@@ -48,9 +48,9 @@ class Conversation:
         It ends by the model's end-of-text token, a stop string or max_new_tokens, or when the iterator is closed. The
         iterator raises the error of a continuation that failed.
         """
-        self.text += words
-        self.before = self.text
-        ids = self.tokenizer.encode(text_to_read(self.text, self.tokenizer))
+        whole = self.text + words
+        ids = self.tokenizer.encode(text_to_read(whole, self.tokenizer))  # raises InputError for what is no text
+        self.text = self.before = whole
         text = Text(ids, self.max_new_tokens, self.sampling, self.seed)
         stream = TextStream(self.tokenizer, self.stops)
         self.seed += 1

@@ -75,7 +75,14 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, num_rows: int) -> None:
     writer.add_token_list([texts.get(token_id, f"[PAD{token_id}]") for token_id in range(num_rows)])
     writer.add_token_types(kinds)
     writer.add_token_merges([f"{bytes_to_text(left)} {bytes_to_text(right)}" for left, right in tokenizer.merges])
-    if tokenizer.end_of_text_id is not None:
-        writer.add_bos_token_id(tokenizer.end_of_text_id)
-        writer.add_eos_token_id(tokenizer.end_of_text_id)
+    end = tokenizer.end_of_text_id
+    if end is None:  # llama.cpp would take token 11, in GPT-2's order the comma
+        end = next((token_id for token_id in range(num_rows) if token_id not in texts), None)
+    if end is None:
+        raise InputError(
+            "--format gguf: the tokenizer has no <|endoftext|>, and llama.cpp would end every text at token 11; take"
+            " --format hf"
+        )
+    writer.add_bos_token_id(end)
+    writer.add_eos_token_id(end)
     writer.add_add_bos_token(False)

@@ -142,8 +142,8 @@ def _with_all_settings(checkpoint: Any, path: str | os.PathLike[str]) -> dict[st
 def _refuse_nonfinite(checkpoint: dict[str, Any], path: str | os.PathLike[str], parts: Iterable[str]) -> None:
     if bad := nonfinite_names(named_tensors({part: checkpoint.get(part) for part in parts})):
         raise InputError(
-            f"{path}: is from a run that has diverged: {in_words(bad)}; use an earlier one, or let --ckpt_path auto"
-            " find one"
+            f"{path}: is from a run that has diverged: {in_words(bad)}; use an earlier one, which `lm fit"
+            " --ckpt_path auto` finds by itself"
         )
 
 

@@ -128,8 +128,8 @@ def verify_bytes(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, Any]
         left -= len(chunk)
     if line != f"sha256 {sha256.hexdigest()}" or file.read() != f"{line}\n".encode():
         raise InputError(
-            f"{path}: is damaged and does not match the digest at its end; use another checkpoint, or let --ckpt_path"
-            " auto find one"
+            f"{path}: is damaged and does not match the digest at its end; use an earlier one,"
+            " which `lm fit --ckpt_path auto` finds by itself"
         )
     return manifest
 

@@ -33,7 +33,7 @@ from tokenization import InputError
 from tokenization.files import writing
 
 SHAPES = "sharded"  # a checkpoint's key: {name of a sharded tensor: its whole shape}
-REMEDY = "use another checkpoint, or let --ckpt_path auto find one"
+REMEDY = "use an earlier checkpoint, which `lm fit --ckpt_path auto` finds by itself"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -186,5 +186,5 @@ class Shards:
             if bad := nonfinite_names(named_tensors(self.read_file(index, name))):
                 raise InputError(
                     f"{self.checkpoint.parent / name}: is from a run that has diverged: {in_words(bad)}; use an"
-                    " earlier checkpoint, or let --ckpt_path auto find one"
+                    " earlier checkpoint, which `lm fit --ckpt_path auto` finds by itself"
                 )

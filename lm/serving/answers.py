@@ -97,10 +97,12 @@ class Completions:
     def logprobs(self, listed: Sequence[tuple[Drawn, int]]) -> dict[str, Any]:
         """Returns the log-probabilities in OpenAI's form; None for the first token of a prompt: nothing predicts it."""
         each = [token_record(self.tokenizer, drawn) for drawn, _ in listed]
+        for one in each:
+            one.setdefault("top", {}).setdefault(one["token"], one["logprob"])  # the drawn one is listed, too
         return {
             "tokens": [one["token"] for one in each],
             "token_logprobs": [one["logprob"] for one in each],
-            "top_logprobs": [None if one["logprob"] is None else one.get("top", {}) for one in each],
+            "top_logprobs": [None if one["logprob"] is None else one["top"] for one in each],
             "text_offset": [offset for _, offset in listed],
         }
 

@@ -57,6 +57,7 @@ NUMBERS: dict[str, tuple[type, Any, float, float]] = {  # name: its type, defaul
 }
 # Not supported; each with the value that has no effect.
 WITHOUT = {"suffix": "", "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0}
+STOP = 1000  # the most characters of a stop string
 OTHERS = ("model", "prompt", "stop", "stream", "stream_options", "echo", "best_of", "user")
 
 
@@ -156,8 +157,8 @@ def read_stops(body: Mapping[str, Any], limits: Limits) -> list[str]:
     """Reads the stop strings, one or a list."""
     value = body.get("stop")
     stops = [] if value is None else value if isinstance(value, list) else [value]
-    if len(stops) > limits.stops or not all(isinstance(stop, str) and 0 < len(stop) <= 1000 for stop in stops):
-        raise Refused(f"stop must be a non-empty string, or a list of at most {limits.stops}", "stop")
+    if len(stops) > limits.stops or not all(isinstance(stop, str) and 0 < len(stop) <= STOP for stop in stops):
+        raise Refused(f"stop must be a string of 1 to {STOP} characters, or a list of at most {limits.stops}", "stop")
     return stops
 
 

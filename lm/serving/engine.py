@@ -27,7 +27,7 @@ class Busy(Exception):
 
 
 class Stopped(Exception):
-    """The server is shutting down."""
+    """The server is shutting down, or its thread has ended by an error."""
 
 
 class Engine:
@@ -85,14 +85,20 @@ class Engine:
 
     def _work(self) -> None:
         others = OtherPrograms(torch.get_num_threads())
-        while self._wait():
-            try:
-                if others.look(LOOK_EVERY):
-                    wait_briefly(others.in_the_way)
-                self._step()
-            except Exception as error:  # concerns all texts; their callers must hear of it
-                self._fail(error)
-        self._fail(Stopped())
+        try:
+            while self._wait():
+                try:
+                    if others.look(LOOK_EVERY):
+                        wait_briefly(others.in_the_way)
+                    self._step()
+                except Exception as error:  # concerns all texts; their callers must hear of it
+                    self._fail(error)
+                    for text in list(self.writer.texts):  # fails, too, where the device is lost; then the thread ends
+                        self.writer.drop(text)
+        finally:
+            with self.changed:
+                self.closed = True
+            self._fail(Stopped())
 
     def _wait(self) -> bool:
         """Waits until there is something to do; returns False if the engine is closed."""
@@ -128,7 +134,5 @@ class Engine:
         with self.changed:
             delivers, self.deliver = set(self.deliver.values()), {}
             self.waiting.clear()
-        for text in list(self.writer.texts):
-            self.writer.drop(text)
         for deliver in delivers:
             deliver(error)

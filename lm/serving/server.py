@@ -103,7 +103,9 @@ class Server:
         return web.Response(text=PAGE.read_text(encoding="utf-8"), content_type="text/html")
 
     async def health(self, _: web.Request) -> web.StreamResponse:
-        return answer({"status": "ok", "model": self.served.name} | self.engine.status())
+        working = self.engine.thread.is_alive()
+        state = {"status": "ok" if working else "stopped", "model": self.served.name} | self.engine.status()
+        return answer(state, 200 if working else 503)
 
     async def models(self, _: web.Request) -> web.StreamResponse:
         return answer({"object": "list", "data": [self.description()]})
@@ -117,6 +119,7 @@ class Server:
     def description(self) -> dict[str, Any]:
         model = self.engine.writer.reader.model
         size = {"parameters": model.num_parameters(), "context_length": model.context_length}
+        size |= {"max_tokens": self.limits.max_tokens}
         return {"id": self.served.name, "object": "model", "created": 0, "owned_by": "you", **size, **self.facts}
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -194,11 +197,13 @@ class Server:
     ) -> web.StreamResponse:
         """Answers by server-sent events; an error after the first is an event, too."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        end = asyncio.get_running_loop().time() + 2 * self.limits.seconds  # half of it to write, half to be read
         await response.prepare(request)
 
         async def send(event: bytes) -> None:
-            async with asyncio.timeout(self.limits.seconds):  # the client may not read
+            async with asyncio.timeout_at(end):  # the client may not read
                 await response.write(b"data: " + event + b"\n\n")
+                await asyncio.sleep(0)  # where nothing else waits, no timeout would be noticed
 
         try:
             async for drawn in tokens:
@@ -225,9 +230,9 @@ def feed(wanted: Completions, drawn: Drawn) -> dict[str, Any] | None:
         raise Refused(str(error), None, 500) from None
 
 
-def answer(content: Any) -> web.Response:
+def answer(content: Any, status: int = 200) -> web.Response:
     """Makes a JSON response."""
-    return web.Response(body=to_json(content), content_type="application/json")
+    return web.Response(body=to_json(content), status=status, content_type="application/json")
 
 
 async def run_server(server: Server, host: str, port: int, ready: Callable[[str, asyncio.Event], None]) -> None:

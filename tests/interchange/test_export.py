@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -20,11 +21,12 @@ from safetensors.torch import load_file
 from lm.commands.export import FORMATS
 from lm.generation.sampling import Sampling
 from lm.generation.writer import generate
+from lm.interchange.gguf import add_tokenizer
 from lm.interchange.llama import half_split
 from lm.interchange.model_card import CARD
 from lm.runs.checkpoint import load_checkpoint, load_model, save_checkpoint
 from lm.runs.folder import BEST, TOKENIZER
-from tokenization import Tokenizer
+from tokenization import InputError, Tokenizer
 from tokenization.pretokenization import PATTERNS
 
 
@@ -76,6 +78,18 @@ def test_the_tokenizer_is_the_same(exported, token_data, random_text):
         assert theirs.encode(text) == token_ids
         assert theirs.decode(token_ids) == ours.decode(token_ids)
     assert theirs.eos_token_id == ours.end_of_text_id
+
+
+def test_gguf_without_an_end_of_text_ends_at_no_word(token_data):
+    """llama.cpp takes token 11 where no other is named; a row without a token is never written."""
+    whole = Tokenizer.load(token_data / "tok")
+    tokenizer = Tokenizer(whole.vocab, whole.merges)
+    with pytest.raises(InputError, match=r"has no <\|endoftext\|>, and llama.cpp would end every text at token 11"):
+        add_tokenizer(mock.Mock(), tokenizer, tokenizer.vocab_size)
+    writer = mock.Mock()
+    add_tokenizer(writer, tokenizer, tokenizer.vocab_size + 2)
+    writer.add_eos_token_id.assert_called_once_with(tokenizer.vocab_size)
+    writer.add_bos_token_id.assert_called_once_with(tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0), ("fp16", 1e-3), ("q8_0", 2e-2)])

@@ -13,6 +13,7 @@ from helpers.llamas import SIZES, save_llama
 from helpers.models import SHAPE, VARIANTS, save_run
 from safetensors.torch import load_file, save_file
 
+from lm.commands.import_ import become_special
 from lm.interchange.llama import model_settings
 from lm.runs.checkpoint import load_checkpoint, load_model
 from lm.runs.folder import BEST, TOKENIZER
@@ -227,6 +228,22 @@ def test_every_key_that_transformers_writes_is_known(llama):
     assert model_settings(older, llama) == model_settings(written, llama)
     with pytest.raises(InputError, match="attention_of_tomorrow"):
         model_settings({**everything, "attention_of_tomorrow": 1}, llama)
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ([], ""),
+        ([("<|endoftext|>", True)], ""),
+        ([("<|endoftext|>", True), ("    ", False)], "the added token '    ' becomes special: "),
+        ([("  ", False), ("    ", False)], "2 added tokens become special ('  ' is one): "),
+    ],
+)
+def test_added_tokens_that_become_special_are_named(added, said):
+    content = {"added_tokens": [{"content": text, "special": special} for text, special in added]}
+    assert become_special(content) == said + (
+        "programs that read an export of it may leave out such text" if said else ""
+    )
 
 
 def test_damaged_folders(llama, lm, tmp_path):

@@ -65,6 +65,19 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_verify_goes_on_where_a_checkpoint_cannot_be_read(lm, tmp_path):
+    save_checkpoint(make_checkpoint(), tmp_path / "best.ckpt")
+    (tmp_path / "best.ckpt").write_bytes((tmp_path / "best.ckpt").read_bytes()[:-1])
+    (tmp_path / "last.ckpt").mkdir()  # reading it is an OSError, as on a disk that fails
+    save_checkpoint(make_checkpoint(), tmp_path / "step-1.ckpt")
+    result = lm("verify", tmp_path)
+    assert result.code == 2
+    assert f"{tmp_path / 'step-1.ckpt'}: intact" in result.out
+    first, second = result.err.splitlines()
+    assert first.startswith(f"lm verify: {tmp_path / 'best.ckpt'}: ")
+    assert second.startswith(f"lm verify: {tmp_path / 'last.ckpt'}")
+
+
 # --- the manifest and its digest -------------------------------------------------------------------------------------
 
 

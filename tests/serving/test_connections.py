@@ -1,15 +1,18 @@
 """Proves that no connection is held open without an end, and that what is no request is answered in OpenAI's form."""
 
+import asyncio
 import gzip
 import json
 import socket
 import threading
 import time
+from unittest import mock
 
 import pytest
 
 import lm.serving.connections
 from lm.serving.completions import Limits
+from lm.serving.server import Server
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -142,3 +145,23 @@ def test_an_answer_that_nobody_reads(make):
         except ConnectionResetError:
             pass
     assert received < 60 * 8000 * len("<|endoftext|>")
+
+
+def test_a_stream_that_is_read_too_slowly(monkeypatch):
+    """It is given up, although each event is read in time and tokens are always there to be sent."""
+
+    async def slow(*_):
+        await asyncio.sleep(0.01)
+
+    async def endless():
+        while True:
+            yield None
+
+    monkeypatch.setattr("aiohttp.web.StreamResponse.prepare", slow)
+    monkeypatch.setattr("aiohttp.web.StreamResponse.write", slow)
+    server, request = mock.Mock(limits=Limits(seconds=0.2)), mock.Mock()
+    wanted = mock.Mock(**{"feed.return_value": {}})
+    start = time.monotonic()
+    asyncio.run(asyncio.wait_for(Server.stream(server, request, wanted, endless()), 20))
+    assert time.monotonic() - start < 10
+    request.transport.abort.assert_called_once_with()

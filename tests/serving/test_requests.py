@@ -9,6 +9,7 @@ import pytest
 
 from lm.commands.serve import LOCAL_NAMES, local_names
 from lm.generation.sampling import Sampling
+from lm.serving.completions import Limits
 
 BAD = [
     ({}, 400, "prompt is missing"),
@@ -132,6 +133,7 @@ def test_bad_addresses_names_and_kinds(server):
     assert json.loads(server.request("GET", "/v1/models")[1])["data"][0]["id"] == "tiny"
     described = json.loads(server.request("GET", "/v1/models/tiny")[1])
     size = {"parameters": server.model.num_parameters(), "context_length": server.model.context_length}
+    size |= {"max_tokens": Limits().max_tokens}
     assert described == {"id": "tiny", "object": "model", "created": 0, "owned_by": "you", **size}
     assert server.client().models.retrieve("tiny").id == "tiny"
     charset = {"Content-Type": "application/json; charset=UTF-8"}

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import pytest
 import torch
 
 from lm.generation.sampling import Sampling
@@ -122,3 +123,21 @@ def test_a_text_that_fails_ends_no_other(make):
         if number % 3 != 1:
             assert text == server.tokenizer.decode(alone[number])
     assert server.until(running=0, waiting=0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_device_that_is_lost_is_told_at_once(make, monkeypatch):
+    """Where not even a text can be dropped any more, the thread ends, and nobody waits for it."""
+    server = make()
+
+    def lost(*_):
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(server.engine.writer, "step", lost)
+    monkeypatch.setattr(server.engine.writer, "drop", lost)
+    status, answer, _ = server.post({"prompt": "Tom"})
+    assert (status, answer["error"]["message"]) == (500, "the device is lost")
+    server.engine.thread.join(10)
+    status, text, _ = server.request("GET", "/health")
+    assert (status, json.loads(text)["status"]) == (503, "stopped")
+    assert server.post({"prompt": "Tom"})[0] == 503

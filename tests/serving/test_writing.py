@@ -55,7 +55,10 @@ def test_log_probabilities(server):
     for place, token_id in enumerate(drawn):
         row = scores[len(ids) - 1 + place]
         assert given.token_logprobs[place] == pytest.approx(row[token_id].item(), abs=1e-4)
-        assert list(given.top_logprobs[place].values()) == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+        top = list(given.top_logprobs[place].values())
+        assert top[:3] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+        assert given.top_logprobs[place][given.tokens[place]] == given.token_logprobs[place]  # the drawn one, too
+        assert len(top) == 3 + (token_id not in row.topk(3).indices)
     assert given.text_offset[0] == 0
 
 
@@ -86,7 +89,9 @@ def test_echo_with_log_probabilities_scores_the_prompt(server, prompt, max_token
     for place, token_id in enumerate(whole[1:]):
         assert given.token_logprobs[place + 1] == pytest.approx(scores[place, token_id].item(), abs=1e-4)
         expected = scores[place].topk(2).values.tolist()
-        assert list(given.top_logprobs[place + 1].values()) == pytest.approx(expected, abs=1e-4)
+        top = given.top_logprobs[place + 1]
+        assert list(top.values())[:2] == pytest.approx(expected, abs=1e-4)
+        assert top[given.tokens[place + 1]] == given.token_logprobs[place + 1]
     begun = offsets(server.tokenizer, ids, 0)
     assert given.text_offset == begun + offsets(server.tokenizer, drawn, len(text))
 
