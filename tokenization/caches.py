@@ -14,6 +14,12 @@ def places(sources: Path) -> list[Path]:
     """
     if told := os.environ.get(CACHE_VARIABLE):
         return [Path(told)]
-    home = Path.home()
-    users = {"darwin": home / "Library/Caches", "win32": home / "AppData/Local"}.get(sys.platform, home / ".cache")
-    return [sources / "__pycache__", Path(os.environ.get("XDG_CACHE_HOME") or users) / "tokenization"]
+    beside = sources / "__pycache__"
+    if users := os.environ.get("XDG_CACHE_HOME"):
+        return [beside, Path(users) / "tokenization"]
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home
+        return [beside]
+    user = {"darwin": home / "Library/Caches", "win32": home / "AppData/Local"}.get(sys.platform, home / ".cache")
+    return [beside, user / "tokenization"]

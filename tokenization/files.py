@@ -160,7 +160,7 @@ def delete_leftovers(path: Path) -> None:
     with os.scandir(path.parent) as entries:
         leftovers = [(entry, match) for entry in entries if (match := pattern.fullmatch(entry.name))]
     for entry, match in leftovers:
-        with contextlib.suppress(FileNotFoundError):  # another process deletes them, too
+        with contextlib.suppress(OSError):  # another process deletes them, too; another user's are left
             ended = match[1] == HOST and not is_alive(int(match[2]))
             if not ended and time.time() - entry.stat(follow_symlinks=False).st_mtime < ABANDONED_SECONDS:
                 continue

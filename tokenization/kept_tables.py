@@ -70,7 +70,8 @@ def read_table(key: str) -> Table | None:
         with suppress(OSError):
             content = path.read_bytes()
             if sha256(content[32:]).digest() == content[:32]:
-                os.utime(path)  # it is used
+                with suppress(OSError):  # somebody else may have kept it
+                    os.utime(path)  # it is used
                 return unpack(content[32:])
     return None
 
@@ -86,9 +87,9 @@ def write_table(key: str, table: Table) -> None:
         return
     content = pack(table)
     for path in paths(key):
-        with suppress(OSError), writing(path) as file:
-            file.write(sha256(content).digest() + content)
-        if path.exists():
+        with suppress(OSError):
+            with writing(path) as file:
+                file.write(sha256(content).digest() + content)
             delete_oldest(path.parent)
             return
 

@@ -99,17 +99,22 @@ def _matches(text: str, pattern: str) -> Iterator[tuple[int, int]]:
     """
     matcher, position, at_once = regex_of(pattern), 0, _MATCHES_AT_ONCE
     seconds = allowed = PATTERN_SECONDS * (1 + len(text) / CHUNK_CHARACTERS)
+    timeout = seconds
     while position <= len(text):
-        start = time.process_time()
+        start = time.thread_time()
         try:
-            matches = matcher.finditer(text, pos=position, timeout=seconds)
+            matches = matcher.finditer(text, pos=position, timeout=timeout)
             spans = [match.span() for match in islice(matches, at_once)]
         except TimeoutError:
+            seconds -= time.thread_time() - start
+            if seconds > 0:  # `regex` counts the time of all threads, and others took it
+                timeout *= 2
+                continue
             raise InputError(
                 f"the split pattern {pattern[:200]!r} backtracks in the text for more than {allowed:.1f} s;"
                 " choose one without nested repetitions"
             ) from None
-        seconds = max(0.001, seconds - (time.process_time() - start))
+        timeout = seconds = max(0.001, seconds - (time.thread_time() - start))
         if not spans:
             return
         at_once = min(2 * at_once, _MATCHES_AT_ONCE)

@@ -1,8 +1,10 @@
 """Proves that `tokenization check` counts what counting by hand finds in small random texts, and shows where it is."""
 
 import gzip
+import io
 import json
 import random
+import sys
 from itertools import groupby, pairwise
 from pathlib import Path
 from zlib import crc32
@@ -386,3 +388,12 @@ def test_a_document_without_end_is_refused(monkeypatch):
     write("t.txt", ["a long document"])
     with pytest.raises(InputError, match=r"^t\.txt: has a document of more than 10 characters"):
         found(["t.txt"], [])
+
+
+def test_a_report_on_stdout_is_json_whatever_its_encoding(monkeypatch):
+    name, out = write("train.jsonl", ["é 😀", "é 😀"]), io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, "latin-1", errors="backslashreplace"))
+    assert main(["check", name, "--json", "-", "--processes", "1", "--examples", "1"]) == 1
+    sys.stdout.flush()
+    found = json.loads(out.getvalue())["findings"]
+    assert "é 😀" in [example["excerpt"] for finding in found for example in finding["examples"]]

@@ -284,3 +284,17 @@ def test_a_read_only_folder_is_named_and_stays_as_it_is(tmp_path, context):
     folder.chmod(0o755)
     assert names(folder) == ["a"]
     assert (folder / "a").read_bytes() == b"old"
+
+
+def test_a_leftover_that_cannot_be_deleted_is_in_nobodys_way(tmp_path, monkeypatch):
+    """Another user's, in a folder where each may delete only their own."""
+    leftover = tmp_path / f".report.json.{files.HOST}.999999999.0123abcd.tmp"
+    leftover.write_text("half")
+
+    def refuse(_):
+        raise PermissionError
+
+    monkeypatch.setattr(files.os, "unlink", refuse)
+    files.write_text(tmp_path / "report.json", "whole")
+    assert (tmp_path / "report.json").read_text() == "whole"
+    assert leftover.exists()

@@ -9,6 +9,7 @@ import pytest
 
 from tokenization import END_OF_TEXT, InputError, Tokenizer, kept_tables
 from tokenization import tokenizer as tokenizer_module
+from tokenization.caches import places
 from tokenization.interchange import export_huggingface
 from tokenization.pretokenization import CL100K_PATTERN
 
@@ -170,3 +171,44 @@ def test_where_nothing_can_be_written_a_folder_loads_as_ever(folder, small, cach
     cache.parent.unlink()
     Tokenizer.load(folder)
     assert not cache.exists()
+
+
+def test_a_table_that_cannot_be_touched_is_used(folder, cache, monkeypatch):
+    """Somebody else has kept it, or the disk is read-only."""
+    Tokenizer.load(folder)
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(kept_tables.os, "utime", refuse)
+    load_kept(folder, monkeypatch)
+
+
+def test_a_table_goes_to_the_next_place_where_the_first_cannot_be_written(folder, cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(kept_tables, "places", lambda _: [tmp_path / "first", tmp_path / "second"])
+    Tokenizer.load(folder)
+    (table,) = (tmp_path / "first/tables").iterdir()
+    table.write_bytes(b"damaged, and not to be replaced")
+    writing = kept_tables.writing
+
+    def elsewhere(path):
+        if path.parent == table.parent:
+            raise PermissionError
+        return writing(path)
+
+    monkeypatch.setattr(kept_tables, "writing", elsewhere)
+    Tokenizer.load(folder)
+    assert [path.name for path in (tmp_path / "second/tables").iterdir()] == [table.name]
+    load_kept(folder, monkeypatch)
+
+
+def test_a_user_without_a_home_has_no_cache_there(monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("TOKENIZATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert places(tmp_path) == [tmp_path / "__pycache__"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert places(tmp_path) == [tmp_path / "__pycache__", tmp_path / "cache/tokenization"]

@@ -198,3 +198,20 @@ def test_time_within_a_pattern_is_bounded_and_that_of_the_caller_does_not_count(
     for _ in pretokenize("ab " * 2000, r"\w+"):
         while time.process_time() < start + 0.1:
             pass
+
+
+def test_the_time_of_other_threads_does_not_count(monkeypatch):
+    """`regex` counts it, and stops too early; the text goes on where it was."""
+    real, stopped = pretokenization.regex_of(r"\w+"), []
+
+    class Hurried:
+        def finditer(self, text, pos, timeout):
+            stopped.append(timeout)
+            if len(stopped) % 3:
+                raise TimeoutError
+            return real.finditer(text, pos=pos)
+
+    monkeypatch.setattr(pretokenization, "regex_of", lambda _: Hurried())
+    text = "ab " * 5000
+    assert list(pretokenize(text, "any pattern")) == ["ab", " "] * 5000
+    assert stopped[:3] == [stopped[0], 2 * stopped[0], 4 * stopped[0]]

@@ -93,7 +93,7 @@ def run(argv: Sequence[str]) -> int:
     settings = Settings(args.span, args.similarity, processes, args.errors, args.text_field, progress=True)
     texts, findings = check_texts(args.train, args.valid, settings)
     too_many = [finding for finding in findings if is_too_much(finding, args.tolerate)]
-    report = json.dumps(as_json(texts, findings, args), indent=2, ensure_ascii=False) + "\n"
+    report = json.dumps(as_json(texts, findings, args), indent=2, ensure_ascii=args.json == "-") + "\n"
     if args.json == "-":
         print(report, end="")
     else:

@@ -76,7 +76,7 @@ def learn_merges(
     num_pairs = summarize(counts.head.address)[2]
     trainer = prepare_trainer(counts, b"".join(vocab), vocab_size, by_age=tie_order is not None)
     counts.release()
-    for floor in (max(1, num_pairs // (FLOOR_SHARE * vocab_size)), 1):
+    for floor in dict.fromkeys((max(1, num_pairs // (FLOOR_SHARE * vocab_size)), 1)):
         begin_training(trainer, vocab, tie_order, floor)
         if run_trainer(trainer, vocab_size, progress) == DONE:
             break

@@ -80,7 +80,12 @@ class Work:
         return results
 
     def end(self) -> None:
-        """Deletes what `begin` made, if nothing else has come to it, from this process or another."""
+        """Deletes what `begin` made, if nothing else has come to it, from this process or another.
+
+        Of several parts none deletes anything: another may be reading its first files, and leave no trace of that yet.
+        """
+        if not self.engine.takes_all:
+            return
         entries = {path.name for path in self.folder.iterdir()}
         if entries <= {PLAN, RECORDS}:
             forget_all(self.folder)

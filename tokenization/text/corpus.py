@@ -107,9 +107,12 @@ class Corpus:
 
         Of documents it is the size of their records, a little more than their text. What a compressed file says of its
         size is optional or counts its last part only, and some servers say nothing, so these are read, and no further
-        than to `enough`. Their errors are left to the real reading; a pipe can be read only once and counts 0.
+        than to `enough`. Their errors are left to the real reading. A pipe can be read only once: any counts as
+        `enough`.
         """
         files = [file for file in self.files if isinstance(file, Url) or file.is_file()]
+        if len(files) < len(self.files):
+            return enough
         unknown = [file for file in files if packing(file.name) or (isinstance(file, Url) and not file.size)]
         size = self.file_bytes - sum(map(size_of, unknown))
         for file in files:
@@ -161,7 +164,7 @@ def map_in_order(
         initializer(*initargs)
         yield from ((item, function(item)) for item in items)
         return
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
     pool = ProcessPoolExecutor(num_processes, initializer=_start_worker, initargs=(initializer, initargs))
     try:
@@ -173,6 +176,10 @@ def map_in_order(
                 yield done, future.result()
         for done, future in under_way:
             yield done, future.result()
+    except BrokenExecutor:
+        raise InputError(
+            "a worker process was killed, as happens where memory runs out; take fewer --processes"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

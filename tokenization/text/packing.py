@@ -16,9 +16,10 @@ else:
 
 from tokenization.errors import InputError
 
+LONGEST_WINDOW = 31  # the logarithm of its bytes, as `zstd --long=31` makes them; readers stop at 27 unless told
 OPENERS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
-    ".zst": zstd.ZstdFile,
+    ".zst": lambda raw: zstd.ZstdFile(raw, options={zstd.DecompressionParameter.window_log_max: LONGEST_WINDOW}),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
 }

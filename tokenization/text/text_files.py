@@ -3,6 +3,7 @@
 Nothing is left out silently: every file that is passed over has a reason. What a file holds is recognition.py's.
 """
 
+import fnmatch
 import glob
 import os
 import re
@@ -174,9 +175,20 @@ def reads(inputs: Sequence[str | os.PathLike[str]], path: Path) -> str | None:
                 return name
             continue
         pattern = os.path.abspath(name)
-        if PurePath(os.path.abspath(path)).match(pattern) or (is_text and any(each.match(pattern) for each in above)):
+        if is_match(PurePath(os.path.abspath(path)).parts, PurePath(pattern).parts) or (
+            is_text and any(is_match(each.parts, PurePath(pattern).parts) for each in above)
+        ):
             return name
     return None
+
+
+def is_match(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path's parts match a glob's, in which ** stands for any number of folders."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(is_match(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and is_match(parts[1:], pattern[1:])
 
 
 def refuse_read_back(inputs: Sequence[str | os.PathLike[str]], path: Path, output: str | os.PathLike[str] = "") -> None:

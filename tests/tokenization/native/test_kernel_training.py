@@ -153,3 +153,17 @@ def test_the_size_of_the_text_decides_and_not_that_of_the_file(tmp_path, monkeyp
         tokenizer.encode_files([tmp_path / name], tmp_path / f"{from_bytes}.bin", 1, report=encoding)
         assert training.path.startswith(path)
         assert encoding.path == training.path
+
+
+def test_merges_that_run_out_are_learnt_once(tmp_path, monkeypatch):
+    begin, floors = learning.begin_training, []
+
+    def watched(trainer, vocab, tie_order, floor):
+        floors.append(floor)
+        begin(trainer, vocab, tie_order, floor)
+
+    monkeypatch.setattr(learning, "begin_training", watched)
+    (tmp_path / "text.txt").write_text("once upon a time " * 10)
+    (vocab, _), _ = train(tmp_path / "text.txt", 50_000, "lexicographic", monkeypatch, 0)
+    assert len(vocab) < 50_000
+    assert floors == [1]

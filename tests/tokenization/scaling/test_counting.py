@@ -84,6 +84,21 @@ def test_parts_in_any_order_and_some_twice(tmp_path, paths, order):
     assert same(last.run(), Counts.of(EVERYTHING, None, sum(len(text.encode()) for text in TEXTS)))
 
 
+def test_a_part_with_nothing_to_do_takes_nothing_from_another(tmp_path, paths, monkeypatch):
+    """Not even while that one counts its first file, and has left no more than the plan."""
+    count_files = tasks.count_files
+
+    def beside_another(corpus, *arguments):
+        monkeypatch.setattr(tasks, "count_files", count_files)
+        assert begin(paths, tmp_path / "work", 1, Part(99, 100)).run() is None
+        return count_files(corpus, *arguments)
+
+    monkeypatch.setattr(tasks, "count_files", beside_another)
+    for number in range(2):
+        assert begin(paths, tmp_path / "work", 1, Part(number, 2)).run() is None
+    assert same(begin(paths, tmp_path / "work").run(), Counts.of(EVERYTHING, None, sum(len(t.encode()) for t in TEXTS)))
+
+
 class Interruption:
     """Lets some groups be counted, and raises in the next one."""
 

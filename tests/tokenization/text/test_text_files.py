@@ -353,9 +353,28 @@ def test_text_is_measured_unpacked_and_no_further_than_needed(tmp_path):
     assert corpus.num_bytes == 0
 
 
-def test_a_packed_pipe_is_left_to_the_reader(tmp_path):
-    os.mkfifo(tmp_path / "text.gz")
-    assert Corpus([tmp_path / "text.gz"]).text_bytes(10**9) == 0
+def test_a_pipe_is_left_to_the_reader_and_taken_for_a_long_text(tmp_path):
+    for name in ("text.txt", "text.gz"):
+        os.mkfifo(tmp_path / name)
+        assert Corpus([tmp_path / name]).text_bytes(10**9) == 10**9
+
+
+def test_a_long_window_of_zstd_is_read(tmp_path):
+    """As in dumps that were made with `zstd --long=31`."""
+    options = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.compression_level: 1}
+    compressor = zstd.ZstdCompressor(options=options)
+    (tmp_path / "t.txt.zst").write_bytes(compressor.compress(DATA) + compressor.flush())
+    with pytest.raises(zstd.ZstdError):
+        zstd.ZstdFile(tmp_path / "t.txt.zst").read()  # what a reader refuses that is not told
+    assert "".join(Corpus([tmp_path / "t.txt.zst"]).blocks(tmp_path / "t.txt.zst")) == TEXT
+
+
+def test_a_new_file_within_a_recursive_glob_is_known(tmp_path):
+    for place in ("data/report.txt", "data/a/report.txt", "data/a/b/report.txt"):
+        assert reads([str(tmp_path / "data/**/*.txt")], tmp_path / place)
+    for place in ("report.txt", "data/a/report.json", "other/report.txt"):
+        assert reads([str(tmp_path / "data/**/*.txt")], tmp_path / place) is None
+    assert reads([str(tmp_path / "data/*.txt")], tmp_path / "data/a/report.txt") is None
 
 
 def test_a_glob_reads_the_folders_that_it_matches(tmp_path):

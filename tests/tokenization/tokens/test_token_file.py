@@ -418,6 +418,15 @@ def test_only_a_few_items_are_under_way(num_processes, at_most):
     assert [result for _, result in results] == [str(n) for n in range(1, 100)]
 
 
+def kill_itself(item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_one_line():
+    with pytest.raises(InputError, match="a worker process was killed, as happens where memory runs out"):
+        list(map_in_order(kill_itself, range(9), 2, int, ()))
+
+
 def test_a_failure_in_a_process_reaches_the_caller():
     with pytest.raises(ZeroDivisionError):
         list(map_in_order((1).__truediv__, [1, 0, 2], 2, int, ()))
