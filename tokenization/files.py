@@ -154,6 +154,12 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f"{stem(path)}{HOST}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
 
 
+def is_being_written(path: Path) -> bool:
+    """Whether a path is a temporary name of a process that is alive, here."""
+    match = re.fullmatch(r"\..*\.([0-9A-Za-z-]*)\.([0-9]+)\.[0-9a-f]{8}\.tmp", path.name)
+    return match is not None and match[1] == HOST and is_alive(int(match[2]))
+
+
 def delete_leftovers(path: Path) -> None:
     """Deletes the temporary files and folders that killed processes left of this path."""
     pattern = re.compile(re.escape(stem(path)) + r"([0-9A-Za-z-]*)\.([0-9]+)\.[0-9a-f]{8}\.tmp")

@@ -205,11 +205,12 @@ def _compiled(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangeme
     return kept
 
 
-def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -> float:
+def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement, accumulated: int = 1) -> float:
     """Estimates the peak memory of a training process on a CPU, in bytes.
 
     Parameters and moments are always there. During the backward pass gradients replace the kept activations, so that
-    the larger of the two counts. The activations are accompanied by the logits, a chunk or all, and their gradients.
+    the larger of the two counts; where a step accumulates several batches, the gradients of those before are there as
+    well, and both count. The activations are accompanied by the logits, a chunk or all, and their gradients.
     """
     model = make_model(settings)
     state = state_bytes(model, settings.get("optimizer", "adamw"), settings.get("ema_decay", 0) > 0)
@@ -220,13 +221,14 @@ def peak_bytes(settings: Mapping[str, Any], batch_size: int, how: Arrangement) -
     kept = sum(kept_bytes(settings, batch_size, how).values()) * holes
     rest = INTERPRETER + (COMPILER if how.compiled else 0)
     gradients = state.pop("gradients")
-    return rest + sum(state.values()) + max(gradients, kept + logits)
+    both = gradients + kept + logits if accumulated > 1 else max(gradients, kept + logits)
+    return rest + sum(state.values()) + both
 
 
 def expected_peak(config: Namespace) -> float:
     """Estimates the peak memory, in bytes, of the run that a parsed configuration of `lm fit` describes."""
     how = arrange(vars(config.model), config.trainer.precision, run_tokens(config))
-    return peak_bytes(vars(config.model), config.data.batch_size, how)
+    return peak_bytes(vars(config.model), config.data.batch_size, how, config.trainer.accumulate_grad_batches)
 
 
 def run_tokens(config: Namespace) -> int:

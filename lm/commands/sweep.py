@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 HELP = """Train briefly with each of several values of one setting; compare the runs in a table and a plot.
 
   lm sweep -c configs/demo.yaml --param model.learning_rate --values 1e-3 3e-3 1e-2 3e-2 --trainer.max_steps 200
-  lm sweep -c configs/demo.yaml --param data.batch_size --values 1 4 16 64 --output checkpoints/batch-sizes
+  lm sweep -c configs/demo.yaml --param data.batch_size --values 4 16 64 --trainer.limit_val_batches 1.0
 
 Every setting of `lm fit` can be given, too. The same command resumes an interrupted sweep.
 """

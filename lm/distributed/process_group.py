@@ -99,14 +99,16 @@ class Watch(Callback):
 
     def __init__(self, hosts: Hosts, store: Store):
         self.hosts, self.store = hosts, store
-        self.started, self.over = False, threading.Event()
+        self.started, self.first_step, self.over = False, 1, threading.Event()
         self.others = [rank for rank in range(hosts.size) if rank != hosts.rank]
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         self.started = True  # a signal ends all processes at one step from here on
+        self.first_step = trainer.global_step + 1
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.over.set()
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step >= self.first_step:  # in which all have met
+            self.over.set()
 
     def ends_by(self, failure: BaseException) -> None:
         """Tells the others that this process leaves; Interrupted if it does so only because another one has."""

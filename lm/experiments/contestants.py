@@ -82,13 +82,22 @@ class Contestant:
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
 
+    def given_interval(self) -> int | None:
+        """Returns the --trainer.val_check_interval that is given, before the configuration's own length cuts it."""
+        found = None
+        for word, following in zip(self.arguments, [*self.arguments[1:], ""], strict=True):
+            name, equals, value = word.partition("=")
+            if name == f"--{INTERVAL}":
+                found = int(value if equals else following)
+        return found
+
     def shortened(self, steps: int) -> Namespace:
         """Returns the settings of runs of this length."""
         config, own = self.config.clone(), self.config.trainer
         batches = own.accumulate_grad_batches
-        given = any(word.partition("=")[0] == f"--{INTERVAL}" for word in self.arguments)
-        share = 1 if given else steps / own.max_steps
-        interval = max(1, round(share * own.val_check_interval / batches))
+        given = self.given_interval()
+        share = steps / own.max_steps
+        interval = max(1, round((given or share * own.val_check_interval) / batches))
         config.trainer.max_steps = steps
         config.trainer.val_check_interval = min(interval, steps) * batches
         return config

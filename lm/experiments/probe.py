@@ -179,7 +179,8 @@ def measure(arguments: list[str], config: Namespace) -> Probe:
     arguments: `fit` and its arguments; config: the same, parsed.
     """
     trainer = config.trainer
-    if isinstance(trainer.devices, int) and trainer.devices > 1:
+    devices = len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
+    if isinstance(devices, int) and devices > 1:
         raise InputError(f"trainer.devices is {trainer.devices}; a probe runs one process, so set it to 1")
     limit = VALIDATION_BATCHES  # of a share of the file, too, which may be less than one of so few
     if isinstance(trainer.limit_val_batches, int):
@@ -187,6 +188,7 @@ def measure(arguments: list[str], config: Namespace) -> Probe:
     with tempfile.TemporaryDirectory(prefix="lm-probe-") as folder:
         run, answer = Path(folder, "run"), Path(folder, "answer.json")
         own = [f"--trainer.default_root_dir={run}", "--trainer.enable_progress_bar=false", "--ckpt_path=null"]
+        own += ["--data.short_context=null", "--data.short_steps=0"]  # most of a run's windows are long
         command = [sys.executable, "-c", WORK, str(answer), *arguments, *own, f"--trainer.limit_val_batches={limit}"]
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder, "compiled"))}
         others = OtherPrograms(torch.get_num_threads())

@@ -24,7 +24,7 @@ from lm.experiments.contestants import OF_THE_SEED, Budget, Contestant, common_m
 from lm.experiments.figures import RACE_PLOT
 from lm.experiments.ledger import LEDGER, Entry, append, is_ledger, read_ledger
 from lm.experiments.results import begins_with, check_results, summarise
-from lm.experiments.short_runs import WATCH, callbacks, read_files
+from lm.experiments.short_runs import WATCH, callbacks, check_end, read_files
 from lm.experiments.standings import COLUMNS, TABLE, Standings
 from lm.machine.contention import MANY, load_of_others
 from lm.monitoring.processor_clock import STARTS, TAG
@@ -125,6 +125,12 @@ class Race:
                     contestant.name: {"settings": contestant.settings, "steps": contestant.steps}
                 }
                 write_text(self.output / RECORD, to_json(record, indent=1) + "\n")
+        for (name, seed), entry in self.entries.items():
+            if not entry.diverged and entry.steps != self.contestants[name].steps:
+                raise InputError(
+                    f"{self.output / name}: seed {seed} has ended after {entry.steps:,} steps, and runs have"
+                    f" {self.contestants[name].steps:,} now, as {RECORD} is another; choose another --output"
+                )
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -166,6 +172,8 @@ class Race:
                 code = fit(self.fit_arguments(run), log, show, TORCHINDUCTOR_CACHE_DIR=cache)
             if code and not (folder / DIVERGED).exists():
                 raise InputError(f"{folder}: {last_line(log)}; {log} has its output; the same command resumes")
+            if not (folder / DIVERGED).exists():
+                check_end(folder, run.contestant.steps)
             during = load.cores
         curves = read_curves(folder)
         entry = self._enter(run, curves, others_before, during)
@@ -189,7 +197,7 @@ class Race:
             seed=run.seed,
             settings=run.contestant.digest,
             steps=row["steps"],
-            tokens=row["steps"] * batches * config.model.context_length,
+            tokens=int(last("train/tokens_seen") or row["steps"] * batches * config.model.context_length),
             loss=None if row["diverged"] else row["validation_loss"],
             best_loss=row["best_validation_loss"],
             bits_per_byte=None if row["diverged"] else last("val/bits_per_byte"),

@@ -134,7 +134,10 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path, parameter: str, settings: dict[str, Any]) -> "Results":
-        """Reads the results of an earlier start of the sweep; InputError if the folder holds another sweep."""
+        """Reads the results of an earlier start of the sweep; InputError if the folder holds another sweep.
+
+        One of which not even a checkpoint is left begins anew.
+        """
         path = folder / "sweep.json"
         if not path.exists():
             return cls(folder, parameter, settings, {})
@@ -145,7 +148,8 @@ class Results:
             now = {"param": parameter} | settings
         except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(f"{path}: is not what `lm sweep` writes; delete it, or choose another --output") from None
-        for name in sorted(was.keys() | now.keys()):
+        begun = rows or any(folder.glob("*/*.ckpt")) or any(folder.glob(f"*/{DIVERGED}"))
+        for name in sorted(was.keys() | now.keys()) if begun else ():
             if (name.startswith(DIGEST) and name not in was) or (name == INTERVAL and name not in now):
                 continue  # of a sweep of before, which recorded the one and not the other
             if was.get(name) != now.get(name):
@@ -155,13 +159,17 @@ class Results:
                 )
         return cls(folder, parameter, settings, rows)
 
+    def record(self) -> None:
+        """Writes sweep.json, which tells a later start what the runs have in common."""
+        content = {"parameter": self.parameter, "runs": self.sorted(), "settings": self.settings}
+        write_text(self.folder / "sweep.json", to_json(content, indent=1) + "\n")
+
     def add(self, name: str, value: Any) -> list[str]:
         """Adds the results of a run that has just ended, saves all, and returns lines on damage in its curves."""
         folder = self.folder / name
         curves = read_curves(folder)  # none if it was cut short before its first logged step
         self.rows[name] = summarise(in_json(value), folder, curves)
-        content = {"parameter": self.parameter, "runs": self.sorted(), "settings": self.settings}
-        write_text(self.folder / "sweep.json", to_json(content, indent=1) + "\n")
+        self.record()
         text = io.StringIO(newline="")
         sheet = csv.DictWriter(text, COLUMNS)
         sheet.writeheader()

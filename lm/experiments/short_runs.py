@@ -11,6 +11,8 @@ from jsonargparse import Namespace
 
 from lm.data.mixture import read_sources
 from lm.experiments.results import DIGEST
+from lm.runs.folder import LAST
+from lm.runs.manifest import read_manifest
 from lm.training.checks import check_classes, check_length, check_precision
 from lm.training.parser import SettingsCLI
 from tokenization import InputError, TokenFile
@@ -41,6 +43,16 @@ def check_settings(config: Namespace) -> None:
     check_length(config.trainer, config.model)
     check_precision(config.trainer.precision)
     check_classes(config)
+
+
+def check_end(folder: Path, steps: int) -> None:
+    """Raises InputError for a run that has ended, without an error, before this many steps."""
+    made = read_manifest(folder / LAST)["step"]
+    if made < steps:
+        raise InputError(
+            f"{folder}: ended at step {made:,} of {steps:,}, by one of trainer.callbacks; runs of different lengths"
+            " cannot be compared, so leave it out"
+        )
 
 
 def data_files(config: Namespace) -> list[str]:

@@ -18,12 +18,14 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lm.experiments.children import fit, last_line
+from lm.experiments.contestants import LOSS, Contestant, common_measure
 from lm.experiments.figures import SWEEP_PLOT
 from lm.experiments.results import COLUMNS, DIGEST, INTERVAL, TABLE, Results, begins_with, check_results, in_json
 from lm.experiments.short_runs import (
     WATCH,
     Settings,
     callbacks,
+    check_end,
     check_settings,
     data_files,
     digests,
@@ -69,7 +71,20 @@ class Sweep:
                 digests(config)  # for data that is not there
             except InputError as error:
                 raise InputError(f"--values: {text}: {error}") from None
+        self._check_measure()
         self.settings = self._common_settings(first)
+
+    def _check_measure(self) -> None:
+        """Raises InputError if the runs would be validated on different text."""
+        contestants = [Contestant(text, [], config, {}) for text, config in self.runs.values()]
+        try:
+            measure = common_measure(contestants)
+        except InputError as error:
+            raise InputError(f"--values: {error}") from None
+        if measure != LOSS:
+            raise InputError(
+                f"--param {self.parameter}: losses of different tokenizers cannot be compared; take lm race"
+            )
 
     def _scale_lowest_rate(self) -> None:
         base = Settings(["fit", *self.arguments]).config.fit.model
@@ -115,7 +130,9 @@ class Sweep:
         check_results(self.output, inputs, {TABLE: begins_with(COLUMNS), SWEEP_PLOT: is_plot})
         check_folder(self.output, inputs, ["sweep.json", *(f"{name}.log" for name in self.runs)])
         with run_lock(self.output):
-            yield Results.read(self.output, self.parameter, self.settings)
+            results = Results.read(self.output, self.parameter, self.settings)
+            results.record()  # before the first run: an interrupted one is gone on with by the same settings alone
+            yield results
 
     def run(self, name: str, show: Callable[[str], None]) -> None:
         """Trains or resumes one run to its end; InputError if it failed other than by diverging.
@@ -127,3 +144,5 @@ class Sweep:
             return
         if fit(self.fit_arguments(name), log, show) and not (folder / DIVERGED).exists():
             raise InputError(f"{folder}: {last_line(log)}; {log} has its output; the same command resumes the sweep")
+        if not (folder / DIVERGED).exists():
+            check_end(folder, self.runs[name][1].trainer.max_steps)

@@ -61,7 +61,7 @@ class ForecastFinalLoss(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         try:
             run = read_losses(folder, str(data.validated[0]) if isinstance(data, TokenDataModule) else None)
-        except InputError:  # a run without curves
+        except (InputError, OSError):  # a run without curves, or a disk that fails
             return
         if self.earlier is None:
             self.earlier = list(earlier_runs(folder, run))

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenization import InputError
+from tokenization.files import is_being_written
 
 LAST, BEST, SHARDS, TOKENIZER, CONFIG = "last.ckpt", "best.ckpt", "shards", "tokenizer", "config.yaml"
 DIVERGED, LOCK = "diverged.json", ".lock"
@@ -43,9 +44,13 @@ def refuse_names_of_runs(outputs: Iterable[Path], runs: Iterable[Path], patterns
 
 
 def delete_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
-    """Deletes what killed runs left half-written, and returns the paths. The caller must hold the run's lock."""
+    """Deletes what killed runs left half-written, and returns the paths. The caller must hold the run's lock.
+
+    What another command is writing beside the run, as `lm consolidate` does, stays.
+    """
     folder = Path(folder)
-    leftovers = [*folder.glob(".*.ckpt.*.tmp"), *folder.glob(f"{TOKENIZER}/.*.tmp")]
+    found = [*folder.glob(".*.ckpt.*.tmp"), *folder.glob(f"{TOKENIZER}/.*.tmp")]
+    leftovers = [path for path in found if not is_being_written(path)]
     for path in leftovers:
         path.unlink()
     return leftovers

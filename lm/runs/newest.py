@@ -13,6 +13,7 @@ from lm.runs.checkpoint import verify
 from lm.runs.folder import LAST
 from lm.runs.manifest import read_manifest
 from tokenization import InputError
+from tokenization.errors import describe_os_error
 from tokenization.files import file_sha256, writing
 
 
@@ -27,18 +28,22 @@ def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]
     for path in paths:
         try:
             ages[path] = age(path)
-        except InputError as error:
-            reasons.append(f"passed over: {error}")
+        except (InputError, OSError) as error:
+            reasons.append(f"passed over: {in_words(error)}")
     for path in sorted(ages, key=ages.__getitem__, reverse=True):  # stable: last.ckpt before others of its step
         try:
             verify(path)
-        except InputError as error:
-            reasons.append(f"passed over: {error}")
+        except (InputError, OSError) as error:
+            reasons.append(f"passed over: {in_words(error)}")
         else:
             return path, [*reasons, f"{path}: step {ages[path][1]:,}, the newest of {len(paths)} that verifies"]
     if paths:
         raise InputError(f"{folder}: none of its {len(paths)} checkpoints verifies; {reasons[0]}")
     return None, [f"{folder}: holds no checkpoint; a new run begins"]
+
+
+def in_words(error: InputError | OSError) -> str:
+    return describe_os_error(error) if isinstance(error, OSError) else str(error)
 
 
 def age(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -52,7 +57,7 @@ def branch_from(branch: int, step: int, folder: str | os.PathLike[str]) -> int:
     """Returns the branch of a run that resumes from a checkpoint of this age: a new one if newer ones are there."""
     newest = (branch, step)
     for path in Path(folder).glob("*.ckpt"):
-        with contextlib.suppress(InputError):  # not a whole checkpoint
+        with contextlib.suppress(InputError, OSError):  # not a whole checkpoint
             newest = max(newest, age(path))
     return newest[0] + 1 if newest > (branch, step) else branch
 

@@ -73,7 +73,7 @@ def unused_shards(run: Path) -> list[Path]:
     """Lists the folders of shards that no checkpoint names; none while a checkpoint's manifest cannot be read."""
     try:
         named = {(run / name).parent for path in run.glob("*.ckpt") for name in read_manifest(path).get(SHARDS, {})}
-    except InputError:
+    except (InputError, OSError):
         return []
     return [folder for folder in sorted((run / SHARDS).glob("step-*")) if folder not in named]
 

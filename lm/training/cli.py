@@ -4,6 +4,8 @@ Every check comes before anything is written. The settings are parser.py's, the 
 """
 
 import contextlib
+import os
+import secrets
 import sys
 import textwrap
 import time
@@ -165,8 +167,11 @@ class RunCLI(SettingsCLI):
         settings = self.settings
         if settings.seed_everything is not False:
             seed = settings.seed_everything
+            if seed is True:  # the processes that Lightning starts find what the first has drawn
+                drawn = os.environ.get("PL_GLOBAL_SEED")
+                seed = int(drawn) if drawn else self.hosts.decided(lambda: secrets.randbelow(1 << 32))
             try:
-                settings.seed_everything = seed_everything(None if seed is True else seed, workers=True)
+                settings.seed_everything = seed_everything(seed, workers=True)
             except ValueError as error:
                 raise InputError(f"seed_everything: {error}") from None
         try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lm.accounting import activations
-from lm.accounting.activations import Arrangement, arrange, kept_bytes, make_model
+from lm.accounting.activations import Arrangement, arrange, kept_bytes, make_model, peak_bytes
 from lm.accounting.estimate import _largest_batch
 from lm.model import fast_attention
 from lm.model.fast import speed_up
@@ -105,3 +105,12 @@ def test_arrangement_is_the_one_that_fit_chooses():
         assert not arrange({**settings, **changes}, "32-true", 10).compiled
     assert arrange({**settings, "context_length": 2048}, "32-true", 10).attention == "sdpa"
     assert arrange({**settings, "fast": False}, "32-true", 1e12) == Arrangement()
+
+
+def test_gradients_that_wait_for_the_next_batch_count_beside_what_is_kept():
+    settings, how = {**SMALL, "optimizer": "adamw"}, Arrangement("blocks", True, True, kernels=True)
+    gradients = 4 * make_model(settings).num_parameters()
+    for batch_size in (1, 200):  # less than the gradients, and more
+        once, several = (peak_bytes(settings, batch_size, how, batches) for batches in (1, 4))
+        kept = peak_bytes(settings, batch_size, how, 4) - peak_bytes(settings, 0, how, 4)
+        assert several - once == pytest.approx(min(gradients, kept), rel=0.2)

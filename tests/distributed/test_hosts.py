@@ -18,6 +18,7 @@ from lm.distributed import hosts, process_group
 from lm.distributed.agreement import check_shared
 from lm.distributed.hosts import Hosts
 from lm.distributed.launchers import find_world
+from lm.distributed.process_group import Watch
 from lm.machine.signals import Interrupted
 from lm.runs.folder import LOCK
 from tokenization import InputError
@@ -242,7 +243,7 @@ def test_of_several_that_have_not_begun_one_leaves(case, monkeypatch, capfd):
     def first(processes: Hosts) -> str:
         with process_group.joined(processes, trainers[0]):
             if case == "trains":
-                trainers[0].callbacks[0].on_train_batch_end()
+                trainers[0].callbacks[0].on_train_batch_end(SimpleNamespace(global_step=1))
                 time.sleep(1)
             elif case == "fails as the other has left":
                 raise RuntimeError("Connection closed by peer")
@@ -278,3 +279,13 @@ def test_shards_need_the_folder_that_the_first_process_has_locked(tmp_path):
     check_shared(settings)
     settings.checkpoints.sharded, settings.trainer.default_root_dir = False, "nowhere"
     check_shared(settings)
+
+
+def test_processes_have_met_once_a_step_has_ended():
+    """Not at its first batch, where several are accumulated."""
+    watch = Watch(SimpleNamespace(size=2, rank=0), None)
+    watch.on_train_start(SimpleNamespace(global_step=3))
+    watch.on_train_batch_end(SimpleNamespace(global_step=3))
+    assert not watch.over.is_set()
+    watch.on_train_batch_end(SimpleNamespace(global_step=4))
+    assert watch.over.is_set()

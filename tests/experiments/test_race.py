@@ -13,16 +13,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from helpers import ROOT
 
-from lm.experiments.contestants import BITS, LOSS, Budget, common_measure, most_steps, read_contestants
+from lm.experiments.contestants import BITS, LOSS, Budget, Contestant, common_measure, most_steps, read_contestants
 from lm.experiments.ledger import LEDGER, Entry, append, read_ledger
 from lm.experiments.race import CLOCK, RECORD, Race, Run
-from lm.experiments.short_runs import WATCH
+from lm.experiments.short_runs import WATCH, Settings
 from lm.experiments.significance import lowest_by_permutation, p_value, standard_error, t_tails
 from lm.experiments.standings import Standings
 from lm.machine import contention
+from lm.monitoring.processor_clock import ProcessorClock
 
 # --- the statistic ---------------------------------------------------------------------------------------------------
 
@@ -348,3 +350,25 @@ def test_a_contestant_that_has_not_run_may_change(lm, arguments, race, tmp_path,
     assert result.code == 0
     assert "new, seed 0: validation loss" in result.out
     assert json.loads((output / RECORD).read_text())["new"]["settings"]["model.d_model"] == 8
+
+
+def test_an_interval_that_is_given_is_not_that_of_the_configuration(fit_arguments, tmp_path):
+    """Whose own length is shorter than the race."""
+    plain = [*map(str, fit_arguments(tmp_path / "run", "--trainer.max_steps=8"))]
+    for words in (["--trainer.val_check_interval=2500"], ["--trainer.val_check_interval", "2500"]):
+        race = Contestant("a", plain[1:] + words, Settings([*plain, *words]).config.fit, {})
+        assert race.shortened(5000).trainer.val_check_interval == 2500
+        assert race.shortened(1000).trainer.val_check_interval == 1000
+    assert Contestant("a", plain[1:3], race.config, {}).given_interval() is None
+
+
+def test_the_clock_counts_all_processes(monkeypatch):
+    clock, logged = ProcessorClock(), []
+    monkeypatch.setattr(clock, "_log", lambda trainer: logged.append(clock.seconds))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda own, reduce_op: own + 100)
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), sanity_checking=False, world_size=2, strategy=strategy)
+    clock.on_validation_end(trainer, None)
+    assert logged[0] == pytest.approx(clock.own + 100, abs=1)
+    resumed = ProcessorClock()
+    resumed.load_state_dict(clock.state_dict())
+    assert resumed.before == pytest.approx(clock.own + 100, abs=1)

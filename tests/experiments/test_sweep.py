@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import ROOT
+from helpers.runs import STEPS
 
 from lm.experiments.results import Results, edge_of_stability, summarise
+from lm.experiments.short_runs import check_end
 from lm.experiments.sweep import Sweep
 from lm.runs.events import Curve, Curves
 from lm.training.divergence import RISE, LossWatch
@@ -108,6 +110,10 @@ REFUSED = {
     "no curves": (["--param=data.seed", "--values=1", "--trainer.logger=false"], "trainer.logger False would leave"),
     "a time": (["--param=data.seed", "--values=1", "--trainer.max_time=00:00:01:00"], "would end runs at different"),
     "other text": (["--param=data.val_path", "--values=a.bin"], "--param data.val_path: losses on different text"),
+    "other windows": (
+        ["--param=data.batch_size", "--values", "1", "2", "--trainer.limit_val_batches=2"],
+        "--values: 2: validates on 64 tokens, and 1 on 32",
+    ),
     "a folder as a value": (["--param=trainer.default_root_dir", "--values=a"], "each run has its own"),
     "another sweep": (["--param=data.seed", "--values=1"], "holds a sweep with"),
     "another length": (
@@ -163,6 +169,9 @@ def test_other_data_is_another_sweep(arguments, sweep, tmp_path):
     digest = next(name for name in settings if name.startswith("the digest of "))
     record = {"parameter": "data.seed", "runs": [], "settings": settings | {digest: "another"}}
     (tmp_path / "sweep.json").write_text(json.dumps(record))
+    Results.read(tmp_path, "data.seed", settings)  # nothing has begun
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1/last.ckpt").touch()
     with pytest.raises(InputError, match="holds a sweep with the digest of"):
         Results.read(tmp_path, "data.seed", settings)
     del record["settings"][digest]  # as sweeps of before
@@ -172,6 +181,27 @@ def test_other_data_is_another_sweep(arguments, sweep, tmp_path):
     record = {"parameter": "trainer.max_steps", "runs": [], "settings": lengths | {"trainer.val_check_interval": 50}}
     (tmp_path / "sweep.json").write_text(json.dumps(record))
     Results.read(tmp_path, "trainer.max_steps", lengths)
+
+
+def test_settings_are_kept_before_the_first_run_ends(arguments, tmp_path):
+    """Otherwise one that was interrupted would go on with others."""
+    first, other = (
+        Sweep("data.seed", ["1"], [*arguments, f"--model.weight_decay={decay}"], tmp_path) for decay in (0, 1)
+    )
+    with first.opened([]):
+        assert json.loads((tmp_path / "sweep.json").read_text())["runs"] == []
+    with other.opened([]):  # no run has left anything
+        pass
+    (tmp_path / "seed-1").mkdir()
+    (tmp_path / "seed-1/last.ckpt").touch()
+    with pytest.raises(InputError, match=r"holds a sweep with model.weight_decay 1"), first.opened([]):
+        pass
+
+
+def test_a_run_that_a_callback_has_ended_is_no_result(whole_run):
+    check_end(whole_run, STEPS)
+    with pytest.raises(InputError, match=f"ended at step {STEPS} of 20, by one of trainer.callbacks"):
+        check_end(whole_run, 20)
 
 
 def test_lengths_may_be_swept_in_any_order(arguments, tmp_path):

@@ -108,7 +108,7 @@ def test_a_bad_shard_is_named_and_auto_takes_the_checkpoint_before(how, run):
         "is missing, and .*last.ckpt needs it" if how in ("missing", "no file") else "is damaged and does not match"
     )
     for read in (verify, load_checkpoint, load_model):
-        with pytest.raises(InputError, match=rf"^{shard}: {reason}.*; use another checkpoint") as refusal:
+        with pytest.raises(InputError, match=rf"^{shard}: {reason}.*; use an earlier checkpoint") as refusal:
             read(run / "last.ckpt")
         assert "\n" not in str(refusal.value)
     path, reasons = find_newest(run)

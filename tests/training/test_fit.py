@@ -358,3 +358,23 @@ def test_a_run_without_kernels_says_why(lm, fit_arguments, monkeypatch, tmp_path
         "lm: llvmlite is not installed; torch's operators, which are slower, take the place of our kernels\n"
     )
     assert "own kernels" not in result.out
+
+
+def test_a_seed_is_drawn_where_one_is_asked_for(lm, fit_arguments, monkeypatch, tmp_path):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    seeds = []
+    for name in "ab":
+        assert lm(*fit_arguments(tmp_path / name, "--trainer.max_steps=1", "--seed_everything=true")).code == 0
+        seeds.append(yaml.safe_load((tmp_path / name / "config.yaml").read_text())["seed_everything"])
+        monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    assert seeds[0] != seeds[1]
+    assert all(type(seed) is int and 0 <= seed < 1 << 32 for seed in seeds)
+
+
+def test_a_disk_that_fails_at_a_forecast_ends_nothing(lm, fit_arguments, monkeypatch, tmp_path):
+    def fail(*_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("lm.monitoring.forecast.read_losses", fail)
+    result = lm(*fit_arguments(tmp_path / "run", *SETTINGS))
+    assert (result.code, result.err) == (0, "")

@@ -17,6 +17,7 @@ from lm.runs.lock import run_lock
 from lm.runs.manifest import read_manifest
 from lm.training.module import LanguageModel
 from tokenization import InputError
+from tokenization.files import HOST
 
 # --- one writer ------------------------------------------------------------------------------------------------------
 
@@ -67,6 +68,15 @@ def test_what_a_killed_run_left_is_swept(lm, fit_arguments, whole_run, tmp_path)
     assert f"{half}: left half-written by a killed run; deleted" in result.out
     assert (half.exists(), kept.exists()) == (False, True)
     assert delete_leftovers(run) == []
+
+
+def test_what_another_command_is_writing_stays(tmp_path):
+    """As `lm consolidate` does, beside a run that is resumed meanwhile."""
+    ours, dead = (tmp_path / f".last-consolidated.ckpt.{HOST}.{pid}.0123abcd.tmp" for pid in (os.getpid(), 999_999_999))
+    for path in (ours, dead):
+        path.write_bytes(b"half")
+    assert delete_leftovers(tmp_path) == [dead]
+    assert list(tmp_path.iterdir()) == [ours]
 
 
 @pytest.mark.parametrize(

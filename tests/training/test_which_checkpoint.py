@@ -53,6 +53,16 @@ def test_auto_takes_the_newest_that_verifies_and_says_why(lm, fit_arguments, who
     assert f"{run}: none of its 4 checkpoints verifies" in result.err
 
 
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(whole_run, tmp_path):
+    """As one that is damaged: a disk may fail at any file."""
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+    (run / "last.ckpt").unlink()
+    (run / "last.ckpt").mkdir()
+    path, reasons = find_newest(run)
+    assert path == run / "best.ckpt"
+    assert reasons[0].startswith(f"passed over: {run / 'last.ckpt'}")
+
+
 def test_verify(lm, whole_run, tmp_path):
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
     result = lm("verify", run)
