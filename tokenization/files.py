@@ -155,9 +155,13 @@ def temporary_name(path: Path) -> Path:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a path is a temporary name of a process that is alive, here."""
+    """Whether a path is a temporary name of another process that is alive, here, and has written lately."""
     match = re.fullmatch(r"\..*\.([0-9A-Za-z-]*)\.([0-9]+)\.[0-9a-f]{8}\.tmp", path.name)
-    return match is not None and match[1] == HOST and is_alive(int(match[2]))
+    if match is None or match[1] != HOST or int(match[2]) == os.getpid() or not is_alive(int(match[2])):
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime < ABANDONED_SECONDS
+    return False
 
 
 def delete_leftovers(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import io
 import sys
 from collections.abc import Generator, Iterator
 
@@ -206,10 +205,9 @@ def converse(conversation: Conversation) -> None:
     """Answers each line of the standard input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # arrows and history, where Python has them
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused, and ends nothing
-    terminal = sys.stdin.isatty()
-    if terminal:
+    with contextlib.suppress(AttributeError):  # a line that is not UTF-8 is refused, and ends nothing
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+    if terminal := sys.stdin.isatty():
         print("Type the beginning of a text, or /help.")
     while True:
         try:
@@ -219,8 +217,8 @@ def converse(conversation: Conversation) -> None:
             print(error, file=sys.stderr)
         except EOFError:
             return
-        except KeyboardInterrupt:  # while the user types
-            print()
+        except KeyboardInterrupt:
+            print()  # while the user types
 
 
 def answer(conversation: Conversation, line: str) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 from lm.commands import named_path, new_parser
 from lm.runs.checkpoint import verify
 from lm.runs.folder import CONFIG, SHARDS
+from lm.runs.newest import in_words
 from tokenization import InputError
 from tokenization.commands import ArgumentParser
-from tokenization.errors import describe_os_error
 from tokenization.files import file_sha256
 
 HELP = """Check by their digests that checkpoints, and the tokenizer beside them, are byte for byte as they were saved.
@@ -39,11 +39,11 @@ def run(argv: list[str]) -> None:
     for path in make_parser().parse_args(argv).checkpoints:
         for checkpoint in (sorted(path.glob("*.ckpt")) if path.is_dir() else []) or [path]:
             try:
-                print(*findings(checkpoint), sep="\n", flush=True)
-            except InputError as error:
-                damaged.append(error)
-            except OSError as error:
-                damaged.append(InputError(describe_os_error(error)))
+                lines = list(findings(checkpoint))
+            except (InputError, OSError) as error:
+                damaged.append(InputError(in_words(error, checkpoint)))
+            else:
+                print(*lines, sep="\n", flush=True)
     for found in damaged[:-1]:
         print(f"lm verify: {found}", file=sys.stderr)
     if damaged:

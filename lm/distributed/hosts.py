@@ -43,7 +43,7 @@ class Hosts:
     def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None):
         self.rank, self.size, self.store = rank, size, store
         self.names = [socket.gethostname()]  # of the hosts, by rank
-        self.stage = 0
+        self.stage = self.choices = 0
         self.deciding = False  # whether the others wait for the decision of this stage
         self.told = False  # whether the others know, or need not know, that this process leaves
         if store is not None:
@@ -139,7 +139,8 @@ class Hosts:
         """Returns what the first process decides, as JSON; the others wait for it. To be called within agree()."""
         if self.store is None:
             return decide()
-        key = f"{self.stage + 1}/choice"
+        self.choices += 1
+        key = f"{self.stage + 1}/choice/{self.choices}"
         if not self.rank:
             choice = decide()
             self.store.set(key, json.dumps([choice]))

@@ -125,7 +125,8 @@ class TrainingBar(ProgressBar):
             self.bars.pop().close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._open("training", pl_module.hparams["max_steps"], "step", initial=trainer.global_step, bar_format=BAR)
+        steps = min(trainer.max_steps, pl_module.hparams["max_steps"])
+        self._open("training", steps, "step", initial=trainer.global_step, bar_format=BAR)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         bar = self.bars[-1]

@@ -15,9 +15,10 @@ TAG, STARTS = "processor_seconds", "starts"
 class ProcessorClock(Callback):
     """Logs processor seconds at each validation and at the end; `lm race` adds it to its runs' callbacks.
 
-    They are those of all processes and of the compilers that they have started, user and system, from its first line
-    on: imports, compilation, validations, samples and saves count. A resumed run goes on from the seconds of its
-    checkpoint, so that work lost by an interruption does not count, and each start does.
+    They are those of all processes (of the others, as of the last validation) and of the compilers that they have
+    started, user and system, from the first line on: imports, compilation, validations, samples and saves count. A
+    resumed run goes on from the seconds of its checkpoint, so that work lost by an interruption does not count, and
+    each start does.
     """
 
     def __init__(self) -> None:

@@ -62,7 +62,7 @@ class Throughput(Callback):
         self.others = OtherPrograms(threads) if device == "cpu" else None
         self.peak = peak_flops(device, str(trainer.precision))
         say(trainer, f"{pl_module.arrangement}; {self._peak_in_words()}")
-        self._announce(trainer, model, pl_module.hparams["max_steps"])  # type: ignore[arg-type]
+        self._announce(trainer, model, min(trainer.max_steps, pl_module.hparams["max_steps"]))  # type: ignore[arg-type]
         self._look_for_others(trainer, SHORTEST)
         self._restart(trainer)
 

@@ -13,7 +13,6 @@ from lm.runs.checkpoint import verify
 from lm.runs.folder import LAST
 from lm.runs.manifest import read_manifest
 from tokenization import InputError
-from tokenization.errors import describe_os_error
 from tokenization.files import file_sha256, writing
 
 
@@ -29,12 +28,12 @@ def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]
         try:
             ages[path] = age(path)
         except (InputError, OSError) as error:
-            reasons.append(f"passed over: {in_words(error)}")
+            reasons.append(f"passed over: {in_words(error, path)}")
     for path in sorted(ages, key=ages.__getitem__, reverse=True):  # stable: last.ckpt before others of its step
         try:
             verify(path)
         except (InputError, OSError) as error:
-            reasons.append(f"passed over: {in_words(error)}")
+            reasons.append(f"passed over: {in_words(error, path)}")
         else:
             return path, [*reasons, f"{path}: step {ages[path][1]:,}, the newest of {len(paths)} that verifies"]
     if paths:
@@ -42,8 +41,9 @@ def find_newest(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]
     return None, [f"{folder}: holds no checkpoint; a new run begins"]
 
 
-def in_words(error: InputError | OSError) -> str:
-    return describe_os_error(error) if isinstance(error, OSError) else str(error)
+def in_words(error: InputError | OSError, path: Path) -> str:
+    """Returns why a checkpoint cannot be used, with its name."""
+    return f"{path}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
 def age(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class Engine:
         self.waiting: deque[Text] = deque()
         self.deliver: dict[Text, Deliver] = {}  # for each text that waits or is being generated
         self.changed = threading.Condition()
-        self.closed = False
+        self.closed = self.closing = False  # by an error, too; by close alone
         self.thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self.thread.start()
 
@@ -77,7 +77,7 @@ class Engine:
     def close(self) -> None:
         """Stops the thread, and waits for its end."""
         with self.changed:
-            self.closed = True
+            self.closed = self.closing = True
             self.changed.notify()
         self.thread.join()
 

@@ -175,7 +175,7 @@ class Server:
                 seconds = self.limits.seconds
                 raise Refused(f"not done within {seconds:g} seconds; ask for fewer tokens", None, 504) from None
             except Stopped:
-                raise Refused("the server is shutting down", None, 503) from None
+                raise Refused(self.why_stopped(), None, 503) from None
             except Exception as error:  # whatever happened in the engine
                 raise Refused(str(error) or type(error).__name__, None, 500) from None
 
@@ -186,11 +186,14 @@ class Server:
         except Busy as error:
             raise Refused(str(error), None, 429) from None
         except Stopped:
-            raise Refused("the server is shutting down", None, 503) from None
+            raise Refused(self.why_stopped(), None, 503) from None
         try:
             yield tokens()
         finally:
             self.engine.cancel(wanted.texts)
+
+    def why_stopped(self) -> str:
+        return "the server is shutting down" if self.engine.closing else "the server can write no more; restart it"
 
     async def stream(
         self, request: web.Request, wanted: Completions, tokens: AsyncIterator[Drawn]

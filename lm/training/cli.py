@@ -167,10 +167,9 @@ class RunCLI(SettingsCLI):
         settings = self.settings
         if settings.seed_everything is not False:
             seed = settings.seed_everything
-            if seed is True:  # the processes that Lightning starts find what the first has drawn
-                drawn = os.environ.get("PL_GLOBAL_SEED")
-                seed = int(drawn) if drawn else self.hosts.decided(lambda: secrets.randbelow(1 << 32))
             try:
+                if seed is True:
+                    seed = self.hosts.decided(drawn_seed)
                 settings.seed_everything = seed_everything(seed, workers=True)
             except ValueError as error:
                 raise InputError(f"seed_everything: {error}") from None
@@ -232,15 +231,22 @@ class RunCLI(SettingsCLI):
             return
         tokens = settings.data.batch_size * settings.model.context_length
         tokens *= trainer.accumulate_grad_batches * trainer.world_size
+        steps = min(trainer.max_steps, self.model.hparams["max_steps"])
         print(*news, sep="\n", end="\n" if news else "")
         print(
             f"{settings.trainer.default_root_dir}: {self.model.model.num_parameters():,} parameters,"
-            f" {self.model.hparams['max_steps']:,} steps of {tokens:,} tokens, {trainer.precision} on"
+            f" {steps:,} steps of {tokens:,} tokens, {trainer.precision} on"
             f" {trainer.strategy.root_device}"
         )
         if trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1:
             announce_needs(settings)
         warn_of_overlap(self.datamodule)
+
+
+def drawn_seed() -> int:
+    """Draws a seed; the processes that Lightning starts find the one that the first has drawn."""
+    drawn = os.environ.get("PL_GLOBAL_SEED")
+    return int(drawn) if drawn else secrets.randbelow(1 << 32)
 
 
 @contextlib.contextmanager

@@ -143,4 +143,4 @@ class RunLogger(TensorBoardLogger):
         failure, self.records.failure = self.records.failure, None
         if failure and not self.short_of_room:
             print(f"some figures are not drawn ({' '.join(str(failure).split())}); the run goes on without them")
-        self.short_of_room = self.records.failing
+        self.short_of_room = failure is not None or self.records.failing

@@ -16,8 +16,9 @@ from lm.__main__ import COMMANDS, COMPUTING, HELP, TRAINING
 COMMAND_FILES = sorted((ROOT / "lm/commands").glob("*.py"))
 LIBRARY = sorted({*(ROOT / "lm").rglob("*.py")} - {*COMMAND_FILES, ROOT / "lm/__main__.py"})
 ANNOUNCING = {  # what happens to a run, said when it happens
-    *("cli.py", "checks.py", "command_line.py", "fast_path.py", "module.py", "recovery.py"),
+    *("cli.py", "checks.py", "command_line.py", "fast_path.py", "module.py", "recovery.py", "plugins.py"),
     *("saving.py", "kept_tokenizer.py", "lock.py", "baselines.py", "first_weights.py", "overlap.py"),
+    "kernel_loading.py",
 }
 
 

@@ -191,6 +191,14 @@ def test_the_first_process_decides_for_all():
     assert (str(first), second.code) == ("b: bad: x", 2)
 
 
+def test_two_choices_of_one_stage_are_two():
+    def part(processes: Hosts) -> object:
+        with processes.agree():
+            return [processes.decided(lambda choice=choice: choice) for choice in ("path", 17)]
+
+    assert together(part, part, part, names="abc") == [["path", 17]] * 3
+
+
 def test_one_that_does_not_appear_or_answer_is_named(monkeypatch):
     monkeypatch.setattr(hosts, "MEETING", timedelta(seconds=0.2))
     for name in ("STAGE", "PARTING"):

@@ -1,12 +1,15 @@
 """What goes wrong in a run, and when: signals, failures, and numbers that are not finite."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from lm.model import fast, fast_kernels
 from lm.monitoring.throughput import Throughput
+from lm.runs import checkpoint
 from lm.training.module import LanguageModel
 
 
@@ -72,3 +75,15 @@ def watch_weights(patch: pytest.MonkeyPatch) -> dict[int, list[torch.Tensor]]:
 
     patch.setattr(Throughput, "on_train_batch_start", remember)
     return seen
+
+
+def fail_to_read(broken: Path, patch: pytest.MonkeyPatch) -> None:
+    """The disk fails where a checkpoint's bytes are verified."""
+    verify_bytes = checkpoint.verify_bytes
+
+    def read(file, path):
+        if Path(path) == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return verify_bytes(file, path)
+
+    patch.setattr(checkpoint, "verify_bytes", read)

@@ -15,6 +15,7 @@ import zipfile
 import pytest
 import torch
 from helpers.checkpoints import Calls, archive, sign
+from helpers.faults import fail_to_read
 from helpers.models import save_run
 
 from lm.model.transformer import MODEL_SETTINGS, TransformerLM
@@ -65,17 +66,17 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_verify_goes_on_where_a_checkpoint_cannot_be_read(lm, tmp_path):
-    save_checkpoint(make_checkpoint(), tmp_path / "best.ckpt")
+def test_verify_goes_on_where_a_checkpoint_cannot_be_read(lm, monkeypatch, tmp_path):
+    for name in ("best", "last", "step-1"):
+        save_checkpoint(make_checkpoint(), tmp_path / f"{name}.ckpt")
     (tmp_path / "best.ckpt").write_bytes((tmp_path / "best.ckpt").read_bytes()[:-1])
-    (tmp_path / "last.ckpt").mkdir()  # reading it is an OSError, as on a disk that fails
-    save_checkpoint(make_checkpoint(), tmp_path / "step-1.ckpt")
+    fail_to_read(tmp_path / "last.ckpt", monkeypatch)
     result = lm("verify", tmp_path)
     assert result.code == 2
     assert f"{tmp_path / 'step-1.ckpt'}: intact" in result.out
     first, second = result.err.splitlines()
     assert first.startswith(f"lm verify: {tmp_path / 'best.ckpt'}: ")
-    assert second.startswith(f"lm verify: {tmp_path / 'last.ckpt'}")
+    assert second == f"lm verify: {tmp_path / 'last.ckpt'}: Input/output error"
 
 
 # --- the manifest and its digest -------------------------------------------------------------------------------------

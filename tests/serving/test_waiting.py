@@ -140,4 +140,5 @@ def test_a_device_that_is_lost_is_told_at_once(make, monkeypatch):
     server.engine.thread.join(10)
     status, text, _ = server.request("GET", "/health")
     assert (status, json.loads(text)["status"]) == (503, "stopped")
-    assert server.post({"prompt": "Tom"})[0] == 503
+    status, answer, _ = server.post({"prompt": "Tom"})
+    assert (status, answer["error"]["message"]) == (503, "the server can write no more; restart it")

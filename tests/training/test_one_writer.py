@@ -72,7 +72,8 @@ def test_what_a_killed_run_left_is_swept(lm, fit_arguments, whole_run, tmp_path)
 
 def test_what_another_command_is_writing_stays(tmp_path):
     """As `lm consolidate` does, beside a run that is resumed meanwhile."""
-    ours, dead = (tmp_path / f".last-consolidated.ckpt.{HOST}.{pid}.0123abcd.tmp" for pid in (os.getpid(), 999_999_999))
+    pids = os.getppid(), 999_999_999
+    ours, dead = (tmp_path / f".last-consolidated.ckpt.{HOST}.{pid}.0123abcd.tmp" for pid in pids)
     for path in (ours, dead):
         path.write_bytes(b"half")
     assert delete_leftovers(tmp_path) == [dead]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.events import read_events
+from helpers.faults import fail_to_read
 from helpers.runs import SETTINGS, same
 
 from lm.experiments.report import best as lowest
@@ -53,14 +54,17 @@ def test_auto_takes_the_newest_that_verifies_and_says_why(lm, fit_arguments, who
     assert f"{run}: none of its 4 checkpoints verifies" in result.err
 
 
-def test_a_checkpoint_that_cannot_be_read_is_passed_over(whole_run, tmp_path):
-    """As one that is damaged: a disk may fail at any file."""
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(lm, fit_arguments, whole_run, monkeypatch, tmp_path):
+    """As one that is damaged: a disk may fail at any file. Nothing is lost of what is printed."""
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
-    (run / "last.ckpt").unlink()
-    (run / "last.ckpt").mkdir()
+    fail_to_read(run / "last.ckpt", monkeypatch)
     path, reasons = find_newest(run)
     assert path == run / "best.ckpt"
-    assert reasons[0].startswith(f"passed over: {run / 'last.ckpt'}")
+    assert reasons[0] == f"passed over: {run / 'last.ckpt'}: Input/output error"
+    result = lm(*fit_arguments(run, *SETTINGS, "--trainer.max_steps=16", "--ckpt_path=auto"))
+    assert (result.code, result.err) == (0, "")
+    assert reasons[0] in result.out
+    assert "ended at step 16 of 16" in result.out
 
 
 def test_verify(lm, whole_run, tmp_path):

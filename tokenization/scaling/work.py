@@ -83,6 +83,7 @@ class Work:
         """Deletes what `begin` made, if nothing else has come to it, from this process or another.
 
         Of several parts none deletes anything: another may be reading its first files, and leave no trace of that yet.
+        So the folder of parts that have failed is for the same inputs and settings alone, or to be deleted by hand.
         """
         if not self.engine.takes_all:
             return

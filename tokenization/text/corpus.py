@@ -107,8 +107,8 @@ class Corpus:
 
         Of documents it is the size of their records, a little more than their text. What a compressed file says of its
         size is optional or counts its last part only, and some servers say nothing, so these are read, and no further
-        than to `enough`. Their errors are left to the real reading. A pipe can be read only once: any counts as
-        `enough`.
+        than to `enough`. Their errors are left to the real reading. A pipe can be read only once: whatever is no
+        file counts as `enough`.
         """
         files = [file for file in self.files if isinstance(file, Url) or file.is_file()]
         if len(files) < len(self.files):
@@ -178,7 +178,7 @@ def map_in_order(
             yield done, future.result()
     except BrokenExecutor:
         raise InputError(
-            "a worker process was killed, as happens where memory runs out; take fewer --processes"
+            "a worker process was killed, as happens where memory runs out, or could not start; take fewer --processes"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
