@@ -101,7 +101,7 @@ def batch_sizes() -> None:
     windows = [number(row[0]) for row in rows]
     best = [min(number(cell) for cell in row[2:6] if cell) for row in rows]
     seconds = [windows[0] * number(rows[0][1]) * 256 / number(row[6]) for row in rows]
-    with picture("batch-sizes", "With equal tokens, each at its best rate, small batches win", panels=2) as panels:
+    with picture("batch-sizes", "With equal tokens, each at its best rate, four windows win", panels=2) as panels:
         by_size, by_time = panels
         by_size.set(xlabel="windows in a batch", ylabel=LOSS)
         by_time.set(xlabel="seconds of training (number: windows in a batch)")
