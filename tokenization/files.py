@@ -155,7 +155,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a path is a temporary name of another process that is alive, here, and has written lately."""
+    """Tells whether a path is a temporary name of another process that is alive, here, and has written lately."""
     match = re.fullmatch(r"\..*\.([0-9A-Za-z-]*)\.([0-9]+)\.[0-9a-f]{8}\.tmp", path.name)
     if match is None or match[1] != HOST or int(match[2]) == os.getpid() or not is_alive(int(match[2])):
         return False

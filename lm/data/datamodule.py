@@ -182,7 +182,7 @@ class TokenDataModule(LightningDataModule):
         return make_loader(self._cut_windows(num_batches, first_batch), self.trainer, self.num_workers)
 
     def _cut_windows(self, num_batches: int, first_batch: int) -> Dataset[Batch]:
-        """The batches from this number on, the first of them cut into short windows."""
+        """Returns the batches from this number on, of which those of the first steps are cut into short windows."""
         windows = self._windows(num_batches, first_batch)
         if self.short_context is None:
             return windows

@@ -88,7 +88,7 @@ class Contestant:
         for word, following in zip(self.arguments, [*self.arguments[1:], ""], strict=True):
             name, equals, value = word.partition("=")
             if name == f"--{INTERVAL}":
-                found = int(value if equals else following)
+                found = int(float(value if equals else following))
         return found
 
     def shortened(self, steps: int) -> Namespace:

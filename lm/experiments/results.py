@@ -136,7 +136,7 @@ class Results:
     def read(cls, folder: Path, parameter: str, settings: dict[str, Any]) -> "Results":
         """Reads the results of an earlier start of the sweep; InputError if the folder holds another sweep.
 
-        One of which not even a checkpoint is left begins anew.
+        A sweep that has left no checkpoint yet may begin anew with other settings.
         """
         path = folder / "sweep.json"
         if not path.exists():

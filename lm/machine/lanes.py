@@ -181,6 +181,18 @@ class Total:
         return builder.extract_element(result, INT(0))
 
 
+def sum_of_squares(builder: Any, numbers: Any, length: Any) -> Any:
+    """Returns the sum of the squares of floats that follow one another, a float; numbers: their address."""
+    total = Total(builder)
+
+    def build(index: Any, width: int) -> None:
+        x = load(builder, at(builder, numbers, index, FLOAT32), width)
+        total.add_product(builder, x, x)
+
+    for_each(builder, length, build)
+    return total.sum(builder)
+
+
 def larger(builder: Any, left: Any, right: Any) -> Any:
     """Takes the larger of each pair, and the left one where it is NaN."""
     return builder.select(builder.fcmp_ordered("<=", left, right), right, left)

@@ -14,7 +14,6 @@ from lm.machine.lanes import (
     FLOAT,
     FLOAT32,
     LONG,
-    Total,
     as_bits,
     as_float,
     at,
@@ -23,6 +22,7 @@ from lm.machine.lanes import (
     root,
     spread,
     store,
+    sum_of_squares,
 )
 from tokenization.native.compiling import load as load_machine_code
 from tokenization.native.instructions import instruction, load64, store32, store64
@@ -42,14 +42,7 @@ def add(builder: Any, left: Any, right: Any) -> Any:
 @instruction
 def squares(builder: Any, numbers: Any, length: Any) -> Any:
     """Returns the sum of the squares of floats that follow one another, as the bits of a float64."""
-    total = Total(builder)
-
-    def build(index: Any, width: int) -> None:
-        x = load(builder, at(builder, numbers, index, FLOAT32), width)
-        total.add_product(builder, x, x)
-
-    for_each(builder, length, build)
-    return builder.bitcast(builder.fpext(total.sum(builder), DOUBLE), LONG)
+    return builder.bitcast(builder.fpext(sum_of_squares(builder, numbers, length), DOUBLE), LONG)
 
 
 @instruction
@@ -115,7 +108,7 @@ def load_kernels() -> None:
 
 
 def clip(gradients: list[Tensor], max_norm: float) -> Tensor:
-    """Does clipping.clip_gradients to gradients that are contiguous, in float32, on a CPU; returns their norm."""
+    """Clips gradients as clipping.clip_gradients does, and returns their norm; contiguous, in float32, on a CPU."""
     entries = torch.tensor([[gradient.data_ptr(), gradient.numel()] for gradient in gradients])
     sums, norm = torch.zeros(team_size(), dtype=torch.float64), torch.empty(())
     bound = min(float(max_norm), torch.finfo(torch.float32).max)

@@ -1,4 +1,4 @@
-"""Finds the kernels of this folder for those tensors that they know; adamw_kernel.py and clipping_kernel.py."""
+"""Finds the kernels of this folder, adamw_kernel.py and clipping_kernel.py, for the tensors that they know."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def kernel_for(name: str, tensors: Iterable[Tensor]) -> ModuleType | None:
-    """Returns the module of this name, such as "adamw_kernel"; None where it cannot be had, or knows not all tensors.
+    """Returns the module of this name, such as "adamw_kernel"; None where it cannot be had, or does not know a tensor.
 
     It knows those that are contiguous, in float32, on a CPU, and whole; FSDP's are of a type of their own.
     """

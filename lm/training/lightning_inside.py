@@ -232,7 +232,7 @@ def has_event_file(logger: TensorBoardLogger) -> bool:
 
 
 class WholeRecords:
-    """The records of an event file; of one that cannot be written, nothing stays in the file.
+    """Writes the records of an event file, each of them whole: one that does not fit leaves nothing in the file.
 
     TensorBoard's thread would end at a full disk, and every later event would raise its error.
     failure: the last error, until it is set to None. failing: whether the last record was not written.

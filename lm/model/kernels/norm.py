@@ -26,6 +26,7 @@ from lm.machine.lanes import (
     root,
     spread,
     store,
+    sum_of_squares,
 )
 from tokenization.native.instructions import instruction, load32, load64, store32
 
@@ -118,14 +119,7 @@ def _push(size: int, further: bool) -> Callable[[int, int, int, int, int, int, i
 @instruction
 def squares(builder: Any, x: Any, length: Any) -> Any:
     """Returns the sum of the squares of a row."""
-    total = Total(builder)
-
-    def build(index: Any, width: int) -> None:
-        numbers = load(builder, at(builder, x, index, FLOAT32), width)
-        total.add_product(builder, numbers, numbers)
-
-    for_each(builder, length, build)
-    return as_bits(builder, total.sum(builder))
+    return as_bits(builder, sum_of_squares(builder, x, length))
 
 
 @instruction
