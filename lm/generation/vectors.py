@@ -26,6 +26,7 @@ from lm.machine.lanes import (
     call,
     everywhere,
     exp,
+    larger,
     load,
     loop,
     root,
@@ -138,7 +139,8 @@ def gate(builder: Any, x: Any, values: Any, y: Any, length: Any) -> None:
     """Stores silu(x_i) * values_i."""
     with loop(builder, LONG(0), length, LANES) as index:
         number = load(builder, at(builder, x, index, 4), LANES)
-        below = builder.fadd(exp(builder, builder.fsub(everywhere(-0.0, LANES), number)), everywhere(1.0, LANES))
+        bounded = larger(builder, number, everywhere(-88.0, LANES))
+        below = builder.fadd(exp(builder, builder.fneg(bounded)), everywhere(1.0, LANES))
         gated = builder.fmul(builder.fdiv(number, below), load(builder, at(builder, values, index, 4), LANES))
         store(builder, gated, at(builder, y, index, 4))
 

@@ -1,4 +1,4 @@
-"""What kernels compute with vectors: rounding to bfloat16, by either way, and reciprocals."""
+"""What kernels compute with vectors: rounding to bfloat16, by either way, reciprocals and exponentials."""
 
 import pytest
 
@@ -8,7 +8,7 @@ import torch
 
 from lm.machine import lanes
 from lm.machine.kernels import FIELDS, compiled, run
-from lm.machine.lanes import BFLOAT16, FLOAT32, LANES, WIDE, at, for_each, load, reciprocal, store
+from lm.machine.lanes import BFLOAT16, FLOAT32, LANES, SMALLEST, WIDE, at, exp, for_each, load, reciprocal, store
 from tokenization.native.instructions import instruction, load64
 
 SOURCE, TARGET, COUNT = range(FIELDS, FIELDS + 24, 8)
@@ -32,6 +32,15 @@ def invert_numbers(builder, source, target, count):
     for_each(builder, count, build)
 
 
+@instruction
+def raise_numbers(builder, source, target, count):
+    def build(index, width):
+        numbers = load(builder, at(builder, source, index, FLOAT32), width)
+        store(builder, exp(builder, numbers), at(builder, target, index, FLOAT32))
+
+    for_each(builder, count, build)
+
+
 @compiled(__file__)  # one kernel for each way, as machine code is cached under a kernel's name
 def round_in_steps(task: int) -> None:
     round_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
@@ -45,6 +54,11 @@ def round_at_once(task: int) -> None:
 @compiled(__file__)
 def invert(task: int) -> None:
     invert_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
+
+
+@compiled(__file__)
+def exponentiate(task: int) -> None:
+    raise_numbers(load64(task + SOURCE), load64(task + TARGET), load64(task + COUNT))
 
 
 def of_bits(*bits: int) -> torch.Tensor:
@@ -80,4 +94,18 @@ def test_reciprocals_are_quotients():
     nan = numbers.isnan()
     assert result[nan].isnan().all()
     relative = result[~nan].double() * numbers[~nan].double() - 1
+    assert relative.abs().max() < 3e-7
+
+
+def test_exponentials_are_powers_of_e():
+    numbers = of_bits(0, 0x1234, 0xFFFF)[:-21]
+    numbers = numbers[~(numbers > 88)]
+    result = torch.zeros_like(numbers)
+    run(exponentiate, 1, numbers, result, len(numbers), small=True)
+    nan, below = numbers.isnan(), numbers < SMALLEST
+    assert nan.any()
+    assert result[nan].isnan().all()
+    assert numbers[below].min() == -torch.inf
+    assert not result[below].any()
+    relative = result[~nan & ~below].double() / numbers[~nan & ~below].double().exp() - 1
     assert relative.abs().max() < 3e-7
