@@ -13,7 +13,7 @@ from lm.machine.transposing import transposed
 from lm.model.fast_loss import KERNEL_ROWS, backward_of_loss, keep_for_loss
 from lm.model.kernels.loss import losses_of
 from lm.model.plain_products import products_dtype
-from lm.model.products import joined
+from lm.model.products import PADDING, joined
 
 
 def kernel_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:
@@ -30,8 +30,9 @@ def _kernel_cross_entropy(
     """Returns the mean loss, and the gradients of the SUM of the losses with respect to x and weight."""
     d_x, losses = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
     # The product with the transposed x is the faster one, and its result is turned once, at the end.
-    turned = with_gradients and x.dtype == torch.bfloat16 and has_amx()
-    d_weight = weight.new_zeros(weight.T.shape if turned else weight.shape)
+    turned = x.dtype == torch.bfloat16 and has_amx()
+    several = len(x) > KERNEL_ROWS
+    d_weight = torch.empty_like(weight)
     with torch.autocast("cpu", enabled=False):
         table = joined([weight], x.dtype)
         for start in range(0, len(x), KERNEL_ROWS):
@@ -40,8 +41,14 @@ def _kernel_cross_entropy(
             losses[rows] = losses_of(logits, targets[rows], vocab_size, z_loss, with_gradients)
             if with_gradients:
                 torch.mm(logits, table, out=d_x[rows])
-                d_weight += transposed(x[rows]) @ logits if turned else logits.T @ x[rows]
-        return losses.mean(), d_x, transposed(d_weight) if turned else d_weight
+                part = transposed(x[rows], padding=PADDING) @ logits if turned else logits.T @ x[rows]
+                if start:
+                    d_weight += part
+                else:
+                    d_weight = part.to(weight.dtype) if several else part
+        if with_gradients and turned:
+            d_weight = transposed(d_weight, weight.dtype)
+        return losses.mean(), d_x, d_weight.to(weight.dtype)
 
 
 @_kernel_cross_entropy.register_fake
