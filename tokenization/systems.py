@@ -6,13 +6,10 @@ without what Windows lacks. What is only read from Linux's /proc or /sys is not 
 """
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
-import platform
 import signal
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -32,7 +29,6 @@ WINDOWS = os.name == "nt"
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # makes os.open refuse a symbolic link
 SIGUSR1: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 UNLOCKABLE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system without locks
-SCHED_ATTRIBUTES = {"x86_64": (315, 314), "aarch64": (275, 274)}  # numbers of the system calls that get and set them
 
 
 # --- the processor and memory ----------------------------------------------------------------------------------------
@@ -51,26 +47,6 @@ def available_cores() -> int:
 def ticks_per_second() -> int:
     """Returns how often the clocks in Linux's /proc tick."""
     return os.sysconf("SC_CLK_TCK")
-
-
-def set_time_slice(nanoseconds: int) -> None:
-    """Asks the scheduler for turns of this length (0.1 to 100 ms), for this thread and those that it will start.
-
-    Neither the share of a core nor the priority changes. Does nothing where the length cannot be set: before Linux
-    6.12, on other systems, and in another scheduling class than the usual one.
-    """
-    numbers = SCHED_ATTRIBUTES.get(platform.machine())
-    if sys.platform != "linux" or sys.maxsize < 2**32 or numbers is None:
-        return
-    get, put = numbers
-    layout = struct.Struct("=IIQiIQQQ")  # sched_attr: size, policy, flags, nice, priority, runtime, deadline, period
-    attributes = ctypes.create_string_buffer(layout.size)
-    call = ctypes.CDLL(None).syscall
-    if call(get, 0, attributes, layout.size, 0) == 0:
-        size, policy, flags, nice, priority, _, *deadlines = layout.unpack(attributes.raw)
-        if policy == 0:  # SCHED_OTHER
-            attributes.raw = layout.pack(size, policy, flags, nice, priority, nanoseconds, *deadlines)
-            call(put, 0, attributes, 0)
 
 
 def peak_memory() -> tuple[int | None, int | None]:

@@ -3,8 +3,7 @@
     taken = (busy time of our cores - processor time of us and our children) / seconds        in cores
 
 Training with more threads than free cores loses more than its share: the threads wait for each other at every matrix
-product. How they wait is waiting.py's. A thread that wakes may find its core taken; Linux's scheduler then prefers, of
-the threads that have had no more than their share, the one that has asked for the shorter turn.
+product. How they wait is waiting.py's.
 """
 
 import contextlib
@@ -14,12 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenization.systems import available_cores, own_cores, set_time_slice, ticks_per_second
+from tokenization.systems import available_cores, own_cores, ticks_per_second
 
 BUSY = (0, 1, 2, 5, 6, 7)  # user, nice, system, irq, softirq, steal: the columns of /proc/stat that are not idle
 MANY, FEW = 0.3, 0.15  # cores missing; between the two, the last answer holds
 SHORTEST = 0.3  # seconds; the clocks of /proc tick a hundred times a second
-TURN = 100_000  # nanoseconds, the least that Linux grants
 LOOK_EVERY = 5.0  # seconds between looks during a run: each reads every process of the machine
 
 
@@ -74,10 +72,7 @@ def load_of_others(proc: Path = Path("/proc")) -> Iterator[Load]:
 
 @contextlib.contextmanager
 def watching_others() -> Iterator[None]:
-    """Asks for short turns, and watches other programs while the block imports torch, whose threads then wait as these
-    demand.
-    """
-    set_time_slice(TURN)
+    """Watches other programs while the block imports torch; torch's threads then wait as these demand."""
     others = OtherPrograms(threads=available_cores())
     yield
     if "torch" in sys.modules and others.look():
