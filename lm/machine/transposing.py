@@ -68,7 +68,7 @@ def _join(builder: Any, left: Any, right: Any) -> Any:
 tile_float32, tile_bfloat16 = _tile(FLOAT32, FLOAT32, 1), _tile(BFLOAT16, BFLOAT16, 2)
 tile_widened = _tile(BFLOAT16, FLOAT32, 1)
 
-SOURCE, TARGET, ROWS, COLUMNS, SIZE, TARGET_SIZE, TARGET_STRIDE = range(FIELDS, FIELDS + 56, 8)
+SOURCE, TARGET, ROWS, COLUMNS, SIZE, TARGET_SIZE = range(FIELDS, FIELDS + 48, 8)
 BAND = 2 * SIDE  # rows that a thread takes at a time
 
 
@@ -78,7 +78,7 @@ def transpose_bands(task: int) -> None:
     rows = load64(task + ROWS)
     columns = load64(task + COLUMNS)
     stride = columns * load64(task + SIZE)
-    target_stride = load64(task + TARGET_STRIDE)
+    target_stride = rows * load64(task + TARGET_SIZE)
     first, behind = portion(task)
     for band in range(first, behind):
         row = band * BAND
@@ -125,16 +125,15 @@ def copy_number(task: int, source: int, target: int) -> None:
         store8(target + 1, bits >> 8)
 
 
-def transposed(matrix: Tensor, dtype: torch.dtype | None = None, padding: int = 0) -> Tensor:
-    """Returns the transpose of a matrix: (rows, columns) -> (columns, rows).
+def transposed(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns the transpose of a matrix, contiguous: (rows, columns) -> (columns, rows).
 
-    matrix: in float32 or bfloat16; dtype: of the result, the matrix's own or float32; padding: numbers left out in
-    memory behind each row of the result, which is contiguous without.
+    matrix: in float32 or bfloat16; dtype: of the result, the matrix's own or float32.
     """
     matrix = matrix.contiguous()
     rows, columns = matrix.shape
-    result = matrix.new_empty(columns, rows + padding, dtype=dtype or matrix.dtype)
+    result = matrix.new_empty(columns, rows, dtype=dtype or matrix.dtype)
     bands = (rows + BAND - 1) // BAND
-    sizes = (matrix.element_size(), result.element_size(), (rows + padding) * result.element_size())
+    sizes = (matrix.element_size(), result.element_size())
     run(transpose_bands, bands, matrix, result, rows, columns, *sizes, small=matrix.numel() < SMALL)
-    return result[:, :rows] if padding else result
+    return result

@@ -13,7 +13,7 @@ from lm.machine.transposing import transposed
 from lm.model.fast_loss import KERNEL_ROWS, backward_of_loss, keep_for_loss
 from lm.model.kernels.loss import losses_of
 from lm.model.plain_products import products_dtype
-from lm.model.products import PADDING, joined
+from lm.model.products import joined
 
 
 def kernel_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, z_loss: float = 0.0) -> Tensor:
@@ -41,7 +41,7 @@ def _kernel_cross_entropy(
             losses[rows] = losses_of(logits, targets[rows], vocab_size, z_loss, with_gradients)
             if with_gradients:
                 torch.mm(logits, table, out=d_x[rows])
-                part = transposed(x[rows], padding=PADDING) @ logits if turned else logits.T @ x[rows]
+                part = transposed(x[rows]) @ logits if turned else logits.T @ x[rows]
                 if start:
                     d_weight += part
                 else:

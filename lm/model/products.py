@@ -6,8 +6,6 @@ from torch import Tensor
 from lm.machine.resources import has_amx
 from lm.machine.transposing import transposed
 
-PADDING = 32  # numbers behind each row of a left matrix: rows a power of two apart compete for the same cache lines
-
 
 def joined(weights: list[Tensor], dtype: torch.dtype) -> Tensor:
     """Returns the rows of all weights, one below the other, in this dtype; a single weight of that dtype as it is."""
@@ -27,5 +25,5 @@ def weight_gradient(d_y: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     if d_y.dtype != torch.bfloat16 or not has_amx():
         return (d_y.T @ x).to(dtype)
     if x.shape[1] <= d_y.shape[1]:
-        return transposed(transposed(x, padding=PADDING) @ d_y, dtype)
-    return (transposed(d_y, padding=PADDING) @ x).to(dtype)
+        return transposed(transposed(x) @ d_y, dtype)
+    return (transposed(d_y) @ x).to(dtype)
