@@ -1,6 +1,6 @@
 """Trains the demo's model beside other programs: how much of its speed is left, and what a step costs the processor.
 
-  python benchmarks/shared_machine.py                 the table of docs/performance.md; some eight minutes on two cores
+  python benchmarks/shared_machine.py                 the table of docs/performance.md; four minutes with AMX
   python benchmarks/shared_machine.py --rounds 1      a first look; settings of `lm fit` can be given, too
 
 Each measurement is `lm fit`, compiled, as a process of its own; other programs are busy loops; all cases take turns.

@@ -26,7 +26,7 @@ FUSED = ("contract",)
 
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _EXP = (8.3125013508e-3, 4.1890331892e-2, 1.6667115389e-1, 4.9999230307e-1, 1.0, 1.0)  # e^r to 1.1e-7, |r| < ln(2) / 2
-_ROUNDING = 1.5 * 2.0**23
+_ROUNDING = 1.5 * 2.0**23  # a float32 of this size has no fraction
 SMALLEST = -80.0  # e^x is 0 below: products of smaller numbers would be denormal, and a hundred times as slow
 
 
@@ -255,12 +255,14 @@ def reciprocal(builder: Any, x: Any) -> Any:
     length = x.type.count
     ints = ir.VectorType(INT, length)
     y = builder.bitcast(builder.sub(ir.Constant(ints, [0x7EF311C3] * length), builder.bitcast(x, ints)), x.type)
-    for cubed in (True, False):
-        error = builder.fsub(everywhere(1.0, length), builder.fmul(x, y, flags=FUSED), flags=FUSED)
-        if cubed:
-            error = builder.fadd(error, builder.fmul(error, error, flags=FUSED), flags=FUSED)
-        y = builder.fadd(y, builder.fmul(y, error, flags=FUSED), flags=FUSED)
-    return y
+
+    def error() -> Any:
+        return builder.fsub(everywhere(1.0, length), builder.fmul(x, y, flags=FUSED), flags=FUSED)
+
+    e = error()
+    e = builder.fadd(e, builder.fmul(e, e, flags=FUSED), flags=FUSED)
+    y = builder.fadd(y, builder.fmul(y, e, flags=FUSED), flags=FUSED)
+    return builder.fadd(y, builder.fmul(y, error(), flags=FUSED), flags=FUSED)
 
 
 def exponentials(builder: Any, row: Any, length: Any, size: int, scratch: Any) -> tuple[Any, Any]:

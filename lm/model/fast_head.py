@@ -31,7 +31,6 @@ def _kernel_cross_entropy(
     d_x, losses = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
     # The product with the transposed x is the faster one, and its result is turned once, at the end.
     turned = x.dtype == torch.bfloat16 and has_amx()
-    several = len(x) > KERNEL_ROWS
     d_weight = torch.empty_like(weight)
     with torch.autocast("cpu", enabled=False):
         table = joined([weight], x.dtype)
@@ -42,10 +41,7 @@ def _kernel_cross_entropy(
             if with_gradients:
                 torch.mm(logits, table, out=d_x[rows])
                 part = transposed(x[rows]) @ logits if turned else logits.T @ x[rows]
-                if start:
-                    d_weight += part
-                else:
-                    d_weight = part.to(weight.dtype) if several else part
+                d_weight = d_weight.to(weight.dtype).add_(part) if start else part
         if with_gradients and turned:
             d_weight = transposed(d_weight, weight.dtype)
         return losses.mean(), d_x, d_weight.to(weight.dtype)

@@ -23,22 +23,21 @@ def round_numbers(builder, source, target, count):
     for_each(builder, count, build, (WIDE, LANES, 2, 1))
 
 
-@instruction
-def invert_numbers(builder, source, target, count):
-    def build(index, width):
-        numbers = load(builder, at(builder, source, index, FLOAT32), width)
-        store(builder, reciprocal(builder, numbers), at(builder, target, index, FLOAT32))
+def mapped(function):
+    """Returns the instruction that stores a function of each number."""
 
-    for_each(builder, count, build)
+    @instruction
+    def map_numbers(builder, source, target, count):
+        def build(index, width):
+            numbers = load(builder, at(builder, source, index, FLOAT32), width)
+            store(builder, function(builder, numbers), at(builder, target, index, FLOAT32))
+
+        for_each(builder, count, build)
+
+    return map_numbers
 
 
-@instruction
-def raise_numbers(builder, source, target, count):
-    def build(index, width):
-        numbers = load(builder, at(builder, source, index, FLOAT32), width)
-        store(builder, exp(builder, numbers), at(builder, target, index, FLOAT32))
-
-    for_each(builder, count, build)
+invert_numbers, raise_numbers = mapped(reciprocal), mapped(exp)
 
 
 @compiled(__file__)  # one kernel for each way, as machine code is cached under a kernel's name
