@@ -190,8 +190,9 @@ def _compiled(shape: frozenset[tuple[str, Any]], batch_size: int, how: Arrangeme
                 weights = size * sum((end - start) * end for start, end in blocks)
             elif how.attention == "plain":  # before and after softmax, and one mask
                 weights = 2 * size * length**2
-            else:  # one number for each query, and the output as the kernel wrote it
-                weights = 4 * length + (size * length * d_model // model.num_heads if module.rope is not None else 0)
+            else:  # one number for each query; without our kernels the output as torch's kernel wrote it, too
+                as_written = module.rope is not None and not how.kernels
+                weights = 4 * length + (size * length * d_model // model.num_heads if as_written else 0)
             kept["scores"] += 3 * stream + batch_size * model.num_heads * weights
         elif isinstance(module, SwiGLU | UngatedFeedForward):
             wide = 3 if isinstance(module, SwiGLU) else 2

@@ -31,6 +31,25 @@ def softmax_backward(d_probabilities: Tensor, probabilities: Tensor) -> Tensor:
     return torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
 
 
+def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes causal attention by PyTorch's fused kernel for CPUs, and keeps what its gradient needs.
+
+    q, k, v: (batch, heads, seq, d_k) of one dtype, with q scaled. Returns the weighted values, of the same shape, and
+    the logarithm of each query's sum of exponentials, (batch, heads, seq), float32.
+    """
+    values, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True, scale=1.0)
+    return values, sums.contiguous()
+
+
+def fused_attention_backward(
+    d_values: Tensor, q: Tensor, k: Tensor, v: Tensor, values: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of q, k and v, (batch, heads, seq, d_k), from what `fused_attention` was given and gave."""
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    d_q, d_k, d_v = backward(d_values, q, k, v, values, sums, 0.0, True, scale=1.0)
+    return d_q, d_k, d_v
+
+
 def has_packed_product(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies this dtype on this processor, and torch gives access to it."""
     there = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")

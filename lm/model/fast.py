@@ -173,7 +173,7 @@ def kernels_do_all(model: TransformerLM, attention: str) -> bool:
     """Tells whether our kernels compute what lies between the products, all but additions, of a model on a CPU."""
     settings = model.settings
     known = settings["norm_position"] == "pre" and settings["feed_forward"] == "swiglu" and not settings["qk_norm"]
-    return known and attention == "blocks" and not why_no_kernels()
+    return known and attention in ("blocks", "sdpa") and not why_no_kernels()
 
 
 def speed_up(

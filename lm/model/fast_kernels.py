@@ -6,8 +6,8 @@
     KernelBlock           joins each addition with the norm that follows it
     KernelTransformerLM   softmax, loss and gradient of the logits in one pass (fast_head.py)
 
-What the kernels do not know (float16, a GPU, normalized queries, attention by torch's kernels, a layer that somebody
-has hooked into or replaced), they leave to the fast module that they extend. KernelTransformerLM.hidden_states repeats
+What the kernels do not know (float16, a GPU, normalized queries, plain attention, a layer that somebody has hooked into
+or replaced), they leave to the fast module that they extend. KernelTransformerLM.hidden_states repeats
 that of TransformerLM: what is added there must be added here, or left to the fast module.
 """
 
@@ -49,7 +49,7 @@ class KernelNorm(RMSNorm):
 
 
 class KernelAttention(FastAttention):
-    """Attention in blocks, from the product with the input to that with the output, as one operator."""
+    """Attention, from the product with the input to that with the output, as one operator."""
 
     def forward(self, x: Tensor, token_positions: Tensor, values: Tensor | None = None) -> Tensor:
         if not (x.ndim == 3 and token_positions.shape == x.shape[1:2] and self.is_one_operator(x)):
@@ -60,7 +60,7 @@ class KernelAttention(FastAttention):
         angles = [h.new_empty(0, dtype=torch.float32)] * 2
         if self.rope is not None:
             angles = [table.index_select(0, token_positions).float() for table in (self.rope.cos, self.rope.sin)]
-        a: Tensor = self_attention(h, *weights, values, *angles, self.num_heads)[0]
+        a: Tensor = self_attention(h, *weights, values, *angles, self.num_heads, self.attention == "sdpa")[0]
         return a
 
     @property
@@ -75,7 +75,7 @@ class KernelAttention(FastAttention):
         weights = self.weights
         same = all(weight.shape == weights[0].shape for weight in weights)
         even = len(weights[0]) // self.num_heads % 2 == 0  # features are rotated in pairs
-        return self.attention == "blocks" and self.q_norm is None and same and even
+        return self.attention in ("blocks", "sdpa") and self.q_norm is None and same and even
 
 
 class KernelSwiGLU(FastSwiGLU):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lm.machine.operators import operator
+from lm.machine.torch_inside import fused_attention, fused_attention_backward
 from lm.machine.transposing import transpose_bands
 from lm.model.fast_attention import attend, attend_backward, new_probabilities
 from lm.model.kernels import norm
@@ -136,10 +137,12 @@ def self_attention(
     cos: Tensor,
     sin: Tensor,
     num_heads: int,
+    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Returns a, and what the backward pass needs: two weights in h's dtype, q, k and v, the weights, and the heads.
 
-    h, u: (batch, seq, d_model); cos, sin: (seq, d_k / 2), float32, or empty where nothing is rotated.
+    h, u: (batch, seq, d_model); cos, sin: (seq, d_k / 2), float32, or empty where nothing is rotated. fused: attention
+    by PyTorch's kernel, which keeps a sum for each query instead of the weights.
     """
     batch, seq, d_model = h.shape
     with torch.autocast("cpu", enabled=False):
@@ -148,10 +151,13 @@ def self_attention(
         if u is not None:
             rows[..., 2 * d_model :] += u
         qkv = to_heads(rows, 3, num_heads, _angles(cos, sin, seq, d_model // num_heads))
-        q, k, v = qkv.flatten(1, 2)
-        kept = new_probabilities(q)
-        values = attend(q, k, v, kept, kernels=True)
-        heads = from_heads(values.view(1, batch, num_heads, seq, -1))
+        if fused:
+            values, kept = fused_attention(*qkv)
+        else:
+            q, k, v = qkv.flatten(1, 2)
+            kept = new_probabilities(q)
+            values = attend(q, k, v, kept, kernels=True)
+        heads = from_heads(values.reshape(1, batch, num_heads, seq, -1))
         a = h.new_empty(h.shape)  # not a view of the product, against which FSDP warns
         torch.mm(heads.view(-1, d_model), w_out.T, out=a.view(-1, d_model))
     return a, w_in, w_out, qkv, kept, heads
@@ -174,10 +180,12 @@ def _(
     cos: Tensor,
     sin: Tensor,
     num_heads: int,
+    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, seq, d_model = h.shape
     qkv = h.new_empty(3, batch, num_heads, seq, d_model // num_heads)
-    kept = new_probabilities(qkv[0].flatten(0, 1))
+    sums = h.new_empty(batch, num_heads, seq, dtype=torch.float32)
+    kept = sums if fused else new_probabilities(qkv[0].flatten(0, 1))
     w_in, w_out = h.new_empty(3 * d_model, d_model), h.new_empty(d_model, d_model)
     return h.new_empty(h.shape), w_in, w_out, qkv, kept, h.new_empty(h.shape)
 
@@ -195,17 +203,24 @@ def _self_attention_backward(
     heads: Tensor,
     dtype: torch.dtype,
     with_u: bool,
+    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns dh, in this dtype the gradients of the weights of q, k and v, as one, and of w_o, and du or nothing."""
     _, batch, num_heads, seq, width = qkv.shape
     flat = d_a.reshape(batch * seq, -1)
     with torch.autocast("cpu", enabled=False):
         d_out = weight_gradient(flat, heads.view(flat.shape), dtype)
-        d_heads = to_heads((flat @ w_out).view(batch, seq, -1), 1, num_heads)
-        d_qkv = torch.empty_like(qkv)
-        q, k, v = qkv.flatten(1, 2)
-        d_q, d_k, d_v = d_qkv.flatten(1, 2)
-        attend_backward(q, k, v, kept, d_heads.view(-1, seq, width), d_q, d_k, d_v, kernels=True)
+        if fused:
+            by_head = (batch, seq, num_heads, width)
+            d_values, values = (x.view(by_head).transpose(1, 2) for x in (flat @ w_out, heads))
+            q, k, v = qkv
+            d_qkv = torch.stack(fused_attention_backward(d_values, q, k, v, values, kept))
+        else:
+            d_heads = to_heads((flat @ w_out).view(batch, seq, -1), 1, num_heads)
+            d_qkv = torch.empty_like(qkv)
+            q, k, v = qkv.flatten(1, 2)
+            d_q, d_k, d_v = d_qkv.flatten(1, 2)
+            attend_backward(q, k, v, kept, d_heads.view(-1, seq, width), d_q, d_k, d_v, kernels=True)
         d_rows = from_heads(d_qkv, _angles(cos, sin, seq, width)).view(batch * seq, -1)
         d_in = weight_gradient(d_rows, h.reshape(batch * seq, -1), dtype)
         d_h = (d_rows @ w_in).view(h.shape)
@@ -215,20 +230,21 @@ def _self_attention_backward(
 
 @_self_attention_backward.register_fake
 def _(_d_a: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _, _, w_in, w_out, *_, dtype, with_u = rest
+    _, _, w_in, w_out, *_, dtype, with_u, _ = rest
     d_in, d_out = w_in.new_empty(w_in.shape, dtype=dtype), w_out.new_empty(w_out.shape, dtype=dtype)
     return h.new_empty(h.shape), d_in, d_out, h.new_empty(h.shape if with_u else 0)
 
 
 def _keep_for_attention(ctx: Any, inputs: Any, output: Any) -> None:
-    h, w_q, _, _, _, u, cos, sin, _ = inputs
-    ctx.dtype, ctx.dtype_u = w_q.dtype, None if u is None else u.dtype
+    h, w_q, _, _, _, u, cos, sin, _, fused = inputs
+    ctx.dtype, ctx.dtype_u, ctx.fused = w_q.dtype, None if u is None else u.dtype, fused
     _keep(ctx, h, cos, sin, *output[1:])
 
 
 def _backward_of_attention(ctx: Any, d_a: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    d_h, d_in, d_out, d_u = _self_attention_backward(d_a, *ctx.saved_tensors, ctx.dtype, ctx.dtype_u is not None)
-    return d_h, *d_in.chunk(3), d_out, None if ctx.dtype_u is None else d_u.to(ctx.dtype_u), None, None, None
+    how = ctx.dtype, ctx.dtype_u is not None, ctx.fused
+    d_h, d_in, d_out, d_u = _self_attention_backward(d_a, *ctx.saved_tensors, *how)
+    return d_h, *d_in.chunk(3), d_out, None if ctx.dtype_u is None else d_u.to(ctx.dtype_u), None, None, None, None
 
 
 self_attention.register_autograd(_backward_of_attention, setup_context=_keep_for_attention)

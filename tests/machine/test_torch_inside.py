@@ -28,6 +28,23 @@ def test_softmax_backward(dtype):
     assert torch.equal(found, expected), changed("torch", "torch._softmax_backward_data")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attention(dtype):
+    q, k, v = (torch.randn(2, 3, 70, 8, dtype=dtype, requires_grad=True) for _ in range(3))
+    d_values = torch.randn(2, 70, 3, 8, dtype=dtype).transpose(1, 2)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    gradients = torch.autograd.grad(expected, (q, k, v), d_values)
+    q, k, v = (x.detach() for x in (q, k, v))
+    values, sums = torch_inside.fused_attention(q, k, v)
+    scores = (q.float() @ k.float().mT).masked_fill(torch.ones(70, 70, dtype=torch.bool).triu(1), -torch.inf)
+    torch.testing.assert_close(sums, scores.logsumexp(-1), rtol=1e-3, atol=1e-3)  # its exponentials have 20 bits
+    assert torch.equal(values, expected), changed("torch", "_scaled_dot_product_flash_attention_for_cpu")
+    for found, gradient in zip(
+        torch_inside.fused_attention_backward(d_values, q, k, v, values, sums), gradients, strict=True
+    ):
+        assert torch.equal(found, gradient), changed("torch", "_scaled_dot_product_flash_attention_for_cpu_backward")
+
+
 def test_packed_product():
     if not torch_inside.has_packed_product(torch.float32):
         assert not torch.backends.mkldnn.is_available(), changed("torch", "torch.ops.mkldnn._linear_pointwise is gone")

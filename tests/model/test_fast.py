@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -234,8 +235,8 @@ def test_torch_finds_nothing_wrong_with_the_operators():
         torch.library.opcheck(operator.op, (x, weight, torch.randint(9, (7,)), 9, 0.01, True))
     h, weights = torch.randn(2, 5, 8, requires_grad=True), [torch.randn(8, 8, requires_grad=True) for _ in range(7)]
     angles, gains = [torch.randn(5, 2) for _ in range(2)], torch.randn(8, requires_grad=True)
-    for values in (None, torch.randn_like(h).requires_grad_()):
-        torch.library.opcheck(self_attention.op, (h, *weights[:4], values, *angles, 2))
+    for values, fused in product((None, torch.randn_like(h).requires_grad_()), (False, True)):
+        torch.library.opcheck(self_attention.op, (h, *weights[:4], values, *angles, 2, fused))
     torch.library.opcheck(swiglu.op, (h, *weights[4:]))
     torch.library.opcheck(normalize.op, (h, gains, 1e-5, torch.bfloat16))
     torch.library.opcheck(add_normalize.op, (h, torch.randn_like(h).requires_grad_(), gains, 1e-5, h.dtype))
@@ -244,6 +245,12 @@ def test_torch_finds_nothing_wrong_with_the_operators():
 def test_the_choice_of_attention():
     assert [choose_attention("cpu", length) for length in (16, 1024, 1025)] == ["blocks", "blocks", "sdpa"]
     assert choose_attention("cuda", 16) == choose_attention("mps", 4096) == "sdpa"
+
+
+@pytest.mark.parametrize("attention", FAST_ATTENTIONS)
+def test_attention_is_one_operator(attention):
+    _, fast = pair(attention, kernels=True)
+    assert all(block.attn.is_one_operator(torch.zeros(1, 2, 32)) for block in fast.layers)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
