@@ -1,12 +1,14 @@
 """Trains the demo's model beside other programs: how much of its speed is left, and what a step costs the processor.
 
-  python benchmarks/shared_machine.py                 the table of docs/performance.md; four minutes with AMX
+  python benchmarks/shared_machine.py                 the table of docs/performance.md; six minutes with AMX
   python benchmarks/shared_machine.py --rounds 1      a first look; settings of `lm fit` can be given, too
 
-Each measurement is `lm fit`, compiled, as a process of its own; other programs are busy loops; all cases take turns.
+Each measurement is `lm fit`, as it is shipped, as a process of its own; other programs are busy loops; all cases take
+turns.
 
-    quiet       nothing beside it                                   1, 3 loops    that many busy loops, begun before it
-    1 later     one busy loop, begun when it is under way; steps in which it may not have noticed are not counted
+    quiet         nothing beside it                        1, 3 loops    that many busy loops, begun before it
+    1 later       one busy loop, begun when it is under way; steps in which it may not have noticed are not counted
+    OMP_NUM_THREADS=1    the run has one thread, as it advises beside other programs on two cores
 """
 
 import argparse
@@ -21,19 +23,36 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch.callbacks import Callback
 
 ROOT = Path(__file__).parent.parent
 BEGUN, WARMUP = 5, 30  # steps after which a later program begins, and steps that are not counted
 LATER_WARMUP = 150  # steps: more than five seconds, after which it has been noticed
-CASES = {"quiet": 0, "1 loop": 1, "3 loops": 3, "1 later": 1}
-GOALS = {"1 loop": 0.65, "3 loops": 0.3}  # of the quiet speed, at least
 MOST_CPU = 1.3  # times the quiet processor seconds of a step
 RESULT = "SHARED_MACHINE_RESULT"  # the environment's name of the file for the clock's figures
 LOOP_CODE = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(1_000_000): pass"
 LOOP = [sys.executable, "-c", LOOP_CODE]  # ends with whoever began it
+
+
+class Case(NamedTuple):
+    """What runs beside a training."""
+
+    loops: int
+    later: bool = False  # begun when it is under way
+    goal: float = 0.0  # of the quiet speed, at least
+    threads: int | None = None  # of the training
+
+
+CASES = {
+    "quiet": Case(0),
+    "1 loop": Case(1, goal=0.65),
+    "3 loops": Case(3, goal=0.3),
+    "1 later": Case(1, later=True),
+    "1 loop, OMP_NUM_THREADS=1": Case(1, goal=0.65, threads=1),
+    "3 loops, OMP_NUM_THREADS=1": Case(3, goal=0.3, threads=1),
+}
 
 
 class Clock(Callback):
@@ -59,13 +78,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="that are timed (default: 30)")
     parser.add_argument("--rounds", type=int, default=3, help="of all cases in turn (default: 3)")
     args, more = parser.parse_known_args()  # the rest are settings of `lm fit`
-    results: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder))
         for number in range(args.rounds):
-            for case in CASES:
-                print(f"\r\033[Kround {number + 1} of {args.rounds}: {case}", end="", file=sys.stderr, flush=True)
-                results[case].append(measure(case, Path(folder), args.steps, more))
+            for name, case in CASES.items():
+                print(f"\r\033[Kround {number + 1} of {args.rounds}: {name}", end="", file=sys.stderr, flush=True)
+                results[name].append(measure(case, Path(folder), args.steps, more))
     print("\r\033[K", end="", file=sys.stderr)
     report(results)
 
@@ -95,10 +114,10 @@ def busy_loops(number: int) -> Iterator[None]:
             loop.wait()
 
 
-def measure(case: str, folder: Path, steps: int, more: list[str]) -> dict[str, float]:
+def measure(case: Case, folder: Path, steps: int, more: list[str]) -> dict[str, float]:
     """Trains once; returns steps a second and processor seconds a step."""
-    result, later = folder / "result.json", case.endswith("later")
-    warmup = LATER_WARMUP if later else WARMUP
+    result = folder / "result.json"
+    warmup = LATER_WARMUP if case.later else WARMUP
     for path in (result, result.with_suffix(".begun")):
         path.unlink(missing_ok=True)
     settings = {
@@ -109,7 +128,6 @@ def measure(case: str, folder: Path, steps: int, more: list[str]) -> dict[str, f
         "trainer.enable_progress_bar": "false",
         "trainer.callbacks+": "shared_machine.Clock",
         "trainer.callbacks.warmup": warmup,
-        "model.compile": "true",
         "model.warmup_steps": 1,
         "data.train_path": folder / "train.bin",
         "data.val_path": folder / "valid.bin",
@@ -120,32 +138,34 @@ def measure(case: str, folder: Path, steps: int, more: list[str]) -> dict[str, f
     command += [*(f"--{name}={value}" for name, value in settings.items()), *more]
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     environment = os.environ | {RESULT: str(result), "PYTHONPATH": paths}
-    with busy_loops(0 if later else CASES[case]):
+    if case.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(case.threads)
+    with busy_loops(0 if case.later else case.loops):
         run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while later and run.poll() is None and not result.with_suffix(".begun").exists():
+        while case.later and run.poll() is None and not result.with_suffix(".begun").exists():
             time.sleep(0.05)
-        with busy_loops(CASES[case] if later else 0):
+        with busy_loops(case.loops if case.later else 0):
             _, errors = run.communicate()
     shutil.rmtree(folder / "run", ignore_errors=True)
     if run.returncode:
-        sys.exit(f"\n{case} failed:\n{errors[-2000:]}")
+        sys.exit(f"\nlm fit failed:\n{errors[-2000:]}")
     figures: dict[str, float] = json.loads(result.read_text())
     return figures
 
 
 def report(results: dict[str, list[dict[str, float]]]) -> None:
     """Prints medians over the rounds; ratios to quiet are medians of each round's."""
-    print(f"{'':<10}{'steps/s':>10}{'of quiet':>10}{'CPU s/step':>12}{'of quiet':>10}")
-    for case, runs in results.items():
-        row, ratios = f"{case:<10}", []
-        for name, width, digits in (("speed", 10, 2), ("cpu", 12, 3)):
+    print(f"{'':<28}{'steps/s':>10}{'of quiet':>10}{'CPU s/step':>12}{'of quiet':>10}")
+    for name, runs in results.items():
+        row, ratios = f"{name:<28}", []
+        for figure, width, digits in (("speed", 10, 2), ("cpu", 12, 3)):
             pairs = zip(results["quiet"], runs, strict=True)
-            ratio = statistics.median(run[name] / quiet[name] for quiet, run in pairs)
-            row += f"{statistics.median(run[name] for run in runs):>{width}.{digits}f}{ratio:>10.2f}"
+            ratio = statistics.median(run[figure] / quiet[figure] for quiet, run in pairs)
+            row += f"{statistics.median(run[figure] for run in runs):>{width}.{digits}f}{ratio:>10.2f}"
             ratios.append(ratio)
-        if case in GOALS:
-            reached = ratios[0] >= GOALS[case] and ratios[1] <= MOST_CPU
-            row += f"  {'reached' if reached else 'missed'}: at least {GOALS[case]}, at most {MOST_CPU}"
+        if goal := CASES[name].goal:
+            reached = ratios[0] >= goal and ratios[1] <= MOST_CPU
+            row += f"  {'reached' if reached else 'missed'}: at least {goal}, at most {MOST_CPU}"
         print(row)
 
 

@@ -51,7 +51,9 @@ class OtherPrograms:
         if not self.in_the_way:
             return "other programs no longer slow this run down"
         cores = available_cores()
-        return f"other programs take {self.taken:.1f} of {cores} cores and slow this run down"
+        words = f"other programs take {self.taken:.1f} of {cores} cores and slow this run down"
+        left = max(1, cores - round(self.taken))
+        return words if left >= self.threads else f"{words}; a small model may be faster with OMP_NUM_THREADS={left}"
 
 
 class Load:

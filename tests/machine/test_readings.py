@@ -274,6 +274,18 @@ def test_other_programs(tmp_path, monkeypatch):
     assert not watch.look()
 
 
+@pytest.mark.parametrize(
+    ("taken", "cores", "threads", "advised"),
+    [(1.0, 2, 2, 1), (1.4, 2, 2, 1), (3.0, 2, 2, 1), (2.9, 16, 16, 13), (0.4, 2, 2, None), (1.5, 2, 1, None)],
+)
+def test_other_programs_advise_fewer_threads(tmp_path, monkeypatch, taken, cores, threads, advised):
+    monkeypatch.setattr("lm.machine.contention.available_cores", lambda: cores)
+    watch = OtherPrograms(threads, tmp_path)
+    watch.taken, watch.in_the_way = taken, True
+    assert f"take {taken} of {cores} cores" in str(watch)
+    assert str(watch).partition("OMP_NUM_THREADS=")[2] == ("" if advised is None else str(advised))
+
+
 @pytest.mark.parametrize("stat", [None, "", "cpu0 1 2\n", "cpu0 a b c d e f g h\n"])
 def test_where_nobody_knows_of_other_programs(tmp_path, monkeypatch, stat):
     if stat is not None:
