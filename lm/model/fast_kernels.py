@@ -7,8 +7,8 @@
     KernelTransformerLM   softmax, loss and gradient of the logits in one pass (fast_head.py)
 
 What the kernels do not know (float16, a GPU, normalized queries, plain attention, a layer that somebody has hooked into
-or replaced), they leave to the fast module that they extend. KernelTransformerLM.hidden_states repeats
-that of TransformerLM: what is added there must be added here, or left to the fast module.
+or replaced), they leave to the fast module that they extend. KernelTransformerLM.hidden_states repeats that of
+TransformerLM: what is added there must be added here, or left to the fast module.
 """
 
 from typing import Any

@@ -152,6 +152,13 @@ def cached_is_plain(settings: Settings) -> None:
         texts = [text if len(text) <= context else text[-(context // 2) :] for text in texts]
         expected = torch.stack([logits[-1] for logits in logits_of(model, texts)])
         close(reader.step(drawn), expected, f"step {step}")
+    alone = CachedReader(model, 1, torch.float32)
+    for cache in (alone.keys, alone.values):
+        cache.fill_(torch.nan)  # which the memory of a new cache may hold
+    prompt = list(range(context - 1))
+    close(alone.read(0, prompt), logits_of(model, [prompt])[0][-1], "a row alone")
+    for step, text in enumerate(([*prompt, 3], [*prompt, 3, 4][-(context // 2) :])):
+        close(alone.step(text[-1:]), logits_of(model, [text])[0][-1:], f"step {step} of a row alone")
 
 
 @measure()
