@@ -1,11 +1,11 @@
 """How the cost of training grows with the context, the width and the batch, on this machine, one at a time.
 
-  python benchmarks/scaling.py --plot docs/images/scaling.png
+  python benchmarks/scaling.py       the table of docs/performance.md; four minutes with AMX
 
 Around the handout's base model (vocabulary 10,000, context 256, d_model 512, 4 layers, heads of 32, 32 windows): the
 fast path as `lm fit` chooses it for a short run, with kernels of our own or, where there can be none, compiled, in
 bfloat16 where the processor has it. The context grows at a constant number of tokens a batch. Each point is a process
-of its own, so that its peak memory is its own; the medians of a few steps. The line of the MFU is of the model's FLOPs
+of its own, so that its peak memory is its own; the medians of a few steps. The MFU is of the model's FLOPs
 as the handout counts them, every query with every key.
 """
 
@@ -34,22 +34,17 @@ SWEEPS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5, help="that are timed (default: 5)")
-    parser.add_argument("--plot", type=Path, help="a PNG of what the table says")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process measures
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(BASE | json.loads(args.one), args.steps)))
         return
-    curves = {}
     print(f"{'':<22}{'attention':>10}{'tokens/s':>10}{'peak GB':>9}{'MFU':>7}")
     for name, points in SWEEPS.items():
-        curves[name] = [run(point, args.steps) for point in points]
-        for point, result in zip(points, curves[name], strict=True):
-            label = f"{name} {point[name]}"
+        for point in points:
+            result, label = run(point, args.steps), f"{name} {point[name]}"
             speed, memory, mfu = result["speed"], result["memory"], result["mfu"]
             print(f"{label:<22}{result['attention']:>10}{speed:>10,.0f}{memory:>9.2f}{mfu:>7.0%}", flush=True)
-    if args.plot:
-        plot(curves, args.plot)
 
 
 def run(point: dict[str, int], steps: int) -> dict[str, Any]:
@@ -102,30 +97,6 @@ def measure(settings: dict[str, int], steps: int) -> dict[str, Any]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     mfu = speed * training_flops_per_token(model) / peak_flops("cpu", precision)[0]
     return {"speed": speed, "memory": memory, "mfu": mfu, "attention": attention}
-
-
-def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    labels = {"speed": "tokens/s", "memory": "peak memory, GB", "mfu": "MFU"}
-    figure, axes = pyplot.subplots(len(labels), len(curves), figsize=(12, 8), sharex="col", layout="constrained")
-    for column, (name, results) in enumerate(curves.items()):
-        values = [point[name] for point in SWEEPS[name]]
-        for row, (key, label) in enumerate(labels.items()):
-            axis = axes[row][column]
-            axis.plot(values, [result[key] for result in results], marker="o")
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(values, [str(value) for value in values], fontsize=7)
-            axis.set_ylim(0, 1 if key == "mfu" else None)
-            axis.grid(alpha=0.3)
-            if column == 0:
-                axis.set_ylabel(label)
-        axes[-1][column].set_xlabel(name + (f" (at {TOKENS:,} tokens a batch)" if name == "context_length" else ""))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

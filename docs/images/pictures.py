@@ -266,7 +266,7 @@ def scaling() -> None:
                 grid[-1][list(sweeps).index(name)].set_xlabel(label)
             grid[down][0].set_ylim(0, 1.05 * max(number(row[column]) for row in rows))
         grid[0][0].set_yscale("log")
-        grid[0][0].set_ylim(500, 50_000)
+        grid[0][0].set_ylim(1_000, 100_000)
         save(figure, DOCS / "images/scaling.png")
 
 
