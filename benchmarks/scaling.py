@@ -5,8 +5,8 @@
 Around the handout's base model (vocabulary 10,000, context 256, d_model 512, 4 layers, heads of 32, 32 windows): the
 fast path as `lm fit` chooses it for a short run, with kernels of our own or, where there can be none, compiled, in
 bfloat16 where the processor has it. The context grows at a constant number of tokens a batch. Each point is a process
-of its own, so that its peak memory is its own; the medians of a few steps. The MFU is of the model's FLOPs
-as the handout counts them, every query with every key.
+of its own, so that its peak memory is its own; the medians of a few steps. The MFU is of the model's FLOPs as the
+handout counts them, every query with every key.
 """
 
 import argparse
