@@ -6,18 +6,19 @@ It computes what TransformerBlock does, laid out for single tokens; decoding.py 
 their keys and values go.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lm.generation.layouts import Product
+from lm.generation.program import obstacle
 from lm.machine.resources import has_amx
 from lm.model.attention import scaled_dot_product_attention
 from lm.model.fast import gate_in_place
 from lm.model.fast_attention import torch_attention
-from lm.model.layers import SwiGLU
+from lm.model.layers import RMSNorm, SwiGLU
 from lm.model.transformer import TransformerBlock
 
 
@@ -37,7 +38,8 @@ class CachedBlock:
 
     def __init__(self, block: TransformerBlock, keys: Tensor, values: Tensor, laid_out: Sequence[Product]):
         self.keys, self.values = keys, values  # (batch_size, num_heads, context_length, d_k)
-        self.ln1, self.ln2, self.q_norm, self.k_norm = block.ln1, block.ln2, block.attn.q_norm, block.attn.k_norm
+        self.ln1, self.ln2 = normalizer(block.ln1), normalizer(block.ln2)
+        self.q_norm, self.k_norm = block.attn.q_norm, block.attn.k_norm
         self.activation = None if isinstance(block.ffn, SwiGLU) else block.ffn.activation
         self.pre_norm = block.norm_position == "pre"
         self.qkv, self.output, self.w13, self.w2 = laid_out
@@ -77,8 +79,26 @@ class CachedBlock:
     def ffn(self, x: Tensor) -> Tensor:
         if self.activation is not None:
             return self.w2(self.activation(self.w13(x)))
-        gate, value = self.w13(x).chunk(2, dim=-1)
-        return self.w2(gate_in_place(gate, value))
+        wide = self.w13(x)
+        if can_take(wide):
+            from lm.model.kernels.gate import gate
+
+            return self.w2(gate(wide.reshape(-1, wide.shape[-1])).view(*x.shape[:-1], -1))
+        return self.w2(gate_in_place(*wide.chunk(2, dim=-1)))
+
+
+def can_take(x: Tensor) -> bool:
+    """Tells whether the kernels compute with numbers such as these."""
+    return x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and not obstacle()
+
+
+def normalizer(layer: RMSNorm | None) -> Callable[[Tensor], Tensor] | None:
+    """Returns what computes an RMSNorm fastest: a kernel, which takes one pass, where it can be had."""
+    if layer is None or layer.weight.dtype != torch.float32 or not can_take(layer.weight):
+        return layer
+    from lm.model.kernels.norm import normalize
+
+    return lambda x: normalize(x.float().contiguous(), None, layer.weight.contiguous(), layer.eps, x.dtype)[1]
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:

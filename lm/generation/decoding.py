@@ -20,7 +20,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lm.generation.cached_block import CachedBlock, Places
+from lm.generation.cached_block import CachedBlock, Places, normalizer
 from lm.generation.layouts import PLAIN, choose_layout, join, lay_out
 from lm.generation.one_row import OneRow, can_read_one_row
 from lm.generation.quantization import Quantized, check_int8, quantize
@@ -153,6 +153,7 @@ class CachedReader(Reader):
             CachedBlock(block, keys, values, of_layers[4 * n : 4 * n + 4])
             for n, (block, keys, values) in enumerate(zip(blocks, self.keys, self.values, strict=True))
         ]
+        self.ln_final = normalizer(model.ln_final)
         self.arrange = NORM_POSITIONS[blocks[0].norm_position]
         rope = blocks[0].attn.rope
         self.rotations = None if rope is None else torch.complex(rope.cos, rope.sin)  # (context_length, d_k / 2)
@@ -213,8 +214,8 @@ class CachedReader(Reader):
                 x, places, values = x[:, -1:], self.places(rows, 1), None if values is None else values[:, -1:]
             x = self.arrange(block, x, places, values)
         x = x if every else x[:, -1]
-        if self.model.ln_final is not None:
-            x = self.model.ln_final(x)
+        if self.ln_final is not None:
+            x = self.ln_final(x)
         return self.lm_head(x)
 
     def ids_before(self, rows: slice, seq: int) -> Tensor | None:

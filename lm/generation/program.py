@@ -13,16 +13,19 @@ from lm.machine.teams import Team
 
 @cache
 def obstacle() -> str:
-    """Returns why no program can run, or "" where it can; at the first call the kernel is compiled, or loaded."""
+    """Returns why no kernel can run, or "" where they can; at the first call they are compiled, or loaded."""
     try:
-        from lm.generation import kernels
+        from lm.generation.kernels import run_jobs
+        from lm.model.kernels.gate import gate_rows
+        from lm.model.kernels.norm import normalize_rows
         from tokenization.native.compiling import load
 
-        load(kernels.run_jobs)
+        for kernel in (run_jobs, normalize_rows, gate_rows):
+            load(kernel)
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed"
-    except Exception as error:  # whatever LLVM raises: everything but int8 can be done without the kernel
-        return f"its kernel cannot be compiled: {' '.join(str(error).split()) or repr(error)}"
+    except Exception as error:  # whatever LLVM raises: everything but int8 can be done without them
+        return f"its kernels cannot be compiled: {' '.join(str(error).split()) or repr(error)}"
     return ""
 
 

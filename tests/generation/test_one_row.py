@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers.contracts import cached_is_plain, make
 from torch import Tensor
 
-from lm.generation import one_row, program
+from lm.generation import cached_block, layouts, one_row, program
 from lm.generation.decoding import CachedReader, PlainReader
 from lm.generation.kernel_product import MOST_ROWS, KernelProduct
 from lm.generation.program import Program, obstacle
@@ -275,8 +275,13 @@ def test_int8_is_refused_by_name(monkeypatch, tmp_path):
 
 
 def test_without_the_kernel_torch_reads(monkeypatch):
-    monkeypatch.setattr(one_row, "obstacle", lambda: "llvmlite is not installed")
-    assert not CachedReader(lively(), 1, torch.float32).fast
+    for module in (one_row, cached_block, layouts):
+        monkeypatch.setattr(module, "obstacle", lambda: "llvmlite is not installed")
+    model, ids = lively(), torch.randint(61, (12,)).tolist()
+    reader = CachedReader(model, 1, torch.float32)
+    assert not reader.fast
+    assert reader.ln_final is model.ln_final
+    torch.testing.assert_close(reader.read(0, ids), model(torch.tensor([ids]))[0, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_kernel_that_cannot_be_had_is_explained(monkeypatch):
@@ -287,7 +292,7 @@ def test_a_kernel_that_cannot_be_had_is_explained(monkeypatch):
 
     monkeypatch.setattr("tokenization.native.compiling.load", fail)
     assert program.obstacle.__wrapped__() == "llvmlite is not installed"
-    assert program.obstacle.__wrapped__() == "its kernel cannot be compiled: no target"
+    assert program.obstacle.__wrapped__() == "its kernels cannot be compiled: no target"
 
 
 def test_silu_is_accurate():
