@@ -174,6 +174,6 @@ MARKED = [line for page in PAGES for block in read_blocks(page) if block.why for
 @pytest.mark.parametrize("command", dict.fromkeys(MARKED))
 def test_commands_that_are_not_run_are_understood(command, monkeypatch):
     """By the parsers of the programs, unless a word of the command stands for others, such as NAME or ..."""
-    words = shlex.split(re.sub(r" > \S+$", "", re.sub(r"^[A-Z_]+=\S+ ", "", command)))
+    words = shlex.split(re.sub(r" > \S+$", "", re.sub(r"""^[A-Z_]+=("[^"]*"|\S+) """, "", command)))
     if words[0] in ("lm", "tokenization", "python") and not any(re.search(r"[.]{3}|[$*]|\b[A-Z]+$", w) for w in words):
         check_understood([re.sub(r"^checkpoints/.*/config.yaml$", "configs/demo.yaml", w) for w in words], monkeypatch)
