@@ -138,8 +138,8 @@ class CachedReader(Reader):
             check_int8(self.device)
         self.weight_dtype, self.dtype = dtype, torch.float32 if dtype == torch.int8 else dtype
         self.embeddings = model.token_embeddings.weight.detach()
-        # Zeros, as each row reads as many slots as the longest: those not yet filled have an attention weight of 0, and 0
-        # times NaN would be NaN.
+        # Zeros, as each row reads as many slots as the longest: those not yet filled have an attention weight of 0,
+        # and 0 times NaN would be NaN.
         sizes = 2, len(model.layers), batch_size, model.num_heads, model.context_length, model.d_k
         self.keys, self.values = (torch.empty if batch_size == 1 else torch.zeros)(sizes, device=self.device)
         self.fast = can_read_one_row(model, dtype)
